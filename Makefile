@@ -1,0 +1,78 @@
+# xmigrate: see README.md for what to run, HACKING.md for how the code is laid out.
+#
+#   make              build everything into build/
+#   make check        all tests (as root); `make unit` only those without a guest
+#   make demo         two hosts, one guest, one migration (as root)
+#   make SAN=address,undefined check      the same under sanitizers (SAN=thread likewise)
+
+CC      ?= gcc
+SAN     ?=
+comma   := ,
+B       := build$(if $(SAN),/san-$(subst $(comma),-,$(SAN)))
+PKGS    := liburing liblz4 libxxhash jansson inih openssl
+WARN    := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Wno-sign-conversion -Werror
+OPT     := $(if $(SAN),-O1 -fno-omit-frame-pointer -fsanitize=$(SAN),-O2)
+CFLAGS  += -std=gnu11 -g $(OPT) $(WARN) -D_GNU_SOURCE -I. -MMD -MP -pthread
+CFLAGS  += $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+LDFLAGS += -pthread $(if $(SAN),-fsanitize=$(SAN))
+LDLIBS  += $(shell pkg-config --libs $(PKGS) 2>/dev/null) -laio
+
+# Folders, lowest first: a folder may include only those before it (tests/layers.sh holds it to that).
+FOLDERS := base net blkcopy mirror memxfer host cli
+# A folder's *.c make its library, main_NAME.c makes the program NAME (- for _).
+lib_src  = $(filter-out $(1)/main_%.c,$(wildcard $(1)/*.c))
+reverse  = $(if $(1),$(call reverse,$(wordlist 2,99,$(1))) $(firstword $(1)))
+LIBS    := $(patsubst %,$(B)/lib%.a,$(call reverse,$(foreach f,$(FOLDERS),$(if $(call lib_src,$(f)),$(f)))))
+MAINS   := $(wildcard $(FOLDERS:%=%/main_*.c))
+PROGS   := $(patsubst main_%.c,$(B)/%,$(notdir $(MAINS)))
+
+UNIT    := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(filter-out tests/unit/lib_%.c,$(wildcard tests/unit/*.c)))
+UNITLIB := $(patsubst %.c,$(B)/%.o,$(wildcard tests/unit/lib_*.c))
+
+.DELETE_ON_ERROR:
+.SECONDARY:
+.PHONY: all progs tests unit
+all: progs tests
+progs: $(PROGS)
+
+$(B)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -c -o $@ $<
+
+define folder_lib
+$(B)/lib$(1).a: $(patsubst %.c,$(B)/%.o,$(call lib_src,$(1)))
+	@rm -f $$@; ar rcs $$@ $$^
+endef
+$(foreach f,$(FOLDERS),$(eval $(call folder_lib,$(f))))
+
+define program
+$(patsubst main_%.c,$(B)/%,$(notdir $(1))): $(patsubst %.c,$(B)/%.o,$(1)) $(LIBS)
+	$$(CC) $$(LDFLAGS) -o $$@ $$^ $$(LDLIBS)
+endef
+$(foreach m,$(MAINS),$(eval $(call program,$(m))))
+
+tests: $(UNIT)
+$(B)/tests/unit/%: $(B)/tests/unit/%.o $(UNITLIB) $(LIBS)
+	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+
+# One test program: make run-unit-NAME
+run-unit-%: $(B)/tests/unit/%
+	$<
+unit: $(UNIT)
+	@tests/run.sh $(sort $(UNIT))
+
+-include $(wildcard Makefile.tests)
+-include $(shell find $(B) -name '*.d' 2>/dev/null)
+
+.PHONY: format lint layers clean
+format:
+	clang-format -i $(shell git ls-files '*.c' '*.h')
+layers:
+	@tests/layers.sh
+lint: layers
+	clang-format --dry-run -Werror $(shell git ls-files '*.c' '*.h')
+	cppcheck --quiet --std=c11 --enable=warning,portability,performance --inline-suppr --error-exitcode=1 \
+	  --suppress=missingIncludeSystem --suppress=normalCheckLevelMaxBranches -D_GNU_SOURCE -I. $(FOLDERS) tests
+	clang-tidy --quiet $(shell git ls-files $(FOLDERS:%='%/*.c')) -- -std=gnu11 -D_GNU_SOURCE -I.
+clean:
+	rm -rf build

@@ -1,0 +1,45 @@
+/* base/ini.h: configuration files by table. Unknown sections and keys, bad values, missing required keys: one sentence with file and line.
+ *
+ *   [section]            one of its kind, its keys go to the object given
+ *   [section NAME]       a named one: `open` makes the object its keys go to
+ */
+#ifndef XM_BASE_INI_H
+#define XM_BASE_INI_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "base/error.h"
+
+enum xm_ini_type {
+    XM_INI_STRING, /* char *, malloc'ed; freed and replaced when the key comes again (which is an error unless MANY) */
+    XM_INI_SIZE,   /* uint64_t bytes */
+    XM_INI_RATE,   /* uint64_t bytes a second */
+    XM_INI_TIME,   /* uint64_t ns */
+    XM_INI_UINT,   /* unsigned, min..max below */
+    XM_INI_BOOL,   /* bool: yes/no, true/false, on/off */
+    XM_INI_PERCENT /* unsigned 0..100, a % sign is allowed */
+};
+
+struct xm_ini_key {
+    const char *name;
+    enum xm_ini_type type;
+    size_t offset;     /* in the section's object */
+    bool required;
+    unsigned min, max; /* XM_INI_UINT; max 0: no limit */
+};
+
+struct xm_ini_section {
+    const char *name;
+    bool named;    /* [name SOMETHING] */
+    bool required; /* at least one */
+    const struct xm_ini_key *keys; /* ends with name NULL */
+    size_t offset; /* of the section's object in the root object, unless named */
+    /* Named: returns the object for a new [name SOMETHING], or NULL with e filled (a duplicate, a bad name). */
+    void *(*open)(void *root, const char *name, struct xm_error *e);
+};
+
+/* sections ends with name NULL. 0 or -errno with "FILE:LINE: ..." in e. On an error the root may be half filled. */
+int xm_ini_load(const char *path, const struct xm_ini_section *sections, void *root, struct xm_error *e);
+
+#endif

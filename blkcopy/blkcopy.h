@@ -1,0 +1,184 @@
+/* blkcopy/blkcopy.h: moving blocks. The I/O engine, the files it works on, the replica (a second copy of a disk, near or far),
+ * the writer that applies what arrives, and the bulk copier.
+ *
+ * Everything about one disk happens on one thread, the owner of its engine: submissions, completions, timers, posts. Only the
+ * mailbox may be used from outside. Offsets and lengths are bytes. Results are 0 or -errno.
+ */
+#ifndef XM_BLKCOPY_H
+#define XM_BLKCOPY_H
+
+#include "net/net.h"
+#include <sys/uio.h>
+
+/* ---- files ---- */
+
+struct xm_file {
+    int fd;
+    uint64_t size;      /* bytes; a multiple of `block` */
+    uint32_t block;     /* logical block: what offset, length and memory must be aligned to (512 to 4096; 1 when buffered) */
+    bool direct;        /* O_DIRECT */
+    bool block_device;
+    bool read_only;
+    bool reads_zero_new; /* a fresh sparse file: what was never written reads as zeros */
+    char *path;
+};
+enum { XM_FILE_RDONLY = 1, XM_FILE_BUFFERED = 2, XM_FILE_CREATE = 4 /* needs size; must not exist */ };
+/* Opens a raw file or a block device, O_DIRECT unless BUFFERED or the file system cannot. size: only with CREATE (sparse).
+ * Takes a lock (OFD write lock on the whole file) so that no second process of ours opens it for writing: -EBUSY. */
+int xm_file_open(struct xm_file *, const char *path, unsigned flags, uint64_t size, struct xm_error *);
+void xm_file_close(struct xm_file *);
+
+/* ---- engine ---- */
+
+enum xm_io_op { XM_IO_READ, XM_IO_WRITE, XM_IO_FLUSH, XM_IO_ZERO };
+
+/* One request. Owned by the engine from submit until done() is called; done may free or submit it again. */
+struct xm_io {
+    enum xm_io_op op;
+    bool unmap; /* ZERO: the space may be given back (punch); it reads as zeros either way */
+    struct xm_file *file;
+    uint64_t offset, length; /* length: the iov's sum for READ and WRITE */
+    struct iovec *iov;       /* not changed; stays the caller's; must live until done */
+    int iovcnt;
+    /* res: 0 when all of it was done (short transfers are continued inside), or -errno. Reading past the end is -EINVAL.
+     * READ and WRITE that are not aligned to file->block are bounced (and a partial block of a WRITE is -EINVAL). */
+    void (*done)(struct xm_io *, int res);
+    /* The engine's own: */
+    TAILQ_ENTRY(xm_io) link;
+    uint64_t progress;
+    void *bounce;
+    struct iovec vec[2];
+    void *priv;
+    int res;
+};
+
+struct xm_timer {
+    uint64_t when; /* xm_engine_now() scale */
+    void (*fire)(struct xm_timer *);
+    TAILQ_ENTRY(xm_timer) link;
+    bool armed;
+};
+
+/* A watched eventfd: ready() is called after it has been written to (edge; the counter itself need not be read). */
+struct xm_watch {
+    int fd;
+    void (*ready)(struct xm_watch *);
+    /* The engine's own: */
+    TAILQ_ENTRY(xm_watch) link;
+    bool active;
+    uint32_t generation;
+};
+
+struct xm_engine;
+struct xm_engine_ops {
+    const char *name; /* "io_uring", "libaio", "sim" */
+    void (*submit)(struct xm_engine *, struct xm_io *); /* queued; goes to the kernel at the turn's end at the latest */
+    int (*watch)(struct xm_engine *, struct xm_watch *);
+    void (*unwatch)(struct xm_engine *, struct xm_watch *); /* ready() is not called any more when it returns */
+    /* Submits what is queued, waits until something happens or the nearest timer is due, handles all of it. */
+    void (*turn)(struct xm_engine *);
+    uint64_t (*now)(struct xm_engine *);
+    void (*free)(struct xm_engine *);
+};
+struct xm_engine {
+    const struct xm_engine_ops *ops;
+    struct xm_mailbox mailbox; /* run within turn() */
+    TAILQ_HEAD(xm_timers, xm_timer) timers; /* sorted by when */
+    unsigned inflight; /* requests submitted and not done */
+    /* Called once before each wait, when set: a last chance to batch (one notification for many completions). */
+    void (*before_wait)(struct xm_engine *, void *);
+    void *before_wait_ctx;
+};
+enum xm_engine_kind { XM_ENGINE_AUTO, XM_ENGINE_URING, XM_ENGINE_LIBAIO };
+/* depth: requests the kernel is given at once (more wait inside). AUTO: io_uring, libaio where it is disabled. Created on the
+ * thread that will own it, or owned with xm_engine_own before its first turn. */
+struct xm_engine *xm_engine_open(enum xm_engine_kind, unsigned depth, struct xm_error *);
+void xm_engine_init(struct xm_engine *, const struct xm_engine_ops *); /* for implementations */
+void xm_engine_submit(struct xm_engine *, struct xm_io *);
+void xm_engine_turn(struct xm_engine *);
+uint64_t xm_engine_now(struct xm_engine *);
+void xm_engine_timer_set(struct xm_engine *, struct xm_timer *, uint64_t when); /* moves it when it is armed */
+void xm_engine_timer_cancel(struct xm_engine *, struct xm_timer *);
+unsigned xm_engine_fire_timers(struct xm_engine *); /* for implementations: fires all that are due */
+void xm_engine_free(struct xm_engine *); /* nothing in flight */
+
+/* ---- extents ---- */
+
+/* Is [offset, offset+length) a hole? A hint (SEEK_DATA): false when it cannot be known. *hole_end: up to where, when true. */
+bool xm_extent_is_hole(const struct xm_file *, uint64_t offset, uint64_t length, uint64_t *hole_end);
+bool xm_is_zero(const void *buf, size_t len);
+/* Bytes allocated (st_blocks) for files, size for block devices. */
+uint64_t xm_file_allocated(const struct xm_file *);
+
+/* ---- writer: applies writes in their order (invariant 5), on the destination or on a second local disk ---- */
+
+struct xm_writer; /* owned by an engine's thread */
+
+/* A write to apply. Owned by the writer until done. */
+struct xm_wreq {
+    struct xm_frame_hdr hdr; /* DISK_DATA, DISK_ZERO, DISK_FLUSH, DISK_DIGEST, DISK_HASH; only its meaning fields are used */
+    void *payload;           /* aligned as the file wants, or it is bounced */
+    void (*done)(struct xm_wreq *, int status, const void *reply, uint32_t reply_len); /* reply: valid during the call */
+    /* The writer's own: */
+    struct xm_io io;
+    struct iovec iov;
+    TAILQ_ENTRY(xm_wreq) link;
+};
+struct xm_writer *xm_writer_new(struct xm_engine *, struct xm_file *, struct xm_error *);
+void xm_writer_submit(struct xm_writer *, struct xm_wreq *);
+void xm_writer_digest(const struct xm_writer *, struct xm_digest *);
+uint64_t xm_writer_pending(const struct xm_writer *); /* requests not done */
+/* Fails what still waits for a predecessor with -ECANCELED. What is in flight ends by itself; free when pending is 0. */
+void xm_writer_cancel(struct xm_writer *);
+void xm_writer_free(struct xm_writer *);
+/* The highest number of frames that may be unsettled at once per disk; the writer refuses what lies beyond (-EPROTO). */
+#define XM_WRITER_WINDOW 65536u
+
+/* ---- replica: the second copy of a disk, as the driver and the copier see it ---- */
+
+struct xm_replica;
+struct xm_rreq { /* one piece, within one chunk; owned by the replica until done (called on the engine's thread) */
+    enum xm_io_op op; /* WRITE, ZERO, FLUSH */
+    bool unmap, urgent;
+    uint64_t offset, length;
+    const void *buf; /* WRITE: private copy, unchanged until done */
+    void (*done)(struct xm_rreq *, int status);
+    /* The replica's own: */
+    struct xm_msg msg;
+    struct xm_wreq wreq;
+    struct xm_replica *replica;
+    TAILQ_ENTRY(xm_rreq) link;
+};
+/* Far: over a transport, as object number `object`. Near: through a writer on the same engine. Gives each request its seq and
+ * its predecessor in the chunk (after), so that what is applied is applied in the order submitted, per chunk. */
+struct xm_replica *xm_replica_far(struct xm_engine *, struct xm_transport *, uint16_t object, uint32_t chunk_size);
+struct xm_replica *xm_replica_near(struct xm_engine *, struct xm_writer *, uint32_t chunk_size);
+void xm_replica_submit(struct xm_replica *, struct xm_rreq *);
+void xm_replica_digest(const struct xm_replica *, struct xm_digest *); /* of what was settled with status 0 */
+uint64_t xm_replica_unsettled(const struct xm_replica *);
+void xm_replica_free(struct xm_replica *); /* nothing unsettled */
+
+/* ---- bulk copier ---- */
+
+struct xm_copier_ops {
+    /* Claims the next chunk that has to be copied (invariant 2: it is marked `copying` before this returns); -1: none now. */
+    int64_t (*next)(void *ctx, bool *fresh); /* *fresh: nothing of it was ever sent, so the target may still read as zeros there */
+    /* The chunk's pieces are all acknowledged (0), or something of it failed (-errno). */
+    void (*settled)(void *ctx, int64_t chunk, int status);
+};
+struct xm_copier_stats {
+    uint64_t bytes_data, bytes_zero, bytes_hole; /* acknowledged */
+    uint64_t read_errors;
+};
+struct xm_copier;
+/* target_zeroed: the destination reads as zeros where nothing was written: holes and zeros of fresh chunks need not be sent.
+ * The pool's limit is the bound of bulk data in flight (DESIGN: 16 MiB). */
+struct xm_copier *xm_copier_new(struct xm_engine *, struct xm_file *, struct xm_replica *, struct xm_bufpool *, uint32_t chunk_size,
+                                bool target_zeroed, const struct xm_copier_ops *, void *ctx);
+void xm_copier_kick(struct xm_copier *); /* there may be chunks to claim (again) */
+void xm_copier_pause(struct xm_copier *, bool); /* claims nothing while paused */
+void xm_copier_stats(const struct xm_copier *, struct xm_copier_stats *);
+unsigned xm_copier_busy(const struct xm_copier *); /* chunks claimed and not settled */
+void xm_copier_free(struct xm_copier *);           /* paused and not busy */
+
+#endif
