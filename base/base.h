@@ -1,4 +1,5 @@
-/* base/base.h: the words that every folder of xmigrate shares. Each header says its own units, ownership and threads. */
+/* base/base.h: the words that every folder of xmigrate shares. Each header says its own units, ownership and
+ * threads. */
 #ifndef XM_BASE_H
 #define XM_BASE_H
 
@@ -15,11 +16,11 @@
 #include "base/jsonl.h"
 #include "base/ini.h"
 
-#define XM_MIN(a, b) ((a) < (b) ? (a) : (b))
-#define XM_MAX(a, b) ((a) > (b) ? (a) : (b))
-#define XM_ROUND_DOWN(x, to) ((x) / (to) * (to))
-#define XM_ROUND_UP(x, to) (((x) + (to) - 1) / (to) * (to))
-#define xm_container_of(ptr, type, member) ((type *)(void *)((char *)(ptr) - offsetof(type, member)))
+#define XM_MIN(a, b)                       ((a) < (b) ? (a) : (b))
+#define XM_MAX(a, b)                       ((a) > (b) ? (a) : (b))
+#define XM_ROUND_DOWN(x, to)               ((x) / (to) * (to))
+#define XM_ROUND_UP(x, to)                 (((x) + (to)-1) / (to) * (to))
+#define xm_container_of(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
 
 #include <stddef.h>
 

@@ -43,8 +43,8 @@ void xm_bitmap_set(struct xm_bitmap *m, uint64_t first, uint64_t count)
         return;
     uint64_t end = first + XM_MIN(count, m->bits - first);
     for (uint64_t w = first / 64; w <= (end - 1) / 64; w++) {
-        /* Release: who takes the bit out sees the write that it stands for. Never skipped when the bit is set already: the
-         * taker may be taking it out at this moment, before our write. */
+        /* Release: who takes the bit out sees the write that it stands for. Never skipped when the bit is set
+         * already: the taker may be taking it out at this moment, before our write. */
         __atomic_fetch_or(&m->word[w], mask_of(w, first, end), __ATOMIC_RELEASE);
     }
 }

@@ -42,7 +42,8 @@ struct xm_bufpool *xm_bufpool_new(size_t max_bytes)
     return p;
 }
 
-/* Gives idle buffers of other classes back to the kernel so that handed-out plus idle never passes the bound. */
+/* Gives idle buffers of other classes back to the kernel so that handed-out plus idle never passes the bound.
+ */
 static void shrink(struct xm_bufpool *p, size_t need)
 {
     for (unsigned c = CLASSES; c-- > 0 && p->used + p->idle + need > p->max;) {

@@ -1,5 +1,6 @@
-/* base/bufpool.h: page-aligned buffers, in classes of powers of two from 4 KiB to 2 MiB, kept warm, with a bound on their sum.
- * Any thread. A buffer belongs to whoever got it until it is put back; its ownership may move with a message meanwhile. */
+/* base/bufpool.h: page-aligned buffers, in classes of powers of two from 4 KiB to 2 MiB, kept warm, with a
+ * bound on their sum. Any thread. A buffer belongs to whoever got it until it is put back; its ownership may
+ * move with a message meanwhile. */
 #ifndef XM_BASE_BUFPOOL_H
 #define XM_BASE_BUFPOOL_H
 

@@ -1,8 +1,9 @@
 /* base/error.h: errors that carry the sentence their reader needs.
  *
- * A function that can fail returns 0 (or a count) or -errno and fills the xm_error it was given. Callers on the way up may
- * prefix what they know (the VM, the peer, the file). The text is one sentence without a final newline that says what happened,
- * where, and, where it helps, what to do. An xm_error is plain memory owned by the caller; NULL is allowed everywhere.
+ * A function that can fail returns 0 (or a count) or -errno and fills the xm_error it was given. Callers on
+ * the way up may prefix what they know (the VM, the peer, the file). The text is one sentence without a final
+ * newline that says what happened, where, and, where it helps, what to do. An xm_error is plain memory owned
+ * by the caller; NULL is allowed everywhere.
  */
 #ifndef XM_BASE_ERROR_H
 #define XM_BASE_ERROR_H

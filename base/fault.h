@@ -1,6 +1,7 @@
-/* base/fault.h: counted fault points for tests. A point is a name in the code; XMIGRATE_FAULT in the environment of a program
- * says what happens there: NAME:N:ACTION[,NAME:N:ACTION...], at the N-th passage (from 1): kill (SIGKILL to itself), error (the
- * point reports a failure), stop (SIGSTOP), delay=MS. Costs one load when the variable is not set. */
+/* base/fault.h: counted fault points for tests. A point is a name in the code; XMIGRATE_FAULT in the
+ * environment of a program says what happens there: NAME:N:ACTION[,NAME:N:ACTION...], at the N-th passage
+ * (from 1): kill (SIGKILL to itself), error (the point reports a failure), stop (SIGSTOP), delay=MS. Costs
+ * one load when the variable is not set. */
 #ifndef XM_BASE_FAULT_H
 #define XM_BASE_FAULT_H
 

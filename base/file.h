@@ -5,7 +5,8 @@
 #include <stddef.h>
 #include "base/error.h"
 
-/* Replaces path atomically: a temporary file beside it, fsync, rename, fsync of the directory. Durable when it returns 0. */
+/* Replaces path atomically: a temporary file beside it, fsync, rename, fsync of the directory. Durable when
+ * it returns 0. */
 int xm_file_replace(const char *path, const void *data, size_t len, struct xm_error *e);
 /* Reads a file of at most max bytes; *text is malloc'ed, with a 0 behind its *len bytes. */
 int xm_file_read(const char *path, size_t max, char **text, size_t *len, struct xm_error *e);
@@ -13,7 +14,8 @@ int xm_file_read(const char *path, size_t max, char **text, size_t *len, struct 
 int xm_mkdir_all(const char *path, struct xm_error *e);
 /* Removes the directory and the plain files in it (no folders below). Missing is fine. */
 int xm_rmdir_files(const char *path, struct xm_error *e);
-/* Allocating printf that never returns NULL: when memory is short it ends the program as the kernel's OOM killer would. */
+/* Allocating printf that never returns NULL: when memory is short it ends the program as the kernel's OOM
+ * killer would. */
 char *xm_printf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 #endif

@@ -1,5 +1,6 @@
-/* base/jsonl.h: JSON objects, one a line, over a stream socket: the protocol of the agent, of the shim, and of QMP.
- * A line is at most XM_JSONL_MAX bytes; what is longer, no JSON or no object is an error that ends the connection. One owner. */
+/* base/jsonl.h: JSON objects, one a line, over a stream socket: the protocol of the agent, of the shim, and
+ * of QMP. A line is at most XM_JSONL_MAX bytes; what is longer, no JSON or no object is an error that ends
+ * the connection. One owner. */
 #ifndef XM_BASE_JSONL_H
 #define XM_BASE_JSONL_H
 
@@ -14,25 +15,29 @@
 struct xm_jsonl {
     int fd; /* owned; -1: closed */
     char *buf;
-    size_t len, cap, scanned;
+    size_t start, len, cap, scanned;
     int passed_fd; /* the last descriptor that came with SCM_RIGHTS, or -1; whoever takes it sets -1 */
 };
 
 void xm_jsonl_init(struct xm_jsonl *, int fd);
 void xm_jsonl_close(struct xm_jsonl *);
-/* Reads what is there without waiting. 1: go on, 0: the peer closed, -errno. Call xm_jsonl_next until NULL after it. */
+/* Reads what is there without waiting (a socket watched by level). 1: go on, 0: the peer closed, -errno. Call
+ * xm_jsonl_next until NULL after it. */
 int xm_jsonl_fill(struct xm_jsonl *, struct xm_error *);
-/* The next whole line as an object (a new reference), NULL when there is none; *bad is set when the line is no JSON object. */
+/* The next whole line as an object (a new reference), NULL when there is none; *bad is set when the line is
+ * no JSON object. */
 json_t *xm_jsonl_next(struct xm_jsonl *, bool *bad, struct xm_error *);
-/* Waits for one object until the deadline (xm_now() scale; UINT64_MAX: for ever). NULL: closed, bad or too late (-> e). */
+/* Waits for one object until the deadline (xm_now() scale; UINT64_MAX: for ever). NULL: closed, bad or too
+ * late (-> e). */
 json_t *xm_jsonl_recv(struct xm_jsonl *, uint64_t deadline, struct xm_error *);
-/* Writes the object and a newline, waiting until all is written (at most 10 s for a reader that does not read).
- * fd >= 0 is passed along with SCM_RIGHTS (unix sockets). `steals` the reference. 0 or -errno. */
+/* Writes the object and a newline, waiting until all is written (at most 10 s for a reader that does not
+ * read). fd >= 0 is passed along with SCM_RIGHTS (unix sockets). `steals` the reference. 0 or -errno. */
 int xm_jsonl_send(int fd, json_t *steals, int pass_fd, struct xm_error *);
 
 /* Connects to a unix socket. Returns the descriptor or -errno. */
 int xm_unix_connect(const char *path, struct xm_error *);
-/* Makes a listening unix socket with mode 0600, replacing a stale one. */
+/* Makes a listening unix socket (blocking) with mode 0600, replacing one that nobody listens on. Descriptor
+ * or -errno. */
 int xm_unix_listen(const char *path, struct xm_error *);
 
 /* Field access with checks, for objects that came from outside. Missing or of another type: the default. */

@@ -1,4 +1,5 @@
-/* base/rate.h: how fast something goes, and a bound on it. Not thread-safe: one owner. Time is xm_now(), given by the caller. */
+/* base/rate.h: how fast something goes, and a bound on it. Not thread-safe: one owner. Time is xm_now(),
+ * given by the caller. */
 #ifndef XM_BASE_RATE_H
 #define XM_BASE_RATE_H
 
@@ -23,7 +24,8 @@ struct xm_bucket {
 };
 void xm_bucket_init(struct xm_bucket *, uint64_t rate, uint64_t now);
 void xm_bucket_set(struct xm_bucket *, uint64_t rate, uint64_t now);
-/* Takes `bytes` (tokens may go below zero once) and returns how many ns to wait before taking again; 0: go on. */
+/* Takes `bytes` (tokens may go below zero once) and returns how many ns to wait before taking again; 0: go
+ * on. */
 uint64_t xm_bucket_take(struct xm_bucket *, uint64_t bytes, uint64_t now);
 
 #endif

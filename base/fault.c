@@ -1,0 +1,110 @@
+#include "base/base.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define POINTS_MAX 32
+
+enum action { KILL, ERROR, STOP, DELAY };
+
+struct point {
+    char name[48];
+    unsigned nth; /* 0: every passage */
+    enum action action;
+    unsigned delay_ms;
+    unsigned passed; /* atomic */
+};
+
+/* Written once, under `once`, before `armed` says that they may be read. */
+static struct point points[POINTS_MAX];
+static unsigned npoints;
+static enum { UNKNOWN, NONE, ARMED } armed; /* atomic */
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+/* NAME:N:ACTION */
+static bool read_point(char *text, struct point *p)
+{
+    char *nth = strchr(text, ':');
+    char *action = nth ? strchr(nth + 1, ':') : NULL;
+    char *end;
+
+    if (!action || nth == text || (size_t)(nth - text) >= sizeof p->name)
+        return false;
+    *nth++ = *action++ = 0;
+    strcpy(p->name, text);
+    if (strcmp(nth, "*")) {
+        p->nth = (unsigned)strtoul(nth, &end, 10);
+        if (*end || !p->nth)
+            return false;
+    }
+    if (!strcmp(action, "kill"))
+        p->action = KILL;
+    else if (!strcmp(action, "error"))
+        p->action = ERROR;
+    else if (!strcmp(action, "stop"))
+        p->action = STOP;
+    else if (!strncmp(action, "delay=", 6)) {
+        p->action = DELAY;
+        p->delay_ms = (unsigned)strtoul(action + 6, &end, 10);
+        return action[6] && !*end;
+    } else
+        return false;
+    return true;
+}
+
+static void arm(void)
+{
+    const char *env = getenv("XMIGRATE_FAULT");
+    char *copy = env ? strdup(env) : NULL;
+    char *rest = copy;
+
+    for (char *text; rest && (text = strsep(&rest, ","));) {
+        if (!*text)
+            continue;
+        if (npoints == POINTS_MAX || !read_point(text, &points[npoints]))
+            xm_log(XM_LOG_ERROR,
+                   "XMIGRATE_FAULT: cannot understand or hold all of \"%s\"; it is NAME:N:ACTION,...", env);
+        else
+            npoints++;
+    }
+    free(copy);
+    __atomic_store_n(&armed, npoints ? ARMED : NONE, __ATOMIC_RELEASE);
+}
+
+bool xm_fault(const char *name)
+{
+    bool fail = false;
+
+    if (__atomic_load_n(&armed, __ATOMIC_ACQUIRE) == UNKNOWN)
+        pthread_once(&once, arm);
+    if (__atomic_load_n(&armed, __ATOMIC_ACQUIRE) == NONE)
+        return false;
+    for (unsigned i = 0; i < npoints; i++) {
+        struct point *p = &points[i];
+        if (strcmp(p->name, name))
+            continue;
+        unsigned n = __atomic_add_fetch(&p->passed, 1, __ATOMIC_RELAXED);
+        if (p->nth && n != p->nth)
+            continue;
+        xm_log(XM_LOG_WARN, "fault point %s, passage %u: acting as XMIGRATE_FAULT says", name, n);
+        switch (p->action) {
+        case KILL:
+            raise(SIGKILL);
+            break;
+        case STOP:
+            raise(SIGSTOP);
+            break;
+        case DELAY: {
+            struct timespec ts = {p->delay_ms / 1000, (long)(p->delay_ms % 1000) * 1000000};
+            nanosleep(&ts, NULL);
+            break;
+        }
+        case ERROR:
+            fail = true;
+            break;
+        }
+    }
+    return fail;
+}
