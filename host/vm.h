@@ -10,7 +10,8 @@
 
 struct vm_disk {
     char name[32];      /* [a-z0-9-]+, unique in the VM; also the serial the guest sees */
-    char *path;         /* absolute: a raw file or a block device */
+    char *path;         /* absolute: a raw file or a block device. From an INI with datastore=: the file's name in it, until
+                         * the agent has made it whole (JSON always has it whole) */
     uint64_t size;      /* bytes, a multiple of 512; 0 in an INI: the size the file has */
     char datastore[64]; /* the datastore it lies in; "": none of ours (a block device, say) */
     unsigned queues;    /* virtqueues; 0: one per vCPU, at most 4 */
