@@ -15,6 +15,7 @@
 #include "base/fault.h"
 #include "base/jsonl.h"
 #include "base/ini.h"
+#include "base/spawn.h"
 
 #define XM_MIN(a, b)                       ((a) < (b) ? (a) : (b))
 #define XM_MAX(a, b)                       ((a) > (b) ? (a) : (b))

@@ -1,0 +1,283 @@
+/* Happy path: fork, the child sets itself up and execs; the parent learns from a pipe that closes on exec
+ * that it went well. Exec fails: the child writes errno into that pipe, the parent waits for the child's end
+ * and reports it. Between fork and exec only what signal-safety(7) allows is called, because other threads'
+ * locks may be held in the child for ever.
+ */
+#include "base/base.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define OUT_MAX (1u << 20)
+#define ERR_MAX 4096u
+
+static pid_t reap(pid_t pid, int *status)
+{
+    pid_t got;
+
+    while ((got = waitpid(pid, status, 0)) < 0 && errno == EINTR) {
+    }
+    return got;
+}
+
+/* In the child: makes every descriptor above 2 close on exec, but those to keep. */
+static void keep_only(const int *keep)
+{
+    syscall(SYS_close_range, 3u, ~0u, 4u /* CLOSE_RANGE_CLOEXEC */);
+    for (; keep && *keep >= 0; keep++)
+        fcntl(*keep, F_SETFD, 0);
+}
+
+static void default_signals(void)
+{
+    struct sigaction dfl = {.sa_handler = SIG_DFL};
+    sigset_t none;
+
+    for (int s = 1; s < NSIG; s++)
+        sigaction(s, &dfl, NULL);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+/* `in`, `out`, `err`: what becomes 0, 1, 2; all above 2. */
+static pid_t start(const char *const argv[], int in, int out, int err, const int *keep, struct xm_error *e)
+{
+    int report[2];
+    int why = 0;
+
+    if (pipe2(report, O_CLOEXEC) < 0)
+        return xm_error_errno(e, errno, "cannot start %s", argv[0]);
+    pid_t pid = fork();
+    if (pid == 0) {
+        default_signals();
+        if (dup2(in, 0) >= 0 && dup2(out, 1) >= 0 && dup2(err, 2) >= 0) {
+            keep_only(keep);
+            execvp(argv[0], (char *const *)argv);
+        }
+        why = errno;
+        _exit(write(report[1], &why, sizeof why) == sizeof why ? 127 : 126);
+    }
+    why = pid < 0 ? errno : 0;
+    close(report[1]);
+    if (pid > 0) {
+        ssize_t n;
+        while ((n = read(report[0], &why, sizeof why)) < 0 && errno == EINTR) {
+        }
+        if (n != sizeof why)
+            why = 0;
+        else
+            reap(pid, NULL);
+    }
+    close(report[0]);
+    return why ? xm_error_errno(e, why, "cannot start %s", argv[0]) : pid;
+}
+
+pid_t xm_spawn(const char *const argv[], const struct xm_spawn_opts *opts, struct xm_error *e)
+{
+    const char *log = opts && opts->log_path ? opts->log_path : "/dev/null";
+    int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    int out = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    pid_t pid;
+
+    if (null < 0 || out < 0)
+        pid = xm_error_errno(e, errno, "cannot open %s", out < 0 ? log : "/dev/null");
+    else
+        pid = start(argv, null, out, out, opts ? opts->keep : NULL, e);
+    if (null >= 0)
+        close(null);
+    if (out >= 0)
+        close(out);
+    return pid;
+}
+
+/* Text that comes from a pipe; what is over the bound is read and dropped, so that the writer is not stuck.
+ */
+struct gather {
+    int fd;
+    char *text;
+    size_t len, max;
+};
+
+static void gather_some(struct gather *g)
+{
+    char chunk[4096];
+    ssize_t n = read(g->fd, chunk, sizeof chunk);
+
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (n <= 0) {
+        close(g->fd);
+        g->fd = -1;
+        return;
+    }
+    size_t take = XM_MIN((size_t)n, g->max - g->len);
+    char *more = take ? realloc(g->text, g->len + take + 1) : NULL;
+    if (!more)
+        return;
+    memcpy(more + g->len, chunk, take);
+    g->text = more;
+    g->len += take;
+    g->text[g->len] = 0;
+}
+
+/* Until the process has ended (its pidfd becomes readable), and then what is left in the pipes. False: too
+ * late. */
+static bool gather_until_exit(int pidfd, struct gather *out, struct gather *err, uint64_t timeout_ns)
+{
+    uint64_t until = xm_now() + timeout_ns;
+    bool ended = false;
+
+    for (;;) {
+        uint64_t now = xm_now();
+        struct pollfd p[3] = {{.fd = pidfd, .events = POLLIN},
+                              {.fd = out->fd, .events = POLLIN},
+                              {.fd = err->fd, .events = POLLIN}};
+        int ms = ended || now >= until ? 0 : (int)XM_MIN((until - now) / XM_NS_PER_MS + 1, INT_MAX);
+        int n = poll(p, 3, ms);
+        if (n < 0 && errno != EINTR)
+            return false;
+        if (xm_now() >= until && (ended || n <= 0))
+            return ended; /* it has ended, but one that it left behind still writes */
+        if (n <= 0)
+            continue;
+        if (p[1].revents)
+            gather_some(out);
+        if (p[2].revents)
+            gather_some(err);
+        if (ended && !p[1].revents && !p[2].revents)
+            return true;
+        ended = p[0].revents != 0;
+    }
+}
+
+static int judge(const char *name, int status, bool in_time, uint64_t timeout_ns, const char *said,
+                 struct xm_error *e)
+{
+    if (!in_time)
+        return xm_error_set(e, ETIMEDOUT, "%s did not end within %s and was killed", name,
+                            xm_format_time(timeout_ns).s);
+    if (WIFEXITED(status) && !WEXITSTATUS(status))
+        return 0;
+    if (said && *said)
+        return xm_error_set(e, EIO, "%.*s", (int)strcspn(said, "\n"), said);
+    if (WIFSIGNALED(status))
+        return xm_error_set(e, EIO, "%s was ended by signal %d (%s)", name, WTERMSIG(status),
+                            strsignal(WTERMSIG(status)));
+    return xm_error_set(e, EIO, "%s failed with exit status %d", name, WEXITSTATUS(status));
+}
+
+int xm_run(const char *const argv[], uint64_t timeout_ns, char **out, struct xm_error *e)
+{
+    int o[2] = {-1, -1}, r[2] = {-1, -1};
+    int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    int status = 0, err = 0;
+    pid_t pid = -1;
+
+    if (out)
+        *out = NULL;
+    if (null < 0 || pipe2(o, O_CLOEXEC) < 0 || pipe2(r, O_CLOEXEC) < 0)
+        err = xm_error_errno(e, errno, "cannot start %s", argv[0]);
+    else
+        pid = start(argv, null, o[1], r[1], NULL, e);
+    close(null);
+    close(o[1]);
+    close(r[1]);
+    if (pid < 0) {
+        close(o[0]);
+        close(r[0]);
+        return err ? err : pid;
+    }
+    struct gather go = {.fd = o[0], .max = OUT_MAX}, ge = {.fd = r[0], .max = ERR_MAX};
+    int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    fcntl(o[0], F_SETFL, O_NONBLOCK);
+    fcntl(r[0], F_SETFL, O_NONBLOCK);
+    bool in_time = pidfd >= 0 && gather_until_exit(pidfd, &go, &ge, timeout_ns);
+    if (!in_time)
+        kill(pid, SIGKILL);
+    reap(pid, &status);
+    err = judge(argv[0], status, in_time, timeout_ns, ge.text, e);
+    close(pidfd);
+    close(go.fd);
+    close(ge.fd);
+    free(ge.text);
+    if (out)
+        *out = go.text ? go.text : xm_printf("%s", "");
+    else
+        free(go.text);
+    return err;
+}
+
+/* The parent's part: waits for the daemon's word and ends as it says. The word is one '+', or the failure's
+ * text. */
+static void wait_and_exit(int fd)
+{
+    char text[600];
+    size_t len = 0;
+    ssize_t n;
+
+    while (len < sizeof text - 1 &&
+           ((n = read(fd, text + len, sizeof text - 1 - len)) > 0 || (n < 0 && errno == EINTR)))
+        len += n > 0 ? (size_t)n : 0;
+    if (len == 1 && text[0] == '+')
+        _exit(0);
+    text[len++] = '\n';
+    if (len == 1)
+        len = (size_t)snprintf(text, sizeof text,
+                               "the program ended while it was starting: its log says why\n");
+    _exit(write(STDERR_FILENO, text, len) < 0 ? 1 : 1);
+}
+
+int xm_daemonize(const char *log_path, int *ready, struct xm_error *e)
+{
+    int word[2];
+    int log = log_path ? open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600) : -1;
+
+    if (log_path && log < 0)
+        return xm_error_errno(e, errno, "cannot open %s", log_path);
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    int err = null < 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, word) < 0 ? errno : 0;
+    pid_t pid = err ? -1 : fork();
+    if (pid > 0) {
+        close(word[1]);
+        wait_and_exit(word[0]);
+    }
+    if (pid < 0) {
+        err = err ? err : errno;
+        if (log >= 0)
+            close(log);
+        return xm_error_errno(e, err, "cannot start in the background");
+    }
+    close(word[0]);
+    setsid();
+    if (chdir("/") < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || (log >= 0 && dup2(log, 2) < 0))
+        err = errno;
+    if (null > 2)
+        close(null);
+    if (log > 2)
+        close(log);
+    *ready = word[1];
+    return err ? xm_error_errno(e, err, "cannot start in the background") : 0;
+}
+
+void xm_daemon_ready(int ready, const char *failure)
+{
+    if (ready < 0)
+        return;
+    const char *word = failure ? failure : "+";
+    for (size_t at = 0, len = strlen(word); at < len;) {
+        ssize_t n = send(ready, word + at, len - at, MSG_NOSIGNAL);
+        if (n < 0 && errno != EINTR)
+            break; /* the parent was killed: nobody to tell */
+        at += n > 0 ? (size_t)n : 0;
+    }
+    close(ready);
+}
