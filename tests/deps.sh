@@ -1,0 +1,27 @@
+#!/bin/sh
+# deps.sh: what `make deps` does: installs the Debian packages that are missing, and says which; gets the test guests' kernel.
+set -e
+cd "$(dirname "$0")/.."
+packages="build-essential pkg-config liburing-dev libaio-dev liblz4-dev libxxhash-dev libcmocka-dev libjansson-dev libinih-dev
+libssl-dev qemu-system-x86 qemu-system-common qemu-utils iproute2 e2fsprogs cpio xz-utils mandoc util-linux procps"
+
+command -v dpkg-query >/dev/null && command -v apt-get >/dev/null || {
+  echo "deps.sh: this is no Debian; install the equivalents of: $packages" >&2
+  exit 1
+}
+missing=
+for p in $packages; do
+  [ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing="$missing $p"
+done
+if [ -n "$missing" ]; then
+  [ "$(id -u)" = 0 ] || {
+    echo "deps.sh: these packages are missing; run \`make deps\` as root to install them:$missing" >&2
+    exit 1
+  }
+  echo "installing:$missing"
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get -qq update
+  # shellcheck disable=SC2086 # words on purpose
+  apt-get -qq -y --no-install-recommends install $missing >/dev/null
+fi
+tests/kernel.sh build/guest/kernel
