@@ -1,0 +1,197 @@
+/* Programs started: their failures become sentences, their output is bounded, nothing leaks into them. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <string.h>
+#include "base/base.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include "tests/unit/lib_tmpdir.h"
+
+#define SH(script)                                                                                           \
+    (const char *const[])                                                                                    \
+    {                                                                                                        \
+        "sh", "-c", script, NULL                                                                             \
+    }
+#define TIME (20 * XM_NS_PER_S)
+
+static void success_gives_the_output(void **state)
+{
+    (void)state;
+    char *out;
+    assert_int_equal(xm_run(SH("echo one; echo two; echo ignored >&2"), TIME, &out, NULL), 0);
+    assert_string_equal(out, "one\ntwo\n");
+    free(out);
+    assert_int_equal(xm_run(SH("true"), TIME, &out, NULL), 0);
+    assert_string_equal(out, "");
+    free(out);
+}
+
+static void failure_is_told_by_the_first_line_of_standard_error(void **state)
+{
+    (void)state;
+    struct xm_error e = {0};
+    assert_int_equal(xm_run(SH("echo the reason >&2; echo more >&2; exit 3"), TIME, NULL, &e), -EIO);
+    assert_string_equal(e.text, "the reason");
+    assert_int_equal(xm_run(SH("exit 3"), TIME, NULL, &e), -EIO);
+    assert_string_equal(e.text, "sh failed with exit status 3");
+    assert_int_equal(xm_run(SH("kill -9 $$"), TIME, NULL, &e), -EIO);
+    assert_string_equal(e.text, "sh was ended by signal 9 (Killed)");
+}
+
+static void a_program_that_is_not_there_is_named(void **state)
+{
+    (void)state;
+    struct xm_error e = {0};
+    char *out = (char *)1;
+    assert_int_equal(xm_run((const char *const[]){"xmt-no-such-program", NULL}, TIME, &out, &e), -ENOENT);
+    assert_string_equal(e.text, "cannot start xmt-no-such-program: No such file or directory");
+    assert_null(out);
+    assert_int_equal(xm_spawn((const char *const[]){"/", NULL}, NULL, &e), -EACCES);
+}
+
+static void who_takes_too_long_is_killed(void **state)
+{
+    (void)state;
+    struct xm_error e = {0};
+    uint64_t t = xm_now();
+    assert_int_equal(xm_run((const char *const[]){"sleep", "60", NULL}, 50 * XM_NS_PER_MS, NULL, &e),
+                     -ETIMEDOUT);
+    assert_true(xm_now() - t < 30 * XM_NS_PER_S);
+    assert_string_equal(e.text, "sleep did not end within 50.0 ms and was killed");
+}
+
+static void a_daemon_left_behind_is_not_waited_for(void **state)
+{
+    (void)state;
+    uint64_t t = xm_now();
+    char *out;
+    /* The sleeper keeps both pipes open. */
+    assert_int_equal(xm_run(SH("sleep 60 & echo $!"), TIME, &out, NULL), 0);
+    assert_true(xm_now() - t < 10 * XM_NS_PER_S);
+    pid_t pid = (pid_t)atoi(out);
+    assert_true(pid > 1);
+    kill(pid, SIGKILL);
+    free(out);
+}
+
+static void more_output_than_the_bound_is_dropped_not_stuck(void **state)
+{
+    (void)state;
+    char *out;
+    assert_int_equal(
+        xm_run(SH("head -c 3000000 /dev/zero | tr '\\0' x; head -c 100000 /dev/zero >&2"), TIME, &out, NULL),
+        0);
+    assert_int_equal(strlen(out), 1 << 20);
+    free(out);
+}
+
+static void descriptors_stay_here_but_those_to_keep(void **state)
+{
+    (void)state;
+    int secret = open("/dev/null", O_RDONLY), shared = open("/dev/null", O_RDONLY), status;
+    char script[100];
+
+    snprintf(script, sizeof script, "[ ! -e /proc/self/fd/%d ] && [ -e /proc/self/fd/%d ]", secret, shared);
+    const struct xm_spawn_opts opts = {.keep = (const int[]){shared, -1}};
+    pid_t pid = xm_spawn(SH(script), &opts, NULL);
+    assert_true(pid > 0);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+    close(secret);
+    close(shared);
+}
+
+static void a_spawned_program_writes_to_its_log(void **state)
+{
+    (void)state;
+    const struct xm_spawn_opts opts = {.log_path = tmpdir_write("log", "before\n")};
+    char *text;
+    size_t len;
+    pid_t pid = xm_spawn(SH("echo out; echo err >&2; read x; echo end"), &opts, NULL);
+    assert_true(pid > 0);
+    waitpid(pid, NULL, 0);
+    assert_int_equal(xm_file_read(opts.log_path, 1000, &text, &len, NULL), 0);
+    assert_string_equal(text, "before\nout\nerr\nend\n");
+    free(text);
+}
+
+static void blocked_signals_are_not_inherited(void **state)
+{
+    (void)state;
+    sigset_t all, was;
+    struct xm_error e = {0};
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &was);
+    int err = xm_run(SH("kill -TERM $$; sleep 60"), TIME, NULL, &e);
+    pthread_sigmask(SIG_SETMASK, &was, NULL);
+    assert_int_equal(err, -EIO);
+    assert_non_null(strstr(e.text, "signal 15"));
+}
+
+/* Forks a program that makes itself a daemon and says what failed, or dies; returns its parent's exit status.
+ */
+static int start_daemon(bool die, const char *failure, const char *log, int errors)
+{
+    int status;
+    pid_t pid = fork();
+    if (pid == 0) {
+        int ready;
+        dup2(errors, 2);
+        if (xm_daemonize(log, &ready, NULL) < 0 || die)
+            _exit(9);
+        char *where = getcwd(NULL, 0);
+        dprintf(2, "in %s, session leader: %d\n", where, getsid(0) == getpid());
+        free(where);
+        xm_daemon_ready(ready, failure);
+        _exit(0);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    return WEXITSTATUS(status);
+}
+
+static void a_daemon_s_word_decides_its_parent_s_exit_status(void **state)
+{
+    (void)state;
+    const char *log = tmpdir_write("log", ""), *err_path = tmpdir_write("err", "");
+    int errors = open(err_path, O_WRONLY | O_APPEND | O_CLOEXEC);
+    char *text;
+    size_t len;
+
+    assert_int_equal(start_daemon(false, NULL, log, errors), 0);
+    assert_int_equal(xm_file_read(log, 1000, &text, &len, NULL), 0);
+    assert_string_equal(text, "in /, session leader: 1\n");
+    free(text);
+    assert_int_equal(start_daemon(false, "no disk", log, errors), 1);
+    assert_int_equal(start_daemon(true, NULL, log, errors), 1);
+    assert_int_equal(xm_file_read(err_path, 1000, &text, &len, NULL), 0);
+    assert_string_equal(text, "no disk\nthe program ended while it was starting: its log says why\n");
+    free(text);
+    close(errors);
+}
+
+#define WITH_DIR(f) cmocka_unit_test_setup_teardown(f, tmpdir_make, tmpdir_remove)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(success_gives_the_output),
+        cmocka_unit_test(failure_is_told_by_the_first_line_of_standard_error),
+        cmocka_unit_test(a_program_that_is_not_there_is_named),
+        cmocka_unit_test(who_takes_too_long_is_killed),
+        cmocka_unit_test(a_daemon_left_behind_is_not_waited_for),
+        cmocka_unit_test(more_output_than_the_bound_is_dropped_not_stuck),
+        cmocka_unit_test(descriptors_stay_here_but_those_to_keep),
+        WITH_DIR(a_spawned_program_writes_to_its_log),
+        cmocka_unit_test(blocked_signals_are_not_inherited),
+        WITH_DIR(a_daemon_s_word_decides_its_parent_s_exit_status),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
