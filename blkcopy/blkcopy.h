@@ -15,16 +15,20 @@
 struct xm_file {
     int fd;
     uint64_t size;      /* bytes; a multiple of `block` */
-    uint32_t block;     /* logical block: what offset, length and memory must be aligned to (512 to 4096; 1 when buffered) */
+    uint32_t block;     /* logical block: what offsets and lengths must be aligned to (512 to 4096; 1 when buffered) */
+    uint32_t mem_align; /* what memory must be aligned to, or it is bounced: at most `block`; 1 when buffered */
     bool direct;        /* O_DIRECT */
     bool block_device;
     bool read_only;
     bool reads_zero_new; /* a fresh sparse file: what was never written reads as zeros */
+    bool no_punch, no_zero_range; /* learnt by the engine: the file cannot do that; zeros are made in another way */
     char *path;
 };
 enum { XM_FILE_RDONLY = 1, XM_FILE_BUFFERED = 2, XM_FILE_CREATE = 4 /* needs size; must not exist */ };
-/* Opens a raw file or a block device, O_DIRECT unless BUFFERED or the file system cannot. size: only with CREATE (sparse).
- * Takes a lock (OFD write lock on the whole file) so that no second process of ours opens it for writing: -EBUSY. */
+/* Opens a raw file or a block device, O_DIRECT unless BUFFERED or the file system cannot.
+ * size: only with CREATE (sparse); the file and its name are durable when it returns. Takes a lock (OFD write lock on the whole
+ * file; a block device is opened exclusively, too, which fails when it is mounted) so that no second process of ours opens it for
+ * writing: -EBUSY. Readers take no lock. What cannot be done with O_DIRECT is logged and done buffered. */
 int xm_file_open(struct xm_file *, const char *path, unsigned flags, uint64_t size, struct xm_error *);
 void xm_file_close(struct xm_file *);
 
@@ -41,15 +45,19 @@ struct xm_io {
     struct iovec *iov;       /* not changed; stays the caller's; must live until done */
     int iovcnt;
     /* res: 0 when all of it was done (short transfers are continued inside), or -errno. Reading past the end is -EINVAL.
-     * READ and WRITE that are not aligned to file->block are bounced (and a partial block of a WRITE is -EINVAL). */
+     * READ and WRITE whose memory is not aligned are bounced, a READ of partial blocks likewise; a partial block of a WRITE or
+     * ZERO is -EINVAL. FLUSH covers what was done() before it was submitted. Called within turn(), never within submit. */
     void (*done)(struct xm_io *, int res);
     /* The engine's own: */
     TAILQ_ENTRY(xm_io) link;
-    uint64_t progress;
-    void *bounce;
+    uint64_t progress;   /* bytes done */
+    struct bounce *bounce;
     struct iovec vec[2];
     void *priv;
     int res;
+    uint8_t way;    /* how the transfer under way does it: enum way in blkcopy/transfer.h */
+    bool unaligned; /* goes through the bounce buffer */
+    uint16_t retries;
 };
 
 struct xm_timer {
@@ -59,48 +67,59 @@ struct xm_timer {
     bool armed;
 };
 
-/* A watched eventfd: ready() is called after it has been written to (edge; the counter itself need not be read). */
+/* A watched eventfd: ready() is called after it has been written to (edge; the counter itself need not be read: several writes
+ * may be one call, none is lost), and once at the start when its counter is not 0. Unwatch before closing fd. */
 struct xm_watch {
     int fd;
     void (*ready)(struct xm_watch *);
     /* The engine's own: */
     TAILQ_ENTRY(xm_watch) link;
     bool active;
-    uint32_t generation;
+    uint32_t slot;
 };
 
 struct xm_engine;
 struct xm_engine_ops {
     const char *name; /* "io_uring", "libaio", "sim" */
-    void (*submit)(struct xm_engine *, struct xm_io *); /* queued; goes to the kernel at the turn's end at the latest */
-    int (*watch)(struct xm_engine *, struct xm_watch *);
+    /* Queued; goes to the kernel in the next turn at the latest. Ends with xm_engine_end(), within turn(). */
+    void (*submit)(struct xm_engine *, struct xm_io *);
+    int (*watch)(struct xm_engine *, struct xm_watch *); /* 0, -EBADF, -ENOMEM */
     void (*unwatch)(struct xm_engine *, struct xm_watch *); /* ready() is not called any more when it returns */
     /* Submits what is queued, waits until something happens or the nearest timer is due, handles all of it. */
     void (*turn)(struct xm_engine *);
-    uint64_t (*now)(struct xm_engine *);
-    void (*free)(struct xm_engine *);
+    uint64_t (*now)(struct xm_engine *); /* NULL: xm_now() */
+    void (*free)(struct xm_engine *);    /* the implementation's part; then frees the engine's memory */
 };
 struct xm_engine {
     const struct xm_engine_ops *ops;
     struct xm_mailbox mailbox; /* run within turn() */
     TAILQ_HEAD(xm_timers, xm_timer) timers; /* sorted by when */
-    unsigned inflight; /* requests submitted and not done */
+    uint64_t firing;   /* while timers fire: the time they are judged by; else 0 */
+    unsigned inflight; /* requests submitted and not done: counted by xm_engine_submit and xm_engine_end */
     /* Called once before each wait, when set: a last chance to batch (one notification for many completions). */
     void (*before_wait)(struct xm_engine *, void *);
     void *before_wait_ctx;
 };
 enum xm_engine_kind { XM_ENGINE_AUTO, XM_ENGINE_URING, XM_ENGINE_LIBAIO };
-/* depth: requests the kernel is given at once (more wait inside). AUTO: io_uring, libaio where it is disabled. Created on the
- * thread that will own it, or owned with xm_engine_own before its first turn. */
+/* depth: requests the kernel is given at once (1 to 4096; more wait inside). AUTO: io_uring, libaio where it is disabled. Created on
+ * the thread that will own it, or owned with xm_engine_own before its first turn. libaio with buffered files waits in submit. */
 struct xm_engine *xm_engine_open(enum xm_engine_kind, unsigned depth, struct xm_error *);
-void xm_engine_init(struct xm_engine *, const struct xm_engine_ops *); /* for implementations */
+void xm_engine_own(struct xm_engine *); /* the calling thread is the owner from now on */
 void xm_engine_submit(struct xm_engine *, struct xm_io *);
-void xm_engine_turn(struct xm_engine *);
+int xm_engine_watch(struct xm_engine *, struct xm_watch *);
+void xm_engine_unwatch(struct xm_engine *, struct xm_watch *); /* also of what is not watched; also within ready() */
+void xm_engine_turn(struct xm_engine *); /* not from within a callback of it */
 uint64_t xm_engine_now(struct xm_engine *);
 void xm_engine_timer_set(struct xm_engine *, struct xm_timer *, uint64_t when); /* moves it when it is armed */
 void xm_engine_timer_cancel(struct xm_engine *, struct xm_timer *);
-unsigned xm_engine_fire_timers(struct xm_engine *); /* for implementations: fires all that are due */
-void xm_engine_free(struct xm_engine *); /* nothing in flight */
+void xm_engine_free(struct xm_engine *); /* nothing in flight; NULL is allowed */
+
+/* For implementations. init: 0 or -errno; fini is init's reverse, to be called in ops->free. */
+int xm_engine_init(struct xm_engine *, const struct xm_engine_ops *);
+void xm_engine_fini(struct xm_engine *);
+void xm_engine_end(struct xm_engine *, struct xm_io *, int res); /* counts the request as done and calls done() */
+/* Fires all timers that are due; what they set anew waits for the next call. Returns how many. */
+unsigned xm_engine_fire_timers(struct xm_engine *);
 
 /* ---- extents ---- */
 

@@ -1,0 +1,199 @@
+/* Opening what a disk lies in: a raw file or a block device. What is refused, and what is done buffered, is
+ * said in a sentence. */
+#include "blkcopy/blkcopy.h"
+#include "base/base.h"
+
+#include <fcntl.h>
+#include <libgen.h>
+#include <linux/fs.h>
+#include <linux/stat.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define SECTOR    512u
+#define BLOCK_MAX 4096u
+
+/* fsyncs the directory that holds path: a new name in it is durable then. */
+static int sync_directory(const char *path, struct xm_error *e)
+{
+    char *copy = strdup(path);
+    if (!copy)
+        return xm_error_set(e, ENOMEM, "no memory");
+    const char *dir = dirname(copy);
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc = 0;
+    if (fd < 0 || fsync(fd) < 0)
+        rc = xm_error_errno(e, errno, "the directory %s cannot be synced", dir);
+    if (fd >= 0)
+        close(fd);
+    free(copy);
+    return rc;
+}
+
+static int create(struct xm_file *f, uint64_t size, struct xm_error *e)
+{
+    if (size == 0 || size % SECTOR || size > INT64_MAX)
+        return xm_error_set(e, EINVAL,
+                            "%s cannot be created with %llu bytes: a disk's size is a multiple of %u",
+                            f->path, (unsigned long long)size, SECTOR);
+    f->fd = open(f->path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (f->fd < 0 && errno == EEXIST)
+        return xm_error_set(e, EEXIST, "%s exists already: it is not overwritten", f->path);
+    if (f->fd < 0)
+        return xm_error_errno(e, errno, "%s cannot be created", f->path);
+    if (ftruncate(f->fd, (off_t)size) < 0)
+        return xm_error_errno(e, errno, "%s cannot be given %s", f->path, xm_format_size(size).s);
+    if (fsync(f->fd) < 0)
+        return xm_error_errno(e, errno, "%s cannot be synced", f->path);
+    f->reads_zero_new = true;
+    return sync_directory(f->path, e);
+}
+
+/* stat comes before open: opening a FIFO would wait, opening a device of another kind may do things. */
+static int open_existing(struct xm_file *f, struct xm_error *e)
+{
+    struct stat st;
+
+    if (stat(f->path, &st) < 0)
+        return xm_error_errno(e, errno, "%s cannot be opened", f->path);
+    if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+        return xm_error_set(e, EINVAL, "%s is neither a file nor a block device", f->path);
+    int flags = O_CLOEXEC | (f->read_only ? O_RDONLY : O_RDWR);
+    if (S_ISBLK(st.st_mode) && !f->read_only)
+        flags |= O_EXCL;
+    f->fd = open(f->path, flags);
+    if (f->fd < 0 && errno == EBUSY)
+        return xm_error_set(
+            e, EBUSY, "%s is in use: mounted, part of another device, or opened by another VM", f->path);
+    if (f->fd < 0)
+        return xm_error_errno(e, errno, "%s cannot be opened", f->path);
+    return 0;
+}
+
+static int lock(struct xm_file *f, struct xm_error *e)
+{
+    struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+    if (f->read_only || fcntl(f->fd, F_OFD_SETLK, &l) == 0)
+        return 0;
+    if (errno == EAGAIN || errno == EACCES)
+        return xm_error_set(e, EBUSY, "%s is in use: another process has it open as a disk", f->path);
+    return xm_error_errno(e, errno, "%s cannot be locked", f->path);
+}
+
+static int find_size(struct xm_file *f, struct xm_error *e)
+{
+    struct stat st;
+
+    if (fstat(f->fd, &st) < 0)
+        return xm_error_errno(e, errno, "the size of %s cannot be found out", f->path);
+    f->block_device = S_ISBLK(st.st_mode);
+    f->size = (uint64_t)st.st_size;
+    if (f->block_device && ioctl(f->fd, BLKGETSIZE64, &f->size) < 0)
+        return xm_error_errno(e, errno, "the size of %s cannot be found out", f->path);
+    if (f->size == 0)
+        return xm_error_set(e, EINVAL, "%s is empty: it cannot be a disk", f->path);
+    if (f->size % SECTOR)
+        return xm_error_set(e, EINVAL,
+                            "the size of %s, %llu bytes, is not a multiple of %u: it is no raw disk image",
+                            f->path, (unsigned long long)f->size, SECTOR);
+    return 0;
+}
+
+/* A file system that does not say: the smallest read of written data that works. A hole may be read at any
+ * alignment and says nothing, but then so may data, in all file systems known that do not answer
+ * STATX_DIOALIGN (tmpfs). 0: none works. */
+static uint32_t probe_block(int fd, uint64_t size)
+{
+    void *buf = aligned_alloc(BLOCK_MAX, BLOCK_MAX);
+    off_t data = lseek(fd, 0, SEEK_DATA);
+    uint32_t block = SECTOR;
+
+    if (data < 0 || (uint64_t)data + BLOCK_MAX > size)
+        data = 0;
+    data = data / BLOCK_MAX * BLOCK_MAX;
+    while (buf && block <= BLOCK_MAX && pread(fd, buf, block, data) < 0)
+        block *= 2;
+    free(buf);
+    return buf && block <= BLOCK_MAX ? block : 0;
+}
+
+/* What direct I/O wants offsets and memory to be aligned to. False: the file cannot do it. */
+static bool find_alignment(struct xm_file *f)
+{
+    struct statx x = {0};
+    int sector;
+
+    if (f->block_device) {
+        if (ioctl(f->fd, BLKSSZGET, &sector) < 0 || sector < (int)SECTOR)
+            return false;
+        f->block = f->mem_align = (uint32_t)sector;
+    }
+    if (statx(f->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &x) == 0 && (x.stx_mask & STATX_DIOALIGN)) {
+        if (x.stx_dio_offset_align == 0)
+            return false;
+        f->block = XM_MAX(x.stx_dio_offset_align, SECTOR);
+        f->mem_align = x.stx_dio_mem_align;
+    } else if (!f->block_device) {
+        f->block = f->mem_align = probe_block(f->fd, f->size);
+    }
+    return f->block >= SECTOR && f->block <= BLOCK_MAX && f->size % f->block == 0 &&
+           f->mem_align <= BLOCK_MAX;
+}
+
+/* O_DIRECT is set on the open descriptor: where the file system refuses it, open would have created the file
+ * all the same. */
+static void make_direct(struct xm_file *f)
+{
+    int flags = fcntl(f->fd, F_GETFL);
+
+    if (fcntl(f->fd, F_SETFL, flags | O_DIRECT) == 0) {
+        if (find_alignment(f)) {
+            f->direct = true;
+            return;
+        }
+        fcntl(f->fd, F_SETFL, flags);
+    }
+    f->block = f->mem_align = 1;
+    xm_log(XM_LOG_WARN, "%s cannot be read and written directly (O_DIRECT): it goes through the page cache",
+           f->path);
+}
+
+int xm_file_open(struct xm_file *f, const char *path, unsigned flags, uint64_t size, struct xm_error *e)
+{
+    *f = (struct xm_file){.fd = -1, .block = 1, .mem_align = 1, .read_only = flags & XM_FILE_RDONLY};
+    bool creating = flags & XM_FILE_CREATE;
+    int rc;
+
+    if (creating && f->read_only)
+        return xm_error_set(e, EINVAL, "%s: to create a file read-only makes no sense", path);
+    f->path = strdup(path);
+    if (!f->path)
+        return xm_error_set(e, ENOMEM, "no memory");
+    rc = creating ? create(f, size, e) : open_existing(f, e);
+    if (rc == 0)
+        rc = lock(f, e);
+    if (rc == 0)
+        rc = find_size(f, e);
+    if (rc == 0) {
+        if (!(flags & XM_FILE_BUFFERED))
+            make_direct(f);
+        return 0;
+    }
+    if (creating && f->fd >= 0)
+        unlink(path);
+    xm_file_close(f);
+    return rc;
+}
+
+void xm_file_close(struct xm_file *f)
+{
+    if (f->fd >= 0)
+        close(f->fd);
+    f->fd = -1;
+    free(f->path);
+    f->path = NULL;
+}
