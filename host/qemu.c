@@ -1,0 +1,285 @@
+#include "host/qemu.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define START_TIMEOUT (20 * XM_NS_PER_S)
+#define QUIT_TIMEOUT  (5 * XM_NS_PER_S)
+
+/* ---- the command line ---- */
+
+struct args {
+    char **v;
+    size_t n;
+};
+
+static void add(struct args *a, char *s)
+{
+    char **v = realloc(a->v, (a->n + 2) * sizeof *v);
+    if (!v) {
+        free(s);
+        return; /* QEMU would say what is missing; memory of this size is not refused */
+    }
+    a->v = v;
+    a->v[a->n++] = s;
+    a->v[a->n] = NULL;
+}
+
+static void add2(struct args *a, const char *option, char *value)
+{
+    add(a, xm_printf("%s", option));
+    add(a, value);
+}
+
+static void add_opt(struct args *a, const char *option, const char *value)
+{
+    if (value)
+        add2(a, option, xm_printf("%s", value));
+}
+
+char **qemu_arguments(const struct vm_spec *vm, const char *run_dir, bool incoming)
+{
+    struct args a = {0};
+    bool kvm = !strcmp(vm->accel, "kvm");
+
+    add_opt(&a, "-name", vm->name);
+    add(&a, xm_printf("-nodefaults"));
+    add(&a, xm_printf("-no-user-config"));
+    add2(&a, "-display", xm_printf("none"));
+    add2(&a, "-vga", xm_printf("none"));
+    add2(&a, "-machine", xm_printf("%s,memory-backend=mem0", vm->machine));
+    add_opt(&a, "-accel", vm->accel);
+    add2(&a, "-cpu", xm_printf("%s", vm->cpu ? vm->cpu : kvm ? "host" : "max"));
+    add2(&a, "-m", xm_printf("size=%lluM", (unsigned long long)(vm->memory >> 20)));
+    add2(&a, "-object",
+         xm_printf("memory-backend-memfd,id=mem0,size=%lluM,share=on",
+                   (unsigned long long)(vm->memory >> 20)));
+    add2(&a, "-smp", xm_printf("%u", vm->vcpus));
+    add2(&a, "-qmp", xm_printf("unix:%s/qmp.sock,server=on,wait=off", run_dir));
+    add2(&a, "-chardev",
+         xm_printf(
+             "socket,id=serial0,path=%s/serial.sock,server=on,wait=off,logfile=%s/console.log,logappend=on",
+             run_dir, run_dir));
+    add2(&a, "-serial", xm_printf("chardev:serial0"));
+    add_opt(&a, "-kernel", vm->kernel);
+    add_opt(&a, "-initrd", vm->initrd);
+    add_opt(&a, "-append", vm->append);
+    add_opt(&a, "-bios", vm->firmware);
+    for (unsigned i = 0; i < vm->disks; i++) {
+        const struct vm_disk *d = &vm->disk[i];
+        unsigned queues = d->queues ? d->queues : XM_MIN(vm->vcpus, 4u);
+        add2(&a, "-chardev",
+             xm_printf("socket,id=chr-%s,path=%s/disk-%s.sock,reconnect=1", d->name, run_dir, d->name));
+        add2(&a, "-device",
+             xm_printf("vhost-user-blk-pci,id=disk-%s,chardev=chr-%s,num-queues=%u", d->name, d->name,
+                       queues));
+    }
+    for (unsigned i = 0; i < vm->nics; i++) {
+        const struct vm_nic *n = &vm->nic[i];
+        add2(&a, "-netdev",
+             xm_printf("tap,id=net-%s,ifname=%s,script=no,downscript=no,vhost=off", n->name, n->tap));
+        add2(&a, "-device",
+             xm_printf("virtio-net-pci,id=nic-%s,netdev=net-%s,mac=%s,romfile=", n->name, n->name, n->mac));
+    }
+    for (char **x = vm->extra; x && *x; x++)
+        add(&a, xm_printf("%s", *x));
+    /* Stopped at first: the shim has to know the guest's RAM before the guest writes to it through us. */
+    add(&a, xm_printf("-S"));
+    if (incoming)
+        add2(&a, "-incoming", xm_printf("defer"));
+    return a.v;
+}
+
+void qemu_arguments_free(char **v)
+{
+    for (char **p = v; p && *p; p++)
+        free(*p);
+    free(v);
+}
+
+/* ---- the process ---- */
+
+void qemu_init(struct qemu *q)
+{
+    memset(q, 0, sizeof *q);
+    q->pidfd = -1;
+    pthread_mutex_init(&q->qmp.lock, NULL);
+    xm_jsonl_init(&q->qmp.conn, -1);
+}
+
+static int pidfd_open_(pid_t pid)
+{
+    return (int)syscall(SYS_pidfd_open, pid, 0);
+}
+
+bool qemu_alive(const struct qemu *q)
+{
+    struct pollfd p = {.fd = q->pidfd, .events = POLLIN};
+
+    return q->pid > 0 && q->pidfd >= 0 && poll(&p, 1, 0) == 0;
+}
+
+static bool alive_cb(void *ctx)
+{
+    return qemu_alive(ctx);
+}
+
+/* The last line of QEMU's log, for the sentence that says why it did not start. */
+static void last_line(const char *path, char *out, size_t size)
+{
+    char *text = NULL;
+    size_t len = 0;
+
+    out[0] = 0;
+    if (xm_file_read(path, 1 << 20, &text, &len, NULL) < 0)
+        return;
+    while (len && text[len - 1] == '\n')
+        text[--len] = 0;
+    const char *nl = strrchr(text, '\n');
+    snprintf(out, size, "%s", nl ? nl + 1 : text);
+    free(text);
+}
+
+static void child_exec(char **argv, const char *log)
+{
+    sigset_t none;
+    int in = open("/dev/null", O_RDONLY);
+    int out = open(log, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGPIPE, SIG_DFL);
+    setsid();
+    dup2(in, 0);
+    dup2(out, 1);
+    dup2(out, 2);
+    execvp(argv[0], argv);
+    dprintf(2, "cannot run %s: %s\n", argv[0], strerror(errno));
+    _exit(127); /* in the forked child only */
+}
+
+static int spawn(struct qemu *q, const struct vm_spec *vm, const char *run_dir, bool incoming,
+                 struct xm_error *e)
+{
+    char **args = qemu_arguments(vm, run_dir, incoming);
+    struct args a = {0};
+    char *log = xm_printf("%s/qemu.log", run_dir);
+
+    add(&a, xm_printf("%s", vm->qemu));
+    for (char **p = args; p && *p; p++)
+        add(&a, xm_printf("%s", *p));
+    pid_t pid = fork();
+    if (pid == 0)
+        child_exec(a.v, log);
+    int code = errno;
+    qemu_arguments_free(a.v);
+    qemu_arguments_free(args);
+    free(log);
+    if (pid < 0)
+        return xm_error_errno(e, code, "cannot start %s", vm->qemu);
+    q->pid = pid;
+    q->child = true;
+    q->pidfd = pidfd_open_(pid);
+    return 0;
+}
+
+static int write_pid(const char *run_dir, pid_t pid, struct xm_error *e)
+{
+    char *path = xm_printf("%s/qemu.pid", run_dir);
+    char text[32];
+    int n = snprintf(text, sizeof text, "%d\n", pid);
+    int r = xm_file_replace(path, text, (size_t)n, e);
+
+    free(path);
+    return r;
+}
+
+int qemu_start(struct qemu *q, const struct vm_spec *vm, const char *run_dir, bool incoming,
+               struct xm_error *e)
+{
+    int r = 0;
+    char *path = xm_printf("%s/qmp.sock", run_dir);
+    struct xm_error why = {0};
+
+    unlink(path);
+    for (unsigned i = 0; !r && i < vm->nics; i++)
+        r = tap_create(&vm->nic[i], e);
+    if (!r)
+        r = spawn(q, vm, run_dir, incoming, e);
+    if (!r)
+        r = write_pid(run_dir, q->pid, e);
+    if (!r && (r = qmp_open(&q->qmp, path, xm_now() + START_TIMEOUT, alive_cb, q, &why)) < 0) {
+        char *log = xm_printf("%s/qemu.log", run_dir);
+        char said[300];
+        last_line(log, said, sizeof said);
+        r = xm_error_set(e, -r, "QEMU did not start: %s%s%s", why.text, said[0] ? ": " : "", said);
+        free(log);
+    }
+    free(path);
+    if (r)
+        qemu_end(q, vm);
+    return r;
+}
+
+int qemu_adopt(struct qemu *q, const char *run_dir, struct xm_error *e)
+{
+    char *path = xm_printf("%s/qemu.pid", run_dir);
+    char *text = NULL;
+    char *cmdline = NULL;
+    size_t len = 0;
+    int r = xm_file_read(path, 64, &text, &len, NULL) < 0 ? -ESRCH : 0;
+    pid_t pid = r ? 0 : (pid_t)atoi(text);
+
+    free(path);
+    free(text);
+    if (r || pid <= 1)
+        return -ESRCH;
+    /* A number may have been given to somebody else since: our QEMU names our directory on its command line.
+     */
+    path = xm_printf("/proc/%d/cmdline", pid);
+    q->pidfd = pidfd_open_(pid);
+    if (q->pidfd < 0 || xm_file_read(path, 1 << 20, &cmdline, &len, NULL) < 0 ||
+        !memmem(cmdline, len, run_dir, strlen(run_dir)))
+        r = -ESRCH;
+    free(path);
+    free(cmdline);
+    if (r) {
+        if (q->pidfd >= 0)
+            close(q->pidfd);
+        q->pidfd = -1;
+        return r;
+    }
+    q->pid = pid;
+    q->child = false;
+    path = xm_printf("%s/qmp.sock", run_dir);
+    r = qmp_open(&q->qmp, path, xm_now() + START_TIMEOUT, alive_cb, q, e);
+    free(path);
+    return r;
+}
+
+void qemu_end(struct qemu *q, const struct vm_spec *vm)
+{
+    if (q->pid > 0 && qemu_alive(q)) {
+        struct pollfd p = {.fd = q->pidfd, .events = POLLIN};
+        if (qmp_do(&q->qmp, "quit", NULL, XM_NS_PER_S, NULL) < 0 ||
+            poll(&p, 1, (int)(QUIT_TIMEOUT / XM_NS_PER_MS)) <= 0)
+            syscall(SYS_pidfd_send_signal, q->pidfd, SIGKILL, NULL, 0);
+        poll(&p, 1, -1);
+    }
+    if (q->pid > 0 && q->child)
+        waitpid(q->pid, NULL, 0);
+    if (q->pidfd >= 0)
+        close(q->pidfd);
+    q->pid = 0;
+    q->pidfd = -1;
+    qmp_close(&q->qmp);
+    for (unsigned i = 0; i < vm->nics; i++)
+        tap_delete(&vm->nic[i]);
+}

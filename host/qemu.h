@@ -1,0 +1,35 @@
+/* host/qemu.h: the QEMU process of a VM: its command line, its taps, its start and end. */
+#ifndef XM_HOST_QEMU_H
+#define XM_HOST_QEMU_H
+
+#include "host/qmp.h"
+#include "host/vm.h"
+
+struct qemu {
+    pid_t pid;  /* 0: none */
+    int pidfd;  /* readable when it has ended; -1: none */
+    bool child; /* ours to reap */
+    struct qmp qmp;
+};
+
+void qemu_init(struct qemu *);
+
+/* The arguments, for `run_dir` (the VM's), as a malloc'ed NULL-terminated list. Both hosts build the same
+ * devices in the same order. */
+char **qemu_arguments(const struct vm_spec *, const char *run_dir, bool incoming);
+void qemu_arguments_free(char **);
+
+/* Makes the taps and starts QEMU with its guest stopped (-S), then waits for its monitor. Its stdout and
+ * stderr go to run_dir/qemu.log, whose last line is part of the sentence when it does not come up. */
+int qemu_start(struct qemu *, const struct vm_spec *, const char *run_dir, bool incoming, struct xm_error *);
+/* Takes over a QEMU that an earlier shim of this VM left running. -ESRCH: there is none. */
+int qemu_adopt(struct qemu *, const char *run_dir, struct xm_error *);
+bool qemu_alive(const struct qemu *);
+/* Ends it: asks by QMP, then SIGKILL after 5 s. Closes everything; removes the taps. */
+void qemu_end(struct qemu *, const struct vm_spec *);
+
+/* Taps: persistent, on the bridge, up. */
+int tap_create(const struct vm_nic *, struct xm_error *);
+void tap_delete(const struct vm_nic *);
+
+#endif
