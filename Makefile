@@ -29,6 +29,10 @@ PROGS   := $(patsubst main_%.c,$(B)/%,$(notdir $(MAINS)))
 UNIT    := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(filter-out tests/unit/lib_%.c,$(wildcard tests/unit/*.c)))
 UNITLIB := $(patsubst %.c,$(B)/%.o,$(wildcard tests/unit/lib_*.c))
 
+# make V=1 shows the commands.
+Q       := $(if $(V),,@)
+say      = $(if $(V),,@echo '  $(1)')
+
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: all progs tests unit
@@ -37,7 +41,8 @@ progs: $(PROGS)
 
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -c -o $@ $<
+	$(call say,CC $<)
+	$(Q)$(CC) $(CFLAGS) -c -o $@ $<
 
 define folder_lib
 $(B)/lib$(1).a: $(patsubst %.c,$(B)/%.o,$(call lib_src,$(1)))
@@ -47,13 +52,15 @@ $(foreach f,$(FOLDERS),$(eval $(call folder_lib,$(f))))
 
 define program
 $(patsubst main_%.c,$(B)/%,$(notdir $(1))): $(patsubst %.c,$(B)/%.o,$(1)) $(LIBS)
-	$$(CC) $$(LDFLAGS) -o $$@ $$^ $$(LDLIBS)
+	$$(call say,LD $$@)
+	$$(Q)$$(CC) $$(LDFLAGS) -o $$@ $$^ $$(LDLIBS)
 endef
 $(foreach m,$(MAINS),$(eval $(call program,$(m))))
 
 tests: $(UNIT)
 $(B)/tests/unit/%: $(B)/tests/unit/%.o $(UNITLIB) $(LIBS)
-	$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
+	$(call say,LD $@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 
 # One test program: make run-unit-NAME
 run-unit-%: $(B)/tests/unit/%
