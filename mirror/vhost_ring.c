@@ -1,0 +1,427 @@
+#include "mirror/vhost_ring.h"
+
+#include <linux/vhost_types.h>
+#include <linux/virtio_config.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+/* ---- the end of an engine's turn: one place for all devices on it ---- */
+
+struct turn {
+    struct xm_engine *engine;
+    TAILQ_HEAD(, ring) rings; /* have something to publish or to look at before the engine sleeps */
+    unsigned users;
+    void (*next)(struct xm_engine *, void *); /* whoever had the hook before us */
+    void *next_ctx;
+    LIST_ENTRY(turn) link;
+};
+static LIST_HEAD(, turn) turns = LIST_HEAD_INITIALIZER(turns);
+static pthread_mutex_t turns_lock =
+    PTHREAD_MUTEX_INITIALIZER; /* protects the list; each turn is its engine's thread's */
+
+static void ring_end_turn(struct ring *r);
+
+static void turn_end(struct xm_engine *e, void *ctx)
+{
+    struct turn *t = ctx;
+    TAILQ_HEAD(, ring) now = TAILQ_HEAD_INITIALIZER(now);
+
+    TAILQ_CONCAT(&now, &t->rings, link);
+    for (struct ring *r; (r = TAILQ_FIRST(&now));) {
+        TAILQ_REMOVE(&now, r, link);
+        r->listed = false;
+        ring_end_turn(r);
+    }
+    if (t->next)
+        t->next(e, t->next_ctx);
+}
+
+static struct turn *turn_get(struct xm_engine *e)
+{
+    struct turn *t;
+
+    pthread_mutex_lock(&turns_lock);
+    LIST_FOREACH (t, &turns, link) {
+        if (t->engine == e)
+            break;
+    }
+    if (!t && (t = calloc(1, sizeof *t))) {
+        t->engine = e;
+        TAILQ_INIT(&t->rings);
+        t->next = e->before_wait;
+        t->next_ctx = e->before_wait_ctx;
+        e->before_wait_ctx = t;
+        e->before_wait = turn_end;
+        LIST_INSERT_HEAD(&turns, t, link);
+    }
+    if (t)
+        t->users++;
+    pthread_mutex_unlock(&turns_lock);
+    return t;
+}
+
+static void turn_put(struct turn *t)
+{
+    pthread_mutex_lock(&turns_lock);
+    /* Somebody may have put a hook of his own before ours, with ours as its next: then it stays, for as long
+     * as the engine does. */
+    if (!--t->users && t->engine->before_wait == turn_end && t->engine->before_wait_ctx == t) {
+        t->engine->before_wait = t->next;
+        t->engine->before_wait_ctx = t->next_ctx;
+        LIST_REMOVE(t, link);
+        free(t);
+    }
+    pthread_mutex_unlock(&turns_lock);
+}
+
+/* ---- one ring ---- */
+
+static void count_busy(struct xm_vhost *d)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < d->queues; i++)
+        n += d->ring[i].in_flight + d->ring[i].running;
+    __atomic_store_n(&d->busy, n, __ATOMIC_RELEASE);
+}
+
+bool rings_idle(const struct xm_vhost *d, int which)
+{
+    for (unsigned i = 0; i < d->queues; i++) {
+        if ((which == DRAIN_ALL || which == (int)i) && d->ring[i].in_flight)
+            return false;
+    }
+    return true;
+}
+
+/* Requests have left: is that what the control thread waits for? */
+static void left(struct xm_vhost *d)
+{
+    count_busy(d);
+    if (d->drain != DRAIN_NONE && rings_idle(d, d->drain)) {
+        d->drain = DRAIN_NONE;
+        sem_post(&d->drained);
+    }
+}
+
+static bool ring_enabled(const struct ring *r)
+{
+    return r->enabled || !(r->dev->features >> VHOST_F_PROTOCOL_FEATURES & 1);
+}
+
+static bool live(const struct ring *r)
+{
+    return r->running && !r->dev->paused && ring_enabled(r);
+}
+
+/* It will be looked at before the engine sleeps. */
+static void list(struct ring *r)
+{
+    if (!r->listed) {
+        r->listed = true;
+        TAILQ_INSERT_TAIL(&r->dev->turn->rings, r, link);
+    }
+}
+
+static void unlist(struct ring *r)
+{
+    if (r->listed)
+        TAILQ_REMOVE(&r->dev->turn->rings, r, link);
+    r->listed = false;
+}
+
+static void publish(struct ring *r)
+{
+    unsigned n = (uint16_t)(r->vq.used_idx - r->vq.published);
+
+    if (virtqueue_publish(&r->vq) && r->call_fd >= 0)
+        eventfd_write(r->call_fd, 1);
+    if (n) {
+        r->in_flight -= n;
+        left(r->dev);
+    }
+}
+
+static void ring_done(struct blk_req *q, uint32_t len)
+{
+    struct ring *r = q->owner;
+
+    if (r->dev->hung_up) {
+        virtqueue_drop(&r->vq, q->head);
+        r->in_flight--;
+        left(r->dev);
+        return;
+    }
+    virtqueue_push(&r->vq, q->head, len);
+    list(r);
+}
+
+void vhost_broken(struct xm_vhost *d, unsigned ring, const char *why)
+{
+    __atomic_add_fetch(&d->broken_count, 1, __ATOMIC_RELAXED);
+    /* A guest can do this as often as it likes: it shall not fill our log. */
+    if (!d->complained || xm_now() - d->complained > XM_NS_PER_S) {
+        xm_log(XM_LOG_WARN,
+               "%s: the guest broke the rules of queue %u: %s; the device stands still until it is reset",
+               d->path, ring, why);
+        d->complained = xm_now();
+    }
+    d->broken = true;
+    for (unsigned i = 0; i < d->queues; i++) {
+        if (d->ring[i].err_fd >= 0 && i == ring)
+            eventfd_write(d->ring[i].err_fd, 1);
+        ring_stop(&d->ring[i]);
+    }
+}
+
+/* Takes at most a ring's length of requests. How many it were. */
+static unsigned process(struct ring *r)
+{
+    struct xm_vhost *d = r->dev;
+    struct xm_error e = {0};
+    unsigned n = 0;
+
+    while (n < r->vq.num && live(r)) {
+        int got = virtqueue_pop(&r->vq, &d->chain, &e);
+        if (got == 0)
+            break;
+        if (got < 0) {
+            vhost_broken(d, r->index, e.text);
+            break;
+        }
+        struct blk_req *q = &r->reqs[d->chain.head];
+        uint16_t head = d->chain.head;
+        if (!n)
+            virtqueue_want_kick(&r->vq, false);
+        q->owner = r;
+        q->done = ring_done;
+        r->in_flight++;
+        n++;
+        if (blk_start(q, &d->blk, d->mem, &d->chain, &e)) {
+            virtqueue_drop(&r->vq, head);
+            r->in_flight--;
+            vhost_broken(d, r->index, e.text);
+            break;
+        }
+    }
+    if (n)
+        left(d);
+    return n;
+}
+
+static void go_on(struct xm_post *p)
+{
+    struct ring *r = xm_container_of(p, struct ring, again);
+
+    r->again_posted = false;
+    if (live(r)) {
+        process(r);
+        list(r);
+    }
+}
+
+static void ring_end_turn(struct ring *r)
+{
+    /* Twice: what is done at once (a request of unknown type) is told at once, but a guest that does nothing
+     * else does not keep us here. */
+    for (int round = 0; round < 2; round++) {
+        publish(r);
+        if (!live(r))
+            return;
+        if (!process(r) && !virtqueue_want_kick(&r->vq, true)) {
+            publish(r);
+            return;
+        }
+    }
+    publish(r);
+    if (!r->again_posted && live(r)) {
+        r->again_posted = true;
+        xm_mailbox_post(&r->dev->engine->mailbox, &r->again);
+    }
+}
+
+static void kicked(struct xm_watch *w)
+{
+    struct ring *r = xm_container_of(w, struct ring, kick);
+
+    if (live(r)) {
+        process(r);
+        list(r);
+    }
+}
+
+static void watch(struct ring *r, bool on)
+{
+    const struct xm_engine_ops *ops = r->dev->engine->ops;
+
+    if (!on && r->kick.fd >= 0) {
+        ops->unwatch(r->dev->engine, &r->kick);
+        r->kick.fd = -1;
+    }
+    if (on && r->kick.fd < 0) {
+        r->kick.fd = r->kick_fd;
+        r->kick.ready = kicked;
+        if (ops->watch(r->dev->engine, &r->kick) < 0) {
+            r->kick.fd = -1;
+            vhost_broken(r->dev, r->index, "its kick descriptor cannot be watched");
+        }
+    }
+}
+
+static int ring_start(struct ring *r, struct xm_error *e)
+{
+    struct xm_vhost *d = r->dev;
+
+    r->vq.mem = d->mem;
+    r->vq.event_idx = d->features >> VIRTIO_RING_F_EVENT_IDX & 1;
+    r->vq.indirect = d->features >> VIRTIO_RING_F_INDIRECT_DESC & 1;
+    r->vq.track = NULL;
+    if (d->inflight) {
+        if (r->index >= d->inflight_queues || r->vq.num > d->inflight_size)
+            return xm_error_set(e, EPROTO, "the in-flight region has no place for it");
+        r->vq.track = (void *)(d->inflight + r->index * inflight_queue_bytes(d->inflight_size));
+    }
+    if (r->slots < r->vq.num) {
+        free(r->reqs);
+        r->slots = 0;
+        r->reqs = calloc(r->vq.num, sizeof *r->reqs);
+        if (!r->reqs)
+            return xm_error_set(e, ENOMEM, "no memory for its requests");
+        r->slots = r->vq.num;
+    }
+    return virtqueue_start(&r->vq, r->base, e);
+}
+
+void ring_update(struct ring *r)
+{
+    struct xm_vhost *d = r->dev;
+    struct xm_error e = {0};
+
+    if (!r->running) {
+        if (!ring_enabled(r) || !r->started || !r->have_num || !r->have_addr || !d->mem || d->broken ||
+            r->in_flight)
+            return;
+        if (ring_start(r, &e)) {
+            vhost_broken(d, r->index, e.text);
+            return;
+        }
+        r->running = true;
+        count_busy(d);
+        watch(r, true);
+    }
+    /* Once without a kick: it may have come before us. The call for the other side is in virtqueue_start. */
+    if (live(r)) {
+        process(r);
+        list(r);
+    }
+}
+
+void ring_stop(struct ring *r)
+{
+    if (r->running) {
+        r->running = false;
+        r->base = r->vq.last_avail;
+        watch(r, false);
+        publish(r);
+        count_busy(r->dev);
+    }
+}
+
+void ring_set_kick(struct ring *r, int fd)
+{
+    bool was = r->running;
+
+    watch(r, false);
+    if (r->kick_fd >= 0)
+        close(r->kick_fd);
+    r->kick_fd = fd;
+    r->started = fd >= 0;
+    if (was && fd >= 0)
+        watch(r, true);
+    else
+        ring_update(r);
+}
+
+void ring_set_call(struct ring *r, int fd)
+{
+    if (r->call_fd >= 0)
+        close(r->call_fd);
+    r->call_fd = fd;
+    /* What was told to the old one may not have been heard; a call too many harms nobody. */
+    if (r->running && fd >= 0)
+        eventfd_write(fd, 1);
+}
+
+void rings_pause(struct xm_vhost *d, bool on)
+{
+    d->paused = on;
+    for (unsigned i = 0; i < d->queues; i++) {
+        if (!on && live(&d->ring[i])) {
+            process(&d->ring[i]);
+            list(&d->ring[i]);
+        }
+    }
+}
+
+void rings_remap(struct xm_vhost *d)
+{
+    struct xm_error e = {0};
+
+    for (unsigned i = 0; i < d->queues; i++) {
+        struct ring *r = &d->ring[i];
+        if (r->running && (!d->mem || virtqueue_remap(&r->vq, d->mem, &e))) {
+            /* Not even to publish: its memory has gone. */
+            r->running = false;
+            watch(r, false);
+            vhost_broken(d, i, "its rings are not in the new memory table");
+        }
+    }
+    count_busy(d);
+}
+
+void rings_hang_up(struct xm_vhost *d)
+{
+    for (unsigned i = 0; i < d->queues; i++) {
+        if (!d->hung_up)
+            publish(&d->ring[i]);
+        ring_stop(&d->ring[i]);
+        unlist(&d->ring[i]);
+    }
+    d->hung_up = true;
+}
+
+void rings_apply_features(struct xm_vhost *d)
+{
+    bool flush = d->features >> VIRTIO_BLK_F_FLUSH & 1,
+         switchable = d->features >> VIRTIO_BLK_F_CONFIG_WCE & 1;
+
+    /* virtio 1.2, 5.2.5.2: a driver that cannot flush gets a device that need not be flushed. */
+    d->blk.writeback = flush && (!switchable || d->wce);
+    if (d->mem)
+        d->mem->log = d->features >> VHOST_F_LOG_ALL & 1 && d->log.base ? &d->log : NULL;
+}
+
+int rings_init(struct xm_vhost *d)
+{
+    d->turn = turn_get(d->engine);
+    d->drain = DRAIN_NONE;
+    for (unsigned i = 0; i < VHOST_QUEUES_MAX; i++) {
+        struct ring *r = &d->ring[i];
+        r->dev = d;
+        r->index = i;
+        r->kick_fd = r->call_fd = r->err_fd = r->kick.fd = -1;
+        r->again.run = go_on;
+    }
+    return d->turn ? 0 : -ENOMEM;
+}
+
+void rings_destroy(struct xm_vhost *d)
+{
+    for (unsigned i = 0; i < d->queues; i++) {
+        unlist(&d->ring[i]);
+        free(d->ring[i].reqs);
+    }
+    if (d->turn)
+        turn_put(d->turn);
+}

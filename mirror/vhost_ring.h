@@ -1,0 +1,104 @@
+/* mirror/vhost_ring.h: the rings of a vhost-user-blk device as they run on the disk's engine.
+ *
+ * Everything here is the engine's thread's, reached from the control thread (vhost.c) by xm_mailbox_call, but
+ * for the three numbers in struct xm_vhost that say so.
+ *
+ * A ring runs when its addresses and size are known, it has been given a kick descriptor and it is enabled.
+ * Kicked, it takes what is available and gives it to the driver. Completions are written to the used ring at
+ * once; the used index and the call to the guest wait for the turn's end, so that many completions cost one
+ * index, one look at the guest's wish and one eventfd write. There too the ring is looked at once more and
+ * the guest is asked to kick again.
+ *
+ * What can go wrong: the guest breaks the rules -> no ring of the device takes anything more, what is in
+ * flight ends and is answered, the count of broken grows; a reset of the device (its rings stopped and
+ * started anew) makes it work again. The front end hangs up -> nothing more is taken or answered; what was in
+ * flight is drained, and comes again from the in-flight region.
+ */
+#ifndef XM_MIRROR_VHOST_RING_H
+#define XM_MIRROR_VHOST_RING_H
+
+#include <semaphore.h>
+
+#include "mirror/virtio_blk.h"
+
+#define VHOST_QUEUES_MAX 16
+
+struct ring {
+    struct virtqueue vq;
+    struct xm_vhost *dev;
+    unsigned index;
+    bool have_num, have_addr, started, enabled, running;
+    uint16_t base;
+    struct xm_watch kick;
+    int kick_fd, call_fd, err_fd; /* owned, or -1 */
+    unsigned in_flight;           /* taken and neither published nor dropped */
+    struct blk_req *reqs;         /* vq.num slots, by head */
+    uint16_t slots;
+    bool listed; /* in the turn's list */
+    TAILQ_ENTRY(ring) link;
+    struct xm_post again; /* to go on in the next turn without a kick */
+    bool again_posted;
+};
+
+struct turn;
+struct xm_vhost {
+    struct xm_disk *disk;
+    struct xm_engine *engine;
+    struct turn *turn;
+    struct blk_dev blk;
+    struct xm_guest_mem_ops mem_ops;
+    char *path;
+
+    /* Of the engine's thread. */
+    uint64_t features; /* what the front end has set */
+    bool wce;
+    bool features_set, broken, paused, hung_up;
+    struct guestmem *mem;
+    struct dirtylog log;
+    void *inflight_map;
+    size_t inflight_len;
+    uint8_t *inflight;
+    uint16_t inflight_queues, inflight_size;
+    unsigned queues;
+    struct ring ring[VHOST_QUEUES_MAX];
+    struct chain chain; /* scratch of one pop */
+    int drain;          /* which ring the control thread waits for; DRAIN_ALL, DRAIN_NONE */
+    sem_t drained;
+    uint64_t complained; /* when a broken ring was last logged */
+
+    /* Of any thread, atomic. */
+    uint64_t broken_count;
+    unsigned busy; /* rings that run + requests in flight */
+    bool connected;
+
+    /* Of the control thread. */
+    pthread_t thread;
+    int listen_fd, stop_fd, sock;
+    uint64_t protocol;
+    struct xm_post gone;
+    bool thread_gone; /* engine's thread */
+};
+enum { DRAIN_NONE = -1, DRAIN_ALL = -2 };
+
+int rings_init(struct xm_vhost *);
+void rings_destroy(struct xm_vhost *);
+/* Starts the ring if it has become able to run, and looks at it: to be called when something about it has
+ * changed. */
+void ring_update(struct ring *);
+void ring_stop(struct ring *);
+/* A descriptor takes the old one's place; -1 closes. */
+void ring_set_kick(struct ring *, int fd);
+void ring_set_call(struct ring *, int fd);
+/* Nothing of the device (DRAIN_ALL) or ring is in flight. */
+bool rings_idle(const struct xm_vhost *, int which);
+/* No ring takes anything more, until it is called with false. */
+void rings_pause(struct xm_vhost *, bool);
+/* Finds all rings in a new memory table (paused, idle). */
+void rings_remap(struct xm_vhost *);
+/* Hung up: all rings stop, completions from now on are dropped. */
+void rings_hang_up(struct xm_vhost *);
+/* The features have changed: logging, cache mode. */
+void rings_apply_features(struct xm_vhost *);
+void vhost_broken(struct xm_vhost *, unsigned ring, const char *why);
+
+#endif
