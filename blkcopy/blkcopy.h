@@ -24,13 +24,21 @@ struct xm_file {
     bool no_punch, no_zero_range; /* learnt by the engine: the file cannot do that; zeros are made in another way */
     char *path;
 };
-enum { XM_FILE_RDONLY = 1, XM_FILE_BUFFERED = 2, XM_FILE_CREATE = 4 /* needs size; must not exist */ };
+enum {
+    XM_FILE_RDONLY = 1,
+    XM_FILE_BUFFERED = 2,
+    XM_FILE_CREATE = 4, /* needs size; must not exist */
+    XM_FILE_SHARED = 8, /* not locked (yet): another host has it open until it hands the VM over */
+};
 /* Opens a raw file or a block device, O_DIRECT unless BUFFERED or the file system cannot.
  * size: only with CREATE (sparse); the file and its name are durable when it returns. Takes a lock (OFD write lock on the whole
  * file; a block device is opened exclusively, too, which fails when it is mounted) so that no second process of ours opens it for
  * writing: -EBUSY. Readers take no lock. What cannot be done with O_DIRECT is logged and done buffered. */
 int xm_file_open(struct xm_file *, const char *path, unsigned flags, uint64_t size, struct xm_error *);
 void xm_file_close(struct xm_file *);
+/* Takes or gives up the lock of an open file: for a disk that both hosts reach. Any thread. */
+int xm_file_lock(struct xm_file *, struct xm_error *);
+void xm_file_unlock(struct xm_file *);
 
 /* ---- engine ---- */
 

@@ -53,7 +53,7 @@ static int create(struct xm_file *f, uint64_t size, struct xm_error *e)
 }
 
 /* stat comes before open: opening a FIFO would wait, opening a device of another kind may do things. */
-static int open_existing(struct xm_file *f, struct xm_error *e)
+static int open_existing(struct xm_file *f, bool shared, struct xm_error *e)
 {
     struct stat st;
 
@@ -62,7 +62,7 @@ static int open_existing(struct xm_file *f, struct xm_error *e)
     if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
         return xm_error_set(e, EINVAL, "%s is neither a file nor a block device", f->path);
     int flags = O_CLOEXEC | (f->read_only ? O_RDONLY : O_RDWR);
-    if (S_ISBLK(st.st_mode) && !f->read_only)
+    if (S_ISBLK(st.st_mode) && !f->read_only && !shared)
         flags |= O_EXCL;
     f->fd = open(f->path, flags);
     if (f->fd < 0 && errno == EBUSY)
@@ -73,7 +73,7 @@ static int open_existing(struct xm_file *f, struct xm_error *e)
     return 0;
 }
 
-static int lock(struct xm_file *f, struct xm_error *e)
+int xm_file_lock(struct xm_file *f, struct xm_error *e)
 {
     struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
 
@@ -82,6 +82,13 @@ static int lock(struct xm_file *f, struct xm_error *e)
     if (errno == EAGAIN || errno == EACCES)
         return xm_error_set(e, EBUSY, "%s is in use: another process has it open as a disk", f->path);
     return xm_error_errno(e, errno, "%s cannot be locked", f->path);
+}
+
+void xm_file_unlock(struct xm_file *f)
+{
+    struct flock l = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
+
+    fcntl(f->fd, F_OFD_SETLK, &l);
 }
 
 static int find_size(struct xm_file *f, struct xm_error *e)
@@ -173,9 +180,9 @@ int xm_file_open(struct xm_file *f, const char *path, unsigned flags, uint64_t s
     f->path = strdup(path);
     if (!f->path)
         return xm_error_set(e, ENOMEM, "no memory");
-    rc = creating ? create(f, size, e) : open_existing(f, e);
-    if (rc == 0)
-        rc = lock(f, e);
+    rc = creating ? create(f, size, e) : open_existing(f, flags & XM_FILE_SHARED, e);
+    if (rc == 0 && !(flags & XM_FILE_SHARED))
+        rc = xm_file_lock(f, e);
     if (rc == 0)
         rc = find_size(f, e);
     if (rc == 0) {
