@@ -144,7 +144,8 @@ struct xm_links_opts {
     struct xm_sink sink;
     size_t window_bytes;     /* unanswered payload per link; 0: 8 MiB */
     unsigned window_frames;  /* unanswered frames per link; 0: 512 */
-    uint64_t link_timeout;   /* ns without any link until messages fail; 0: at once */
+    uint64_t link_timeout;   /* ns without any link until messages fail; 0: at once. Before the first link they just wait */
+    uint64_t silence;        /* ns without a sign of life until a link counts as failed; 0: 10 s */
     /* Called on a link thread when a link goes up or down (e: why), and once with link -1 when the bundle is lost for good. */
     void (*event)(void *ctx, int link, enum xm_link_state, const struct xm_error *e);
     void *event_ctx;
@@ -161,6 +162,7 @@ int xm_links_info(struct xm_links *, struct xm_link_info *out, int max); /* retu
 double xm_links_rate(struct xm_links *); /* payload bytes a second answered lately, all links */
 void xm_links_set_rate(struct xm_links *, uint64_t bytes_per_s); /* limit of what is sent, all links together; 0: none */
 uint64_t xm_links_wire_bytes(struct xm_links *);                  /* sent and received so far */
+uint64_t xm_links_queued(struct xm_links *, uint64_t *max);       /* payload bytes that no link has taken; the most there ever were */
 /* Tells the peer why (ABORT) and settles everything with -ECANCELED. Any thread, more than once. */
 void xm_links_abort(struct xm_links *, const char *reason);
 /* Why the bundle was lost (the peer's ABORT, a corrupt frame, time-out), or code 0. */

@@ -1,0 +1,197 @@
+/* net/bundle.h: the bundle and its links from inside. Private to net.
+ *
+ * Threads: a link has one thread, which alone touches what stands under «the link thread's own». Anybody
+ * submits, answers (xm_rx_done) and aborts. Locks, in this order: bundle.lock; then a mailbox's or the pool's
+ * own. No callback is called and no message is settled with bundle.lock held.
+ */
+#ifndef NET_BUNDLE_H
+#define NET_BUNDLE_H
+
+#include "net/frame.h"
+
+#include <semaphore.h>
+#include <stdatomic.h>
+#include <sys/uio.h>
+
+#define LINKS_MAX  1024   /* in a bundle's life; a link that went down keeps its number */
+#define SLOTS_MAX  65536u /* unanswered frames of a link: 16 bits of an id */
+#define SLOT_BLOCK 256u
+#define POOL_LINKS 16  /* windows' worth of received payload that may be worked on */
+#define OUT_MAX    64u /* frames given to one sendmsg */
+#define OUT_BYTES                                                                                            \
+    ((size_t)256 << 10) /* hashed at once, so that it is still in the cache when it is copied                \
+                         */
+#define AHEAD_BYTES     ((size_t)16 << 10)
+#define DEFAULT_WINDOW  ((size_t)8 << 20)
+#define DEFAULT_FRAMES  512u
+#define DEFAULT_SILENCE (10 * XM_NS_PER_S)
+#define HELLO_TIME      (5 * XM_NS_PER_S)
+#define GOODBYE_TIME                                                                                         \
+    (300 * XM_NS_PER_MS) /* what is left to say, then what the peer still has to read: each at most this */
+
+STAILQ_HEAD(msgs, xm_msg);
+
+/* What the other side said of itself. */
+struct hello {
+    uint32_t version, required, optional, max_payload;
+    uint64_t window_bytes;
+    uint32_t window_frames;
+};
+
+/* A frame that has been taken by a link and is not answered yet. */
+struct slot {
+    struct xm_msg *msg;         /* NULL: free */
+    uint16_t index, generation; /* make the frame's id */
+    bool sent;                  /* all of it was given to the kernel: only then may an answer name it */
+    TAILQ_ENTRY(slot) order;    /* in the order taken, to give them back in it; or in the list of free ones */
+};
+TAILQ_HEAD(slots, slot);
+
+/* A frame on its way into the socket. */
+struct out {
+    uint8_t hdr[64];
+    const void *payload;
+    uint32_t length;
+    bool acks;         /* payload is link.ack */
+    void *owned;       /* to be freed when sent */
+    struct slot *slot; /* of a message */
+};
+
+/* What a link has under way, against its window. */
+struct room {
+    unsigned frames, urgent, bulk;
+    size_t bytes;
+};
+
+enum rx_state { RX_HEADER, RX_BUFFER /* waits for one */, RX_PAYLOAD };
+
+struct link {
+    struct xm_links *bundle;
+    int number, fd, wake;
+    pthread_t thread;
+    char name[64];
+    size_t window_bytes;
+    unsigned window_frames;
+
+    /* Any thread: */
+    atomic_bool asleep;               /* in poll, or about to; whoever turns it false writes to `wake` */
+    _Atomic(struct xm_rx *) answered; /* a stack of frames whose handler is done with them */
+    atomic_ullong wire_tx, wire_rx, frames_tx, frames_rx, resent;
+
+    /* Under bundle.lock: */
+    bool started, ended, joined; /* the thread */
+    bool up, wants;              /* wants: asleep and free to send; room: what it then had under way */
+    struct room room;
+    struct xm_meter tx_meter;
+
+    /* The link thread's own: */
+    struct xm_error why; /* why it went down */
+    struct slot **block; /* slots, in blocks that never move */
+    unsigned slots;
+    struct slots flying, idle;
+    struct room flying_room;
+    uint64_t heard, spoke; /* when */
+
+    struct out out[OUT_MAX];
+    unsigned out_first, out_n;
+    size_t out_done; /* bytes of the first that are sent */
+    bool hung;       /* poll says that the connection has ended */
+    bool blocked;    /* the socket is full */
+    uint32_t ack[ACKS_MAX * 2];
+    bool ack_busy;
+    struct xm_rx *answers, **answers_tail; /* taken from `answered`, in order */
+    unsigned unanswered;                   /* frames handed to the sink minus answers taken */
+
+    enum rx_state rx_state;
+    struct xm_frame_hdr hdr;
+    struct xm_rx *rx; /* of a request */
+    uint8_t *to;      /* where the payload goes */
+    uint32_t got;
+    void *reply;  /* of a REPLY */
+    bool starved; /* no buffer for the payload: not reading until one is back */
+    size_t ahead_at, ahead_n;
+    uint8_t ahead[AHEAD_BYTES];
+    uint8_t own[ACKS_MAX * 8]; /* payloads of net's own frames */
+};
+
+struct xm_links {
+    struct xm_links_opts opts;
+    struct xm_transport transport;
+    struct xm_bufpool *pool;
+    atomic_bool ending;   /* lost or closing; link threads look at it once a turn */
+    atomic_bool starved;  /* some link waits for a buffer */
+    atomic_ulong rx_open; /* 1 + frames handed to the sink and not done */
+    sem_t rx_drained;
+
+    pthread_mutex_t lock;   /* protects all below */
+    pthread_cond_t changed; /* up, lost, closing */
+    struct msgs
+        again; /* came back from a link that failed: before all others, and past any window (see queue.c) */
+    struct msgs urgent, bulk;
+    uint64_t queued_bytes, queued_max;
+    struct link *link[LINKS_MAX];
+    int links, up, next_wake;
+    uint64_t down_since;
+    bool lost, closing, told, tell_peer;
+    int settle_status;             /* of messages once lost or closing */
+    struct xm_error why, last_why; /* last_why: of the link that went last */
+    struct xm_meter answered;
+    struct xm_bucket bucket;
+    uint64_t hold_until; /* the rate limit's */
+};
+
+/* links.c */
+void msg_settle(struct xm_msg *, int status);
+void link_wake(struct link *);
+void bundle_wake(struct xm_links *); /* all links */
+/* The bundle is lost: everything settles with `status`; the peer is told why if tell_peer. The first reason
+ * stays; why NULL: no link. Any thread. */
+void bundle_lose(struct xm_links *, int status, bool tell_peer, const struct xm_error *why);
+
+/* queue.c */
+void queue_submit(struct xm_transport *, struct xm_msg *);
+/* Moves to `to` what the link has room for, a pull's worth at most. */
+void queue_take(struct link *, struct msgs *to);
+/* Before sleeping: false when there is something to take. *until: when the rate limit ends, if that is what
+ * it waits for. */
+bool queue_sleep(struct link *, uint64_t *until);
+/* Messages have come back: wakes a link that has room for them. */
+void queue_kick(struct xm_links *);
+void queue_answered(struct xm_links *, uint64_t bytes);
+
+/* link.c */
+struct link *link_new(struct xm_links *, int fd, const char *name);
+void link_free(struct link *);
+void *link_main(void *link);
+/* The peer broke the rules, or bytes were damaged: the whole bundle ends. Returns -code. */
+int link_violation(struct link *, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+/* The slot of a frame that an answer names; NULL: there is no such frame. */
+struct slot *link_slot_of(struct link *, uint32_t id);
+/* Frees the slot; the message is the caller's. */
+struct xm_msg *link_slot_take(struct link *, struct slot *);
+
+/* link_tx.c */
+void tx_answers(struct link *);  /* queues the answers that have come */
+void tx_messages(struct link *); /* takes messages and queues them */
+void tx_frame(struct link *, uint8_t type, uint64_t extent, const void *payload, uint32_t len);
+int tx_send(struct link *);  /* 0 or -errno: the link failed */
+void tx_cut(struct link *);  /* drops what has not begun to be sent */
+void tx_drop(struct link *); /* drops all */
+bool tx_idle(const struct link *);
+
+/* link_rx.c */
+/* Receives what is there, up to a bound. 1: something, 0: nothing, -errno: failed (link.why), or the bundle
+ * is lost. */
+int rx_receive(struct link *);
+void rx_drop(struct link *); /* what was half received */
+
+/* hello.c */
+int hello_exchange(int fd, bool client, const struct xm_links_opts *, const char *name, struct hello *peer,
+                   struct xm_error *);
+/* All of len bytes by the deadline. 0 or -errno (ETIMEDOUT, EPIPE...). */
+int send_all(int fd, const void *, size_t len, uint64_t deadline);
+
+/* call.c */
+void calls_sweep(void);
+
+#endif

@@ -1,0 +1,324 @@
+/* net/link.c: one link: a connected socket and the thread that sends and receives on it.
+ *
+ * Happy path, over and over: receive what has come, queue the answers that handlers have given meanwhile,
+ * take messages, send; when none of it moved, say so to the queue and sleep in poll on the socket and on
+ * `wake`.
+ *
+ * Failures:
+ * - The connection ends, resets, or nothing is heard for opts.silence (the other side sends PING at least
+ * every tenth of that): the link is down. Its unanswered messages go back to the queue's head, and other
+ * links send them again. The receiver may have seen them already; it tells by (object, seq). Answers that we
+ * still owed on it are dropped: the peer asks again on another link.
+ * - It was the last link: its thread stays for link_timeout to see whether another one comes, then the bundle
+ * is lost (-ENOLINK).
+ * - The peer breaks the protocol, or bytes were damaged: the bundle is lost, the peer is told why.
+ * - The bundle is lost or freed: what we owe is said within GOODBYE_TIME, then all settles. The socket is
+ * closed only after the other side has (or GOODBYE_TIME later), since closing with unread bytes resets the
+ * connection, and the peer might not get to read our ABORT.
+ */
+#include "net/bundle.h"
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+struct link *link_new(struct xm_links *b, int fd, const char *name)
+{
+    struct link *l = calloc(1, sizeof *l);
+    int one = 1;
+
+    if (!l)
+        return NULL;
+    l->bundle = b;
+    l->fd = fd;
+    l->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (l->wake < 0) {
+        free(l);
+        return NULL;
+    }
+    snprintf(l->name, sizeof l->name, "%s", name ? name : "");
+    TAILQ_INIT(&l->flying);
+    TAILQ_INIT(&l->idle);
+    l->answers_tail = &l->answers;
+    l->heard = l->spoke = xm_now();
+    xm_meter_init(&l->tx_meter, XM_NS_PER_S, l->heard);
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one); /* not for unix sockets */
+    return l;
+}
+
+/* The thread has ended, or never was. */
+void link_free(struct link *l)
+{
+    for (struct xm_rx *rx = atomic_load(&l->answered), *next; rx; rx = next) {
+        next = rx->next_ack;
+        free(rx->payload);
+        free(rx);
+    }
+    if (l->fd >= 0)
+        close(l->fd);
+    close(l->wake);
+    free(l);
+}
+
+void link_wake(struct link *l)
+{
+    if (atomic_load(&l->asleep) && atomic_exchange(&l->asleep, false))
+        eventfd_write(l->wake, 1);
+}
+
+int link_violation(struct link *l, int code, const char *fmt, ...)
+{
+    char what[400];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(what, sizeof what, fmt, ap);
+    va_end(ap);
+    xm_error_set(&l->why, code, "link %s: %s", l->name, what);
+    bundle_lose(l->bundle, -ECANCELED, true, &l->why);
+    return -code;
+}
+
+static void sleep_until(struct link *l, uint64_t until, bool *timed_out)
+{
+    struct pollfd p[2] = {{.fd = l->wake, .events = POLLIN}, {.fd = l->fd}};
+    uint64_t now = xm_now();
+    uint64_t wait = until > now ? until - now : 0;
+    struct timespec ts = {(time_t)(wait / XM_NS_PER_S), (long)(wait % XM_NS_PER_S)};
+    eventfd_t ignored;
+
+    p[1].events = (short)((l->starved ? 0 : POLLIN) | (l->blocked ? POLLOUT : 0));
+    int n = ppoll(p, 2, &ts, NULL);
+    atomic_store(&l->asleep, false);
+    if (n > 0 && p[0].revents)
+        eventfd_read(l->wake, &ignored);
+    if (n > 0 && p[1].revents & (POLLOUT | POLLERR | POLLHUP))
+        l->blocked = false;
+    l->hung = n > 0 && p[1].revents & (POLLERR | POLLHUP);
+    *timed_out = n == 0;
+}
+
+/* Nothing moved. Returns when something may have, -errno when the link is to be given up. */
+static int wait_for_work(struct link *l)
+{
+    uint64_t silence = l->bundle->opts.silence, until = UINT64_MAX;
+    bool timed_out;
+
+    if (!queue_sleep(l, &until))
+        return 0;
+    if (atomic_load(&l->answered) || atomic_load(&l->bundle->ending)) {
+        atomic_store(&l->asleep, false);
+        return 0;
+    }
+    until = XM_MIN(until, l->spoke + silence / 10);
+    until = XM_MIN(until, l->heard + silence);
+    sleep_until(l, until, &timed_out);
+    if (l->hung && l->starved) /* else reading finds out, and reads first what there still is */
+        return xm_error_set(&l->why, ECONNRESET, "the other side closed the connection");
+    if (!timed_out)
+        return 0;
+    uint64_t now = xm_now();
+    /* Judged only when poll has found nothing: this process may have been stopped for a while. */
+    if (now >= l->heard + silence && !l->starved)
+        return xm_error_set(&l->why, ETIMEDOUT, "nothing was heard from the other side for %s",
+                            xm_format_time(now - l->heard).s);
+    if (now >= l->spoke + silence / 10) {
+        l->spoke = now;
+        if (tx_idle(l))
+            tx_frame(l, XM_FRAME_PING, 0, NULL, 0);
+    }
+    return 0;
+}
+
+static int turn(struct link *l)
+{
+    int received = rx_receive(l);
+    bool moved = received > 0;
+
+    if (received < 0)
+        return received;
+    if (!l->blocked) {
+        tx_answers(l);
+        if (tx_idle(l) || l->out_n < OUT_MAX / 2)
+            tx_messages(l);
+        if (!tx_idle(l)) {
+            moved = true;
+            int err = tx_send(l);
+            if (err < 0) {
+                /* The peer may have said why, just before. */
+                xm_error_errno(&l->why, -err, "sending");
+                struct xm_error why = l->why;
+                while ((received = rx_receive(l)) > 0) {
+                }
+                if (!atomic_load(&l->bundle->ending))
+                    l->why = why;
+                return err;
+            }
+        }
+    }
+    return moved ? 0 : wait_for_work(l);
+}
+
+/* Sends what is queued, for GOODBYE_TIME at most; when freed, also the answers that handlers still give. */
+static void flush(struct link *l, bool answers)
+{
+    uint64_t deadline = xm_now() + GOODBYE_TIME;
+    bool timed_out = false;
+
+    while (!timed_out && !l->hung && xm_now() < deadline) {
+        if (answers)
+            tx_answers(l);
+        if (tx_send(l) < 0 || (tx_idle(l) && (!answers || (!l->unanswered && !l->answers))))
+            return;
+        atomic_store(&l->asleep, true);
+        if (!(answers && atomic_load(&l->answered))) {
+            l->starved = true; /* not reading any more */
+            sleep_until(l, deadline, &timed_out);
+        }
+    }
+}
+
+static void linger(struct link *l)
+{
+    uint64_t deadline = xm_now() + GOODBYE_TIME;
+
+    shutdown(l->fd, SHUT_WR);
+    for (uint64_t now; (now = xm_now()) < deadline;) {
+        struct pollfd p = {.fd = l->fd, .events = POLLIN};
+        if (poll(&p, 1, (int)((deadline - now) / XM_NS_PER_MS) + 1) <= 0)
+            continue;
+        ssize_t n = recv(l->fd, l->ahead, sizeof l->ahead, MSG_DONTWAIT);
+        if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+            return;
+    }
+}
+
+static void say_goodbye(struct link *l)
+{
+    struct xm_links *b = l->bundle;
+
+    pthread_mutex_lock(&b->lock);
+    bool tell = b->lost && b->tell_peer, lost = b->lost;
+    struct xm_error why = b->why;
+    pthread_mutex_unlock(&b->lock);
+    if (lost) {
+        tx_cut(l); /* no more data */
+        if (!tell)
+            return;
+        tx_frame(l, XM_FRAME_ABORT, (uint64_t)why.code, why.text,
+                 XM_MAX((uint32_t)strnlen(why.text, ABORT_MAX), 1u));
+    }
+    flush(l, !lost);
+    linger(l);
+}
+
+/* Unanswered messages: back to the queue, or, when the bundle has ended, to their owners. */
+static void give_back(struct link *l)
+{
+    struct xm_links *b = l->bundle;
+    struct msgs back = STAILQ_HEAD_INITIALIZER(back);
+    struct slot *s;
+    struct xm_msg *m;
+    uint64_t bytes = 0;
+
+    while ((s = TAILQ_FIRST(&l->flying))) {
+        m = link_slot_take(l, s);
+        bytes += m->length;
+        STAILQ_INSERT_TAIL(&back, m, link);
+    }
+    pthread_mutex_lock(&b->lock);
+    l->up = l->wants = false;
+    if (--b->up == 0)
+        b->down_since = xm_now();
+    bool ended = b->lost || b->closing;
+    int status = b->settle_status;
+    if (!ended) {
+        STAILQ_CONCAT(&back, &b->again);
+        STAILQ_CONCAT(&b->again, &back);
+        b->queued_bytes += bytes;
+        b->queued_max = XM_MAX(b->queued_max, b->queued_bytes);
+    }
+    pthread_mutex_unlock(&b->lock);
+    while ((m = STAILQ_FIRST(&back))) {
+        STAILQ_REMOVE_HEAD(&back, link);
+        msg_settle(m, status);
+    }
+}
+
+/* Holds the place while no link is up. */
+static void wait_for_other_links(struct xm_links *b)
+{
+    bool late = false;
+
+    pthread_mutex_lock(&b->lock);
+    while (!b->up && !b->lost && !b->closing && !late) {
+        uint64_t deadline = b->down_since + b->opts.link_timeout;
+        struct timespec ts = {(time_t)(deadline / XM_NS_PER_S), (long)(deadline % XM_NS_PER_S)};
+        if (xm_now() >= deadline)
+            late = true;
+        else
+            pthread_cond_timedwait(&b->changed, &b->lock, &ts);
+    }
+    pthread_mutex_unlock(&b->lock);
+    if (late)
+        bundle_lose(b, -ENOLINK, false, NULL);
+}
+
+static void tell_lost(struct xm_links *b)
+{
+    pthread_mutex_lock(&b->lock);
+    bool tell = b->lost && !b->closing && !b->told;
+    b->told = b->told || tell;
+    struct xm_error why = b->why;
+    pthread_mutex_unlock(&b->lock);
+    if (tell && b->opts.event)
+        b->opts.event(b->opts.event_ctx, -1, XM_LINK_DOWN, &why);
+}
+
+void *link_main(void *arg)
+{
+    struct link *l = arg;
+    struct xm_links *b = l->bundle;
+
+    if (b->opts.event)
+        b->opts.event(b->opts.event_ctx, l->number, XM_LINK_UP, &(struct xm_error){0});
+    while (!atomic_load_explicit(&b->ending, memory_order_relaxed) && turn(l) == 0) {
+    }
+    bool ended = atomic_load(&b->ending);
+    if (ended)
+        say_goodbye(l);
+    tx_drop(l);
+    rx_drop(l);
+    close(l->fd);
+    l->fd = -1;
+    pthread_mutex_lock(&b->lock);
+    if (ended && b->why.code)
+        l->why = b->why;
+    else
+        xm_error_prefix(&l->why, "link %s", l->name);
+    if (!b->closing && !b->lost && b->up == 1)
+        b->last_why = l->why;
+    pthread_mutex_unlock(&b->lock);
+    give_back(l);
+    queue_kick(b);
+    if (b->opts.event)
+        b->opts.event(b->opts.event_ctx, l->number, XM_LINK_DOWN, &l->why);
+    wait_for_other_links(b);
+    tell_lost(b);
+
+    for (unsigned i = 0; i < l->slots; i += SLOT_BLOCK)
+        free(l->block[i / SLOT_BLOCK]);
+    free(l->block);
+    pthread_mutex_lock(&b->lock);
+    l->ended = true;
+    pthread_mutex_unlock(&b->lock);
+    return NULL;
+}

@@ -1,0 +1,319 @@
+/* net/link_rx.c: what a link receives.
+ *
+ * Many small frames come with one recv into link.ahead; a large payload is received where it will stay, in an
+ * aligned buffer of the pool, and the same recv takes the next header along into link.ahead. So the bytes of
+ * large payloads are copied once, by the kernel, and a header costs no system call of its own.
+ *
+ * Everything that comes is judged before it has an effect: the header by frame_decode and the sink's check(),
+ * the payload by its hash, an answer by the frame that it names (which must be under way and wholly sent).
+ * What fails that ends the whole bundle, with a sentence, since the sides no longer agree about what was
+ * applied; a connection that only ends, ends the link.
+ */
+#include "net/bundle.h"
+
+#include <ctype.h>
+#include <endian.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#define TURN_BYTES ((size_t)1 << 20)  /* received before answers and messages are looked at again */
+#define LARGE      ((size_t)16 << 10) /* payloads from here on are not read ahead of */
+#define STATUS_MAX 4095
+
+/* "DISK_DATA frame of object 3 at offset 4096" */
+static const char *told(char text[static 100], const struct xm_frame_hdr *h)
+{
+    snprintf(text, 100, "%s frame of object %u at offset %llu", frame_kind(h->type)->name, h->object,
+             (unsigned long long)h->offset);
+    return text;
+}
+
+static bool status_of(uint32_t wire, int *status)
+{
+    *status = (int)wire;
+    return *status <= 0 && *status >= -STATUS_MAX;
+}
+
+static int on_ack(struct link *l)
+{
+    uint64_t bytes = 0;
+    int err = 0;
+
+    for (uint32_t at = 0; at < l->hdr.length && !err; at += 8) {
+        uint32_t wire[2];
+        int status;
+        memcpy(wire, l->own + at, sizeof wire);
+        struct slot *s = link_slot_of(l, le32toh(wire[0]));
+        if (!s || !status_of(le32toh(wire[1]), &status)) {
+            err = s ? link_violation(l, EPROTO, "an answer with the status %#x, which is none",
+                                     le32toh(wire[1]))
+                    : link_violation(l, EPROTO,
+                                     "an answer to frame %#x, which was not sent or is answered already",
+                                     le32toh(wire[0]));
+            break;
+        }
+        struct xm_msg *m = link_slot_take(l, s);
+        bytes += m->length;
+        msg_settle(m, status);
+    }
+    if (bytes)
+        queue_answered(l->bundle, bytes);
+    return err;
+}
+
+static int on_reply(struct link *l)
+{
+    struct slot *s = link_slot_of(l, l->hdr.id);
+    int status;
+
+    if (!s || !status_of((uint32_t)l->hdr.extent, &status))
+        return link_violation(l, EPROTO, "a reply to frame %#x, which it does not fit", l->hdr.id);
+    struct xm_msg *m = link_slot_take(l, s);
+    uint32_t bytes = m->length;
+    m->reply = l->reply;
+    m->reply_len = l->hdr.length;
+    l->reply = NULL;
+    msg_settle(m, status);
+    queue_answered(l->bundle, bytes);
+    return 0;
+}
+
+static int on_abort(struct link *l)
+{
+    struct xm_error why = {0};
+    char text[ABORT_MAX + 1];
+    uint32_t n = 0;
+
+    for (; n < l->hdr.length && n < ABORT_MAX; n++)
+        text[n] = isprint(l->own[n]) || l->own[n] >= 0x80 ? (char)l->own[n] : '?';
+    text[n] = 0;
+    xm_error_set(&why, l->hdr.extent && l->hdr.extent <= STATUS_MAX ? (int)l->hdr.extent : ECANCELED,
+                 "the other side ended the transfer: %s", text);
+    bundle_lose(l->bundle, -ECANCELED, false, &why);
+    return -ECANCELED;
+}
+
+/* A whole frame is there. */
+static int finish(struct link *l)
+{
+    const void *payload = l->rx ? l->rx->payload : l->to;
+    char what[100];
+
+    l->rx_state = RX_HEADER;
+    if (frame_hash(payload, l->hdr.length) != l->hdr.hash)
+        return link_violation(l, EBADMSG,
+                              "the payload of a %s does not have its checksum: damaged on the way",
+                              told(what, &l->hdr));
+    atomic_fetch_add_explicit(&l->frames_rx, 1, memory_order_relaxed);
+    switch (l->hdr.type) {
+    case XM_FRAME_ACK:
+        return on_ack(l);
+    case XM_FRAME_REPLY:
+        return on_reply(l);
+    case XM_FRAME_ABORT:
+        return on_abort(l);
+    case XM_FRAME_PING:
+        return 0;
+    case XM_FRAME_HELLO:
+        return link_violation(l, EPROTO, "a second HELLO");
+    default: {
+        struct xm_rx *rx = l->rx;
+        l->rx = NULL;
+        l->unanswered++;
+        atomic_fetch_add(&l->bundle->rx_open, 1);
+        l->bundle->opts.sink.frame(l->bundle->opts.sink.ctx, rx);
+        return 0;
+    }
+    }
+}
+
+static void links_rx_done(struct xm_rx *rx, int status, const void *reply, uint32_t reply_len)
+{
+    struct link *l = rx->transport;
+    struct xm_links *b = l->bundle;
+    void *copy = NULL;
+
+    rx->status = status > 0 ? -status : status;
+    if (rx->status < -STATUS_MAX)
+        rx->status = -EIO;
+    if (reply_len > XM_PAYLOAD_MAX || (reply_len && !(copy = malloc(reply_len)))) {
+        rx->status = reply_len > XM_PAYLOAD_MAX ? -EMSGSIZE : -ENOMEM;
+        reply_len = 0;
+    }
+    if (reply_len)
+        memcpy(copy, reply, reply_len); /* it may lie in the payload */
+    xm_bufpool_put(b->pool, rx->payload, rx->hdr.length);
+    rx->payload = copy;
+    rx->hdr.length = reply_len;
+    if (atomic_load(&b->starved) && atomic_exchange(&b->starved, false))
+        bundle_wake(b);
+    rx->next_ack = atomic_load_explicit(&l->answered, memory_order_relaxed);
+    while (!atomic_compare_exchange_weak(&l->answered, &rx->next_ack, rx)) {
+    }
+    link_wake(l);
+    /* From here on bundle and link may be gone. */
+    if (atomic_fetch_sub(&b->rx_open, 1) == 1)
+        sem_post(&b->rx_drained);
+}
+
+void xm_rx_done(struct xm_rx *rx, int status, const void *reply, uint32_t reply_len)
+{
+    rx->done(rx, status, reply, reply_len);
+}
+
+/* A header has come. */
+static int begin(struct link *l)
+{
+    struct xm_links *b = l->bundle;
+    struct xm_error e = {0};
+    uint8_t *wire = l->ahead + l->ahead_at;
+    int err = frame_decode(&l->hdr, wire, &e);
+
+    l->ahead_at += FRAME_HDR;
+    l->ahead_n -= FRAME_HDR;
+    if (err < 0)
+        return link_violation(l, e.code, "%s", e.text);
+    l->got = 0;
+    l->rx_state = RX_PAYLOAD;
+    l->to = l->own;
+    if (l->hdr.type == XM_FRAME_REPLY) {
+        if (!link_slot_of(l, l->hdr.id) || l->hdr.extent > UINT32_MAX)
+            return link_violation(l, EPROTO, "a reply to frame %#x, which it does not fit", l->hdr.id);
+        free(l->reply);
+        l->to = l->reply = malloc(l->hdr.length);
+        if (!l->reply)
+            return xm_error_set(&l->why, ENOMEM, "no memory for a reply of %u bytes", l->hdr.length);
+    } else if (frame_kind(l->hdr.type)->request) {
+        char what[100];
+        if (l->unanswered >= SLOTS_MAX)
+            return link_violation(l, EPROTO, "more than %u frames that are not answered yet", SLOTS_MAX);
+        if (b->opts.sink.check && b->opts.sink.check(b->opts.sink.ctx, &l->hdr, &e) < 0)
+            return link_violation(l, e.code ? e.code : EPROTO, "%s is refused: %.300s", told(what, &l->hdr),
+                                  e.text);
+        l->rx = calloc(1, sizeof *l->rx);
+        if (!l->rx)
+            return xm_error_set(&l->why, ENOMEM, "no memory for a frame");
+        l->rx->hdr = l->hdr;
+        l->rx->done = links_rx_done;
+        l->rx->transport = l;
+        l->rx_state = l->hdr.length ? RX_BUFFER : RX_PAYLOAD;
+    } else if (l->hdr.length > sizeof l->own) {
+        return link_violation(l, EPROTO,
+                              "a frame longer than there is room for"); /* the table of kinds forbids it */
+    }
+    return 0;
+}
+
+/* Gets a buffer for the payload. Without one the link does not read on, and is woken when one comes back. */
+static bool find_buffer(struct link *l)
+{
+    struct xm_links *b = l->bundle;
+    void *buf = xm_bufpool_get(b->pool, l->hdr.length);
+
+    if (!buf) {
+        atomic_store(&b->starved, true);
+        buf = xm_bufpool_get(b->pool, l->hdr.length); /* one may have come back just before */
+    }
+    l->starved = !buf;
+    if (!buf)
+        return false;
+    l->to = l->rx->payload = buf;
+    l->rx_state = RX_PAYLOAD;
+    return true;
+}
+
+/* Works off what was read ahead. */
+static int consume(struct link *l)
+{
+    for (;;) {
+        int err = 0;
+        if (l->rx_state == RX_HEADER) {
+            if (l->ahead_n < FRAME_HDR)
+                return 0;
+            err = begin(l);
+        }
+        if (!err && l->rx_state == RX_BUFFER && !find_buffer(l))
+            return 0;
+        if (!err && l->ahead_n && l->got < l->hdr.length) {
+            size_t n = XM_MIN(l->ahead_n, l->hdr.length - l->got);
+            memcpy(l->to + l->got, l->ahead + l->ahead_at, n);
+            l->got += (uint32_t)n;
+            l->ahead_at += n;
+            l->ahead_n -= n;
+        }
+        if (!err) {
+            if (l->got < l->hdr.length)
+                return 0;
+            err = finish(l);
+        }
+        if (err)
+            return err;
+    }
+}
+
+static ssize_t receive(struct link *l, size_t *asked)
+{
+    struct iovec iov[2];
+    struct msghdr msg = {.msg_iov = iov};
+    size_t rest = l->rx_state == RX_PAYLOAD ? l->hdr.length - l->got : 0;
+    /* After a large payload only the next header, so that not much of the payload behind it has to be copied.
+     */
+    size_t ahead = l->hdr.length >= LARGE ? FRAME_HDR : AHEAD_BYTES;
+
+    if (l->ahead_n)
+        memmove(l->ahead, l->ahead + l->ahead_at, l->ahead_n); /* a part of a header */
+    l->ahead_at = 0;
+    if (rest)
+        iov[msg.msg_iovlen++] = (struct iovec){l->to + l->got, rest};
+    iov[msg.msg_iovlen++] = (struct iovec){l->ahead + l->ahead_n, ahead - l->ahead_n};
+    *asked = rest + ahead - l->ahead_n;
+    ssize_t n = recvmsg(l->fd, &msg, MSG_DONTWAIT);
+    if (n > 0) {
+        size_t direct = XM_MIN((size_t)n, rest);
+        l->got += (uint32_t)direct;
+        l->ahead_n += (size_t)n - direct;
+    }
+    return n;
+}
+
+int rx_receive(struct link *l)
+{
+    size_t all = 0, asked;
+    int err = consume(l); /* it may have waited for a buffer */
+
+    while (!err && !l->starved && all < TURN_BYTES) {
+        ssize_t n = receive(l, &asked);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno == EAGAIN)
+            break;
+        if (n < 0)
+            return xm_error_errno(&l->why, errno, "receiving");
+        if (n == 0)
+            return xm_error_set(&l->why, ECONNRESET,
+                                l->rx_state == RX_HEADER && !l->ahead_n
+                                    ? "the other side closed the connection"
+                                    : "the connection ended in the middle of a frame");
+        all += (size_t)n;
+        err = consume(l);
+        if ((size_t)n < asked)
+            break;
+    }
+    if (all) {
+        l->heard = xm_now();
+        atomic_fetch_add_explicit(&l->wire_rx, all, memory_order_relaxed);
+    }
+    return err ? err : all > 0;
+}
+
+void rx_drop(struct link *l)
+{
+    if (l->rx) {
+        xm_bufpool_put(l->bundle->pool, l->rx->payload, l->hdr.length);
+        free(l->rx);
+        l->rx = NULL;
+    }
+    free(l->reply);
+    l->reply = NULL;
+}

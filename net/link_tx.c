@@ -1,0 +1,258 @@
+/* net/link_tx.c: what a link sends.
+ *
+ * Frames are queued in link.out: first the answers to the peer's frames, then messages taken from the
+ * bundle's queue. All of it goes out with one gathered sendmsg, headers and payloads together, without
+ * copying; what the socket does not take is continued when it has room again. A payload's hash is made here,
+ * just before it is copied into the socket, while that brings it into the cache anyway.
+ */
+#include "net/bundle.h"
+
+#include <endian.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+bool tx_idle(const struct link *l)
+{
+    return l->out_first == l->out_n;
+}
+
+static struct out *add(struct link *l, const struct xm_frame_hdr *h, const void *payload)
+{
+    struct out *o = &l->out[l->out_n++];
+
+    *o = (struct out){.payload = payload, .length = h->length};
+    frame_encode(o->hdr, h);
+    return o;
+}
+
+void tx_frame(struct link *l, uint8_t type, uint64_t extent, const void *payload, uint32_t len)
+{
+    if (l->out_n == OUT_MAX)
+        return;
+    add(l,
+        &(struct xm_frame_hdr){
+            .type = type, .extent = extent, .length = len, .hash = frame_hash(payload, len)},
+        payload);
+}
+
+/* Takes what handlers have answered since the last time, oldest first. */
+static void take_answers(struct link *l)
+{
+    if (!atomic_load_explicit(&l->answered, memory_order_relaxed))
+        return;
+    struct xm_rx *list = NULL;
+    for (struct xm_rx *rx = atomic_exchange(&l->answered, NULL), *next; rx; rx = next) {
+        next = rx->next_ack;
+        rx->next_ack = list;
+        list = rx;
+    }
+    *l->answers_tail = list;
+    for (; list; list = list->next_ack) {
+        l->answers_tail = &list->next_ack;
+        l->unanswered--;
+    }
+}
+
+void tx_answers(struct link *l)
+{
+    unsigned acks = 0;
+    struct xm_rx *rx;
+
+    take_answers(l);
+    if (!l->answers)
+        return;
+    /* One place is kept for the ACK frame itself. */
+    bool may_ack = !l->ack_busy && l->out_n < OUT_MAX;
+    while ((rx = l->answers)) {
+        if (rx->payload) {
+            if (l->out_n + 1 >= OUT_MAX)
+                break;
+            struct out *o = add(l,
+                                &(struct xm_frame_hdr){.type = XM_FRAME_REPLY,
+                                                       .id = rx->hdr.id,
+                                                       .extent = (uint32_t)rx->status,
+                                                       .length = rx->hdr.length,
+                                                       .hash = frame_hash(rx->payload, rx->hdr.length)},
+                                rx->payload);
+            o->owned = rx->payload;
+        } else {
+            if (!may_ack || acks == ACKS_MAX)
+                break;
+            l->ack[2 * acks] = htole32(rx->hdr.id);
+            l->ack[2 * acks + 1] = htole32((uint32_t)rx->status);
+            acks++;
+        }
+        l->answers = rx->next_ack;
+        if (!l->answers)
+            l->answers_tail = &l->answers;
+        free(rx);
+    }
+    if (acks) {
+        tx_frame(l, XM_FRAME_ACK, 0, l->ack, acks * 8);
+        l->out[l->out_n - 1].acks = true;
+        l->ack_busy = true;
+    }
+}
+
+/* Slots come in blocks that never move and are never fewer: an id finds its slot, and other slots may point
+ * to it. */
+static bool grow(struct link *l)
+{
+    if (l->slots + SLOT_BLOCK > SLOTS_MAX)
+        return false;
+    unsigned blocks = l->slots / SLOT_BLOCK;
+    struct slot **more = reallocarray(l->block, blocks + 1, sizeof(struct slot *));
+    if (!more)
+        return false;
+    l->block = more;
+    more[blocks] = calloc(SLOT_BLOCK, sizeof(struct slot));
+    if (!more[blocks])
+        return false;
+    for (unsigned i = 0; i < SLOT_BLOCK; i++) {
+        more[blocks][i].index = (uint16_t)(l->slots + i);
+        TAILQ_INSERT_TAIL(&l->idle, &more[blocks][i], order);
+    }
+    l->slots += SLOT_BLOCK;
+    return true;
+}
+
+struct slot *link_slot_of(struct link *l, uint32_t id)
+{
+    unsigned index = id & 0xffff;
+    if (index >= l->slots)
+        return NULL;
+    struct slot *s = &l->block[index / SLOT_BLOCK][index % SLOT_BLOCK];
+    return s->msg && s->generation == id >> 16 && s->sent ? s : NULL;
+}
+
+static void count(struct room *r, const struct xm_msg *m, int one)
+{
+    r->frames += (unsigned)one;
+    *(m->urgent ? &r->urgent : &r->bulk) += (unsigned)one;
+    r->bytes = one > 0 ? r->bytes + m->length : r->bytes - m->length;
+}
+
+struct xm_msg *link_slot_take(struct link *l, struct slot *s)
+{
+    struct xm_msg *m = s->msg;
+
+    count(&l->flying_room, m, -1);
+    s->msg = NULL;
+    s->generation++;
+    TAILQ_REMOVE(&l->flying, s, order);
+    /* The one free for longest is used next: an id comes again as late as possible. */
+    TAILQ_INSERT_TAIL(&l->idle, s, order);
+    return m;
+}
+
+void tx_messages(struct link *l)
+{
+    struct msgs taken = STAILQ_HEAD_INITIALIZER(taken);
+    struct xm_msg *m;
+
+    queue_take(l, &taken);
+    while ((m = STAILQ_FIRST(&taken))) {
+        STAILQ_REMOVE_HEAD(&taken, link);
+        if (TAILQ_EMPTY(&l->idle) && !grow(l)) {
+            msg_settle(m, -ENOMEM);
+            continue;
+        }
+        struct slot *s = TAILQ_FIRST(&l->idle);
+        TAILQ_REMOVE(&l->idle, s, order);
+        TAILQ_INSERT_TAIL(&l->flying, s, order);
+        s->msg = m;
+        s->sent = false;
+        count(&l->flying_room, m, 1);
+        m->wire_id = (uint32_t)s->generation << 16 | s->index;
+        m->hash = frame_hash(m->payload, m->length);
+        struct xm_frame_hdr h;
+        xm_frame_of_msg(&h, m, m->wire_id, m->hash);
+        add(l, &h, m->payload)->slot = s;
+    }
+}
+
+static void out_over(struct link *l, struct out *o)
+{
+    free(o->owned);
+    if (o->acks)
+        l->ack_busy = false;
+}
+
+void tx_cut(struct link *l)
+{
+    unsigned keep = l->out_first + (l->out_done > 0);
+
+    while (l->out_n > keep)
+        out_over(l, &l->out[--l->out_n]);
+}
+
+void tx_drop(struct link *l)
+{
+    l->out_done = 0;
+    tx_cut(l);
+    l->out_first = l->out_n = 0;
+}
+
+/* `n` more bytes are sent. */
+static void advance(struct link *l, size_t n)
+{
+    unsigned frames = 0;
+
+    l->out_done += n;
+    while (l->out_first < l->out_n) {
+        struct out *o = &l->out[l->out_first];
+        if (l->out_done < FRAME_HDR + o->length)
+            break;
+        l->out_done -= FRAME_HDR + o->length;
+        if (o->slot)
+            o->slot->sent = true;
+        out_over(l, o);
+        l->out_first++;
+        frames++;
+    }
+    if (tx_idle(l))
+        l->out_first = l->out_n = 0;
+    atomic_fetch_add_explicit(&l->wire_tx, n, memory_order_relaxed);
+    atomic_fetch_add_explicit(&l->frames_tx, frames, memory_order_relaxed);
+}
+
+static void part(struct iovec **at, const void *base, size_t len, size_t *skip)
+{
+    if (*skip >= len) {
+        *skip -= len;
+        return;
+    }
+    *(*at)++ = (struct iovec){(uint8_t *)(uintptr_t)base + *skip, len - *skip};
+    *skip = 0;
+}
+
+int tx_send(struct link *l)
+{
+    struct iovec iov[2 * OUT_MAX];
+
+    l->blocked = false;
+    while (!tx_idle(l)) {
+        struct iovec *at = iov;
+        size_t skip = l->out_done, all = 0;
+        for (unsigned i = l->out_first; i < l->out_n; i++) {
+            part(&at, l->out[i].hdr, FRAME_HDR, &skip);
+            part(&at, l->out[i].payload, l->out[i].length, &skip);
+            all += FRAME_HDR + l->out[i].length;
+        }
+        all -= l->out_done;
+        struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)(at - iov)};
+        ssize_t n = sendmsg(l->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno != EAGAIN)
+            return -errno;
+        if (n > 0)
+            advance(l, (size_t)n);
+        if (n < 0 || (size_t)n < all) {
+            l->blocked = true;
+            return 0;
+        }
+    }
+    return 0;
+}

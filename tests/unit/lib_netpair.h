@@ -1,0 +1,76 @@
+/* tests/unit/lib_netpair.h: two bundles of links in one process, joined by sockets, and a peer made of a bare
+ * socket. */
+#ifndef LIB_NETPAIR_H
+#define LIB_NETPAIR_H
+
+#include "net/net.h"
+#include <semaphore.h>
+
+/* One end: a bundle with a sink that answers, and notes what it saw. */
+struct end {
+    struct xm_links *links;
+    struct xm_links_opts opts;
+    pthread_mutex_t lock; /* protects all below */
+    pthread_cond_t changed;
+    uint8_t *seen; /* times that frame seq was seen, for seq < seen_max */
+    uint64_t seen_max, frames, duplicates;
+    uint8_t order[4096]; /* object of the n-th frame */
+    int refuse_object;   /* check() refuses it; -1: none */
+    bool hold;           /* keeps frames instead of answering */
+    STAILQ_HEAD(, xm_rx) held;
+    int up_events, down_events, lost_events;
+    struct xm_error lost_why;
+};
+void end_init(struct end *, uint64_t seen_max); /* opts may be changed until end_open */
+void end_open(struct end *);
+void end_free(struct end *);    /* answers what it holds, frees the bundle */
+void end_release(struct end *); /* answers what it holds, and does not hold any more */
+/* Waits until cond() or 10 s; false: it did not come. Use the macro with an expression of the fields. */
+#define end_wait(e, cond)                                                                                    \
+    ({                                                                                                       \
+        struct timespec until_;                                                                              \
+        clock_gettime(CLOCK_REALTIME, &until_);                                                              \
+        until_.tv_sec += 10;                                                                                 \
+        pthread_mutex_lock(&(e)->lock);                                                                      \
+        bool ok_ = true;                                                                                     \
+        while (!(cond) && ok_)                                                                               \
+            ok_ = pthread_cond_timedwait(&(e)->changed, &(e)->lock, &until_) == 0;                           \
+        ok_ = (cond);                                                                                        \
+        pthread_mutex_unlock(&(e)->lock);                                                                    \
+        ok_;                                                                                                 \
+    })
+
+void net_socketpair(int fd[2]);
+void net_tcp_pair(int fd[2]);
+/* Adds fd[0] to a as the client and fd[1] to b as the server. Returns a's result; b's in *b_result when not
+ * NULL. */
+int end_join(struct end *a, struct end *b, const int fd[2], int *b_result, struct xm_error *ea,
+             struct xm_error *eb);
+/* n links over TCP. fds: a's descriptors, for killing; may be NULL. */
+void end_join_tcp(struct end *a, struct end *b, int n, int *fds);
+
+/* Messages of one owner: `total` of them, at most `depth` unsettled, seq from first on. */
+struct load {
+    struct xm_transport *to;
+    struct xm_mailbox box;
+    uint64_t first, total, depth;
+    uint32_t length; /* 0: DISK_ZERO; else DISK_DATA of 1 to length bytes */
+    bool urgent, bulk;
+    uint64_t sent, settled, failed, twice;
+    int status; /* the first that was not 0 */
+    struct load_msg *msg;
+    uint8_t *data;
+};
+void load_init(struct load *, struct xm_transport *, uint64_t first, uint64_t total, uint64_t depth,
+               uint32_t length);
+void load_run(struct load *); /* until all are settled; on the calling thread */
+void *load_thread(void *load);
+void load_free(struct load *);
+
+/* A bare peer: has shaken hands as the server with `token` zero. Returns its socket. */
+int bare_peer(struct end *a, int *result);
+void bare_send(int fd, const struct xm_frame_hdr *, const void *payload); /* makes both hashes */
+/* Reads one frame (payload up to max). 0, or -1: closed or 5 s of silence. */
+int bare_recv(int fd, struct xm_frame_hdr *, void *payload, size_t max);
+
+#endif
