@@ -123,6 +123,18 @@ uint64_t engine_patience(struct xm_engine *e)
     return t->when > now ? t->when - now : 0;
 }
 
+void engine_end_all(struct xm_engine *e, struct requests *ended)
+{
+    struct requests todo = TAILQ_HEAD_INITIALIZER(todo);
+    struct xm_io *io;
+
+    TAILQ_CONCAT(&todo, ended, link);
+    while ((io = TAILQ_FIRST(&todo))) {
+        TAILQ_REMOVE(&todo, io, link);
+        xm_engine_end(e, io, io->res);
+    }
+}
+
 struct xm_engine *xm_engine_open(enum xm_engine_kind kind, unsigned depth, struct xm_error *e)
 {
     struct xm_error why = {0};

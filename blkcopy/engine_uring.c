@@ -30,8 +30,6 @@
 /* What the kernel does in one go is less than 2 GiB anyway. */
 #define ONE_READ_MAX (1u << 30)
 
-TAILQ_HEAD(requests, xm_io);
-
 struct uring {
     struct xm_engine base;
     struct io_uring ring;
@@ -204,18 +202,6 @@ static void reap(struct uring *u)
     }
 }
 
-static void end_ended(struct uring *u)
-{
-    struct requests todo = TAILQ_HEAD_INITIALIZER(todo);
-    struct xm_io *io;
-
-    TAILQ_CONCAT(&todo, &u->ended, link);
-    while ((io = TAILQ_FIRST(&todo))) {
-        TAILQ_REMOVE(&todo, io, link);
-        xm_engine_end(&u->base, io, io->res);
-    }
-}
-
 static void complain(struct uring *u, const char *what, int rc)
 {
     if (rc == u->complained)
@@ -260,7 +246,7 @@ static void uring_turn(struct xm_engine *e)
         arm_watches(u);
     enter(u, TAILQ_EMPTY(&u->ended) ? engine_patience(e) : 0);
     reap(u);
-    end_ended(u);
+    engine_end_all(e, &u->ended);
     xm_engine_fire_timers(e);
 }
 

@@ -705,10 +705,49 @@ static void test_before_wait_may_submit(void **state)
     assert_int_equal(refused.res, -EINVAL);
 }
 
+/* In a thread of its own: the filter stays until the thread ends. */
+static void *open_without_uring(void *arg)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog filter = {sizeof(code) / sizeof(*code), code};
+    struct xm_engine **engines = arg;
+
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) < 0)
+        return (void *)(intptr_t)errno;
+    engines[0] = xm_engine_open(XM_ENGINE_AUTO, 8, NULL);
+    engines[1] = xm_engine_open(XM_ENGINE_URING, 8, NULL);
+    return NULL;
+}
+
+static void test_auto_takes_libaio_where_io_uring_is_disabled(void **state)
+{
+    struct xm_engine *engines[2] = {NULL, NULL};
+    pthread_t t;
+    void *code;
+
+    (void)state;
+    assert_int_equal(pthread_create(&t, NULL, open_without_uring, engines), 0);
+    pthread_join(t, &code);
+    if (code) {
+        print_message("SKIPPED: no seccomp filter can be set: %s\n", strerror((int)(intptr_t)code));
+        skip();
+    }
+    assert_non_null(engines[0]);
+    assert_string_equal(engines[0]->ops->name, "libaio");
+    assert_null(engines[1]);
+    xm_engine_free(engines[0]);
+    struct xm_error e;
+    assert_null(xm_engine_open(XM_ENGINE_AUTO, 0, &e));
+}
+
 static struct variant variants[] = {
-    {XM_ENGINE_URING, NONE},
-    {XM_ENGINE_URING, ON_FILE},
-    {XM_ENGINE_URING, ON_LOOP},
+    {XM_ENGINE_URING, NONE},  {XM_ENGINE_URING, ON_FILE},  {XM_ENGINE_URING, ON_LOOP},
+    {XM_ENGINE_LIBAIO, NONE}, {XM_ENGINE_LIBAIO, ON_FILE}, {XM_ENGINE_LIBAIO, ON_LOOP},
 };
 
 /* The tests, each with the backings it is run over: bit 1 << enum backing. */
@@ -762,5 +801,6 @@ int main(void)
             n++;
         }
     }
+    all[n++] = (struct CMUnitTest)cmocka_unit_test(test_auto_takes_libaio_where_io_uring_is_disabled);
     return _cmocka_run_group_tests("blkcopy_engine", all, n, NULL, NULL);
 }
