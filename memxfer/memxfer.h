@@ -1,5 +1,5 @@
-/* memxfer/memxfer.h: guest RAM. Which pages are dirty (seen from outside a stock QEMU), rounds of pre-copy, the estimate of the
- * switch-over, and the receiving side.
+/* memxfer/memxfer.h: guest RAM. Which pages are dirty (seen from outside a stock QEMU), rounds of pre-copy,
+ * the estimate of the switch-over, and the receiving side.
  *
  * RAM block: one memfd that QEMU maps shared. Page: 4 KiB. Offsets are bytes in the block's memfd.
  * FACTS.md has the proof of the tracking; kernel >= 6.7 (PAGEMAP_SCAN, UFFD_FEATURE_WP_ASYNC).
@@ -20,7 +20,8 @@ struct xm_ram_block {
     uint64_t qemu_va;  /* where QEMU maps it; 0 for the destination, which does not track */
     uint64_t qemu_off; /* offset in the memfd of that mapping */
     uint8_t *map;      /* our own mapping of it all, MAP_SHARED */
-    struct xm_bitmap wrote; /* pages that our own process has written (the driver marks them); taken by each round */
+    struct xm_bitmap
+        wrote; /* pages that our own process has written (the driver marks them); taken by each round */
 };
 
 /* The guest RAM of one QEMU. */
@@ -29,42 +30,49 @@ struct xm_ram {
     unsigned blocks;
     struct xm_ram_block block[16];
 };
-/* Finds the shared memfd mappings of the process (by /proc/PID/maps and map_files) that are larger than 1 MiB. */
+/* Finds the shared memfd mappings of the process (by /proc/PID/maps and map_files) that are larger than 1
+ * MiB. */
 int xm_ram_find(struct xm_ram *, pid_t pid, struct xm_error *);
 /* The same from descriptors one already has, for tests. */
 int xm_ram_add(struct xm_ram *, const char *name, int memfd, uint64_t qemu_va, struct xm_error *);
 void xm_ram_close(struct xm_ram *);
-/* The bitmap for pages that we write ourselves, by the memfd's inode: for xm_guest_mem_ops. NULL: no such block. */
+/* The bitmap for pages that we write ourselves, by the memfd's inode: for xm_guest_mem_ops. NULL: no such
+ * block. */
 struct xm_bitmap *xm_ram_bitmap(struct xm_ram *, int memfd);
 
 /* ---- tracker ---- */
 
-/* Asynchronous write-protection of the blocks' mappings in the QEMU process. One owner thread (ptrace is per thread). */
+/* Asynchronous write-protection of the blocks' mappings in the QEMU process. One owner thread (ptrace is per
+ * thread). */
 struct xm_tracker;
-/* Injects, registers, arms everything. From the return on, every page written by the process is reported by a collect after the
- * write. -ENOSYS: this kernel cannot; -EPERM: not allowed, the sentence says by what. */
+/* Injects, registers, arms everything. From the return on, every page written by the process is reported by a
+ * collect after the write. -ENOSYS: this kernel cannot; -EPERM: not allowed, the sentence says by what. */
 int xm_tracker_open(struct xm_tracker **, const struct xm_ram *, struct xm_error *);
-/* Reads which pages were written since the last collect, and re-arms them, in one step; ORs them into dirty[block]. */
+/* Reads which pages were written since the last collect, and re-arms them, in one step; ORs them into
+ * dirty[block]. */
 int xm_tracker_collect(struct xm_tracker *, struct xm_bitmap *dirty, uint64_t *pages, struct xm_error *);
-/* Takes the protection away (slow: 6 to 9 ms a GiB; after the switch, or after a failure). Also fine when the process is gone. */
+/* Takes the protection away (slow: 6 to 9 ms a GiB; after the switch, or after a failure). Also fine when the
+ * process is gone. */
 void xm_tracker_close(struct xm_tracker *);
 
 /* ---- pre-copy, source ---- */
 
 struct xm_round {
-    unsigned number;        /* from 1 */
-    uint64_t pages_dirty;   /* collected for this round */
+    unsigned number;                 /* from 1 */
+    uint64_t pages_dirty;            /* collected for this round */
     uint64_t pages_data, pages_zero; /* sent as data; sent as «zero» (a few bytes) */
     uint64_t wire_bytes;
-    uint64_t ns;            /* how long it took */
-    double rate;            /* bytes a second of wire time */
+    uint64_t ns; /* how long it took */
+    double rate; /* bytes a second of wire time */
 };
 
 struct xm_precopy;
 struct xm_precopy *xm_precopy_new(struct xm_ram *, struct xm_transport *, struct xm_error *);
-/* One round: collect (the first: everything populated), read, send, wait for the answers. Blocking; *abort is looked at often.
- * final: the VM is stopped and the driver has drained; what is collected is all that is left. */
-int xm_precopy_round(struct xm_precopy *, bool final, const volatile bool *abort, struct xm_round *out, struct xm_error *);
+/* One round: collect (the first: everything populated), read, send, wait for the answers. Blocking; *abort is
+ * looked at often. final: the VM is stopped and the driver has drained; what is collected is all that is
+ * left. */
+int xm_precopy_round(struct xm_precopy *, bool final, const volatile bool *abort, struct xm_round *out,
+                     struct xm_error *);
 /* Pages that a round would send if it began now (scan without re-arming), for the estimate. */
 int xm_precopy_peek(struct xm_precopy *, uint64_t *pages, struct xm_error *);
 void xm_precopy_digest(const struct xm_precopy *, struct xm_digest *);
@@ -86,19 +94,22 @@ enum xm_converge { XM_CONVERGE_SWITCH, XM_CONVERGE_AGAIN, XM_CONVERGE_STUCK };
 struct xm_converge_state {
     uint64_t best_dirty;
     unsigned without_gain;
+    bool started;
 };
 /* STUCK: `patience` rounds in a row did not shrink what is dirty by a tenth. */
-enum xm_converge xm_converge_judge(struct xm_converge_state *, uint64_t dirty_bytes, uint64_t estimate_ns, uint64_t budget_ns,
-                                   unsigned patience);
+enum xm_converge xm_converge_judge(struct xm_converge_state *, uint64_t dirty_bytes, uint64_t estimate_ns,
+                                   uint64_t budget_ns, unsigned patience);
 
 /* ---- receiving side ---- */
 
 struct xm_ramsink;
 struct xm_ramsink *xm_ramsink_new(struct xm_ram *, struct xm_error *);
-/* For xm_sink: types RAM_PAGES and RAM_DIGEST. check() judges the header, frame() the table of runs, then writes the pages. */
+/* For xm_sink: types RAM_PAGES and RAM_DIGEST. check() judges the header, frame() the table of runs, then
+ * writes the pages. */
 int xm_ramsink_check(struct xm_ramsink *, const struct xm_frame_hdr *, struct xm_error *);
 void xm_ramsink_frame(struct xm_ramsink *, struct xm_rx *);
-/* Touches RAM ahead of the data, so that first-touch faults do not cost wire time: a background thread, until done or freed. */
+/* Touches RAM ahead of the data, so that first-touch faults do not cost wire time: a background thread, until
+ * done or freed. */
 void xm_ramsink_populate(struct xm_ramsink *);
 void xm_ramsink_free(struct xm_ramsink *);
 

@@ -1,0 +1,241 @@
+/* memxfer/ram.c: the guest's RAM: which memfds a QEMU maps shared, and our own hold on them. */
+#include "memxfer/memxfer.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define RAM_BLOCKS_MAX  (sizeof((struct xm_ram *)0)->block / sizeof(struct xm_ram_block))
+#define RAM_MIN         (1u << 20) /* smaller shared mappings are no RAM */
+#define QEMU_MEMFD_NAME "memory-backend-memfd"
+
+/* A shared mapping of a memfd, joined from the lines of /proc/PID/maps that continue each other. */
+struct mapping {
+    uint64_t start, end, off;
+    dev_t dev;
+    ino_t ino;
+    int fd; /* its number in the process; INT32_MAX: it has closed it */
+    char name[64];
+};
+
+/* Takes the descriptor over, on failure too. */
+static int add_block(struct xm_ram *ram, const char *name, int fd, uint64_t qemu_va, uint64_t qemu_off,
+                     struct xm_error *e)
+{
+    struct stat st;
+    struct xm_ram_block *b = &ram->block[ram->blocks];
+    int err;
+
+    if (ram->blocks == RAM_BLOCKS_MAX) {
+        close(fd);
+        return xm_error_set(e, E2BIG, "guest RAM has more than %zu blocks", RAM_BLOCKS_MAX);
+    }
+    if (fstat(fd, &st) < 0 || st.st_size <= 0 || st.st_size % XM_PAGE) {
+        close(fd);
+        return xm_error_set(e, EINVAL, "RAM block %s is not a file of whole pages", name);
+    }
+    memset(b, 0, sizeof *b);
+    snprintf(b->name, sizeof b->name, "%s", name);
+    b->memfd = fd;
+    b->size = (uint64_t)st.st_size;
+    b->qemu_va = qemu_va;
+    b->qemu_off = qemu_off;
+    b->map = mmap(NULL, b->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    if (b->map == MAP_FAILED) {
+        err = errno;
+        close(fd);
+        return xm_error_errno(e, err, "cannot map RAM block %s (%s)", name,
+                              xm_format_size((uint64_t)st.st_size).s);
+    }
+    if (xm_bitmap_init(&b->wrote, b->size >> XM_PAGE_SHIFT) < 0) {
+        munmap(b->map, b->size);
+        close(fd);
+        return xm_error_set(e, ENOMEM, "no memory for the bitmap of RAM block %s", name);
+    }
+    ram->blocks++;
+    return 0;
+}
+
+int xm_ram_add(struct xm_ram *ram, const char *name, int memfd, uint64_t qemu_va, struct xm_error *e)
+{
+    int fd = fcntl(memfd, F_DUPFD_CLOEXEC, 0);
+
+    if (fd < 0)
+        return xm_error_errno(e, errno, "RAM block %s", name);
+    return add_block(ram, name, fd, qemu_va, 0, e);
+}
+
+/* One line of /proc/PID/maps: 1: a shared memfd mapping, 0: something else. */
+static int parse_map_line(const char *line, struct mapping *m)
+{
+    unsigned major, minor;
+    uint64_t ino;
+    char perm[8];
+    int at = 0;
+
+    if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %7s %" SCNx64 " %x:%x %" SCNu64 " %n", &m->start, &m->end, perm,
+               &m->off, &major, &minor, &ino, &at) != 7 ||
+        !at || perm[3] != 's' || strncmp(line + at, "/memfd:", 7))
+        return 0;
+    const char *name = line + at + 7;
+    const char *end = strstr(name, " (deleted)");
+    size_t len = end ? (size_t)(end - name) : strcspn(name, "\n");
+    snprintf(m->name, sizeof m->name, "%.*s", (int)len, name);
+    m->ino = (ino_t)ino;
+    m->dev = (dev_t)(((uint64_t)major << 20) | minor); /* only compared with its like */
+    m->fd = INT32_MAX;
+    return 1;
+}
+
+/* Reads all shared memfd mappings. Returns how many, or -errno. */
+static int read_mappings(pid_t pid, struct mapping *out, unsigned max, struct xm_error *e)
+{
+    char path[64], line[600];
+    unsigned n = 0;
+
+    snprintf(path, sizeof path, "/proc/%d/maps", pid);
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return xm_error_errno(e, errno, "cannot read %s", path);
+    while (fgets(line, sizeof line, f)) {
+        struct mapping m;
+        if (!parse_map_line(line, &m))
+            continue;
+        struct mapping *last = n ? &out[n - 1] : NULL;
+        if (last && last->ino == m.ino && last->end == m.start &&
+            last->off + (last->end - last->start) == m.off) {
+            last->end = m.end; /* one mapping of QEMU, split by mbind or madvise */
+        } else if (n < max) {
+            out[n++] = m;
+        } else {
+            fclose(f);
+            return xm_error_set(e, E2BIG, "process %d has more than %u shared memory mappings", pid, max);
+        }
+    }
+    fclose(f);
+    return (int)n;
+}
+
+/* Finds the process's descriptor number of each mapping: the order in which a QEMU has opened its backends,
+ * which is that of its command line and so the same at both ends of a migration. */
+static void find_descriptors(pid_t pid, struct mapping *m, unsigned n)
+{
+    char path[300];
+
+    snprintf(path, sizeof path, "/proc/%d/fd", pid);
+    DIR *dir = opendir(path);
+    if (!dir)
+        return;
+    for (struct dirent *d; (d = readdir(dir));) {
+        struct stat st;
+        char target[80];
+        snprintf(path, sizeof path, "/proc/%d/fd/%s", pid, d->d_name);
+        ssize_t len = readlink(path, target, sizeof target - 1);
+        if (len < 7 || strncmp(target, "/memfd:", 7) || stat(path, &st) < 0)
+            continue;
+        int fd = (int)strtol(d->d_name, NULL, 10);
+        for (unsigned i = 0; i < n; i++) {
+            if (m[i].ino == st.st_ino && fd < m[i].fd)
+                m[i].fd = fd;
+        }
+    }
+    closedir(dir);
+}
+
+static int by_descriptor(const void *a, const void *b)
+{
+    const struct mapping *x = a, *y = b;
+
+    if (x->fd != y->fd)
+        return x->fd < y->fd ? -1 : 1;
+    return x->start < y->start ? 1 : x->start > y->start ? -1 : 0; /* the kernel maps downwards */
+}
+
+static int open_mapping(pid_t pid, const struct mapping *m, struct xm_error *e)
+{
+    char path[80];
+
+    if (m->fd != INT32_MAX)
+        snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, m->fd);
+    else
+        snprintf(path, sizeof path, "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, pid, m->start, m->end);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return xm_error_errno(e, errno, "cannot open guest RAM %s of process %d (%s)", m->name, pid, path);
+    return fd;
+}
+
+int xm_ram_find(struct xm_ram *ram, pid_t pid, struct xm_error *e)
+{
+    struct mapping map[128];
+    bool qemu = false;
+    int n = read_mappings(pid, map, sizeof map / sizeof *map, e);
+
+    memset(ram, 0, sizeof *ram);
+    ram->pid = pid;
+    if (n < 0)
+        return n;
+    find_descriptors(pid, map, (unsigned)n);
+    qsort(map, (size_t)n, sizeof *map, by_descriptor);
+    /* A QEMU maps other memfds too: vhost logs and in-flight regions. Its RAM has its own name. */
+    for (int i = 0; i < n; i++)
+        qemu = qemu || !strcmp(map[i].name, QEMU_MEMFD_NAME);
+    for (int i = 0; i < n; i++) {
+        if (map[i].end - map[i].start <= RAM_MIN || (qemu && strcmp(map[i].name, QEMU_MEMFD_NAME)) ||
+            !strncmp(map[i].name, "vhost-", 6))
+            continue;
+        int r = 0;
+        for (int k = 0; k < i && !r; k++) {
+            if (map[k].ino == map[i].ino)
+                r = xm_error_set(
+                    e, ENOTSUP,
+                    "process %d maps its RAM %s twice: writes through one of them could not be seen", pid,
+                    map[i].name);
+        }
+        int fd = r ? r : open_mapping(pid, &map[i], e);
+        r = fd < 0 ? fd : add_block(ram, map[i].name, fd, map[i].start, map[i].off, e);
+        const struct xm_ram_block *b = &ram->block[ram->blocks - 1];
+        if (!r && (b->qemu_off || b->size != map[i].end - map[i].start))
+            r = xm_error_set(e, ENOTSUP, "process %d maps its RAM %s only in part", pid, map[i].name);
+        if (r < 0) {
+            xm_ram_close(ram);
+            return r;
+        }
+    }
+    if (!ram->blocks)
+        return xm_error_set(e, ENOENT,
+                            "process %d has no shared guest RAM: its QEMU needs -object "
+                            "memory-backend-memfd,share=on,... as memory",
+                            pid);
+    return 0;
+}
+
+void xm_ram_close(struct xm_ram *ram)
+{
+    for (unsigned i = 0; i < ram->blocks; i++) {
+        struct xm_ram_block *b = &ram->block[i];
+        xm_bitmap_destroy(&b->wrote);
+        munmap(b->map, b->size);
+        close(b->memfd);
+    }
+    ram->blocks = 0;
+}
+
+struct xm_bitmap *xm_ram_bitmap(struct xm_ram *ram, int memfd)
+{
+    struct stat given, ours;
+
+    if (fstat(memfd, &given) < 0)
+        return NULL;
+    for (unsigned i = 0; i < ram->blocks; i++) {
+        if (!fstat(ram->block[i].memfd, &ours) && ours.st_dev == given.st_dev && ours.st_ino == given.st_ino)
+            return &ram->block[i].wrote;
+    }
+    return NULL;
+}
