@@ -1,0 +1,204 @@
+/* memxfer/pages.c: writing and judging RAM_PAGES payloads; pages.h has the format. */
+#include "memxfer/pages.h"
+
+#include <assert.h>
+#include <endian.h>
+#include <string.h>
+
+#define HEAD 8u /* bytes before the runs */
+
+static uint32_t get32(const uint8_t *p)
+{
+    uint32_t v;
+
+    memcpy(&v, p, sizeof v);
+    return le32toh(v);
+}
+
+static void put32(uint8_t *p, uint32_t v)
+{
+    v = htole32(v);
+    memcpy(p, &v, sizeof v);
+}
+
+static size_t table_bytes(unsigned runs)
+{
+    return XM_ROUND_UP(HEAD + 8u * (size_t)runs, 64);
+}
+
+/* Most pages with data differ from zero in their first bytes, so this seldom reads far. */
+static bool page_is_zero(const uint8_t *page)
+{
+    for (unsigned i = 0; i < XM_PAGE; i += 64) {
+        uint64_t w[8];
+        memcpy(w, page + i, sizeof w);
+        if (w[0] | w[1] | w[2] | w[3] | w[4] | w[5] | w[6] | w[7])
+            return false;
+    }
+    return true;
+}
+
+void pages_begin(struct pages_writer *w, uint8_t *buf)
+{
+    w->buf = buf;
+    w->runs = w->data = 0;
+    w->base = w->data_pages = w->zero_pages = 0;
+}
+
+uint8_t *pages_tail(struct pages_writer *w)
+{
+    return w->buf + PAGES_TABLE_MAX + (size_t)w->data * XM_PAGE;
+}
+
+unsigned pages_room(const struct pages_writer *w, uint64_t page)
+{
+    /* In the worst case each page is a run. */
+    if (w->runs && page - w->base > UINT32_MAX - PAGES_BATCH)
+        return 0;
+    return XM_MIN(PAGES_BATCH - w->data, PAGES_RUNS_MAX - w->runs);
+}
+
+/* Appends to the last run or begins one. The caller knows that there is room. */
+static void append(struct pages_writer *w, uint64_t page, uint32_t n, uint32_t zero)
+{
+    if (!w->runs)
+        w->base = page;
+    uint32_t first = (uint32_t)(page - w->base);
+    if (w->runs) {
+        uint32_t last = w->run[w->runs - 1].count, have = last & PAGES_COUNT_MAX;
+        if ((last & PAGES_ZERO) == zero && (uint64_t)w->run[w->runs - 1].first + have == first &&
+            n <= PAGES_COUNT_MAX - have) {
+            w->run[w->runs - 1].count += n;
+            return;
+        }
+    }
+    assert(w->runs < PAGES_RUNS_MAX);
+    w->run[w->runs].first = first;
+    w->run[w->runs].count = n | zero;
+    w->runs++;
+}
+
+void pages_put(struct pages_writer *w, uint64_t page, unsigned n)
+{
+    const uint8_t *from = pages_tail(w);
+
+    for (unsigned i = 0; i < n; i++, from += XM_PAGE) {
+        if (page_is_zero(from)) {
+            append(w, page + i, 1, PAGES_ZERO);
+            w->zero_pages++;
+            continue;
+        }
+        append(w, page + i, 1, 0);
+        if (from != pages_tail(w)) /* a zero page before it has left a gap */
+            memcpy(pages_tail(w), from, XM_PAGE);
+        w->data++;
+        w->data_pages++;
+    }
+}
+
+uint64_t pages_zero(struct pages_writer *w, uint64_t page, uint64_t n)
+{
+    uint64_t took = 0;
+
+    while (took < n && w->runs < PAGES_RUNS_MAX) {
+        uint64_t reach = w->runs ? page + took - w->base : 0;
+        if (reach >= UINT32_MAX - PAGES_COUNT_MAX)
+            break;
+        uint32_t part = (uint32_t)XM_MIN(n - took, PAGES_COUNT_MAX);
+        append(w, page + took, part, PAGES_ZERO);
+        took += part;
+    }
+    w->zero_pages += took;
+    return took;
+}
+
+void pages_end(struct pages_writer *w, struct xm_msg *m)
+{
+    size_t table = table_bytes(w->runs);
+    uint8_t *p = w->buf + PAGES_TABLE_MAX - table;
+
+    assert(w->runs > 0);
+    memset(p + table - 64, 0, 64);
+    put32(p, w->runs);
+    put32(p + 4, w->data);
+    for (unsigned i = 0; i < w->runs; i++) {
+        put32(p + HEAD + 8 * i, w->run[i].first);
+        put32(p + HEAD + 8 * i + 4, w->run[i].count);
+    }
+    uint64_t end = (uint64_t)w->run[w->runs - 1].first + (w->run[w->runs - 1].count & PAGES_COUNT_MAX);
+    m->payload = p;
+    m->length = (uint32_t)(table + (size_t)w->data * XM_PAGE);
+    m->offset = w->base << XM_PAGE_SHIFT;
+    m->extent = end << XM_PAGE_SHIFT;
+}
+
+int pages_check_header(const struct xm_frame_hdr *h, uint64_t block_bytes, struct xm_error *e)
+{
+    if (h->offset % XM_PAGE || h->extent % XM_PAGE || !h->extent || h->offset > block_bytes ||
+        h->extent > block_bytes - h->offset)
+        return xm_error_set(e, EPROTO, "RAM pages at %llu+%llu do not lie in block %u of %llu bytes",
+                            (unsigned long long)h->offset, (unsigned long long)h->extent, h->object,
+                            (unsigned long long)block_bytes);
+    if (h->length < 64 || h->length > XM_PAYLOAD_MAX)
+        return xm_error_set(e, EPROTO, "RAM pages with a payload of %u bytes", h->length);
+    if (!h->seq || !h->after || h->after > UINT32_MAX)
+        return xm_error_set(e, EPROTO, "RAM pages without a number or a round");
+    return 0;
+}
+
+int pages_check(const struct xm_frame_hdr *h, const uint8_t *payload, struct xm_error *e)
+{
+    uint32_t runs = get32(payload), pages = get32(payload + 4);
+
+    if (!runs || runs > PAGES_RUNS_MAX || pages > PAGES_DATA_MAX)
+        return xm_error_set(e, EPROTO, "a table of %u runs with %u pages", runs, pages);
+    size_t table = table_bytes(runs);
+    if (h->length != table + (size_t)pages * XM_PAGE)
+        return xm_error_set(e, EPROTO, "a table of %u runs with %u pages in %u bytes", runs, pages,
+                            h->length);
+    uint64_t extent = h->extent >> XM_PAGE_SHIFT, at = 0, data = 0;
+    for (unsigned i = 0; i < runs; i++) {
+        uint64_t first = get32(payload + HEAD + 8 * i);
+        uint32_t flags = get32(payload + HEAD + 8 * i + 4);
+        uint64_t count = flags & PAGES_COUNT_MAX;
+        if (!count || first < at || first + count > extent || (i == 0 && first != 0))
+            return xm_error_set(e, EPROTO, "run %u of a table of RAM pages lies wrong", i);
+        at = first + count;
+        if (!(flags & PAGES_ZERO))
+            data += count;
+    }
+    if (at != extent || data != pages)
+        return xm_error_set(e, EPROTO, "a table of RAM pages does not add up");
+    for (size_t i = HEAD + 8 * (size_t)runs; i < table; i++) {
+        if (payload[i])
+            return xm_error_set(e, EPROTO, "a table of RAM pages is followed by bytes of no meaning");
+    }
+    return 0;
+}
+
+unsigned pages_runs(const uint8_t *payload)
+{
+    return get32(payload);
+}
+
+const uint8_t *pages_data(const uint8_t *payload)
+{
+    return payload + table_bytes(get32(payload));
+}
+
+struct pages_run pages_run_at(const struct xm_frame_hdr *h, const uint8_t *payload, unsigned i,
+                              const uint8_t **data)
+{
+    uint32_t flags = get32(payload + HEAD + 8 * i + 4);
+    struct pages_run run = {
+        .page = (h->offset >> XM_PAGE_SHIFT) + get32(payload + HEAD + 8 * i),
+        .count = flags & PAGES_COUNT_MAX,
+        .zero = flags & PAGES_ZERO,
+    };
+
+    if (!run.zero) {
+        run.data = *data;
+        *data += run.count << XM_PAGE_SHIFT;
+    }
+    return run;
+}

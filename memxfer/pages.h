@@ -1,0 +1,80 @@
+/* memxfer/pages.h: the payload of a RAM_PAGES frame. Private to memxfer; documented in
+ * man/xmigrate-protocol.7.
+ *
+ * The header's fields: object: the RAM block's number; offset: of the first page concerned; extent: the bytes
+ * from there to the end of the last one; seq: counted from 1 per block; after: the number of the round (from
+ * 1). Offset and extent are multiples of 4096; they reach past 16 EiB of no RAM, and a frame covers at most
+ * 16 TiB.
+ *
+ * Payload, all integers little endian:
+ *      0  u32 runs       number of runs, 1 to 511
+ *      4  u32 pages      number of pages of data that follow the table, 0 to 255
+ *      8  runs times:
+ *           u32 first    page number, counted from `offset`
+ *           u32 count    bits 0 to 30: number of pages, at least 1; bit 31: they read as zeros and have no
+ * data here .  zeros up to the next multiple of 64 bytes .  pages * 4096 bytes: the data of the runs without
+ * bit 31, in the runs' order The runs ascend and do not overlap; the first begins at page 0 and the last ends
+ * at `extent`. Pages between runs are not concerned. The length is exactly what the table says. In round 1
+ * the runs of all frames of a block together cover all of it: what the source never touched is a zero run,
+ * since the destination's firmware may have written there.
+ */
+#ifndef XM_MEMXFER_PAGES_H
+#define XM_MEMXFER_PAGES_H
+
+#include "memxfer/memxfer.h"
+
+#define PAGES_RUNS_MAX  511u
+#define PAGES_TABLE_MAX 4096u
+#define PAGES_DATA_MAX  255u /* what a receiver takes: 1 MiB with the table */
+#define PAGES_BATCH     64u  /* what our sender fills: 256 KiB stay in a core's cache */
+#define PAGES_BUFFER    (PAGES_TABLE_MAX + PAGES_BATCH * XM_PAGE)
+#define PAGES_COUNT_MAX 0x7fffffffu
+#define PAGES_ZERO      0x80000000u
+/* Frames of one block whose seq is further than this behind the oldest unanswered one's are refused by the
+ * receiver. */
+#define PAGES_SEQ_WINDOW 4096u
+
+/* ---- writing one frame ---- */
+
+struct pages_writer {
+    uint8_t *buf; /* PAGES_BUFFER bytes, page-aligned: data from PAGES_TABLE_MAX on, the table right before it
+                     at the end */
+    uint64_t base; /* first page; valid with runs > 0 */
+    unsigned runs, data;
+    uint64_t data_pages, zero_pages;
+    struct {
+        uint32_t first, count;
+    } run[PAGES_RUNS_MAX];
+};
+
+void pages_begin(struct pages_writer *, uint8_t *buf);
+/* Where the next pages of data go, and how many may (0: the frame is full). */
+uint8_t *pages_tail(struct pages_writer *);
+unsigned pages_room(const struct pages_writer *, uint64_t page);
+/* Takes the n pages that were put at the tail as the block's pages from `page` on. Those that are all zeros
+ * become zero runs. n <= pages_room(); pages come in ascending order. */
+void pages_put(struct pages_writer *, uint64_t page, unsigned n);
+/* Adds a zero run. Returns how many pages it took: fewer than asked when the frame is full. */
+uint64_t pages_zero(struct pages_writer *, uint64_t page, uint64_t n);
+/* Writes the table and sets payload, length, offset and extent of the message. At least one run. */
+void pages_end(struct pages_writer *, struct xm_msg *);
+
+/* ---- reading one ---- */
+
+struct pages_run {
+    uint64_t page, count; /* in the block */
+    bool zero;
+    const uint8_t *data;
+};
+/* The whole judgement of a header (without knowing the block's size beyond `block_bytes`), and of a payload
+ * against its header. Nothing of a payload may be used before. */
+int pages_check_header(const struct xm_frame_hdr *, uint64_t block_bytes, struct xm_error *);
+int pages_check(const struct xm_frame_hdr *, const uint8_t *payload, struct xm_error *);
+/* After pages_check: how many runs, and the i-th; `data` walks on from run to run (begin with pages_data, i
+ * ascending). */
+unsigned pages_runs(const uint8_t *payload);
+const uint8_t *pages_data(const uint8_t *payload);
+struct pages_run pages_run_at(const struct xm_frame_hdr *, const uint8_t *payload, unsigned i,
+                              const uint8_t **data);
+
+#endif
