@@ -1,0 +1,34 @@
+/* tests/unit/lib_ramwire.h: a transport without a network for guest RAM: threads that take messages in random
+ * order, keep them for a while, hand them to a ramsink, twice at times and the second time much later, and
+ * settle them. */
+#ifndef LIB_RAMWIRE_H
+#define LIB_RAMWIRE_H
+
+#include "memxfer/memxfer.h"
+#include <stdatomic.h>
+
+#define RAMWIRE_THREADS 3
+
+struct ramwire {
+    struct xm_transport transport;
+    struct xm_ramsink *sink;
+    pthread_mutex_t lock; /* protects all below */
+    pthread_cond_t changed;
+    STAILQ_HEAD(, xm_msg) queue;
+    STAILQ_HEAD(, ramwire_copy) late; /* second copies that wait for their moment */
+    pthread_t thread[RAMWIRE_THREADS];
+    uint64_t seed;
+    bool end;
+    unsigned max_delay_us, duplicate_percent;
+    uint64_t fail_after; /* messages until all others fail with -ENOLINK; 0: none does */
+    uint64_t taken, late_delivered;
+    size_t in_flight, most_in_flight; /* bytes */
+    atomic_int refused;
+};
+
+void ramwire_start(struct ramwire *, struct xm_ramsink *, uint64_t seed);
+void ramwire_stop(struct ramwire *); /* delivers what is late */
+/* Asks the sink for its digest. */
+void ramwire_digest(struct ramwire *, struct xm_digest *);
+
+#endif

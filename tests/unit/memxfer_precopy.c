@@ -1,0 +1,402 @@
+/* tests/unit/memxfer_precopy.c: rounds from a process that keeps writing, over a wire that delays, reorders
+ * and repeats, into a receiving side that was not empty: at the end both memories are the same. */
+#include "memxfer/memxfer.h"
+#include "tests/unit/lib_ramchild.h"
+#include "tests/unit/lib_ramwire.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#define MIB (1u << 20)
+
+struct world {
+    struct ramchild child;
+    struct xm_ram from, to;
+    int to_fd;
+    struct xm_ramsink *sink;
+    struct ramwire wire;
+    bool wired;
+    struct xm_precopy *precopy;
+};
+static struct world w;
+static volatile bool no_abort;
+
+static void begin(uint64_t size, void (*body)(struct ramchild *), uint64_t seed)
+{
+    struct xm_error e = {0};
+
+    memset(&w, 0, sizeof w);
+    w.to_fd = -1;
+    ramchild_start(&w.child, size, -1, body, seed);
+    w.from.pid = w.child.pid;
+    assert_int_equal(xm_ram_add(&w.from, "ram", w.child.memfd, atomic_load(&w.child.page->va), &e), 0);
+    w.to_fd = memfd_create("to", MFD_CLOEXEC);
+    assert_int_equal(ftruncate(w.to_fd, (off_t)size), 0);
+    assert_int_equal(xm_ram_add(&w.to, "ram", w.to_fd, 0, &e), 0);
+    w.sink = xm_ramsink_new(&w.to, &e);
+    assert_non_null(w.sink);
+    ramwire_start(&w.wire, w.sink, seed);
+    w.wired = true;
+    w.precopy = xm_precopy_new(&w.from, &w.wire.transport, &e);
+    if (!w.precopy)
+        fail_msg("%s", e.text);
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    xm_precopy_free(w.precopy);
+    if (w.wired)
+        ramwire_stop(&w.wire);
+    xm_ramsink_free(w.sink);
+    ramchild_kill(&w.child);
+    xm_ram_close(&w.from);
+    xm_ram_close(&w.to);
+    if (w.to_fd >= 0)
+        close(w.to_fd);
+    memset(&w, 0, sizeof w);
+    w.to_fd = -1;
+    return 0;
+}
+
+static struct xm_round run_round(bool final)
+{
+    struct xm_error e = {0};
+    struct xm_round r;
+
+    if (xm_precopy_round(w.precopy, final, &no_abort, &r, &e) < 0)
+        fail_msg("%s", e.text);
+    return r;
+}
+
+static void same_on_both_sides(uint64_t seed)
+{
+    const uint8_t *a = w.from.block[0].map, *b = w.to.block[0].map;
+    struct xm_digest sent, applied;
+
+    for (uint64_t p = 0; p < w.from.block[0].size / XM_PAGE; p++) {
+        if (memcmp(a + p * XM_PAGE, b + p * XM_PAGE, XM_PAGE))
+            fail_msg("seed %llu: page %llu differs", (unsigned long long)seed, (unsigned long long)p);
+    }
+    xm_precopy_digest(w.precopy, &sent);
+    ramwire_digest(&w.wire, &applied);
+    assert_true(sent.frames > 0);
+    assert_true(xm_digest_equal(&sent, &applied));
+    assert_int_equal(atomic_load(&w.wire.refused), 0);
+}
+
+/* ---- random ---- */
+
+/* Writes numbers, zeroes pages, writes runs, by a hot and a cold part of memory. */
+static void write_all_kinds(struct ramchild *c)
+{
+    uint64_t pages = c->size / XM_PAGE, hot = 1 + ramchild_random(c) % pages, n = 0;
+
+    while (ramchild_gate(c)) {
+        uint64_t r = ramchild_random(c), page = r % (r & 1 ? pages : hot);
+        uint8_t *p = c->ram + page * XM_PAGE;
+        switch ((r >> 32) % 8) {
+        case 0:
+            memset(p, 0, XM_PAGE);
+            break;
+        case 1:
+            for (uint64_t k = 0; k < 70 && page + k < pages; k++)
+                p[k * XM_PAGE + k] = (uint8_t)r;
+            break;
+        default:
+            *(uint64_t *)(void *)(p + (r >> 40) % 512 * 8) = ++n;
+        }
+        if (n % 16 == 0)
+            usleep(20);
+    }
+}
+
+/* Like a block driver that reads disks into guest memory: writes through our own mapping, then marks. */
+struct driver {
+    pthread_t thread;
+    atomic_bool stop;
+    uint64_t seed;
+};
+
+static void *drive(void *arg)
+{
+    struct driver *d = arg;
+    const struct xm_ram_block *b = &w.from.block[0];
+    struct xm_bitmap *wrote = xm_ram_bitmap(&w.from, w.child.memfd);
+
+    for (uint64_t n = 1; !atomic_load(&d->stop); n++) {
+        d->seed = d->seed * 6364136223846793005ull + 1;
+        uint64_t page = (d->seed >> 33) % (b->size / XM_PAGE);
+        memcpy(b->map + page * XM_PAGE + 2048 + (d->seed >> 20) % 256 * 8, &n, 8);
+        xm_bitmap_set(wrote, page, 1);
+        if (n % 8 == 0)
+            usleep(30);
+    }
+    return NULL;
+}
+
+static void one_migration(uint64_t seed)
+{
+    struct driver d = {.seed = seed};
+    uint64_t size = (1 + seed % 4) * MIB;
+
+    begin(size, write_all_kinds, seed);
+    w.wire.max_delay_us = seed % 3 ? 200 : 0;
+    w.wire.duplicate_percent = seed % 2 ? 20 : 0;
+    /* The destination's firmware was there before us. */
+    for (uint64_t p = seed % 7; p < size / XM_PAGE; p += 1 + seed % 11)
+        memset(w.to.block[0].map + p * XM_PAGE, 0xf0, 100);
+    if (seed % 5 == 0)
+        xm_ramsink_populate(w.sink);
+    assert_int_equal(pthread_create(&d.thread, NULL, drive, &d), 0);
+    for (unsigned i = 0; i < 1 + seed % 4; i++)
+        run_round(false);
+    ramchild_pause(&w.child, true);
+    atomic_store(&d.stop, true);
+    pthread_join(d.thread, NULL);
+    run_round(true);
+    same_on_both_sides(seed);
+    ramwire_stop(&w.wire); /* second copies that are later than all */
+    w.wired = false;
+    same_on_both_sides(seed);
+    ramchild_end(&w.child);
+    teardown(NULL);
+}
+
+static void random_migrations_end_equal(void **state)
+{
+    (void)state;
+    const char *only = getenv("SEED");
+    ramchild_need_tracking();
+    for (uint64_t seed = only ? strtoull(only, NULL, 10) : 1; seed <= 200; seed++) {
+        one_migration(seed);
+        if (only)
+            break;
+    }
+}
+
+/* ---- one thing at a time ---- */
+
+static void write_half_once(struct ramchild *c)
+{
+    for (uint64_t p = 0; p < c->size / XM_PAGE; p += 2)
+        memset(c->ram + p * XM_PAGE, p % 8 ? (int)(p | 1) : 0, XM_PAGE); /* a quarter of these is zeros */
+    while (ramchild_gate(c))
+        usleep(50);
+}
+
+static void nothing_unneeded_is_sent_or_allocated(void **state)
+{
+    (void)state;
+    struct stat st;
+    ramchild_need_tracking();
+    begin(8 * MIB, write_half_once, 1);
+    ramchild_pause(&w.child, true);
+    uint64_t peek;
+    assert_int_equal(xm_precopy_peek(w.precopy, &peek, NULL), 0);
+    assert_int_equal(peek, 1024);
+    struct xm_round r = run_round(false);
+    assert_int_equal(r.number, 1);
+    assert_int_equal(r.pages_dirty, 1024);
+    assert_int_equal(r.pages_data, 768);
+    assert_int_equal(r.pages_zero, 2048 - 768);
+    assert_in_range(r.wire_bytes, 768 * 4096, 768 * 4096 + 768 * 24);
+    assert_true(r.ns > 0 && r.rate > 0);
+    same_on_both_sides(0);
+    teardown(NULL);
+
+    /* Memory stays thin: only what has bytes is allocated at the destination, and nothing new at the source.
+     */
+    begin(8 * MIB, write_half_once, 1);
+    ramchild_pause(&w.child, true);
+    run_round(false);
+    fstat(w.to_fd, &st);
+    assert_int_equal(st.st_blocks / 8, 768);
+    r = run_round(false);
+    fstat(w.child.memfd, &st);
+    assert_int_equal(st.st_blocks / 8, 1024);
+    r = run_round(true);
+    assert_int_equal(r.pages_dirty, 0);
+    assert_int_equal(r.wire_bytes, 0);
+    ramchild_end(&w.child);
+}
+
+static void own_writes_are_sent(void **state)
+{
+    (void)state;
+    ramchild_need_tracking();
+    begin(4 * MIB, write_half_once, 1);
+    ramchild_pause(&w.child, true);
+    run_round(false);
+    run_round(false);
+    memset(w.from.block[0].map + 77 * XM_PAGE, 0x77, XM_PAGE); /* which no tracking sees */
+    xm_bitmap_set(xm_ram_bitmap(&w.from, w.child.memfd), 77, 1);
+    uint64_t peek;
+    assert_int_equal(xm_precopy_peek(w.precopy, &peek, NULL), 0);
+    assert_int_equal(peek, 1);
+    struct xm_round r = run_round(true);
+    assert_int_equal(r.pages_dirty, 1);
+    assert_int_equal(r.pages_data, 1);
+    same_on_both_sides(0);
+    assert_int_equal(xm_bitmap_count(&w.from.block[0].wrote), 0);
+    assert_null(xm_ram_bitmap(&w.from, w.to_fd));
+    ramchild_end(&w.child);
+}
+
+static void in_flight_is_bounded(void **state)
+{
+    (void)state;
+    ramchild_need_tracking();
+    begin(64 * MIB, write_half_once, 1);
+    w.wire.max_delay_us = 500;
+    ramchild_pause(&w.child, true);
+    run_round(false);
+    assert_in_range(w.wire.most_in_flight, 1, 17 * MIB);
+    same_on_both_sides(0);
+    ramchild_end(&w.child);
+}
+
+static void a_lost_wire_is_told(void **state)
+{
+    (void)state;
+    struct xm_error e = {0};
+    ramchild_need_tracking();
+    begin(8 * MIB, write_half_once, 1);
+    ramchild_pause(&w.child, true);
+    w.wire.fail_after = 3;
+    assert_int_equal(xm_precopy_round(w.precopy, false, &no_abort, NULL, &e), -ENOLINK);
+    assert_non_null(strstr(e.text, "RAM block ram"));
+    assert_int_equal(xm_precopy_round(w.precopy, false, &no_abort, NULL, &e), -ENOLINK);
+    ramchild_end(&w.child);
+}
+
+static volatile bool now_abort;
+
+static void *abort_soon(void *arg)
+{
+    (void)arg;
+    usleep(20000);
+    now_abort = true;
+    return NULL;
+}
+
+static void an_abort_is_heard_at_once(void **state)
+{
+    (void)state;
+    struct xm_error e = {0};
+    pthread_t thread;
+    ramchild_need_tracking();
+    begin(32 * MIB, write_half_once, 1);
+    ramchild_pause(&w.child, true);
+    w.wire.max_delay_us = 200000;
+    uint64_t start = xm_now();
+    pthread_create(&thread, NULL, abort_soon, NULL);
+    assert_int_equal(xm_precopy_round(w.precopy, false, &now_abort, NULL, &e), -ECANCELED);
+    assert_true(xm_now() - start < 150 * XM_NS_PER_MS);
+    pthread_join(thread, NULL);
+    w.wire.max_delay_us = 1;
+    ramchild_end(&w.child);
+}
+
+/* ---- the receiving side alone ---- */
+
+static int last_status;
+
+static void note_status(struct xm_rx *rx, int status, const void *reply, uint32_t len)
+{
+    (void)reply;
+    (void)len;
+    (void)rx;
+    last_status = status;
+}
+
+static void send_table(struct xm_ramsink *s, uint64_t seq, uint64_t round, uint8_t fill, uint32_t claimed)
+{
+    static uint8_t payload[64 + 4096] __attribute__((aligned(4096)));
+    uint32_t head[4] = {1, 1, 0, claimed};
+    memset(payload, 0, 64);
+    memcpy(payload, head, sizeof head);
+    memset(payload + 64, fill, 4096);
+    struct xm_rx rx = {.hdr = {.type = XM_FRAME_RAM_PAGES,
+                               .offset = 5 * 4096,
+                               .extent = 4096,
+                               .length = sizeof payload,
+                               .seq = seq,
+                               .after = round},
+                       .payload = payload,
+                       .done = note_status};
+    last_status = 1;
+    xm_ramsink_frame(s, &rx);
+}
+
+static void the_sink_takes_each_frame_once_and_never_an_old_one(void **state)
+{
+    (void)state;
+    struct xm_error e = {0};
+    struct xm_ram ram = {0};
+    struct xm_digest d;
+    struct ramwire wire = {0};
+    int fd = memfd_create("to", MFD_CLOEXEC);
+    assert_int_equal(ftruncate(fd, 16 * 4096), 0);
+    assert_int_equal(xm_ram_add(&ram, "ram", fd, 0, &e), 0);
+    wire.sink = xm_ramsink_new(&ram, &e);
+    uint8_t *page = ram.block[0].map + 5 * 4096;
+
+    send_table(wire.sink, 1, 1, 0xaa, 1);
+    assert_int_equal(last_status, 0);
+    assert_int_equal(page[7], 0xaa);
+    send_table(wire.sink, 2, 2, 0xbb, 1);
+    assert_int_equal(page[7], 0xbb);
+    send_table(wire.sink, 1, 1, 0xaa, 1); /* again, late: answered, not applied */
+    assert_int_equal(last_status, 0);
+    assert_int_equal(page[7], 0xbb);
+    page[7] = 0xcc; /* a VM runs there already */
+    send_table(wire.sink, 2, 2, 0xbb, 1);
+    assert_int_equal(last_status, 0);
+    assert_int_equal(page[7], 0xcc);
+    ramwire_digest(&wire, &d);
+    assert_int_equal(d.frames, 2);
+    /* Forged ones change nothing. */
+    send_table(wire.sink, 3, 3, 0xdd, 2);
+    assert_int_equal(last_status, -EPROTO);
+    send_table(wire.sink, 100000, 3, 0xdd, 1);
+    assert_int_equal(last_status, -EPROTO);
+    struct xm_frame_hdr h = {
+        .type = XM_FRAME_RAM_PAGES, .object = 1, .extent = 4096, .length = 4160, .seq = 9, .after = 3};
+    assert_int_equal(xm_ramsink_check(wire.sink, &h, &e), -EPROTO);
+    h.object = 0;
+    assert_int_equal(xm_ramsink_check(wire.sink, &h, &e), 0);
+    h.offset = 16 * 4096;
+    assert_int_equal(xm_ramsink_check(wire.sink, &h, &e), -EPROTO);
+    h.type = XM_FRAME_DISK_DATA;
+    assert_int_equal(xm_ramsink_check(wire.sink, &h, &e), -EPROTO);
+    assert_int_equal(page[7], 0xcc);
+    ramwire_digest(&wire, &d);
+    assert_int_equal(d.frames, 2);
+    xm_ramsink_free(wire.sink);
+    xm_ram_close(&ram);
+    close(fd);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(nothing_unneeded_is_sent_or_allocated, teardown),
+        cmocka_unit_test_teardown(own_writes_are_sent, teardown),
+        cmocka_unit_test_teardown(in_flight_is_bounded, teardown),
+        cmocka_unit_test_teardown(a_lost_wire_is_told, teardown),
+        cmocka_unit_test_teardown(an_abort_is_heard_at_once, teardown),
+        cmocka_unit_test(the_sink_takes_each_frame_once_and_never_an_old_one),
+        cmocka_unit_test_teardown(random_migrations_end_equal, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
