@@ -68,7 +68,7 @@ run-unit-%: $(B)/tests/unit/%
 unit: $(UNIT)
 	@tests/run.sh $(sort $(UNIT))
 
--include $(wildcard Makefile.tests)
+-include $(wildcard Makefile.tests Makefile.bench Makefile.fuzz)
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 
 .PHONY: format lint layers clean

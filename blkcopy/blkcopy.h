@@ -96,6 +96,8 @@ struct xm_engine_ops {
     /* Submits what is queued, waits until something happens or the nearest timer is due, handles all of it. */
     void (*turn)(struct xm_engine *);
     uint64_t (*now)(struct xm_engine *); /* NULL: xm_now() */
+    /* NULL: xm_extent_is_hole(). For files that the kernel does not know. */
+    bool (*is_hole)(struct xm_engine *, const struct xm_file *, uint64_t offset, uint64_t length, uint64_t *hole_end);
     void (*free)(struct xm_engine *);    /* the implementation's part; then frees the engine's memory */
 };
 struct xm_engine {
@@ -149,7 +151,10 @@ struct xm_wreq {
     /* The writer's own: */
     struct xm_io io;
     struct iovec iov;
-    TAILQ_ENTRY(xm_wreq) link;
+    struct xm_writer *writer;
+    struct xm_wreq *dups; /* later copies of the same frame, answered together with this one */
+    uint64_t started;     /* counts writes handed to the engine */
+    TAILQ_ENTRY(xm_wreq) link, wait;
 };
 struct xm_writer *xm_writer_new(struct xm_engine *, struct xm_file *, struct xm_error *);
 void xm_writer_submit(struct xm_writer *, struct xm_wreq *);
@@ -174,7 +179,8 @@ struct xm_rreq { /* one piece, within one chunk; owned by the replica until done
     struct xm_msg msg;
     struct xm_wreq wreq;
     struct xm_replica *replica;
-    TAILQ_ENTRY(xm_rreq) link;
+    bool latest; /* the latest unsettled one of its chunk */
+    TAILQ_ENTRY(xm_rreq) link, by_chunk;
 };
 /* Far: over a transport, as object number `object`. Near: through a writer on the same engine. Gives each request its seq and
  * its predecessor in the chunk (after), so that what is applied is applied in the order submitted, per chunk. */
@@ -195,7 +201,7 @@ struct xm_copier_ops {
 };
 struct xm_copier_stats {
     uint64_t bytes_data, bytes_zero, bytes_hole; /* acknowledged */
-    uint64_t read_errors;
+    uint64_t read_errors;                        /* reads of the source that failed for good */
 };
 struct xm_copier;
 /* target_zeroed: the destination reads as zeros where nothing was written: holes and zeros of fresh chunks need not be sent.

@@ -19,7 +19,9 @@ struct xm_breq {
     uint64_t offset, length;
     struct iovec *iov; /* guest memory; may change under us at any time (invariant 4) */
     int iovcnt;
-    void (*done)(struct xm_breq *, int status); /* 0 or -errno of the local disk, never of the replica (invariant 6) */
+    /* 0 or -errno of the local disk, never of the replica (invariant 6). May be called within xm_disk_submit when the request is
+     * refused (it lies outside the disk) or empty. May submit; must not call the functions below. */
+    void (*done)(struct xm_breq *, int status);
     /* The driver's own: */
     struct xm_disk_req *priv;
 };
@@ -28,7 +30,7 @@ enum xm_chunk_state { XM_CHUNK_ABSENT, XM_CHUNK_COPYING, XM_CHUNK_PRESENT };
 enum xm_mirror_mode { XM_MIRROR_OFF, XM_MIRROR_STARTING, XM_MIRROR_ASYNC, XM_MIRROR_SYNC };
 
 struct xm_disk_opts {
-    uint32_t chunk_size;        /* power of two, 256 KiB to 4 MiB; 0: 1 MiB */
+    uint32_t chunk_size;        /* power of two, 256 KiB to 4 MiB (tests: from 4 KiB); 0: 1 MiB */
     uint64_t write_cap;         /* ns a guest write may be held; 0: 50 ms */
     uint64_t mirror_buffer;     /* bytes; 0: 64 MiB */
     uint64_t bulk_buffer;       /* bytes; 0: 16 MiB */
@@ -44,7 +46,10 @@ struct xm_disk_status {
     uint64_t buffer_bytes, buffer_max;
     uint64_t to_sync, to_async;    /* mode switches */
     uint64_t held, held_ns_max;    /* guest writes that waited for a chunk being copied */
+    uint64_t buffer_waits;         /* guest writes that waited for room in the mirror buffer */
     uint64_t given_up;             /* chunks that went back to absent */
+    int failed;                    /* -errno when copying was given up for good, and why; 0: it goes on */
+    char why[300];
     uint64_t reads, writes, flushes, read_bytes, write_bytes, errors; /* of the guest, since the disk was opened */
     struct xm_digest digest;       /* what the replica has acknowledged */
 };

@@ -12,9 +12,9 @@
  *   28 u32 reserved      0, not judged
  *   32     token         XM_TOKEN_BYTES, compared in constant time
  *
- * Failures: silence for 5 s, a closed connection, no HELLO, another version or token. Who refuses says why in
- * an ABORT whose extent is the errno, so that the other side can say the same. A refused connection concerns
- * nobody else in the bundle.
+ * Failures: silence for 5 s (or opts.silence, if that is less), a closed connection, no HELLO, another
+ * version or token. Who refuses says why in an ABORT whose extent is the errno, so that the other side can
+ * say the same. A refused connection concerns nobody else in the bundle.
  */
 #include "net/bundle.h"
 
@@ -156,7 +156,7 @@ static int recv_hello(int fd, const struct xm_links_opts *o, struct hello *peer,
 
     *spoken = false;
     if (err < 0)
-        return err == -ETIMEDOUT ? xm_error_set(e, ETIMEDOUT, "no HELLO from the other side within 5 s")
+        return err == -ETIMEDOUT ? xm_error_set(e, ETIMEDOUT, "no HELLO from the other side in time")
                                  : xm_error_errno(e, -err, "waiting for the other side's HELLO");
     *spoken = true;
     err = frame_decode(&h, wire, e);
@@ -180,7 +180,7 @@ static int recv_hello(int fd, const struct xm_links_opts *o, struct hello *peer,
 int hello_exchange(int fd, bool client, const struct xm_links_opts *o, const char *name, struct hello *peer,
                    struct xm_error *e)
 {
-    uint64_t deadline = xm_now() + HELLO_TIME;
+    uint64_t deadline = xm_now() + XM_MIN(HELLO_TIME, o->silence);
     struct xm_error own = {0};
     bool spoken = false;
     int err = client ? send_hello(fd, o, deadline) : 0;

@@ -19,15 +19,16 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+#include "tests/guest/client.h"
 #include "tests/guest/guest.h"
 #include "tests/guest/record.h"
 
-static volatile sig_atomic_t stopped;
+volatile sig_atomic_t client_stopped;
 
 static void on_signal(int sig)
 {
     (void)sig;
-    stopped = 1;
+    client_stopped = 1;
 }
 
 static uint64_t clock_ns(void)
@@ -38,7 +39,7 @@ static uint64_t clock_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static int fail(const char *what)
+int client_fail(const char *what)
 {
     printf("{\"ok\":false,\"error\":\"%s: %s\"}\n", what, strerror(errno));
     return 1;
@@ -121,8 +122,8 @@ static int beats(const char *host, unsigned seconds, bool udp)
     size_t have = 0;
 
     if (fd < 0)
-        return fail("connect");
-    while (!stopped && clock_ns() < until && alive) {
+        return client_fail("connect");
+    while (!client_stopped && clock_ns() < until && alive) {
         struct pollfd p = {fd, POLLIN, 0};
         struct beat b;
         ssize_t n;
@@ -162,7 +163,7 @@ static bool echo_once(int fd, unsigned char *out, unsigned char *in, size_t len,
         ssize_t n;
 
         if (poll(&p, 1, 100) <= 0) {
-            if (stopped)
+            if (client_stopped)
                 return true;
             continue;
         }
@@ -191,8 +192,8 @@ static int echo(const char *host, unsigned seconds)
     bool good = true;
 
     if (fd < 0)
-        return fail("connect");
-    while (!stopped && clock_ns() < until && good) {
+        return client_fail("connect");
+    while (!client_stopped && clock_ns() < until && good) {
         struct timespec pause = {0, 2000000};
         size_t len = 1 + (size_t)(rec_random(&rng) % sizeof(out));
         uint64_t t = clock_ns();
@@ -219,19 +220,19 @@ static int command(const char *host, int words, char **word)
     size_t len = 0;
 
     if (fd < 0)
-        return fail("connect");
+        return client_fail("connect");
     for (i = 0; i < words; i++)
         len += (size_t)snprintf(line + len, sizeof(line) - len, "%s%s", word[i], i + 1 < words ? " " : "\n");
     if (send(fd, line, strlen(line), MSG_NOSIGNAL) < 0)
-        return fail("send");
+        return client_fail("send");
     len = 0;
     while (len < sizeof(answer) - 1 && !memchr(answer, '\n', len)) {
         ssize_t n = recv(fd, answer + len, sizeof(answer) - 1 - len, 0);
 
-        if (n < 0 && errno == EINTR && !stopped)
+        if (n < 0 && errno == EINTR && !client_stopped)
             continue;
         if (n <= 0)
-            return fail("no answer");
+            return client_fail("no answer");
         len += (size_t)n;
     }
     close(fd);
@@ -245,7 +246,7 @@ static int wait_ready(const char *host, unsigned seconds)
 {
     uint64_t began = clock_ns(), until = began + seconds * 1000000000ull;
 
-    while (!stopped && clock_ns() < until) {
+    while (!client_stopped && clock_ns() < until) {
         struct timespec pause = {0, 50000000};
         struct timeval second = {1, 0};
         int fd = dial(host, PORT_COMMAND, SOCK_STREAM);
@@ -274,19 +275,19 @@ static int fill(const char *path, const char *name, uint64_t seed, uint64_t span
     int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
 
     if (fd < 0)
-        return fail(path);
+        return client_fail(path);
     for (off = 0; off + REC_SLOT <= span; off += REC_SLOT) {
         rec_make(buf, id, off / REC_BLOCK, REC_SLOT_BLOCKS, 1);
         if (pwrite(fd, buf, sizeof(buf), (off_t)off) != (ssize_t)sizeof(buf))
-            return fail(path);
+            return client_fail(path);
     }
     if (fsync(fd) < 0 || close(fd) < 0)
-        return fail(path);
+        return client_fail(path);
     printf("{\"ok\":true,\"bytes\":%llu}\n", (unsigned long long)off);
     return 0;
 }
 
-static uint64_t size_of(const char *s)
+uint64_t client_size(const char *s)
 {
     char *end;
     uint64_t n = strtoull(s, &end, 0);
@@ -312,9 +313,16 @@ int main(int argc, char **argv)
     if (argc == 4 && strcmp(what, "wait") == 0)
         return wait_ready(argv[2], (unsigned)atoi(argv[3]));
     if (argc == 6 && strcmp(what, "fill") == 0)
-        return fill(argv[2], argv[3], strtoull(argv[4], NULL, 0), size_of(argv[5]));
+        return fill(argv[2], argv[3], strtoull(argv[4], NULL, 0), client_size(argv[5]));
+    if (argc == 8 && strcmp(what, "compare") == 0)
+        return client_compare(argv[2], argv[3], argv[4], strtoull(argv[5], NULL, 0), client_size(argv[6]),
+                              client_size(argv[7]));
+    if (argc == 6 && strcmp(what, "proxy") == 0)
+        return client_proxy((uint16_t)atoi(argv[2]), (uint16_t)atoi(argv[3]), argv[4], client_size(argv[5]));
     fprintf(stderr, "usage: xm-client heartbeat|pulse|echo|wait HOST SECONDS\n"
                     "       xm-client cmd HOST WORDS...\n"
-                    "       xm-client fill FILE NAME SEED SPAN\n");
+                    "       xm-client fill FILE NAME SEED SPAN\n"
+                    "       xm-client compare SOURCE DESTINATION NAME SEED SPAN TRIM\n"
+                    "       xm-client proxy PORT TO_PORT none|corrupt|cut|stall AFTER\n");
     return 2;
 }

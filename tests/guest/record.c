@@ -58,6 +58,14 @@ void rec_make(void *buf, uint64_t disk, uint64_t block, unsigned count, uint64_t
     }
 }
 
+uint64_t rec_sequence(const void *buf)
+{
+    struct rec_head h;
+
+    memcpy(&h, buf, sizeof(h));
+    return h.seq;
+}
+
 bool rec_is_zero(const void *buf, size_t len)
 {
     const unsigned char *p = buf;

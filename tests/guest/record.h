@@ -23,6 +23,7 @@ void rec_make(void *buf, uint64_t disk, uint64_t block, unsigned count, uint64_t
  * `why`). */
 const char *rec_check(const void *buf, uint64_t disk, uint64_t block, uint64_t lo, uint64_t hi, char *why,
                       size_t why_size);
+uint64_t rec_sequence(const void *buf); /* of a block that rec_check has found whole */
 bool rec_is_zero(const void *buf, size_t len);
 
 /* Fills words with pseudo-random content. */

@@ -567,6 +567,41 @@ static void test_ready_is_not_called_after_unwatch(void **state)
     }
 }
 
+/* As above, and the one that is called puts a new watch in the other's place: the other's event is not for
+ * it. */
+static struct seen successor;
+
+static void replace_ready(struct xm_watch *w)
+{
+    pair_ready(w);
+    if (!successor.watch.active && successor.watch.fd >= 0)
+        assert_int_equal(xm_engine_watch(rig.engine, &successor.watch), 0);
+}
+
+static void test_a_late_event_is_not_for_the_next_watch(void **state)
+{
+    rig_open(state, 8);
+    successor = seen_on(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+    for (unsigned i = 0; i < 2; i++) {
+        pair[i] = seen_on(eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC));
+        pair[i].watch.ready = replace_ready;
+        assert_int_equal(xm_engine_watch(rig.engine, &pair[i].watch), 0);
+    }
+    while (pair[0].count + pair[1].count == 0)
+        xm_engine_turn(rig.engine);
+    brief_turn();
+    assert_true(successor.watch.active);
+    assert_int_equal(successor.count, 0);
+    eventfd_write(successor.watch.fd, 1);
+    turn_until(&successor.count, 1);
+    xm_engine_unwatch(rig.engine, &successor.watch);
+    close(successor.watch.fd);
+    for (unsigned i = 0; i < 2; i++) {
+        xm_engine_unwatch(rig.engine, &pair[i].watch);
+        close(pair[i].watch.fd);
+    }
+}
+
 /* ---- timers ---- */
 
 struct tick {
@@ -774,6 +809,7 @@ static const struct {
     T(a_watch_fires_for_what_was_written_before, 1 << NONE),
     T(watches_come_and_go, 1 << NONE),
     T(ready_is_not_called_after_unwatch, 1 << NONE),
+    T(a_late_event_is_not_for_the_next_watch, 1 << NONE),
     T(timers_fire_in_order, 1 << NONE),
     T(timers_cancel_and_set_each_other, 1 << NONE),
     T(mailbox_runs_on_the_owners_thread, 1 << NONE),

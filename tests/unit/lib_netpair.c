@@ -178,16 +178,17 @@ static void load_next(struct load_msg *lm)
     uint64_t seq = l->first + n;
 
     lm->flying = true;
-    lm->msg = (struct xm_msg){.post.run = lm->msg.post.run,
-                              .home = &l->box,
-                              .type = l->length ? XM_FRAME_DISK_DATA : XM_FRAME_DISK_ZERO,
-                              .urgent = l->urgent,
-                              .length = l->length ? (uint32_t)(1 + n * 7919 % l->length) : 0,
-                              .payload = l->length ? l->data : NULL,
-                              .extent = l->length ? 0 : 4096,
-                              .object = l->urgent ? 1 : 0,
-                              .offset = seq << 12,
-                              .seq = seq};
+    lm->msg =
+        (struct xm_msg){.post.run = lm->msg.post.run,
+                        .home = &l->box,
+                        .type = l->length ? XM_FRAME_DISK_DATA : XM_FRAME_DISK_ZERO,
+                        .urgent = l->urgent,
+                        .length = l->length ? l->fixed ? l->length : (uint32_t)(1 + n * 7919 % l->length) : 0,
+                        .payload = l->length ? l->data : NULL,
+                        .extent = l->length ? 0 : 4096,
+                        .object = l->urgent ? 1 : 0,
+                        .offset = seq << 12,
+                        .seq = seq};
     l->to->submit(l->to, &lm->msg);
 }
 
@@ -204,6 +205,8 @@ static void load_settled(struct xm_post *p)
         l->status = l->status ? l->status : lm->msg.status;
     }
     free(lm->msg.reply);
+    if (lm->msg.status && l->total == UINT64_MAX)
+        l->total = l->sent;
     if (l->sent < l->total)
         load_next(lm);
 }

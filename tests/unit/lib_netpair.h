@@ -49,13 +49,14 @@ int end_join(struct end *a, struct end *b, const int fd[2], int *b_result, struc
 /* n links over TCP. fds: a's descriptors, for killing; may be NULL. */
 void end_join_tcp(struct end *a, struct end *b, int n, int *fds);
 
-/* Messages of one owner: `total` of them, at most `depth` unsettled, seq from first on. */
+/* Messages of one owner: `total` of them, at most `depth` unsettled, seq from first on. total UINT64_MAX:
+ * until one fails. */
 struct load {
     struct xm_transport *to;
     struct xm_mailbox box;
     uint64_t first, total, depth;
-    uint32_t length; /* 0: DISK_ZERO; else DISK_DATA of 1 to length bytes */
-    bool urgent, bulk;
+    uint32_t length;    /* 0: DISK_ZERO; else DISK_DATA of 1 to length bytes */
+    bool urgent, fixed; /* fixed: all of `length` */
     uint64_t sent, settled, failed, twice;
     int status; /* the first that was not 0 */
     struct load_msg *msg;

@@ -1,0 +1,22 @@
+/* xmigrate: see cli/cli.h. */
+#include "cli/cli.h"
+
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+int main(int argc, char **argv)
+{
+    struct cli_io io = {.out = stdout, .err = stderr, .terminal = isatty(STDOUT_FILENO), .columns = 80};
+    struct winsize w;
+
+    xm_log_open("xmigrate", XM_LOG_WARN);
+    if (io.terminal && ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col)
+        io.columns = w.ws_col;
+    int status = cli_run(argc, argv, &io);
+    if (fflush(stdout) == EOF || ferror(stdout)) {
+        perror("xmigrate: cannot write the output");
+        return status ? status : CLI_FAILED;
+    }
+    return status;
+}

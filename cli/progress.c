@@ -1,0 +1,124 @@
+#include "cli/progress.h"
+#include "cli/text.h"
+
+#include <stdarg.h>
+#include <string.h>
+
+void progress_init(struct progress *p, const struct cli_io *io)
+{
+    *p = (struct progress){.io = io, .step = -1};
+}
+
+__attribute__((format(printf, 4, 5))) static size_t add(char *buf, size_t cap, size_t at, const char *fmt,
+                                                        ...)
+{
+    va_list ap;
+
+    if (at >= cap)
+        return at;
+    va_start(ap, fmt);
+    int n = vsnprintf(buf + at, cap - at, fmt, ap);
+    va_end(ap);
+    return n < 0 ? at : at + (size_t)n;
+}
+
+/* Percent done, never over 100; -1 when nothing is known of it. */
+static int percent_of(const json_t *event)
+{
+    int64_t done = xm_json_int(event, "bytes_done", -1), total = xm_json_int(event, "bytes_total", 0);
+
+    if (done < 0 || total <= 0)
+        return -1;
+    return done >= total ? 100 : (int)((double)done * 100 / (double)total);
+}
+
+/* "mirror async", or each disk's when they differ. */
+static size_t add_modes(char *buf, size_t cap, size_t at, const json_t *disks)
+{
+    const char *first = xm_json_str(json_array_get(disks, 0), "mode", NULL);
+    bool same = true;
+    size_t i;
+    json_t *d;
+
+    if (!first)
+        return at;
+    json_array_foreach (disks, i, d)
+        same &= !strcmp(xm_json_str(d, "mode", ""), first);
+    at = add(buf, cap, at, "  mirror");
+    if (same)
+        return add(buf, cap, at, " %s", first);
+    json_array_foreach (disks, i, d)
+        at = add(buf, cap, at, "%s %s:%s", i ? "," : "", xm_json_str(d, "name", "?"),
+                 xm_json_str(d, "mode", "?"));
+    return at;
+}
+
+void progress_format(char *buf, size_t cap, const char *state, const json_t *event)
+{
+    int percent = percent_of(event);
+    double rate = xm_json_real(event, "rate", 0), eta = xm_json_real(event, "eta_s", -1);
+    int64_t round = xm_json_int(event, "round", 0), dirty = xm_json_int(event, "dirty_bytes", -1);
+    double dirty_rate = xm_json_real(event, "dirty_rate", 0);
+    size_t at = add(buf, cap, 0, "%-8s", state);
+
+    if (percent >= 0) {
+        at = add(buf, cap, at, " %3d %%", percent);
+        at = add(buf, cap, at, "  %s of %s", xm_format_size((uint64_t)xm_json_int(event, "bytes_done", 0)).s,
+                 xm_format_size((uint64_t)xm_json_int(event, "bytes_total", 0)).s);
+    }
+    if (rate > 0)
+        at = add(buf, cap, at, "  %s", xm_format_rate(rate).s);
+    if (eta >= 0 && eta < 1e9)
+        at = add(buf, cap, at, "  %s left", xm_format_time((uint64_t)(eta * 1e9)).s);
+    if (round > 0)
+        at = add(buf, cap, at, "  round %lld", (long long)round);
+    if (round > 0 && dirty >= 0)
+        at = add(buf, cap, at, ", %s dirty", xm_format_size((uint64_t)dirty).s);
+    if (dirty_rate > 0)
+        at = add(buf, cap, at, " at %s", xm_format_rate(dirty_rate).s);
+    add_modes(buf, cap, at, json_object_get(event, "disks"));
+}
+
+void progress_clear(struct progress *p)
+{
+    if (p->line) {
+        fputs("\r\033[K", p->io->out);
+        fflush(p->io->out);
+    }
+    p->line = false;
+}
+
+static void redraw(struct progress *p, char *text)
+{
+    unsigned columns = p->io->columns ? p->io->columns : 80;
+
+    if (strlen(text) >= columns)
+        text[columns - 1] = 0; /* a longer line would wrap, and \r would not come back to its start */
+    fputc('\r', p->io->out);
+    put_text(p->io->out, text);
+    fputs("\033[K", p->io->out);
+    p->line = true;
+    fflush(p->io->out);
+}
+
+void progress_event(struct progress *p, const json_t *event, uint64_t now)
+{
+    char text[512];
+    const char *state = xm_json_str(event, "state", p->state);
+    bool moved_on = strcmp(state, p->state) != 0;
+    int percent = percent_of(event), step = percent < 0 ? -1 : percent / 10;
+
+    snprintf(p->state, sizeof p->state, "%s", state);
+    progress_format(text, sizeof text, p->state, event);
+    if (p->io->terminal) {
+        redraw(p, text);
+        return;
+    }
+    if (moved_on || step > p->step || now - p->printed >= PROGRESS_SELDOM_NS) {
+        put_text(p->io->out, text);
+        fputc('\n', p->io->out);
+        fflush(p->io->out);
+        p->printed = now;
+        p->step = step;
+    }
+}

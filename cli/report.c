@@ -1,0 +1,318 @@
+#include "cli/report.h"
+#include "cli/text.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* A scalar as text: strings as they are, numbers, yes and no. The rest: "". Lives until the next eight calls.
+ */
+static const char *scalar(const json_t *v)
+{
+    static char text[8][64];
+    static unsigned at;
+
+    if (json_is_string(v))
+        return json_string_value(v);
+    at = (at + 1) % 8;
+    text[at][0] = 0;
+    if (json_is_integer(v))
+        snprintf(text[at], sizeof text[at], "%lld", (long long)json_integer_value(v));
+    else if (json_is_real(v))
+        snprintf(text[at], sizeof text[at], "%.6g", json_real_value(v));
+    else if (json_is_boolean(v))
+        snprintf(text[at], sizeof text[at], "%s", json_is_true(v) ? "yes" : "no");
+    return text[at];
+}
+
+static const char *size_text(const json_t *o, const char *key)
+{
+    static char text[8][32];
+    static unsigned at;
+    int64_t n = xm_json_int(o, key, -1);
+
+    at = (at + 1) % 8;
+    snprintf(text[at], sizeof text[at], "%s", n < 0 ? "" : xm_format_size((uint64_t)n).s);
+    return text[at];
+}
+
+/* Seconds since 1970 as local time; text stays text. */
+static const char *time_text(const json_t *v)
+{
+    static char text[32];
+    struct tm tm;
+
+    if (!json_is_number(v))
+        return scalar(v);
+    time_t t = (time_t)json_number_value(v);
+    if (!localtime_r(&t, &tm) || !strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S", &tm))
+        return "";
+    return text;
+}
+
+static void print_lines(const json_t *array, const char *before, FILE *out)
+{
+    size_t i;
+    json_t *v;
+
+    json_array_foreach (array, i, v) {
+        fputs(before, out);
+        put_text(out, scalar(v));
+        fputc('\n', out);
+    }
+}
+
+int report_text(const struct args *a, const json_t *answer, const struct cli_io *io)
+{
+    const char *text = xm_json_str(answer, "text", xm_json_str(answer, "message", NULL));
+
+    (void)a;
+    if (text) {
+        put_text(io->out, text);
+        fputc('\n', io->out);
+    }
+    return CLI_DONE;
+}
+
+int report_check(const struct args *a, const json_t *answer, const struct cli_io *io)
+{
+    const json_t *reasons = json_object_get(answer, "reasons");
+
+    if (json_array_size(reasons)) {
+        fprintf(io->out, "%s cannot be moved to %s:\n", a->word[0], a->word[1]);
+        print_lines(reasons, "  - ", io->out);
+        return CLI_REFUSED;
+    }
+    fprintf(io->out, "%s can be moved to %s.\n", a->word[0], a->word[1]);
+    return CLI_DONE;
+}
+
+int report_list(const struct args *a, const json_t *answer, const struct cli_io *io)
+{
+    static const char *const titles[] = {"VM", "STATE", "HOST", "MEMORY", "VCPUS", "DISKS", "JOB"};
+    struct table t;
+    size_t i;
+    json_t *v;
+
+    (void)a;
+    table_begin(&t, 7, titles);
+    json_array_foreach (json_object_get(answer, "vms"), i, v) {
+        const json_t *disks = json_object_get(v, "disks");
+        char count[24];
+        snprintf(count, sizeof count, "%zu", json_array_size(disks));
+        table_add(&t, (const char *const[]){
+                          xm_json_str(v, "name", ""), xm_json_str(v, "state", ""), xm_json_str(v, "host", ""),
+                          size_text(v, "memory"), scalar(json_object_get(v, "vcpus")),
+                          json_is_array(disks) ? count : scalar(disks), scalar(json_object_get(v, "job"))});
+    }
+    table_end(&t, io->out);
+    return CLI_DONE;
+}
+
+int report_jobs(const struct args *a, const json_t *answer, const struct cli_io *io)
+{
+    static const char *const titles[] = {"JOB", "VM", "DESTINATION", "STATE", "DONE", "STARTED", "RESULT"};
+    struct table t;
+    size_t i;
+    json_t *v;
+
+    (void)a;
+    table_begin(&t, 7, titles);
+    json_array_foreach (json_object_get(answer, "jobs"), i, v) {
+        char percent[16] = "";
+        if (json_is_number(json_object_get(v, "percent")))
+            snprintf(percent, sizeof percent, "%d %%", (int)XM_MIN(xm_json_real(v, "percent", 0), 100));
+        table_add(&t, (const char *const[]){scalar(json_object_get(v, "job")), xm_json_str(v, "vm", ""),
+                                            xm_json_str(v, "destination", ""), xm_json_str(v, "state", ""),
+                                            percent, time_text(json_object_get(v, "started")),
+                                            scalar(json_object_get(v, "result"))});
+    }
+    table_end(&t, io->out);
+    return CLI_DONE;
+}
+
+/* Is the number under this key one of bytes? */
+static bool in_bytes(const char *key)
+{
+    size_t n = strlen(key);
+    return !strcmp(key, "memory") || !strcmp(key, "size") || (n > 6 && !strcmp(key + n - 6, "_bytes"));
+}
+
+static void print_tree(const json_t *o, int indent, FILE *out)
+{
+    const char *key;
+    size_t i;
+    json_t *v, *item;
+
+    json_object_foreach ((json_t *)o, key, v) {
+        if (json_is_null(v))
+            continue;
+        fprintf(out, "%*s", indent, "");
+        put_text(out, key);
+        if (json_is_object(v)) {
+            fputs(":\n", out);
+            print_tree(v, indent + 2, out);
+        } else if (json_is_array(v)) {
+            fputs(":\n", out);
+            json_array_foreach (v, i, item) {
+                const char *name = xm_json_str(item, "name", NULL);
+                fprintf(out, "%*s- ", indent + 2, "");
+                put_text(out, name ? name : scalar(item));
+                fputc('\n', out);
+                if (json_is_object(item) && indent < 20)
+                    print_tree(item, indent + 4, out);
+            }
+        } else {
+            fprintf(out, "%*s", (int)XM_MAX(14 - (int)strlen(key), 1), "");
+            put_text(out, in_bytes(key) && json_is_integer(v) ? size_text(o, key) : scalar(v));
+            fputc('\n', out);
+        }
+    }
+}
+
+int report_show(const struct args *a, const json_t *answer, const struct cli_io *io)
+{
+    (void)a;
+    print_tree(json_object_get(answer, "vm"), 0, io->out);
+    return CLI_DONE;
+}
+
+int report_plan(const struct args *a, const json_t *answer, const struct cli_io *io)
+{
+    const json_t *plan = json_object_get(answer, "plan");
+    size_t i;
+    json_t *m;
+
+    (void)a;
+    if (json_is_array(plan) && !json_array_size(plan))
+        fprintf(io->out, "Every datastore is below its target: nothing to move.\n");
+    json_array_foreach (plan, i, m) {
+        const char *disk = xm_json_str(m, "disk", NULL), *reason = xm_json_str(m, "reason", NULL);
+        char *line = json_is_string(m)
+                         ? xm_printf("%s", json_string_value(m))
+                         : xm_printf("%s%s%s: %s -> %s%s%s%s%s", xm_json_str(m, "vm", "?"), disk ? " " : "",
+                                     disk ? disk : "", xm_json_str(m, "from", "?"), xm_json_str(m, "to", "?"),
+                                     *size_text(m, "bytes") ? ", " : "", size_text(m, "bytes"),
+                                     reason ? ": " : "", reason ? reason : "");
+        put_text(io->out, line);
+        fputc('\n', io->out);
+        free(line);
+    }
+    print_lines(json_object_get(answer, "reasons"), "", io->out);
+    return CLI_DONE;
+}
+
+static void line(const struct cli_io *io, const char *what, const char *value)
+{
+    if (!*value)
+        return;
+    fprintf(io->out, "  %-12s ", what);
+    put_text(io->out, value);
+    fputc('\n', io->out);
+}
+
+/* "switches 2, gave up 0": an object or a list in one line; the caller's to free. */
+static char *flat(const json_t *v)
+{
+    char *text = xm_printf("%s", scalar(v));
+    const char *key;
+    json_t *item;
+    size_t i;
+
+    json_object_foreach ((json_t *)v, key, item) {
+        char *inner = flat(item);
+        char *more = xm_printf("%s%s%s %s", text, *text ? ", " : "", key, inner);
+        free(inner);
+        free(text);
+        text = more;
+    }
+    json_array_foreach (v, i, item) {
+        char *inner = flat(item);
+        char *more = xm_printf("%s%s%s", text, i ? "; " : "", inner);
+        free(inner);
+        free(text);
+        text = more;
+    }
+    for (char *s = text; *s; s++)
+        *s = *s == '_' ? ' ' : *s;
+    return text;
+}
+
+static void flat_line(const struct cli_io *io, const char *what, const json_t *v)
+{
+    char *text = flat(v);
+
+    line(io, what, text);
+    free(text);
+}
+
+void report_done(const json_t *done, const struct cli_io *io)
+{
+    double total = xm_json_real(done, "total_s", -1), downtime = xm_json_real(done, "downtime_ms", -1);
+    int64_t disk = xm_json_int(done, "disk_bytes", 0), ram = xm_json_int(done, "ram_bytes", 0);
+    int64_t rounds = xm_json_int(done, "rounds", 0);
+    const char *to = xm_json_str(done, "destination", NULL);
+    char text[100];
+
+    put_text(io->out, xm_json_str(done, "vm", "The VM"));
+    fputs(to ? " has moved to " : " has moved", io->out);
+    put_text(io->out, to ? to : "");
+    fputs(".\n", io->out);
+    line(io, "from", xm_json_str(done, "source", ""));
+    if (total >= 0)
+        line(io, "total time", xm_format_time((uint64_t)(total * 1e9)).s);
+    if (downtime >= 0)
+        line(io, "downtime", xm_format_time((uint64_t)(downtime * 1e6)).s);
+    if (disk > 0)
+        line(io, "disks", xm_format_size((uint64_t)disk).s);
+    snprintf(text, sizeof text, "%s%s", xm_format_size((uint64_t)XM_MAX(ram, 0)).s, rounds > 0 ? " in " : "");
+    if (rounds > 0)
+        snprintf(text + strlen(text), sizeof text - strlen(text), "%lld round%s", (long long)rounds,
+                 rounds == 1 ? "" : "s");
+    if (ram > 0)
+        line(io, "memory", text);
+    line(io, "on the wire", size_text(done, "wire_bytes"));
+    if (total > 0 && disk + ram > 0)
+        line(io, "mean rate", xm_format_rate((double)(disk + ram) / total).s);
+    flat_line(io, "mirror", json_object_get(done, "mirror"));
+    flat_line(io, "digest", json_object_get(done, "digest"));
+}
+
+int exit_of_failure(const json_t *failure)
+{
+    int64_t code = xm_json_int(failure, "exit", 0);
+
+    if (code >= CLI_FAILED && code <= CLI_UNKNOWN)
+        return (int)code;
+    if (!xm_json_bool(failure, "vm_safe", true))
+        return CLI_UNKNOWN;
+    return json_array_size(json_object_get(failure, "reasons")) ? CLI_REFUSED : CLI_FAILED;
+}
+
+int report_failure(const json_t *failure, const struct cli_io *io)
+{
+    const char *error = xm_json_str(failure, "error", NULL), *state = xm_json_str(failure, "state", NULL);
+    const json_t *reasons = json_object_get(failure, "reasons");
+
+    fputs("xmigrate: ", io->err);
+    put_text(io->err, error                      ? error
+                      : json_array_size(reasons) ? "refused"
+                                                 : "the agent says that it failed, but not why");
+    if (state) {
+        fputs(" (in the state ", io->err);
+        put_text(io->err, state);
+        fputc(')', io->err);
+    }
+    fputc('\n', io->err);
+    print_lines(reasons, "  - ", io->err);
+    const char *vm = xm_json_str(failure, "vm", NULL);
+    if (vm && json_is_true(json_object_get(failure, "vm_safe"))) {
+        put_text(io->err, vm);
+        fputs(" is safe where it was.\n", io->err);
+    } else if (exit_of_failure(failure) == CLI_UNKNOWN) {
+        fputs("Which host owns the VM now says: xmigrate recover ", io->err);
+        put_text(io->err, vm ? vm : "VM");
+        fputc('\n', io->err);
+    }
+    return exit_of_failure(failure);
+}

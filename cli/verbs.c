@@ -1,0 +1,214 @@
+#include "cli/report.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static json_t *options_of(const struct args *a)
+{
+    return json_pack("{s:I s:I s:b s:s s:b s:b s:s}", "downtime_ms", (json_int_t)a->downtime_ms, "bandwidth",
+                     (json_int_t)a->bandwidth, "verify", args_has(a, OPT_VERIFY), "compress",
+                     a->value[OPT_COMPRESS], "resume", args_has(a, OPT_RESUME), "keep_source",
+                     args_has(a, OPT_KEEP_SOURCE), "postcopy", a->value[OPT_POSTCOPY]);
+}
+
+/* VM HOST[:DATASTORE], or with --storage-only VM DATASTORE. */
+static int move_request(const struct args *a, json_t *r, struct xm_error *e)
+{
+    const char *place = a->word[1];
+    const char *colon = strchr(place, ':');
+    bool only = args_has(a, OPT_STORAGE_ONLY);
+
+    if (only && args_has(a, OPT_WITH_STORAGE))
+        return xm_error_set(
+            e, EINVAL,
+            "--with-storage moves the VM to another host, --storage-only leaves it here: choose one");
+    if (only && colon)
+        return xm_error_set(e, EINVAL,
+                            "--storage-only stays on this host: write the datastore alone, not %.60s", place);
+    if (colon && !args_has(a, OPT_WITH_STORAGE))
+        return xm_error_set(e, EINVAL,
+                            "a datastore (%.60s) is given, but the disks are not moved: add --with-storage",
+                            place);
+    if (colon && (colon == place || !colon[1]))
+        return xm_error_set(e, EINVAL, "\"%.60s\" is no HOST or HOST:DATASTORE", place);
+    if (args_has(a, OPT_DETACH) && args_has(a, OPT_DRY_RUN))
+        return xm_error_set(e, EINVAL, "--dry-run starts nothing that --detach could leave running");
+    json_object_set_new(r, "vm", json_string(a->word[0]));
+    json_object_set_new(
+        r, "host", only ? json_null() : json_stringn(place, colon ? (size_t)(colon - place) : strlen(place)));
+    json_object_set_new(r, "datastore",
+                        only    ? json_string(place)
+                        : colon ? json_string(colon + 1)
+                                : json_null());
+    json_object_set_new(r, "storage", json_boolean(args_has(a, OPT_WITH_STORAGE)));
+    json_object_set_new(r, "storage_only", json_boolean(only));
+    json_object_set_new(r, "options", options_of(a));
+    json_object_set_new(r, "dry_run", json_boolean(args_has(a, OPT_DRY_RUN)));
+    json_object_set_new(r, "detach", json_boolean(args_has(a, OPT_DETACH)));
+    return 0;
+}
+
+/* The agent reads the file, so it gets the whole path. */
+static int start_request(const struct args *a, json_t *r, struct xm_error *e)
+{
+    char *path = realpath(a->word[0], NULL);
+
+    if (!path)
+        return xm_error_errno(e, errno, "cannot read the specification %.200s", a->word[0]);
+    json_object_set_new(r, "spec", json_string(path));
+    free(path);
+    return 0;
+}
+
+static int vm_request(const struct args *a, json_t *r, struct xm_error *e)
+{
+    (void)e;
+    json_object_set_new(r, "vm", json_string(a->word[0]));
+    if (a->verb->options & OPT_BIT(OPT_FORCE))
+        json_object_set_new(r, "force", json_boolean(args_has(a, OPT_FORCE)));
+    return 0;
+}
+
+static int job_request(const struct args *a, json_t *r, struct xm_error *e)
+{
+    (void)e;
+    json_object_set_new(r, "job", json_string(a->word[0]));
+    if (args_has(a, OPT_BANDWIDTH))
+        json_object_set_new(r, "bandwidth", json_integer((json_int_t)a->bandwidth));
+    return 0;
+}
+
+static int rebalance_request(const struct args *a, json_t *r, struct xm_error *e)
+{
+    (void)e;
+    json_object_set_new(r, "dry_run", json_boolean(args_has(a, OPT_DRY_RUN)));
+    return 0;
+}
+
+#define BIT(o)     OPT_BIT(OPT_##o)
+#define WHAT_MOVES (BIT(WITH_STORAGE) | BIT(STORAGE_ONLY))
+#define HOW_TO_MOVE                                                                                          \
+    (BIT(DOWNTIME) | BIT(BANDWIDTH) | BIT(POSTCOPY) | BIT(VERIFY) | BIT(COMPRESS) | BIT(RESUME) |            \
+     BIT(KEEP_SOURCE))
+
+const struct verb verb_table[] = {
+    {.name = "move",
+     .words = "VM HOST[:DATASTORE] | --storage-only VM DATASTORE",
+     .min = 2,
+     .max = 2,
+     .options = WHAT_MOVES | HOW_TO_MOVE | BIT(DETACH) | BIT(DRY_RUN),
+     .follows = true,
+     .changes = true,
+     .help = "Move a running VM to another host, or its disks to another datastore. The word move may be "
+             "left out.",
+     .request = move_request,
+     .print = report_check},
+    {.name = "check",
+     .words = "VM HOST[:DATASTORE] | --storage-only VM DATASTORE",
+     .min = 2,
+     .max = 2,
+     .options = WHAT_MOVES | HOW_TO_MOVE,
+     .request = move_request,
+     .print = report_check,
+     .help = "Say whether that move could be made, and all that stands in its way."},
+    {.name = "start",
+     .words = "SPEC",
+     .min = 1,
+     .max = 1,
+     .changes = true,
+     .request = start_request,
+     .print = report_text,
+     .help = "Start the VM that the file SPEC describes (see xmigrate.conf(5))."},
+    {.name = "stop",
+     .words = "VM",
+     .min = 1,
+     .max = 1,
+     .options = BIT(FORCE),
+     .changes = true,
+     .request = vm_request,
+     .print = report_text,
+     .help = "Ask the guest to power itself down, and wait until it has."},
+    {.name = "list", .words = "", .print = report_list, .help = "The VMs that this host knows."},
+    {.name = "show",
+     .words = "VM",
+     .min = 1,
+     .max = 1,
+     .request = vm_request,
+     .print = report_show,
+     .help = "All that is known of a VM."},
+    {.name = "jobs",
+     .words = "",
+     .print = report_jobs,
+     .help = "The migrations that run, and those that have ended."},
+    {.name = "watch",
+     .words = "JOB",
+     .min = 1,
+     .max = 1,
+     .follows = true,
+     .request = job_request,
+     .print = report_text,
+     .help = "Follow a migration until its end. Interrupting this does not interrupt the migration."},
+    {.name = "abort",
+     .words = "JOB",
+     .min = 1,
+     .max = 1,
+     .changes = true,
+     .request = job_request,
+     .print = report_text,
+     .help = "End a migration, with the VM where it is. Too late once it has been handed over."},
+    {.name = "set",
+     .words = "JOB --bandwidth RATE",
+     .min = 1,
+     .max = 1,
+     .options = BIT(BANDWIDTH),
+     .needs = BIT(BANDWIDTH),
+     .changes = true,
+     .request = job_request,
+     .print = report_text,
+     .help = "Change a running migration's limit."},
+    {.name = "recover",
+     .words = "VM",
+     .min = 1,
+     .max = 1,
+     .changes = true,
+     .request = vm_request,
+     .print = report_text,
+     .help = "Find out which host owns a VM after a crash in its hand-off, and run it there."},
+    {.name = "rebalance",
+     .words = "",
+     .options = BIT(DRY_RUN),
+     .changes = true,
+     .request = rebalance_request,
+     .print = report_plan,
+     .help = "Move disks until each datastore is below its target fill, by as few moves as it takes."},
+    {0},
+};
+
+const struct verb *verb_find(const char *name)
+{
+    for (const struct verb *v = verb_table; v->name; v++) {
+        if (!strcmp(v->name, name))
+            return v;
+    }
+    return NULL;
+}
+
+json_t *verb_request(const struct args *a, struct xm_error *e)
+{
+    json_t *r = json_pack("{s:s}", "verb", a->verb->name);
+
+    for (int i = 0; i < a->words; i++) {
+        json_t *text = json_string(a->word[i]);
+        if (!text) {
+            xm_error_set(e, EINVAL, "the command line holds text that is not UTF-8");
+            json_decref(r);
+            return NULL;
+        }
+        json_decref(text);
+    }
+    if (a->verb->request && a->verb->request(a, r, e) < 0) {
+        json_decref(r);
+        return NULL;
+    }
+    return r;
+}

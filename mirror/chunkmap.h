@@ -1,0 +1,32 @@
+/* mirror/chunkmap.h: what the other side has of each chunk. One byte per chunk; one owner, the disk's thread.
+ */
+#ifndef MIRROR_CHUNKMAP_H
+#define MIRROR_CHUNKMAP_H
+
+#include "mirror/mirror.h"
+
+enum {
+    CHUNK_SENT = 4, /* something of it was sent once: the other side need not read as zeros there any more */
+    CHUNK_STALE =
+        8 /* copying only: what is being copied is out of date already; it goes absent when it settles */
+};
+
+struct chunkmap {
+    uint64_t chunks;
+    uint64_t count[3];         /* by state */
+    uint8_t *byte;             /* state | flags */
+    uint32_t *absent_in_group; /* so that the search skips what is done in large steps */
+    uint64_t cursor;           /* where the next search begins: claims go round the disk */
+};
+
+int chunkmap_init(struct chunkmap *, uint64_t chunks); /* all absent and never sent; 0 or -ENOMEM */
+void chunkmap_destroy(struct chunkmap *);
+enum xm_chunk_state chunkmap_state(const struct chunkmap *, uint64_t chunk);
+/* The one setter. Legal: absent -> copying -> present or absent; present -> absent. */
+void chunkmap_set_state(struct chunkmap *, uint64_t chunk, enum xm_chunk_state);
+bool chunkmap_is_stale(const struct chunkmap *, uint64_t chunk);
+void chunkmap_set_stale(struct chunkmap *, uint64_t chunk); /* copying only */
+/* The next absent chunk, now copying, or -1. *fresh: nothing of it was ever sent before. */
+int64_t chunkmap_claim_next(struct chunkmap *, bool *fresh);
+
+#endif

@@ -1,0 +1,190 @@
+/* The mirror's bulk copy: which chunk is next, and what becomes of it. The mirror's beginning and end. */
+#include "mirror/disk.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* A chunk that fails to copy is tried again, after a while, behind all others. So many failures in a row end
+ * the copy. */
+#define FAILURES_MAX 8u
+#define BACKOFF      (20 * XM_NS_PER_MS)
+
+void copier_pause(struct xm_disk *d, unsigned reason)
+{
+    d->pauses |= reason;
+    if (d->copier)
+        xm_copier_pause(d->copier, true);
+}
+
+/* What can be claimed now is claimed by progress_fire, not here: whoever calls may be about to start a write.
+ */
+void copier_resume(struct xm_disk *d, unsigned reason)
+{
+    d->pauses &= ~reason;
+    progress(d);
+}
+
+/* Invariant 2: the chunk is `copying`, and no write is with the engine in it, before the copier looks at it.
+ */
+static int64_t next_chunk(void *ctx, bool *fresh)
+{
+    struct xm_disk *d = ctx;
+    struct busy_table *f = &d->busy;
+    int64_t chunk;
+
+    if (!is_mirroring(d))
+        return -1;
+    if (f->ndrained > 0) {
+        f->ndrained--;
+        *fresh = f->drained[f->ndrained].fresh;
+        return (int64_t)f->drained[f->ndrained].chunk;
+    }
+    while (f->draining < DRAIN_MAX) {
+        chunk = chunkmap_claim_next(&d->map, fresh);
+        if (chunk < 0 || busy_drain(d, (uint64_t)chunk, *fresh))
+            return chunk;
+    }
+    return -1;
+}
+
+static void copy_failed(struct xm_disk *d, uint64_t chunk, int status)
+{
+    struct xm_copier_stats now;
+    bool gone = status == -ENOLINK || status == -ECANCELED;
+
+    xm_copier_stats(d->copier, &now);
+    bool reading = now.read_errors > d->stats.copied.read_errors;
+    d->stats.copied = now;
+    if (++d->failures < FAILURES_MAX && !gone) {
+        copier_pause(d, PAUSE_BACKOFF);
+        xm_engine_timer_set(d->engine, &d->backoff, xm_engine_now(d->engine) + d->failures * BACKOFF);
+        return;
+    }
+    d->failed = status;
+    if (gone)
+        snprintf(d->why, sizeof d->why, "the connection to the copy of %s is lost: %s", d->file->path,
+                 strerror(-status));
+    else
+        snprintf(d->why, sizeof d->why, "copying %s failed near offset %llu, %s: %s", d->file->path,
+                 (unsigned long long)(chunk << d->chunk_shift),
+                 reading ? "reading it" : "writing at the destination", strerror(-status));
+    copier_pause(d, PAUSE_FAILED);
+}
+
+static void chunk_settled(void *ctx, int64_t settled, int status)
+{
+    struct xm_disk *d = ctx;
+    uint64_t chunk = (uint64_t)settled;
+    struct disk_reqs held = TAILQ_HEAD_INITIALIZER(held);
+
+    progress(d);
+    if (!is_mirroring(d))
+        return;
+    bool stale = chunkmap_is_stale(&d->map, chunk);
+    chunkmap_set_state(&d->map, chunk, status == 0 && !stale ? XM_CHUNK_PRESENT : XM_CHUNK_ABSENT);
+    d->stats.given_up += stale;
+    if (status == 0)
+        d->failures = 0;
+    else
+        copy_failed(d, chunk, status);
+    busy_held(d, chunk, &held);
+    request_event_all(&held, REQ_EV_RETRY);
+}
+
+static void backoff_fire(struct xm_timer *t)
+{
+    copier_resume(xm_container_of(t, struct xm_disk, backoff), PAUSE_BACKOFF);
+}
+
+static void reset_stats(struct xm_disk *d)
+{
+    struct xm_disk_status *s = &d->stats, guest = *s;
+
+    *s = (struct xm_disk_status){.reads = guest.reads,
+                                 .writes = guest.writes,
+                                 .flushes = guest.flushes,
+                                 .read_bytes = guest.read_bytes,
+                                 .write_bytes = guest.write_bytes,
+                                 .errors = guest.errors};
+}
+
+int xm_disk_mirror_on(struct xm_disk *d, struct xm_replica *replica, bool target_zeroed, struct xm_error *e)
+{
+    static const struct xm_copier_ops ops = {.next = next_chunk, .settled = chunk_settled};
+
+    if (d->mode != XM_MIRROR_OFF || d->copier)
+        return xm_error_set(e, EBUSY, "%s is being mirrored already", d->file->path);
+    if (chunkmap_init(&d->map, d->chunks) < 0)
+        return xm_error_set(e, ENOMEM, "no memory for the chunk map of %s", d->file->path);
+    d->bulk_pool = xm_bufpool_new(d->opts.bulk_buffer);
+    d->mirror_pool = xm_bufpool_new(d->opts.mirror_buffer);
+    if (d->bulk_pool && d->mirror_pool)
+        d->copier = xm_copier_new(d->engine, d->file, replica, d->bulk_pool, d->opts.chunk_size,
+                                  target_zeroed, &ops, d);
+    if (!d->copier) {
+        mirror_teardown(d);
+        return xm_error_set(e, ENOMEM, "no memory for the mirror of %s", d->file->path);
+    }
+    reset_stats(d);
+    d->replica = replica;
+    d->lost = false;
+    d->failures = 0;
+    d->failed = 0;
+    d->why[0] = 0;
+    d->low_since = 0;
+    d->pauses = 0;
+    d->backoff.fire = backoff_fire;
+    copier_pause(d, PAUSE_STARTING);
+    /* From now on writes are tracked; those before it are waited for (invariant 1). */
+    d->mode = XM_MIRROR_STARTING;
+    progress(d);
+    return 0;
+}
+
+void mirror_begin(struct xm_disk *d)
+{
+    d->mode = XM_MIRROR_ASYNC;
+    copier_resume(d, PAUSE_STARTING);
+}
+
+bool mirror_quiet(const struct xm_disk *d)
+{
+    return !d->flushing && TAILQ_EMPTY(&d->unsettled) && (!d->copier || xm_copier_busy(d->copier) == 0);
+}
+
+void mirror_teardown(struct xm_disk *d)
+{
+    d->mode = XM_MIRROR_OFF;
+    if (d->copier)
+        xm_copier_stats(d->copier, &d->stats.copied);
+    if (d->replica)
+        xm_replica_digest(d->replica, &d->stats.digest);
+    xm_engine_timer_cancel(d->engine, &d->backoff);
+    xm_copier_free(d->copier);
+    xm_bufpool_free(d->bulk_pool);
+    xm_bufpool_free(d->mirror_pool);
+    chunkmap_destroy(&d->map);
+    busy_forget_claims(d);
+    d->copier = NULL;
+    d->bulk_pool = d->mirror_pool = NULL;
+    d->replica = NULL;
+}
+
+void xm_disk_mirror_off(struct xm_disk *d, void (*done)(void *), void *arg)
+{
+    d->off_done = done;
+    d->off_arg = arg;
+    if (d->mode != XM_MIRROR_OFF) {
+        d->mode = XM_MIRROR_OFF;
+        copier_pause(d, PAUSE_OFF);
+        busy_forget_claims(d);
+        switch_fail(d, -ECANCELED, "the mirror was turned off");
+        request_release_all(d);
+    }
+    progress(d);
+}
+
+bool xm_disk_in_step(const struct xm_disk *d)
+{
+    return is_mirroring(d) && d->map.count[XM_CHUNK_PRESENT] == d->chunks;
+}

@@ -1,0 +1,182 @@
+/* tests/system/inlab.c: what tests do in a lab that is up: commands on its hosts, the guest, and what a host
+ * must look like. */
+#include "tests/system/harness.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Texts of commands are short-lived: the caller's expression uses a few at once. */
+static char *next_text(void)
+{
+    static char ring[8][2048];
+    static unsigned at;
+
+    return ring[at++ % 8];
+}
+
+static void append_words(char *text, const char *fmt, va_list ap)
+{
+    size_t len = strlen(text);
+
+    vsnprintf(text + len, 2048 - len, fmt, ap);
+}
+
+const char *on_host(const char *host, const char *fmt, ...)
+{
+    char *text = next_text();
+    va_list ap;
+
+    snprintf(text, 2048, "exec ip netns exec %s-host%s ", lab_prefix(), host);
+    va_start(ap, fmt);
+    append_words(text, fmt, ap);
+    va_end(ap);
+    return text;
+}
+
+const char *as_client(const char *fmt, ...)
+{
+    char *text = next_text();
+    va_list ap;
+
+    snprintf(text, 2048, "exec ip netns exec %s-client build/guest/xm-client ", lab_prefix());
+    va_start(ap, fmt);
+    append_words(text, fmt, ap);
+    va_end(ap);
+    return text;
+}
+
+static char *xmigrate_text(const char *host)
+{
+    char *text = next_text();
+
+    snprintf(text, 2048, "exec ip netns exec %s-host%s %s/xmigrate --socket %s/%s/run/agent.sock ",
+             lab_prefix(), host, build_dir(), lab_run_dir(), host);
+    return text;
+}
+
+const char *xmigrate(const char *host, const char *fmt, ...)
+{
+    char *text = xmigrate_text(host);
+    va_list ap;
+
+    va_start(ap, fmt);
+    append_words(text, fmt, ap);
+    va_end(ap);
+    return text;
+}
+
+int xmigrate_run(const char *host, int expected, json_t **out, const char *fmt, ...)
+{
+    char *text = xmigrate_text(host), *said = NULL;
+    va_list ap;
+    int code;
+
+    va_start(ap, fmt);
+    append_words(text, fmt, ap);
+    va_end(ap);
+    code = sh(&said, 120, "%s", text);
+    if (code != expected)
+        fprintf(stderr, "%s\n-> %d, should be %d:\n%s\n", text, code, expected, said ? said : "");
+    if (out)
+        *out = last_json(said);
+    free(said);
+    return code;
+}
+
+void guest_must(const char *fmt, ...)
+{
+    char words[256], *out = NULL;
+    va_list ap;
+    int code;
+
+    va_start(ap, fmt);
+    vsnprintf(words, sizeof(words), fmt, ap);
+    va_end(ap);
+    code = sh(&out, 120, "%s", as_client("cmd %s %s", GUEST, words));
+    if (code != 0)
+        fprintf(stderr, "guest: %s -> %d: %s\n", words, code, out ? out : "");
+    free(out);
+    assert_int_equal(code, 0);
+}
+
+void guest_verify(void)
+{
+    guest_must("verify");
+}
+
+/* `show` with --json prints the VM: {"vm":...,"state":...,"disks":[{"name","path",...}]}, or that in a field
+ * of the answer. */
+static json_t *show(const char *host, const char *vm)
+{
+    char *said = NULL;
+    json_t *o = NULL;
+
+    if (sh(&said, 20, "%s", xmigrate(host, "--json show %s", vm)) == 0)
+        o = last_json(said);
+    free(said);
+    return o;
+}
+
+void disk_path(const char *host, const char *vm, const char *disk, char *path, size_t size)
+{
+    json_t *o = show(host, vm), *d;
+    size_t i;
+
+    path[0] = 0;
+    json_array_foreach (json_object_get(o, "disks"), i, d) {
+        if (strcmp(string(d, "name"), disk) == 0)
+            snprintf(path, size, "%s", string(d, "path"));
+    }
+    json_decref(o);
+}
+
+void vm_state(const char *host, const char *vm, char *state, size_t size)
+{
+    json_t *o = show(host, vm);
+
+    snprintf(state, size, "%s", string(o, "state"));
+    json_decref(o);
+}
+
+void vm_must_run_at(const char *host, const char *vm)
+{
+    char here[32], there[32];
+
+    vm_state(host, vm, here, sizeof(here));
+    vm_state(*host == 'a' ? "b" : "a", vm, there, sizeof(there));
+    assert_string_equal(here, "running");
+    assert_string_equal(there, "");
+}
+
+static void must_be_empty(const char *what, const char *command)
+{
+    char *out = NULL;
+
+    /* What ends by itself may take a moment: processes after an answer, files after those. */
+    if (!wait_until(15, "test -z \"$(%s)\"", command)) {
+        sh(&out, 10, "%s", command);
+        fprintf(stderr, "left behind: %s: %s\n", what, out ? out : "");
+        free(out);
+        fail();
+    }
+    free(out);
+}
+
+void host_must_be_clean(const char *host)
+{
+    char command[1024];
+
+    snprintf(command, sizeof(command),
+             "ip netns pids %s-host%s | while read p; do cat /proc/$p/comm 2>/dev/null; done | grep -v "
+             "'^xmigrated$'",
+             lab_prefix(), host);
+    must_be_empty("processes", command);
+    snprintf(command, sizeof(command), "find %s/%s/ds* -type f", lab_store_dir(), host);
+    must_be_empty("files in datastores", command);
+    snprintf(command, sizeof(command), "find %s/%s/run/vms -mindepth 1 2>/dev/null", lab_run_dir(), host);
+    must_be_empty("run directory", command);
+    snprintf(command, sizeof(command), "ip netns exec %s-host%s ip -o link show type tun", lab_prefix(),
+             host);
+    must_be_empty("tap devices", command);
+}

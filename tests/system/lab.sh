@@ -1,0 +1,290 @@
+#!/bin/sh
+# lab.sh up | down | status | run HOST COMMAND...: two hosts made of network namespaces, on this machine alone.
+#
+#   PREFIX-hosta, PREFIX-hostb   hosts with an agent each: links 10.1.0.1/.2 and 10.2.0.1/.2, control network 10.8.0.1/.2,
+#                                bridge br0 for guests (joined by a trunk), datastores ds1 and ds2 of a known size (ext4)
+#   PREFIX-client                10.9.0.1, on host A's bridge: from here guests are seen as the world sees them (10.9.0.2)
+#   VM web1                      2 vCPUs, 512 MiB, disk «system» on a loop device, disk «data» a file in A's ds1
+#
+# Everything is found again by its name (namespaces, and the processes in them; files below two directories; loop devices and
+# mounts of those files). So `down` takes away what a half-done or killed `up` has left, and can be repeated.
+#
+# Environment: XM_PREFIX (xm; another one for each lab at once), XM_BUILD (build), XM_ENGINE (auto), XM_LAB_VM=no (no guest),
+# XM_LAB_RATE (1gbit, say: shapes both links), XM_LAB_SYSTEM, XM_LAB_DATA (disk sizes: 1G, 512M), XM_LAB_APPEND (guest's parameters).
+set -e
+here=$(cd "$(dirname "$0")" && pwd)
+top=$(cd "$here/../.." && pwd)
+build=${XM_BUILD:-build}
+case $build in /*) ;; *) build=$top/$build ;; esac
+guest=$top/build/guest
+prefix=${XM_PREFIX:-xm}
+hosta=$prefix-hosta hostb=$prefix-hostb client=$prefix-client
+run=/run/$prefix-lab           # sockets and state: short paths
+store=$top/build/lab/$prefix   # disks and datastores: a file system with room
+
+say() { echo "lab: $*"; }
+die() { echo "lab: $*" >&2; exit 1; }
+namespace_exists() { ip netns list | grep -q "^$1\( \|$\)"; }
+pids_in() { if namespace_exists "$1"; then ip netns pids "$1" 2>/dev/null || true; fi; }
+all_pids() { for n in "$hosta" "$hostb" "$client"; do pids_in "$n"; done; }
+command_socket() { echo "$run/$1/run/agent.sock"; }
+
+# ---- down ----
+
+end_processes() {
+  for signal in TERM KILL; do
+    # The shims' and agents' own end is tried first; shims end their QEMU.
+    pids=$(all_pids)
+    [ -n "$pids" ] || return 0
+    # shellcheck disable=SC2086 # numbers
+    kill -$signal $pids 2>/dev/null || true
+    i=0
+    while [ -n "$(all_pids)" ] && [ $i -lt 50 ]; do sleep 0.1; i=$((i + 1)); done
+  done
+  [ -z "$(all_pids)" ] || die "these processes do not end: $(all_pids | tr '\n' ' ')"
+}
+
+take_down() {
+  end_processes
+  for n in "$hosta" "$hostb" "$client"; do
+    ! namespace_exists "$n" || ip netns del "$n"
+  done
+  if [ -d "$store" ]; then
+    for d in "$store"/*/ds*; do
+      ! mountpoint -q "$d" || umount "$d" || umount -l "$d"
+    done
+    for f in "$store"/*.img; do
+      [ -e "$f" ] || continue
+      losetup -j "$f" | cut -d: -f1 | while read -r dev; do losetup -d "$dev"; done
+    done
+    rm -rf "$store"
+    rmdir "$top/build/lab" 2>/dev/null || true
+  fi
+  rm -rf "$run"
+}
+
+# ---- up ----
+
+require() {
+  [ "$(id -u)" = 0 ] || die "needs root"
+  for p in "$build/xmigrated" "$build/xmigrate" "$build/xmigrate-shim" "$guest/xm-client" "$guest/initramfs" "$guest/kernel/vmlinuz"; do
+    [ -e "$p" ] || die "$p is missing: run make, and make guest"
+  done
+  for c in ip losetup mkfs.ext4 qemu-system-x86_64; do
+    command -v $c >/dev/null || die "$c is missing: run make deps"
+  done
+  [ -e /dev/loop-control ] || die "this machine has no loop devices"
+  [ -c /dev/net/tun ] || die "this machine has no /dev/net/tun"
+}
+
+join() { # name, address in A, address in B
+  ip link add "$1" netns "$hosta" type veth peer name "$1" netns "$hostb"
+  ip -n "$hosta" addr add "$2" dev "$1"
+  ip -n "$hostb" addr add "$3" dev "$1"
+  for n in "$hosta" "$hostb"; do ip -n "$n" link set "$1" up; done
+}
+
+make_networks() {
+  for n in "$hosta" "$hostb" "$client"; do
+    ip netns add "$n"
+    ip netns exec "$n" sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1 2>/dev/null || true
+    ip -n "$n" link set lo up
+  done
+  join control 10.8.0.1/24 10.8.0.2/24
+  join link1 10.1.0.1/24 10.1.0.2/24
+  join link2 10.2.0.1/24 10.2.0.2/24
+  ip link add trunk netns "$hosta" type veth peer name trunk netns "$hostb"
+  ip link add client netns "$hosta" type veth peer name eth0 netns "$client"
+  for n in "$hosta" "$hostb"; do
+    ip -n "$n" link add br0 type bridge
+    ip -n "$n" link set trunk master br0 up
+    ip -n "$n" link set br0 up
+  done
+  ip -n "$hosta" link set client master br0 up
+  ip -n "$client" addr add 10.9.0.1/24 dev eth0
+  ip -n "$client" link set eth0 up
+  [ -z "$XM_LAB_RATE" ] || shape "$XM_LAB_RATE"
+}
+
+shape() { # rate, or none
+  for n in "$hosta" "$hostb"; do
+    for l in link1 link2; do
+      if [ "$1" = none ]; then
+        ip netns exec "$n" tc qdisc del dev "$l" root 2>/dev/null || true
+      else
+        ip netns exec "$n" tc qdisc replace dev "$l" root tbf rate "$1" burst 256kb latency 50ms
+      fi
+    done
+  done
+}
+
+make_datastores() {
+  for h in a b; do
+    for d in ds1 ds2; do
+      mkdir -p "$store/$h/$d"
+      truncate -s 3G "$store/$h-$d.img"
+      mkfs.ext4 -q -m 0 -E lazy_itable_init=1,lazy_journal_init=1 "$store/$h-$d.img"
+      mount -o "loop,discard" "$store/$h-$d.img" "$store/$h/$d"
+    done
+  done
+}
+
+make_disks() {
+  truncate -s "${XM_LAB_SYSTEM:-1G}" "$store/system.img"
+  "$guest/xm-client" fill "$store/system.img" vda 7 256M >/dev/null
+  head -c 128M /dev/urandom | dd of="$store/system.img" bs=1M seek=512 conv=notrunc status=none iflag=fullblock
+  truncate -s "${XM_LAB_DATA:-512M}" "$store/a/ds1/web1-data.img"
+  "$guest/xm-client" fill "$store/a/ds1/web1-data.img" vdb 7 64M >/dev/null
+  losetup --find --show --direct-io=on "$store/system.img" >"$run/system.loop"
+}
+
+write_agent() { # a or b, number, peer, number
+  mkdir -p "$run/$1"
+  cat >"$run/$1/xmigrated.conf" <<END
+[host]
+name = host$1
+state_dir = $run/$1/state
+run_dir = $run/$1/run
+engine = ${XM_ENGINE:-auto}
+
+[listen]
+address = 0.0.0.0
+port = 7070
+
+[datastore ds1]
+path = $store/$1/ds1
+target = 60%
+
+[datastore ds2]
+path = $store/$1/ds2
+target = 60%
+
+[link link1]
+address = 10.1.0.$2
+
+[link link2]
+address = 10.2.0.$2
+
+[peer host$3]
+address = 10.8.0.$4
+END
+}
+
+write_vm() {
+  append="xm.disk=vda:rate=4M:span=256M:trim=32M:prefilled xm.disk=vdb:rate=2M:span=64M:prefilled xm.mem=64M:rate=16M"
+  cat >"$run/web1.ini" <<END
+[vm]
+name = web1
+memory = 512M
+vcpus = 2
+accel = tcg
+kernel = $guest/kernel/vmlinuz
+initrd = $guest/initramfs
+append = console=ttyS0 quiet xm.seed=7 xm.ip=10.9.0.2/24 ${XM_LAB_APPEND:-$append}
+
+[disk system]
+path = $(cat "$run/system.loop")
+
+[disk data]
+datastore = ds1
+file = web1-data.img
+
+[nic lan]
+bridge = br0
+END
+}
+
+start_agent() { # a or b
+  ip netns exec "$prefix-host$1" setsid "$build/xmigrated" --config "$run/$1/xmigrated.conf" </dev/null >>"$run/$1/agent.log" 2>&1 9>&- &
+  echo $! >"$run/$1/agent.pid"
+  i=0
+  until xmigrate "$1" list >/dev/null 2>&1; do
+    i=$((i + 1))
+    [ $i -lt 100 ] && kill -0 "$(cat "$run/$1/agent.pid")" 2>/dev/null || {
+      cat "$run/$1/agent.log" >&2
+      die "the agent of host$1 does not answer"
+    }
+    sleep 0.1
+  done
+}
+
+xmigrate() { # a or b, words...
+  h=$1
+  shift
+  ip netns exec "$prefix-host$h" "$build/xmigrate" --socket "$(command_socket "$h")" "$@"
+}
+
+bring_up() {
+  require
+  if [ -e "$run/ready" ] && namespace_exists "$hosta" && [ -n "$(pids_in "$hosta")" ]; then
+    die "the lab '$prefix' is up already; take it down with: make lab-down"
+  fi
+  take_down
+  mkdir -p "$run" "$store"
+  trap 'code=$?; [ $code = 0 ] || { echo "lab: failed, cleaning up" >&2; [ -n "$XM_LAB_KEEP" ] || take_down; }' EXIT
+  trap 'exit 130' INT TERM
+  make_networks
+  make_datastores
+  make_disks
+  write_agent a 1 b 2
+  write_agent b 2 a 1
+  write_vm
+  start_agent a
+  start_agent b
+  if [ "$XM_LAB_VM" != no ]; then
+    xmigrate a start "$run/web1.ini"
+    ip netns exec "$client" "$guest/xm-client" wait 10.9.0.2 60 >/dev/null || die "the guest does not answer; see $run/a/run/vms/web1"
+  fi
+  touch "$run/ready"
+}
+
+explain() {
+  a="ip netns exec $hosta $build/xmigrate --socket $(command_socket a)"
+  b="ip netns exec $hostb $build/xmigrate --socket $(command_socket b)"
+  c="ip netns exec $client $guest/xm-client"
+  cat <<END
+Two hosts and a guest are up. To try (as root):
+  a="$a"
+  b="$b"
+  guest="$c"
+  \$a list                                   # what runs on host A
+  \$guest cmd 10.9.0.2 status                # what the guest is doing
+  \$guest pulse 10.9.0.2 0 &                 # watch its longest gap; ends with kill %1
+  \$a --with-storage web1 hostb              # move it with its disks
+  \$guest cmd 10.9.0.2 verify                # its own check of disks and memory
+  \$b show web1
+  \$b --with-storage web1 hosta              # and back
+Logs: $run/{a,b}/agent.log, $run/{a,b}/run/vms/web1/. Away with all of it: make lab-down
+END
+}
+
+case ${1:-} in
+  up)
+    exec 9>"/run/$prefix-lab.lock"
+    flock -n 9 || die "another lab.sh is at work on '$prefix'"
+    bring_up
+    [ -n "$XM_LAB_QUIET" ] || explain
+    ;;
+  down)
+    [ "$(id -u)" = 0 ] || die "needs root"
+    exec 9>"/run/$prefix-lab.lock"
+    flock -w 60 9 || die "another lab.sh is at work on '$prefix'"
+    take_down
+    rm -f "/run/$prefix-lab.lock"
+    ;;
+  status)
+    if [ -e "$run/ready" ]; then say "'$prefix' is up: $(all_pids | wc -l) processes"; else say "'$prefix' is not up"; fi
+    ;;
+  agent) start_agent "$2" ;;
+  shape) shape "$2" ;;
+  run)
+    n=$prefix-$2
+    shift 2
+    exec ip netns exec "$n" "$@"
+    ;;
+  xmigrate)
+    shift
+    xmigrate "$@"
+    ;;
+  *) die "usage: lab.sh up | down | status | agent a|b | shape RATE|none | run hosta|hostb|client COMMAND... | xmigrate a|b WORDS..." ;;
+esac

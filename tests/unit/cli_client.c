@@ -1,0 +1,357 @@
+/* The program against an agent that says what the test tells it to: what is sent, printed, and returned. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#include "cli/cli.h"
+#include "tests/unit/lib_tmpdir.h"
+
+#define INTERRUPT "!" /* instead of a line: interrupts the program */
+
+/* One connection: takes one request, says its lines, and hangs up, or waits for the other to do it. */
+struct agent {
+    int listener;
+    const char *const *lines;
+    bool hang_up;
+    json_t *request;
+    pthread_t thread;
+};
+
+static void *agent_run(void *arg)
+{
+    struct agent *a = arg;
+    struct xm_jsonl j;
+
+    xm_jsonl_init(&j, accept(a->listener, NULL, NULL));
+    a->request = xm_jsonl_recv(&j, xm_now() + 10 * XM_NS_PER_S, NULL);
+    for (const char *const *l = a->lines; *l; l++) {
+        if (!strcmp(*l, INTERRUPT))
+            kill(getpid(), SIGINT);
+        else if (send(j.fd, *l, strlen(*l), MSG_NOSIGNAL) < 0 || send(j.fd, "\n", 1, MSG_NOSIGNAL) < 0)
+            break;
+    }
+    if (!a->hang_up) {
+        struct pollfd p = {.fd = j.fd, .events = POLLIN};
+        poll(&p, 1, 10000);
+    }
+    xm_jsonl_close(&j);
+    return NULL;
+}
+
+static char *out, *err; /* what the program wrote */
+static json_t *request; /* what it asked */
+
+static void forget(void)
+{
+    free(out);
+    free(err);
+    json_decref(request);
+    out = err = NULL;
+    request = NULL;
+}
+
+static int run(const char *line, const char *const *lines, bool hang_up, bool terminal)
+{
+    char buf[300], *argv[12];
+    int argc = 0;
+    size_t ignored;
+    struct xm_error e = {0};
+    struct agent a = {.lines = lines, .hang_up = hang_up};
+
+    forget();
+    if (lines) {
+        a.listener = xm_unix_listen(tmpdir_path("agent.sock"), &e);
+        assert_true(a.listener >= 0);
+        assert_int_equal(pthread_create(&a.thread, NULL, agent_run, &a), 0);
+    }
+    setenv("XMIGRATE_SOCKET", tmpdir_path("agent.sock"), 1);
+    snprintf(buf, sizeof buf, "xmigrate %s", line);
+    for (char *save, *w = strtok_r(buf, " ", &save); w; w = strtok_r(NULL, " ", &save))
+        argv[argc++] = w;
+    argv[argc] = NULL;
+    struct cli_io io = {open_memstream(&out, &ignored), open_memstream(&err, &ignored), terminal, 60};
+    int status = cli_run(argc, argv, &io);
+    fclose(io.out);
+    fclose(io.err);
+    if (lines) {
+        pthread_join(a.thread, NULL);
+        close(a.listener);
+        request = a.request;
+    }
+    return status;
+}
+
+#define SAYS(...) ((const char *const[]){__VA_ARGS__, NULL})
+#define JOB       "{\"event\":\"job\",\"job\":\"7\"}"
+#define DISKS                                                                                                \
+    "{\"event\":\"progress\",\"state\":\"disks\",\"bytes_done\":52428800,\"bytes_total\":104857600,"         \
+    "\"rate\":1e8,\"eta_s\":0.5,\"disks\":[{\"name\":\"a\",\"mode\":\"async\"},{\"name\":\"b\",\"mode\":"    \
+    "\"async\"}]}"
+#define DONE                                                                                                 \
+    "{\"event\":\"done\",\"vm\":\"web1\",\"source\":\"hosta\",\"destination\":\"hostb\",\"total_s\":12.5,"   \
+    "\"downtime_ms\":21.25,\"disk_bytes\":1073741824,\"ram_bytes\":536870912,\"wire_bytes\":1610612736,"     \
+    "\"rounds\":4,\"mirror\":{\"switches\":2,\"gave_up\":0},\"digest\":\"equal\"}"
+
+static void expect_out(const char *text)
+{
+    if (strcmp(out, text))
+        fail_msg("printed\n%s\ninstead of\n%s", out, text);
+}
+
+static void expect_in(const char *all, const char *part)
+{
+    if (!strstr(all, part))
+        fail_msg("%s\nlacks %s", all, part);
+}
+
+static void a_move_ends_with_a_report(void **state)
+{
+    (void)state;
+    assert_int_equal(run("--with-storage web1 hostb", SAYS(JOB, DISKS, DONE), false, false), CLI_DONE);
+    assert_string_equal(xm_json_str(request, "verb", ""), "move");
+    expect_out("disks     50 %  50.00 MiB of 100.00 MiB  100.00 MB/s  500.0 ms left  mirror async\n"
+               "web1 has moved to hostb.\n"
+               "  from         hosta\n"
+               "  total time   12.50 s\n"
+               "  downtime     21.2 ms\n"
+               "  disks        1.00 GiB\n"
+               "  memory       512.00 MiB in 4 rounds\n"
+               "  on the wire  1.50 GiB\n"
+               "  mean rate    128.85 MB/s\n"
+               "  mirror       switches 2, gave up 0\n"
+               "  digest       equal\n");
+    assert_string_equal(err, "");
+}
+
+static void a_terminal_gets_one_line_redrawn(void **state)
+{
+    (void)state;
+    assert_int_equal(run("web1 hostb", SAYS(JOB, DISKS, DISKS, DONE), false, true), CLI_DONE);
+    const char *line =
+        "\rdisks     50 %  50.00 MiB of 100.00 MiB  100.00 MB/s  500.0\033[K"; /* cut at 59 columns */
+    assert_int_equal(strncmp(out, line, strlen(line)), 0);
+    assert_int_equal(strncmp(out + strlen(line), line, strlen(line)), 0);
+    expect_in(out, "\033[K\r\033[Kweb1 has moved to hostb.\n");
+}
+
+static void json_passes_each_event_and_nothing_else(void **state)
+{
+    (void)state;
+    assert_int_equal(run("--json web1 hostb", SAYS(JOB, DISKS, DONE, "{\"ok\":true}"), false, true),
+                     CLI_DONE);
+    unsigned lines = 0;
+    json_t *last = NULL;
+    for (char *save, *l = strtok_r(out, "\n", &save); l; l = strtok_r(NULL, "\n", &save), lines++) {
+        json_decref(last);
+        last = json_loads(l, 0, NULL);
+        assert_true(json_is_object(last));
+    }
+    assert_int_equal(lines, 3);
+    assert_string_equal(xm_json_str(last, "event", ""), "done");
+    assert_true(xm_json_real(last, "downtime_ms", 0) == 21.25);
+    json_decref(last);
+}
+
+static void a_failure_with_the_vm_safe_is_1(void **state)
+{
+    (void)state;
+    const char *failed = "{\"event\":\"failed\",\"error\":\"link "
+                         "lost\",\"state\":\"memory\",\"vm\":\"web1\",\"vm_safe\":true}";
+    assert_int_equal(run("web1 hostb", SAYS(JOB, failed), false, false), CLI_FAILED);
+    assert_string_equal(err, "xmigrate: link lost (in the state memory)\nweb1 is safe where it was.\n");
+    assert_int_equal(run("--json web1 hostb", SAYS(JOB, failed), false, false), CLI_FAILED);
+    expect_in(out, "{\"event\":\"failed\"");
+}
+
+static void a_failure_with_the_vm_unknown_is_4_and_says_recover(void **state)
+{
+    (void)state;
+    const char *failed =
+        "{\"event\":\"failed\",\"error\":\"no answer to the hand-off\",\"vm\":\"web1\",\"vm_safe\":false}";
+    assert_int_equal(run("web1 hostb", SAYS(JOB, failed), false, false), CLI_UNKNOWN);
+    expect_in(err, "xmigrate recover web1\n");
+}
+
+static void a_refusal_is_3_and_gives_every_reason(void **state)
+{
+    (void)state;
+    const char *no =
+        "{\"ok\":false,\"error\":\"refused\",\"exit\":3,\"reasons\":[\"no space\",\"no bridge br0\"]}";
+    assert_int_equal(run("web1 hostb", SAYS(no), false, false), CLI_REFUSED);
+    assert_string_equal(err, "xmigrate: refused\n  - no space\n  - no bridge br0\n");
+    assert_int_equal(run("--json web1 hostb", SAYS(no), false, false), CLI_REFUSED);
+    expect_in(out, "\"event\":\"failed\"");
+}
+
+static void check_says_yes_or_why_not(void **state)
+{
+    (void)state;
+    const char *reasons = "{\"ok\":true,\"reasons\":[\"no space\"]}";
+    assert_int_equal(run("check web1 hostb", SAYS("{\"ok\":true,\"reasons\":[]}"), false, false), CLI_DONE);
+    expect_out("web1 can be moved to hostb.\n");
+    assert_int_equal(run("check web1 hostb", SAYS(reasons), false, false), CLI_REFUSED);
+    expect_out("web1 cannot be moved to hostb:\n  - no space\n");
+    assert_int_equal(run("--dry-run web1 hostb", SAYS(reasons), false, false), CLI_REFUSED);
+    assert_true(xm_json_bool(request, "dry_run", false));
+    assert_int_equal(run("--dry-run --json web1 hostb", SAYS(reasons), false, false), CLI_REFUSED);
+    expect_out("{\"ok\":true,\"reasons\":[\"no space\"]}\n");
+}
+
+static void detach_prints_the_job_and_leaves(void **state)
+{
+    (void)state;
+    assert_int_equal(run("--detach web1 hostb", SAYS(JOB), false, false), CLI_DONE);
+    expect_out("7\n");
+    assert_int_equal(run("--detach web1 hostb", SAYS("{\"ok\":true,\"job\":\"8\"}"), false, false), CLI_DONE);
+    expect_out("8\n");
+    assert_int_equal(
+        run("--detach web1 hostb", SAYS("{\"ok\":false,\"error\":\"no\",\"exit\":3}"), false, false),
+        CLI_REFUSED);
+}
+
+static void an_interruption_says_that_the_migration_goes_on(void **state)
+{
+    (void)state;
+    sigset_t ours;
+    sigemptyset(&ours);
+    sigaddset(&ours, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &ours, NULL); /* so that the agent's thread does not take it */
+    assert_int_equal(run("web1 hostb", SAYS(JOB, DISKS, INTERRUPT), false, false), CLI_UNKNOWN);
+    expect_in(err, "xmigrate: interrupted\nThe migration goes on");
+    expect_in(err, "xmigrate watch 7\n");
+    expect_in(err, "xmigrate abort 7\n");
+    assert_int_equal(run("--json watch 7", SAYS(JOB, INTERRUPT), false, false), CLI_UNKNOWN);
+    expect_in(out, "{\"event\":\"lost\",\"error\":\"interrupted\",\"exit\":4,\"job\":\"7\"}\n");
+    assert_int_equal(run("list", SAYS(INTERRUPT), false, false), CLI_UNKNOWN);
+    pthread_sigmask(SIG_UNBLOCK, &ours, NULL); /* it was taken: nothing kills us here */
+}
+
+static void a_lost_agent_is_4_when_something_may_have_changed(void **state)
+{
+    (void)state;
+    assert_int_equal(run("web1 hostb", SAYS(JOB), true, false), CLI_UNKNOWN);
+    expect_in(err, "the agent closed the connection before it had answered\n");
+    expect_in(err, "xmigrate watch 7\n");
+    assert_int_equal(run("stop web1", SAYS("{\"half\":"), true, false), CLI_UNKNOWN);
+    assert_int_equal(run("list", (const char *const[]){NULL}, true, false), CLI_FAILED);
+    assert_int_equal(run("web1 hostb", SAYS(JOB, "{\"ok\":true}"), false, false), CLI_UNKNOWN);
+    expect_in(err, "without saying how the migration ended");
+    assert_int_equal(run("web1 hostb", SAYS(JOB, "this is no JSON"), false, false), CLI_UNKNOWN);
+    expect_in(err, "makes no sense");
+}
+
+static void no_agent_is_1_because_nothing_was_changed(void **state)
+{
+    (void)state;
+    assert_int_equal(run("web1 hostb", NULL, false, false), CLI_FAILED);
+    expect_in(err, "xmigrate: is xmigrated running on this host?: cannot connect to ");
+    assert_int_equal(run("--json web1 hostb", NULL, false, false), CLI_FAILED);
+    expect_in(out, "{\"event\":\"failed\",\"error\":\"is xmigrated running");
+    assert_int_equal(run("list --json", NULL, false, false), CLI_FAILED);
+    expect_in(out, "{\"ok\":false,\"error\":\"is xmigrated running");
+}
+
+static void wrong_use_is_2_and_never_reaches_the_agent(void **state)
+{
+    (void)state;
+    assert_int_equal(run("web1", NULL, false, false), CLI_USAGE);
+    expect_in(err, "xmigrate: \"web1\" is no verb");
+    assert_int_equal(run("--resume web1 hostb", NULL, false, false), CLI_USAGE);
+}
+
+static void lists_are_tables_and_missing_fields_are_dashes(void **state)
+{
+    (void)state;
+    const char *vms =
+        "{\"ok\":true,\"vms\":[{\"name\":\"web1\",\"state\":\"running\",\"host\":\"hosta\",\"memory\":"
+        "536870912,"
+        "\"vcpus\":2,\"disks\":[{\"name\":\"root\"},{\"name\":\"data\"}],\"epoch\":1,\"job\":null},"
+        "{\"name\":\"x\"}]}";
+    assert_int_equal(run("list", SAYS(vms), false, false), CLI_DONE);
+    expect_out("VM    STATE    HOST   MEMORY      VCPUS  DISKS  JOB\n"
+               "web1  running  hosta  512.00 MiB  2      2      -\n"
+               "x     -        -      -           -      -      -\n");
+    assert_int_equal(run("list --json", SAYS("{\"ok\":true,\"vms\":[]}"), false, false), CLI_DONE);
+    expect_out("{\"ok\":true,\"vms\":[]}\n");
+    assert_int_equal(
+        run("jobs",
+            SAYS("{\"ok\":true,\"jobs\":[{\"job\":\"7\",\"vm\":\"web1\",\"destination\":\"hostb\","
+                 "\"state\":\"disks\",\"percent\":42.9,\"started\":\"today\"}]}"),
+            false, false),
+        CLI_DONE);
+    expect_out("JOB  VM    DESTINATION  STATE  DONE  STARTED  RESULT\n"
+               "7    web1  hostb        disks  42 %  today    -\n");
+}
+
+static void show_prints_what_there_is(void **state)
+{
+    (void)state;
+    assert_int_equal(
+        run("show web1",
+            SAYS("{\"ok\":true,\"vm\":{\"name\":\"web1\",\"memory\":1073741824,\"job\":null,\"disks\":"
+                 "[{\"name\":\"root\",\"size\":1024}],\"nic\":{\"bridge\":\"br0\"}}}"),
+            false, false),
+        CLI_DONE);
+    expect_out("name          web1\nmemory        1.00 GiB\ndisks:\n  - root\n    name          root\n"
+               "    size          1.00 KiB\nnic:\n  bridge        br0\n");
+}
+
+static void a_plan_is_printed_move_by_move(void **state)
+{
+    (void)state;
+    assert_int_equal(
+        run("rebalance --dry-run",
+            SAYS("{\"ok\":true,\"plan\":[{\"vm\":\"web1\",\"disk\":\"root\",\"from\":\"ds1\",\"to\":\"ds2\","
+                 "\"bytes\":1073741824,\"reason\":\"ds1 is 92 % full\"}]}"),
+            false, false),
+        CLI_DONE);
+    expect_out("web1 root: ds1 -> ds2, 1.00 GiB: ds1 is 92 % full\n");
+    assert_int_equal(run("rebalance", SAYS("{\"ok\":true,\"plan\":[]}"), false, false), CLI_DONE);
+    expect_in(out, "nothing to move");
+}
+
+static void text_from_outside_cannot_steer_the_terminal(void **state)
+{
+    (void)state;
+    assert_int_equal(run("web1 hostb", SAYS("{\"ok\":false,\"error\":\"a\\u001b[2Jb\\nc\"}"), false, false),
+                     CLI_FAILED);
+    assert_string_equal(err, "xmigrate: a?[2Jb?c\n");
+}
+
+static int tear_down(void **state)
+{
+    forget();
+    return tmpdir_remove(state);
+}
+
+#define WITH_DIR(f) cmocka_unit_test_setup_teardown(f, tmpdir_make, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        WITH_DIR(a_move_ends_with_a_report),
+        WITH_DIR(a_terminal_gets_one_line_redrawn),
+        WITH_DIR(json_passes_each_event_and_nothing_else),
+        WITH_DIR(a_failure_with_the_vm_safe_is_1),
+        WITH_DIR(a_failure_with_the_vm_unknown_is_4_and_says_recover),
+        WITH_DIR(a_refusal_is_3_and_gives_every_reason),
+        WITH_DIR(check_says_yes_or_why_not),
+        WITH_DIR(detach_prints_the_job_and_leaves),
+        WITH_DIR(an_interruption_says_that_the_migration_goes_on),
+        WITH_DIR(a_lost_agent_is_4_when_something_may_have_changed),
+        WITH_DIR(no_agent_is_1_because_nothing_was_changed),
+        WITH_DIR(wrong_use_is_2_and_never_reaches_the_agent),
+        WITH_DIR(lists_are_tables_and_missing_fields_are_dashes),
+        WITH_DIR(show_prints_what_there_is),
+        WITH_DIR(a_plan_is_printed_move_by_move),
+        WITH_DIR(text_from_outside_cannot_steer_the_terminal),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
