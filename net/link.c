@@ -236,8 +236,10 @@ static void give_back(struct link *l)
     }
     pthread_mutex_lock(&b->lock);
     l->up = l->wants = false;
-    if (--b->up == 0)
+    if (--b->up == 0) {
         b->down_since = xm_now();
+        b->last_why = l->why;
+    }
     bool ended = b->lost || b->closing;
     int status = b->settle_status;
     if (!ended) {
@@ -304,8 +306,6 @@ void *link_main(void *arg)
         l->why = b->why;
     else
         xm_error_prefix(&l->why, "link %s", l->name);
-    if (!b->closing && !b->lost && b->up == 1)
-        b->last_why = l->why;
     pthread_mutex_unlock(&b->lock);
     give_back(l);
     queue_kick(b);
