@@ -10,7 +10,8 @@
 # mounts of those files). So `down` takes away what a half-done or killed `up` has left, and can be repeated.
 #
 # Environment: XM_PREFIX (xm; another one for each lab at once), XM_BUILD (build), XM_ENGINE (auto), XM_LAB_VM=no (no guest),
-# XM_LAB_RATE (1gbit, say: shapes both links), XM_LAB_SYSTEM, XM_LAB_DATA (disk sizes: 1G, 512M), XM_LAB_APPEND (guest's parameters).
+# XM_LAB_RATE (1gbit, say: shapes both links), XM_LAB_SYSTEM, XM_LAB_DATA (disk sizes: 1G, 512M), XM_LAB_APPEND (guest's parameters),
+# XM_LAB_FS=yes (ext4 on «data» instead of records), XM_LAB_LINK_TIMEOUT (5s), XM_LAB_PEER_PORT (7070: that of a proxy in between).
 set -e
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
@@ -119,6 +120,7 @@ shape() { # rate, or none
 }
 
 make_datastores() {
+  mkdir -p "$store/shared" # the same directory on both: what an NFS mount would be
   for h in a b; do
     for d in ds1 ds2; do
       mkdir -p "$store/$h/$d"
@@ -134,7 +136,11 @@ make_disks() {
   "$guest/xm-client" fill "$store/system.img" vda 7 256M >/dev/null
   head -c 128M /dev/urandom | dd of="$store/system.img" bs=1M seek=512 conv=notrunc status=none iflag=fullblock
   truncate -s "${XM_LAB_DATA:-512M}" "$store/a/ds1/web1-data.img"
-  "$guest/xm-client" fill "$store/a/ds1/web1-data.img" vdb 7 64M >/dev/null
+  if [ "$XM_LAB_FS" = yes ]; then
+    mkfs.ext4 -q -E lazy_itable_init=1,lazy_journal_init=1 "$store/a/ds1/web1-data.img"
+  else
+    "$guest/xm-client" fill "$store/a/ds1/web1-data.img" vdb 7 64M >/dev/null
+  fi
   losetup --find --show --direct-io=on "$store/system.img" >"$run/system.loop"
 }
 
@@ -150,6 +156,12 @@ engine = ${XM_ENGINE:-auto}
 [listen]
 address = 0.0.0.0
 port = 7070
+
+[limits]
+link_timeout = ${XM_LAB_LINK_TIMEOUT:-5s}
+
+[datastore shared]
+path = $store/shared
 
 [datastore ds1]
 path = $store/$1/ds1
@@ -167,6 +179,7 @@ address = 10.2.0.$2
 
 [peer host$3]
 address = 10.8.0.$4
+port = ${XM_LAB_PEER_PORT:-7070}
 END
 }
 
@@ -261,7 +274,7 @@ END
 case ${1:-} in
   up)
     exec 9>"/run/$prefix-lab.lock"
-    flock -n 9 || die "another lab.sh is at work on '$prefix'"
+    flock -w 30 9 || die "another lab.sh is at work on '$prefix'"
     bring_up
     [ -n "$XM_LAB_QUIET" ] || explain
     ;;
@@ -275,7 +288,7 @@ case ${1:-} in
   status)
     if [ -e "$run/ready" ]; then say "'$prefix' is up: $(all_pids | wc -l) processes"; else say "'$prefix' is not up"; fi
     ;;
-  agent) start_agent "$2" ;;
+  agent) start_agent "$2" ;; # again, after it was killed
   shape) shape "$2" ;;
   run)
     n=$prefix-$2

@@ -1,0 +1,89 @@
+#!/bin/sh
+# demo.sh: what `make demo` shows: two hosts, one guest at work, its migration with disks, and that nothing was lost.
+# Leaves build/demo/report.json (the migration's report) and nothing else behind.
+set -e
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/../.."
+export XM_PREFIX="${XM_PREFIX:-xmdemo}" XM_LAB_QUIET=1
+lab=$here/lab.sh
+out=build/demo
+began=$(date +%s)
+
+title() { printf '\n== %s\n' "$*"; }
+client() { "$lab" run client "$PWD/build/guest/xm-client" "$@"; }
+field() { sed -n "s/.*\"$2\":\([^,}]*\).*/\1/p" "$1" | tail -n 1; }
+
+watchers=
+finish() {
+  code=$?
+  trap - EXIT INT TERM
+  # shellcheck disable=SC2086 # numbers
+  [ -z "$watchers" ] || kill $watchers 2>/dev/null || true
+  if [ $code != 0 ]; then
+    echo "demo: failed; the end of the logs:" >&2
+    for f in /run/"$XM_PREFIX"-lab/*/agent.log /run/"$XM_PREFIX"-lab/*/run/vms/*/shim.log /run/"$XM_PREFIX"-lab/*/state/logs/*; do
+      [ ! -s "$f" ] || { echo "-- $f" >&2; tail -n 15 "$f" >&2; }
+    done
+  fi
+  "$lab" down || code=1
+  exit $code
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+watch() { # name: a client in the background until the migration is over, its result in a file
+  (exec "$lab" run client "$PWD/build/guest/xm-client" "$1" 10.9.0.2 0) >"$out/$1.json" &
+  watchers="$watchers $!"
+  eval "pid_$1=$!"
+}
+result() { # name
+  pid=
+  eval "pid=\$pid_$1"
+  kill -TERM "$pid" 2>/dev/null || true
+  wait "$pid" || { cat "$out/$1.json"; echo "demo: the connection '$1' to the guest broke" >&2; exit 1; }
+}
+
+mkdir -p "$out"
+rm -f "$out"/*
+"$lab" down
+title "Two hosts, hosta and hostb, with an agent each, two links between them, and a guest on hosta"
+"$lab" up
+"$lab" xmigrate a list
+
+title "The guest writes to both disks, rewrites its memory and answers TCP"
+client cmd 10.9.0.2 status
+watch heartbeat
+watch pulse
+watch echo
+sleep 1
+
+title "xmigrate --with-storage web1 hostb"
+"$lab" xmigrate a --with-storage web1 hostb
+"$lab" xmigrate a --json jobs >"$out/jobs.json"
+job=$(sed -n 's/.*"job":"\{0,1\}\([0-9][0-9]*\).*/\1/p' "$out/jobs.json" | tail -n 1)
+"$lab" xmigrate a --json watch "$job" | grep '"event": *"done"' >"$out/report.json"
+
+title "On hostb now"
+"$lab" xmigrate b list
+sleep 1
+result heartbeat
+result pulse
+result echo
+watchers=
+echo "longest silence, seen from outside (UDP, 1 ms beat): $(field $out/pulse.json longest_gap_ms) ms"
+echo "longest silence on one TCP connection:               $(field $out/heartbeat.json longest_gap_ms) ms"
+echo "longest pause by the guest's own clock:              $(field $out/pulse.json guest_gap_ms) ms"
+echo "TCP connections kept: heartbeat ($(field $out/heartbeat.json beats) beats) and echo ($(field $out/echo.json rounds) rounds)"
+
+title "The guest verifies all that it ever wrote, disks and memory"
+client cmd 10.9.0.2 verify
+
+title "Clean-up"
+rm -f "$out"/heartbeat.json "$out"/pulse.json "$out"/echo.json "$out"/jobs.json
+trap - EXIT
+"$lab" down
+if ip netns list | grep -q "^$XM_PREFIX-" || losetup -a | grep -q "$XM_PREFIX" || [ -e "/run/$XM_PREFIX-lab" ]; then
+  echo "demo: something was left behind" >&2
+  exit 1
+fi
+echo "nothing left; the report is $out/report.json; took $(($(date +%s) - began)) s"

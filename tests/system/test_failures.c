@@ -1,0 +1,188 @@
+/* Whatever goes wrong before the hand-off: the VM runs on at the source with its data whole, the destination
+ * is clean. The links are slow, so that every state of the migration lasts long enough to be hit. */
+#include "tests/system/harness.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+LAB_GROUP("fail", "XM_LAB_RATE=600mbit XM_LAB_LINK_TIMEOUT=3s")
+
+static void begin(struct job *move, const char *state)
+{
+    char want[64];
+
+    snprintf(want, sizeof(want), "\"%s\"", state);
+    job_start(move, "%s", xmigrate("a", "--json --with-storage web1 hostb"));
+    if (!job_saw(move, want, 60)) {
+        char *out = NULL;
+
+        job_end(move, 1, &out);
+        fprintf(stderr, "the migration never came to the state %s:\n%s\n", state, out ? out : "");
+        free(out);
+        fail();
+    }
+}
+
+static void at_home_and_clean(void)
+{
+    vm_must_run_at("a", "web1");
+    guest_verify();
+    host_must_be_clean("b");
+}
+
+/* It must have failed, with status 1: failed with the VM safe at the source; and say so in the last event. */
+static void must_have_failed(struct job *move)
+{
+    char *out = NULL;
+    int code = job_end(move, 60, &out);
+    json_t *o = last_json(out);
+
+    if (code != 1)
+        fprintf(stderr, "exit status %d:\n%s\n", code, out ? out : "");
+    assert_int_equal(code, 1);
+    assert_non_null(strstr(out, "\"failed\""));
+    assert_string_not_equal(string(o, "error"), "");
+    json_decref(o);
+    free(out);
+    at_home_and_clean();
+}
+
+static void job_id(char *id, size_t size)
+{
+    json_t *o = NULL, *list;
+    const json_t *last, *n;
+
+    xmigrate_run("a", 0, &o, "--json jobs");
+    list = json_object_get(o, "jobs");
+    last = json_array_size(list) ? json_array_get(list, json_array_size(list) - 1) : NULL;
+    n = json_object_get(last, "job");
+    if (json_is_integer(n))
+        snprintf(id, size, "%lld", (long long)json_integer_value(n));
+    else
+        snprintf(id, size, "%s", string(last, "job"));
+    json_decref(o);
+}
+
+static void abort_in(const char *in)
+{
+    struct job move;
+    char id[32];
+
+    begin(&move, in);
+    job_id(id, sizeof(id));
+    assert_int_equal(xmigrate_run("a", 0, NULL, "abort %s", id), 0);
+    must_have_failed(&move);
+}
+
+static void abort_while_disks_copy(void **state)
+{
+    (void)state;
+    need_lab();
+    abort_in("disks");
+}
+
+static void abort_while_memory_copies(void **state)
+{
+    (void)state;
+    need_lab();
+    abort_in("memory");
+}
+
+static void kill_at_b(const char *in, const char *pid_file)
+{
+    struct job move;
+
+    begin(&move, in);
+    assert_int_equal(sh(NULL, 5, "kill -9 $(cat %s/b/run/vms/web1/%s)", lab_run_dir(), pid_file), 0);
+    must_have_failed(&move);
+}
+
+static void destination_shim_dies_in_disks(void **state)
+{
+    (void)state;
+    need_lab();
+    kill_at_b("disks", "shim.pid");
+}
+
+static void destination_shim_dies_in_memory(void **state)
+{
+    (void)state;
+    need_lab();
+    kill_at_b("memory", "shim.pid");
+}
+
+static void destination_qemu_dies_in_memory(void **state)
+{
+    (void)state;
+    need_lab();
+    kill_at_b("memory", "qemu.pid");
+}
+
+static void all_links_down(void **state)
+{
+    struct job move;
+
+    (void)state;
+    need_lab();
+    begin(&move, "disks");
+    assert_int_equal(sh(NULL, 5, "ip -n %s-hosta link set link1 down && ip -n %s-hosta link set link2 down",
+                        lab_prefix(), lab_prefix()),
+                     0);
+    /* The guest's disks must not wait for the links. */
+    guest_must("io 2 4");
+    {
+        char *out = NULL;
+        int code = job_end(&move, 60, &out);
+
+        assert_int_equal(sh(NULL, 5,
+                            "for l in link1 link2; do ip -n %s-hosta link set $l up; done; "
+                            "ip -n %s-hosta addr show link1 | grep -q 10.1.0.1",
+                            lab_prefix(), lab_prefix()),
+                         0);
+        if (code != 1)
+            fprintf(stderr, "exit status %d:\n%s\n", code, out ? out : "");
+        free(out);
+        assert_int_equal(code, 1);
+    }
+    at_home_and_clean();
+}
+
+/* One link of two breaks: the migration may end well or fail, but never harm the VM. */
+static void one_link_down(void **state)
+{
+    struct job move;
+    int code;
+
+    (void)state;
+    need_lab();
+    begin(&move, "disks");
+    assert_int_equal(sh(NULL, 5, "ip -n %s-hosta link set link2 down", lab_prefix()), 0);
+    code = job_end(&move, 120, NULL);
+    assert_int_equal(sh(NULL, 5, "ip -n %s-hosta link set link2 up", lab_prefix()), 0);
+    if (code == 0) {
+        print_message("it went on over the other link\n");
+        vm_must_run_at("b", "web1");
+        guest_verify();
+        assert_int_equal(xmigrate_run("b", 0, NULL, "--with-storage web1 hosta"), 0);
+    } else {
+        assert_int_equal(code, 1);
+    }
+    at_home_and_clean();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(abort_while_disks_copy),
+        cmocka_unit_test(abort_while_memory_copies),
+        cmocka_unit_test(destination_shim_dies_in_disks),
+        cmocka_unit_test(destination_shim_dies_in_memory),
+        cmocka_unit_test(destination_qemu_dies_in_memory),
+        cmocka_unit_test(all_links_down),
+        cmocka_unit_test(one_link_down),
+    };
+
+    return cmocka_run_group_tests(tests, lab_setup, lab_teardown);
+}

@@ -1,0 +1,117 @@
+/* Moves of the disks alone, of the VM alone, and the nightly rebalancing. */
+#include "tests/system/harness.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+LAB_GROUP("storage", "")
+
+static void both_disks_must_lie_in(const char *host, const char *where)
+{
+    char want[600], path[512];
+    const char *disks[] = {"system", "data"};
+
+    snprintf(want, sizeof(want), "%s/%s/", lab_store_dir(), where);
+    for (int i = 0; i < 2; i++) {
+        disk_path(host, "web1", disks[i], path, sizeof(path));
+        if (strncmp(path, want, strlen(want)) != 0)
+            fail_msg("disk %s is %s, not in %s", disks[i], path, want);
+    }
+}
+
+static void disks_move_under_a_running_vm(void **state)
+{
+    struct job pulse;
+    char *out = NULL;
+    json_t *o;
+
+    (void)state;
+    need_lab();
+    job_start(&pulse, "%s", as_client("pulse %s 0", GUEST));
+    assert_int_equal(xmigrate_run("a", 0, NULL, "--storage-only web1 ds2"), 0);
+    job_signal(&pulse, SIGTERM);
+    assert_int_equal(job_end(&pulse, 10, &out), 0);
+    o = last_json(out);
+    print_message("longest silence %.1f ms\n", number(o, "longest_gap_ms"));
+    json_decref(o);
+    free(out);
+    both_disks_must_lie_in("a", "a/ds2");
+    vm_must_run_at("a", "web1");
+    guest_verify();
+    assert_int_equal(sh(NULL, 5, "test -z \"$(find %s/a/ds1 -type f)\"", lab_store_dir()), 0);
+}
+
+static int used_percent(const char *datastore)
+{
+    char *out = NULL;
+    int used;
+
+    assert_int_equal(sh(&out, 5, "df --output=pcent %s/%s | tail -n 1", lab_store_dir(), datastore), 0);
+    used = atoi(out);
+    free(out);
+    return used;
+}
+
+/* Both disks lie in ds2 with a filler beside them, so that it is over its target of 60 %. */
+static void rebalancing_brings_it_below_the_target(void **state)
+{
+    (void)state;
+    need_lab();
+    assert_int_equal(sh(NULL, 10, "fallocate -l 1500M %s/a/ds2/filler", lab_store_dir()), 0);
+    assert_true(used_percent("a/ds2") > 60);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "--json rebalance --dry-run"), 0);
+    assert_true(used_percent("a/ds2") > 60); /* dry */
+    assert_int_equal(xmigrate_run("a", 0, NULL, "rebalance"), 0);
+    assert_true(used_percent("a/ds2") <= 60);
+    assert_true(used_percent("a/ds1") <= 60);
+    guest_verify();
+    assert_int_equal(sh(NULL, 5, "rm %s/a/ds2/filler", lab_store_dir()), 0);
+}
+
+static void the_vm_alone_moves_on_shared_storage(void **state)
+{
+    struct job echo;
+    json_t *done = NULL;
+
+    (void)state;
+    need_lab();
+    /* Wherever rebalancing has put it. */
+    if (sh(NULL, 20, "%s", xmigrate("a", "--json show web1")) == 0)
+        assert_int_equal(xmigrate_run("a", 0, NULL, "--storage-only web1 shared"), 0);
+    both_disks_must_lie_in("a", "shared");
+    job_start(&echo, "%s", as_client("echo %s 0", GUEST));
+    assert_int_equal(xmigrate_run("a", 0, &done, "--json web1 hostb"), 0);
+    assert_true(number(done, "disk_bytes") == 0);
+    json_decref(done);
+    job_signal(&echo, SIGTERM);
+    assert_int_equal(job_end(&echo, 10, NULL), 0);
+    vm_must_run_at("b", "web1");
+    both_disks_must_lie_in("b", "shared");
+    guest_verify();
+    host_must_be_clean("a");
+}
+
+/* What is not shared is refused, though a path of that name may well exist. */
+static void storage_of_its_own_is_no_shared_storage(void **state)
+{
+    (void)state;
+    need_lab();
+    assert_int_equal(xmigrate_run("b", 0, NULL, "--storage-only web1 ds1"), 0);
+    assert_int_equal(xmigrate_run("b", 3, NULL, "web1 hosta"), 3);
+    vm_must_run_at("b", "web1");
+    guest_verify();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(disks_move_under_a_running_vm),
+        cmocka_unit_test(rebalancing_brings_it_below_the_target),
+        cmocka_unit_test(the_vm_alone_moves_on_shared_storage),
+        cmocka_unit_test(storage_of_its_own_is_no_shared_storage),
+    };
+
+    return cmocka_run_group_tests(tests, lab_setup, lab_teardown);
+}
