@@ -33,7 +33,7 @@ static bool read_point(char *text, struct point *p)
     if (!action || nth == text || (size_t)(nth - text) >= sizeof p->name)
         return false;
     *nth++ = *action++ = 0;
-    strcpy(p->name, text);
+    memcpy(p->name, text, strlen(text) + 1);
     if (strcmp(nth, "*")) {
         p->nth = (unsigned)strtoul(nth, &end, 10);
         if (*end || !p->nth)

@@ -84,7 +84,7 @@ int xm_file_read(const char *path, size_t max, char **text, size_t *len, struct 
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     size_t cap = 0, n = 0;
-    char *buf = NULL;
+    char *buf = NULL; /* once the loop has begun: cap bytes, n of them read */
     int err = 0;
 
     *text = NULL;
@@ -118,7 +118,7 @@ int xm_file_read(const char *path, size_t max, char **text, size_t *len, struct 
         }
     }
     close(fd);
-    if (err) {
+    if (err || !buf) {
         free(buf);
         return err;
     }
@@ -178,7 +178,9 @@ char *xm_printf(const char *fmt, ...)
     va_start(ap, fmt);
     int n = vasprintf(&s, fmt, ap);
     va_end(ap);
-    while (n < 0)
+    if (n < 0) {
         raise(SIGKILL);
+        _exit(127); /* not reached */
+    }
     return s;
 }

@@ -258,7 +258,7 @@ static int unix_address(struct sockaddr_un *a, const char *path, struct xm_error
     if (!*path || strlen(path) >= sizeof a->sun_path)
         return xm_error_set(e, ENAMETOOLONG, "the path of a socket has 1 to %zu bytes: %s",
                             sizeof a->sun_path - 1, path);
-    strcpy(a->sun_path, path);
+    memcpy(a->sun_path, path, strlen(path) + 1);
     return 0;
 }
 

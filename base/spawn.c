@@ -238,7 +238,7 @@ static void wait_and_exit(int fd)
 
 int xm_daemonize(const char *log_path, int *ready, struct xm_error *e)
 {
-    int word[2];
+    int word[2] = {-1, -1};
     int log = log_path ? open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600) : -1;
 
     if (log_path && log < 0)

@@ -107,7 +107,7 @@ int xm_parse_rate(const char *text, uint64_t *bytes_per_s, struct xm_error *e)
     char unit[8];
 
     if (rest && strlen(rest) < sizeof unit) {
-        strcpy(unit, rest);
+        memcpy(unit, rest, strlen(rest) + 1);
         size_t n = strlen(unit);
         if (n >= 2 && !strcmp(unit + n - 2, "/s"))
             unit[n -= 2] = 0;

@@ -8,9 +8,9 @@ const struct option_row option_table[OPTIONS] = {
     {OPT_WITH_STORAGE, "with-storage", .help = "Move the disks too: the hosts share no storage."},
     {OPT_STORAGE_ONLY, "storage-only",
      .help = "Move only the disks, to another datastore of this host; the VM stays here."},
-    {OPT_DOWNTIME, "downtime", .arg = "MS", .initial = "100",
+    {OPT_DOWNTIME, "downtime", .arg = "MS", .initial = "the agent's",
      .help = "How long the VM may stand still at most, in milliseconds (or a time with a unit, as in 2s)."},
-    {OPT_BANDWIDTH, "bandwidth", .arg = "RATE", .initial = "0",
+    {OPT_BANDWIDTH, "bandwidth", .arg = "RATE", .initial = "the agent's",
      .help = "At most so much a second over all links together: 100M, 1.2GB/s, 10Gbit; 0 is no limit."},
     {OPT_POSTCOPY, "postcopy", .arg = "WHEN", .initial = "no", .choices = "no auto now",
      .not_yet = "auto now",
@@ -152,7 +152,7 @@ int args_parse(struct args *a, int argc, char **argv, struct xm_error *e)
 {
     struct option longopts[OPTIONS + 1] = {0};
 
-    *a = (struct args){.downtime_ms = 100};
+    *a = (struct args){0};
     for (int i = 0; i < OPTIONS; i++) {
         longopts[i] = (struct option){.name = option_table[i].name,
                                       .has_arg = option_table[i].arg ? required_argument : no_argument,

@@ -22,8 +22,7 @@ __attribute__((format(printf, 4, 5))) static size_t add(char *buf, size_t cap, s
     return n < 0 ? at : at + (size_t)n;
 }
 
-/* Percent done, never over 100; -1 when nothing is known of it. */
-static int percent_of(const json_t *event)
+int percent_of(const json_t *event)
 {
     int64_t done = xm_json_int(event, "bytes_done", -1), total = xm_json_int(event, "bytes_total", 0);
 
@@ -61,7 +60,8 @@ void progress_format(char *buf, size_t cap, const char *state, const json_t *eve
     double dirty_rate = xm_json_real(event, "dirty_rate", 0);
     size_t at = add(buf, cap, 0, "%-8s", state);
 
-    if (percent >= 0) {
+    /* The bytes are those of the disks: once they are there, what counts is the memory's rounds. */
+    if (percent >= 0 && (percent < 100 || round <= 0)) {
         at = add(buf, cap, at, " %3d %%", percent);
         at = add(buf, cap, at, "  %s of %s", xm_format_size((uint64_t)xm_json_int(event, "bytes_done", 0)).s,
                  xm_format_size((uint64_t)xm_json_int(event, "bytes_total", 0)).s);

@@ -17,6 +17,8 @@ struct progress {
 
 void progress_init(struct progress *p, const struct cli_io *io);
 void progress_event(struct progress *p, const json_t *event, uint64_t now);
+/* Percent of the bytes done, never over 100; -1 when nothing is known of it. */
+int percent_of(const json_t *event);
 /* Before anything else is written: takes the unfinished line away. */
 void progress_clear(struct progress *p);
 /* "disks    42 %  504.00 MiB of 1.20 GiB  410.00 MB/s  2.00 s left  mirror async". What the event lacks is

@@ -1,3 +1,4 @@
+#include "cli/progress.h"
 #include "cli/report.h"
 #include "cli/text.h"
 
@@ -19,7 +20,7 @@ static const char *scalar(const json_t *v)
     if (json_is_integer(v))
         snprintf(text[at], sizeof text[at], "%lld", (long long)json_integer_value(v));
     else if (json_is_real(v))
-        snprintf(text[at], sizeof text[at], "%.6g", json_real_value(v));
+        snprintf(text[at], sizeof text[at], "%.4g", json_real_value(v));
     else if (json_is_boolean(v))
         snprintf(text[at], sizeof text[at], "%s", json_is_true(v) ? "yes" : "no");
     return text[at];
@@ -119,13 +120,16 @@ int report_jobs(const struct args *a, const json_t *answer, const struct cli_io 
     (void)a;
     table_begin(&t, 7, titles);
     json_array_foreach (json_object_get(answer, "jobs"), i, v) {
+        const json_t *progress = json_object_get(v, "progress");
         char percent[16] = "";
-        if (json_is_number(json_object_get(v, "percent")))
-            snprintf(percent, sizeof percent, "%d %%", (int)XM_MIN(xm_json_real(v, "percent", 0), 100));
+        double done = xm_json_real(v, "percent", percent_of(progress ? progress : v));
+        if (done >= 0)
+            snprintf(percent, sizeof percent, "%d %%", (int)XM_MIN(done, 100));
         table_add(&t, (const char *const[]){scalar(json_object_get(v, "job")), xm_json_str(v, "vm", ""),
-                                            xm_json_str(v, "destination", ""), xm_json_str(v, "state", ""),
+                                            xm_json_str(v, "destination", ""),
+                                            xm_json_str(progress, "state", xm_json_str(v, "state", "")),
                                             percent, time_text(json_object_get(v, "started")),
-                                            scalar(json_object_get(v, "result"))});
+                                            xm_json_str(v, "error", scalar(json_object_get(v, "result")))});
     }
     table_end(&t, io->out);
     return CLI_DONE;
@@ -246,11 +250,46 @@ static void flat_line(const struct cli_io *io, const char *what, const json_t *v
     free(text);
 }
 
+/* "21.2 ms (final ram 1.2, disks 3.0, ...)" */
+static void downtime_line(const struct cli_io *io, double ms, const json_t *parts)
+{
+    char *inner = flat(parts);
+    char *text = xm_printf(*inner ? "%s (in ms: %s)" : "%s%s", xm_format_time((uint64_t)(ms * 1e6)).s, inner);
+
+    line(io, "downtime", text);
+    free(text);
+    free(inner);
+}
+
+/* "96.00 MiB; 2 times to sync, 2 back; 3 chunks copied again; longest hold 1.2 ms" */
+static void mirror_line(const struct cli_io *io, const json_t *m)
+{
+    int64_t bytes = xm_json_int(m, "bytes", -1), sync = xm_json_int(m, "to_sync", -1);
+    char text[200];
+    int n;
+
+    if (bytes < 0 || sync < 0) {
+        flat_line(io, "mirror", m);
+        return;
+    }
+    n = snprintf(text, sizeof text, "%s of guest writes; ", xm_format_size((uint64_t)bytes).s);
+    n += snprintf(text + n, sizeof text - (size_t)n,
+                  sync ? "%lld times to sync, %lld back" : "async all the time", (long long)sync,
+                  (long long)xm_json_int(m, "to_async", 0));
+    if (xm_json_int(m, "given_up", 0) > 0)
+        n += snprintf(text + n, sizeof text - (size_t)n, "; gave up %lld times",
+                      (long long)xm_json_int(m, "given_up", 0));
+    if (xm_json_real(m, "held_ms_max", 0) > 0)
+        snprintf(text + n, sizeof text - (size_t)n, "; longest hold of a write %s",
+                 xm_format_time((uint64_t)(xm_json_real(m, "held_ms_max", 0) * 1e6)).s);
+    line(io, "mirror", text);
+}
+
 void report_done(const json_t *done, const struct cli_io *io)
 {
     double total = xm_json_real(done, "total_s", -1), downtime = xm_json_real(done, "downtime_ms", -1);
     int64_t disk = xm_json_int(done, "disk_bytes", 0), ram = xm_json_int(done, "ram_bytes", 0);
-    int64_t rounds = xm_json_int(done, "rounds", 0);
+    int64_t rounds = xm_json_int(done, "rounds", 0), zero = xm_json_int(done, "disk_zero_bytes", 0);
     const char *to = xm_json_str(done, "destination", NULL);
     char text[100];
 
@@ -262,9 +301,14 @@ void report_done(const json_t *done, const struct cli_io *io)
     if (total >= 0)
         line(io, "total time", xm_format_time((uint64_t)(total * 1e9)).s);
     if (downtime >= 0)
-        line(io, "downtime", xm_format_time((uint64_t)(downtime * 1e6)).s);
-    if (disk > 0)
-        line(io, "disks", xm_format_size((uint64_t)disk).s);
+        downtime_line(io, downtime, json_object_get(done, "downtime_parts_ms"));
+    if (disk > 0 || zero > 0) {
+        snprintf(text, sizeof text, "%s", xm_format_size((uint64_t)XM_MAX(disk, 0)).s);
+        if (zero > 0)
+            snprintf(text + strlen(text), sizeof text - strlen(text), ", and %s of holes and zeros not sent",
+                     xm_format_size((uint64_t)zero).s);
+        line(io, "disks", text);
+    }
     snprintf(text, sizeof text, "%s%s", xm_format_size((uint64_t)XM_MAX(ram, 0)).s, rounds > 0 ? " in " : "");
     if (rounds > 0)
         snprintf(text + strlen(text), sizeof text - strlen(text), "%lld round%s", (long long)rounds,
@@ -274,8 +318,9 @@ void report_done(const json_t *done, const struct cli_io *io)
     line(io, "on the wire", size_text(done, "wire_bytes"));
     if (total > 0 && disk + ram > 0)
         line(io, "mean rate", xm_format_rate((double)(disk + ram) / total).s);
-    flat_line(io, "mirror", json_object_get(done, "mirror"));
+    mirror_line(io, json_object_get(done, "mirror"));
     flat_line(io, "digest", json_object_get(done, "digest"));
+    line(io, "note", xm_json_str(done, "note", ""));
 }
 
 int exit_of_failure(const json_t *failure)

@@ -3,12 +3,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Limits that are not given are left out: the agent's configuration has its own. */
 static json_t *options_of(const struct args *a)
 {
-    return json_pack("{s:I s:I s:b s:s s:b s:b s:s}", "downtime_ms", (json_int_t)a->downtime_ms, "bandwidth",
-                     (json_int_t)a->bandwidth, "verify", args_has(a, OPT_VERIFY), "compress",
-                     a->value[OPT_COMPRESS], "resume", args_has(a, OPT_RESUME), "keep_source",
-                     args_has(a, OPT_KEEP_SOURCE), "postcopy", a->value[OPT_POSTCOPY]);
+    json_t *o = json_pack("{s:b s:s s:b s:b s:s}", "verify", args_has(a, OPT_VERIFY), "compress",
+                          a->value[OPT_COMPRESS], "resume", args_has(a, OPT_RESUME), "keep_source",
+                          args_has(a, OPT_KEEP_SOURCE), "postcopy", a->value[OPT_POSTCOPY]);
+
+    if (args_has(a, OPT_DOWNTIME))
+        json_object_set_new(o, "downtime_ms", json_integer((json_int_t)a->downtime_ms));
+    if (args_has(a, OPT_BANDWIDTH))
+        json_object_set_new(o, "bandwidth", json_integer((json_int_t)a->bandwidth));
+    return o;
 }
 
 /* VM HOST[:DATASTORE], or with --storage-only VM DATASTORE. */

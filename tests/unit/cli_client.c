@@ -130,6 +130,47 @@ static void a_move_ends_with_a_report(void **state)
     assert_string_equal(err, "");
 }
 
+static void the_report_tells_what_the_shim_measured(void **state)
+{
+    (void)state;
+    const char *memory =
+        "{\"event\":\"progress\",\"state\":\"memory\",\"bytes_done\":100,\"bytes_total\":100,\"rate\":1e8,"
+        "\"eta_s\":null,\"round\":2,\"dirty_bytes\":1048576,\"disks\":[{\"name\":\"a\",\"mode\":\"async\"},"
+        "{\"name\":\"b\",\"mode\":\"sync\"}]}";
+    const char *done =
+        "{\"event\":\"done\",\"vm\":\"web1\",\"destination\":\"hostb\",\"downtime_ms\":20.5,\"disk_bytes\":0,"
+        "\"disk_zero_bytes\":1048576,\"mirror\":{\"bytes\":2048,\"to_sync\":2,\"to_async\":1,\"held\":9,"
+        "\"held_ms_max\":1.5,\"given_up\":3},\"downtime_parts_ms\":{\"final_ram\":1.25,\"disks\":3},"
+        "\"digest\":\"00ff\"}";
+    assert_int_equal(run("--with-storage web1 hostb", SAYS(JOB, memory, done), false, false), CLI_DONE);
+    expect_out("memory    100.00 MB/s  round 2, 1.00 MiB dirty  mirror a:async, b:sync\n"
+               "web1 has moved to hostb.\n"
+               "  downtime     20.5 ms (in ms: final ram 1.25, disks 3)\n"
+               "  disks        0 B, and 1.00 MiB of holes and zeros not sent\n"
+               "  mirror       2.00 KiB of guest writes; 2 times to sync, 1 back; gave up 3 times; "
+               "longest hold of a write 1.5 ms\n"
+               "  digest       00ff\n");
+}
+
+static void few_lines_where_nothing_can_be_redrawn(void **state)
+{
+    (void)state;
+    static char line[101][120];
+    static const char *lines[104] = {JOB};
+    unsigned printed = 0;
+
+    for (int i = 0; i <= 100; i++) {
+        snprintf(line[i], sizeof line[i],
+                 "{\"event\":\"progress\",\"state\":\"disks\",\"bytes_done\":%d,\"bytes_total\":100}", i);
+        lines[i + 1] = line[i];
+    }
+    lines[102] = DONE;
+    assert_int_equal(run("web1 hostb", lines, false, false), CLI_DONE);
+    for (const char *s = out; (s = strstr(s, " % ")); s++)
+        printed++;
+    assert_int_equal(printed, 11); /* each tenth once */
+}
+
 static void a_terminal_gets_one_line_redrawn(void **state)
 {
     (void)state;
@@ -283,11 +324,14 @@ static void lists_are_tables_and_missing_fields_are_dashes(void **state)
     assert_int_equal(
         run("jobs",
             SAYS("{\"ok\":true,\"jobs\":[{\"job\":\"7\",\"vm\":\"web1\",\"destination\":\"hostb\","
-                 "\"state\":\"disks\",\"percent\":42.9,\"started\":\"today\"}]}"),
+                 "\"state\":\"disks\",\"percent\":42.9,\"started\":\"today\"},"
+                 "{\"job\":\"8\",\"vm\":\"x\",\"state\":\"running\",\"progress\":{\"state\":\"memory\","
+                 "\"bytes_done\":1,\"bytes_total\":3}}]}"),
             false, false),
         CLI_DONE);
-    expect_out("JOB  VM    DESTINATION  STATE  DONE  STARTED  RESULT\n"
-               "7    web1  hostb        disks  42 %  today    -\n");
+    expect_out("JOB  VM    DESTINATION  STATE   DONE  STARTED  RESULT\n"
+               "7    web1  hostb        disks   42 %  today    -\n"
+               "8    x     -            memory  33 %  -        -\n");
 }
 
 static void show_prints_what_there_is(void **state)
@@ -337,6 +381,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         WITH_DIR(a_move_ends_with_a_report),
+        WITH_DIR(the_report_tells_what_the_shim_measured),
+        WITH_DIR(few_lines_where_nothing_can_be_redrawn),
         WITH_DIR(a_terminal_gets_one_line_redrawn),
         WITH_DIR(json_passes_each_event_and_nothing_else),
         WITH_DIR(a_failure_with_the_vm_safe_is_1),

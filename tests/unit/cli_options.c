@@ -59,7 +59,7 @@ static void refuse(const char *line, const char *sentence)
 }
 
 #define OPTIONS_DEFAULT                                                                                      \
-    "\"options\":{\"downtime_ms\":100,\"bandwidth\":0,\"verify\":false,\"compress\":\"no\","                 \
+    "\"options\":{\"verify\":false,\"compress\":\"no\","                                                     \
     "\"resume\":false,\"keep_source\":false,\"postcopy\":\"no\"}"
 #define NOW "\"dry_run\":false,\"detach\":false}"
 
@@ -71,9 +71,7 @@ static void a_vm_and_a_host_mean_move(void **state)
         "\"storage_only\":false," OPTIONS_DEFAULT "," NOW;
     expect("web1 hostb", plain);
     expect("move web1 hostb", plain);
-    expect("--downtime 100 web1 hostb", plain);
-    expect("--downtime=100ms web1 hostb", plain);
-    expect("web1 --bandwidth 0 hostb", plain);
+    expect("web1 --compress no hostb", plain);
 }
 
 static void storage_is_asked_for(void **state)
@@ -105,6 +103,21 @@ static void every_option_reaches_the_agent(void **state)
         "\"storage_only\":false,\"options\":{\"downtime_ms\":2000,\"bandwidth\":125000000,\"verify\":true,"
         "\"compress\":\"no\",\"resume\":false,\"keep_source\":true,\"postcopy\":\"no\"},"
         "\"dry_run\":false,\"detach\":true}");
+}
+
+static void downtime_is_in_milliseconds_or_has_a_unit(void **state)
+{
+    (void)state;
+    static const char *const same[] = {"--downtime 250", "--downtime=250", "--downtime 250ms",
+                                       "--downtime 0.25s"};
+    for (int i = 0; i < 4; i++) {
+        char line[100];
+        snprintf(line, sizeof line, "%s web1 hostb", same[i]);
+        expect(line,
+               "{\"verb\":\"move\",\"vm\":\"web1\",\"host\":\"hostb\",\"datastore\":null,\"storage\":false,"
+               "\"storage_only\":false,\"options\":{\"downtime_ms\":250,\"verify\":false,\"compress\":\"no\","
+               "\"resume\":false,\"keep_source\":false,\"postcopy\":\"no\"}," NOW);
+    }
 }
 
 static void the_other_verbs_make_their_requests(void **state)
@@ -216,6 +229,7 @@ int main(void)
         cmocka_unit_test(a_vm_and_a_host_mean_move),
         cmocka_unit_test(storage_is_asked_for),
         cmocka_unit_test(every_option_reaches_the_agent),
+        cmocka_unit_test(downtime_is_in_milliseconds_or_has_a_unit),
         cmocka_unit_test(the_other_verbs_make_their_requests),
         cmocka_unit_test(what_is_not_there_yet_is_refused_not_ignored),
         cmocka_unit_test(mistakes_are_named),
