@@ -368,7 +368,7 @@ static int get_inflight(struct job *j)
 
     if (err)
         return err;
-    in->size = in->queues * inflight_queue_bytes(in->queue_size);
+    in->size = in->queues * vhost_inflight_bytes(in->queue_size);
     in->offset = 0;
     int fd = memfd_create("vhost-inflight", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0)
@@ -388,7 +388,7 @@ static int set_inflight(struct job *j)
     const struct vhost_inflight *in = &j->msg->p.inflight;
     int err = check_inflight(j);
 
-    if (!err && (in->size < in->queues * inflight_queue_bytes(in->queue_size) || in->offset % 8))
+    if (!err && (in->size < in->queues * vhost_inflight_bytes(in->queue_size) || in->offset % 8))
         err = xm_error_set(j->e, EPROTO, "an in-flight region of %llu bytes for %u queues of %u",
                            (unsigned long long)in->size, in->queues, in->queue_size);
     if (!err)

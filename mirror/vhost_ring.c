@@ -253,16 +253,14 @@ static void kicked(struct xm_watch *w)
 
 static void watch(struct ring *r, bool on)
 {
-    const struct xm_engine_ops *ops = r->dev->engine->ops;
-
     if (!on && r->kick.fd >= 0) {
-        ops->unwatch(r->dev->engine, &r->kick);
+        xm_engine_unwatch(r->dev->engine, &r->kick);
         r->kick.fd = -1;
     }
     if (on && r->kick.fd < 0) {
         r->kick.fd = r->kick_fd;
         r->kick.ready = kicked;
-        if (ops->watch(r->dev->engine, &r->kick) < 0) {
+        if (xm_engine_watch(r->dev->engine, &r->kick) < 0) {
             r->kick.fd = -1;
             vhost_broken(r->dev, r->index, "its kick descriptor cannot be watched");
         }
@@ -280,7 +278,7 @@ static int ring_start(struct ring *r, struct xm_error *e)
     if (d->inflight) {
         if (r->index >= d->inflight_queues || r->vq.num > d->inflight_size)
             return xm_error_set(e, EPROTO, "the in-flight region has no place for it");
-        r->vq.track = (void *)(d->inflight + r->index * inflight_queue_bytes(d->inflight_size));
+        r->vq.track = (void *)(d->inflight + r->index * vhost_inflight_bytes(d->inflight_size));
     }
     if (r->slots < r->vq.num) {
         free(r->reqs);

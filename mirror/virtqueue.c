@@ -57,7 +57,7 @@ int virtqueue_start(struct virtqueue *q, uint16_t base, struct xm_error *e)
     q->used_idx = q->published = get16(&q->used->idx);
     q->last_avail = base;
     if (q->track) {
-        q->again_count = inflight_resume(q->track, q->num, q->used_idx, q->again, &q->counter);
+        q->again_count = vhost_inflight_resume(q->track, q->num, q->used_idx, q->again, &q->counter);
         q->last_avail = (uint16_t)(q->used_idx + q->again_count);
     }
     return 0;
@@ -151,7 +151,7 @@ static int next_head(struct virtqueue *q, uint16_t *head, struct xm_error *e)
         return xm_error_set(e, EPROTO, "descriptor %u is made available while it is in use", *head);
     q->last_avail++;
     if (q->track)
-        inflight_take(q->track, *head, q->counter++);
+        vhost_inflight_take(q->track, *head, q->counter++);
     return 1;
 }
 
@@ -179,7 +179,7 @@ void virtqueue_push(struct virtqueue *q, uint16_t head, uint32_t len)
     /* Never more than num unpublished: each head is busy until it is published. */
     q->batch[(uint16_t)(q->used_idx - q->published)] = head;
     if (q->track)
-        inflight_batch(q->track, head);
+        vhost_inflight_batch(q->track, head);
     __atomic_store_n(&u->id, head, __ATOMIC_RELAXED);
     __atomic_store_n(&u->len, len, __ATOMIC_RELAXED);
     q->used_idx++;
@@ -206,7 +206,7 @@ bool virtqueue_publish(struct virtqueue *q)
     if (n) {
         put16(&q->used->idx, q->used_idx);
         if (q->track)
-            inflight_done(q->track, q->batch, n, q->used_idx);
+            vhost_inflight_done(q->track, q->batch, n, q->used_idx);
         for (unsigned i = 0; i < n; i++)
             q->busy[q->batch[i]] = 0;
         elements_dirty(q, n);

@@ -14,7 +14,7 @@
 #include <linux/virtio_ring.h>
 
 #include "mirror/guestmem.h"
-#include "mirror/inflight.h"
+#include "mirror/vhost_inflight.h"
 
 #define VIRTQUEUE_MAX 1024
 #define CHAIN_IOV_MAX 1024 /* what preadv takes */

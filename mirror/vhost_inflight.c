@@ -1,11 +1,11 @@
-#include "mirror/inflight.h"
+#include "mirror/vhost_inflight.h"
 #include "mirror/virtqueue.h"
 
 #include <stdlib.h>
 
 #define ALIGNMENT 64
 
-size_t inflight_queue_bytes(uint16_t queue_size)
+size_t vhost_inflight_bytes(uint16_t queue_size)
 {
     size_t n = sizeof(struct inflight_queue) + queue_size * sizeof(struct inflight_desc);
     return (n + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
@@ -33,7 +33,7 @@ static int by_counter(const void *a, const void *b)
     return x->counter < y->counter ? -1 : x->counter > y->counter;
 }
 
-unsigned inflight_resume(struct inflight_queue *q, uint16_t num, uint16_t used, uint16_t *heads,
+unsigned vhost_inflight_resume(struct inflight_queue *q, uint16_t num, uint16_t used, uint16_t *heads,
                          uint64_t *counter)
 {
     *counter = 0;
@@ -71,19 +71,19 @@ unsigned inflight_resume(struct inflight_queue *q, uint16_t num, uint16_t used, 
     return n;
 }
 
-void inflight_take(struct inflight_queue *q, uint16_t head, uint64_t counter)
+void vhost_inflight_take(struct inflight_queue *q, uint16_t head, uint64_t counter)
 {
     q->desc[head].counter = counter;
     set_flag(q, head, 1);
 }
 
-void inflight_batch(struct inflight_queue *q, uint16_t head)
+void vhost_inflight_batch(struct inflight_queue *q, uint16_t head)
 {
     q->desc[head].next = q->last_batch_head;
     put16(&q->last_batch_head, head);
 }
 
-void inflight_done(struct inflight_queue *q, const uint16_t *heads, unsigned n, uint16_t used)
+void vhost_inflight_done(struct inflight_queue *q, const uint16_t *heads, unsigned n, uint16_t used)
 {
     for (unsigned i = 0; i < n; i++)
         set_flag(q, heads[i], 0);
