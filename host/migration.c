@@ -1,0 +1,515 @@
+/* The source's thread.
+ *
+ * Happy path: prepare -> disks -> memory -> switch -> handoff -> settle -> done; each step is a function that
+ * returns when its state is over. Failures: in prepare, disks, memory   mirror off, tracking off, links
+ * aborted (the destination cleans up by itself): the VM was never touched in switch                   the
+ * same, and QEMU is told to take back its migration and to go on: the VM runs here in handoff before the
+ * record: as in switch. After it: the VM is not ours any more, whatever we hear. It stays stopped here, and
+ * the state is `unknown` until the destination answers or `recover` asks. in settle                   the VM
+ * runs there; what could not be cleaned up is said, and done again by the agent. An abort is a failure that
+ * somebody wished for: honoured until the record is written. */
+#include "host/migration.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char *const state_names[MIG_STATES] = {"prepare", "disks", "memory", "switch", "handoff",
+                                                    "settle",  "done",  "failed", "unknown"};
+
+/* Which state may follow which: bit n of [s]: s -> n. */
+#define TO(s) (1u << (s))
+static const unsigned legal[MIG_STATES] = {
+    [MIG_PREPARE] = TO(MIG_DISKS) | TO(MIG_MEMORY) | TO(MIG_FAILED),
+    [MIG_DISKS] = TO(MIG_MEMORY) | TO(MIG_SETTLE) | TO(MIG_FAILED),
+    [MIG_MEMORY] = TO(MIG_SWITCH) | TO(MIG_FAILED),
+    [MIG_SWITCH] = TO(MIG_HANDOFF) | TO(MIG_FAILED),
+    [MIG_HANDOFF] = TO(MIG_SETTLE) | TO(MIG_FAILED) | TO(MIG_UNKNOWN),
+    [MIG_SETTLE] = TO(MIG_DONE),
+};
+
+const char *migration_state_name(const struct migration *m)
+{
+    return state_names[m->state];
+}
+
+static json_t *event(struct migration *m, const char *name)
+{
+    return json_pack("{s:s s:s s:s}", "event", name, "job", m->job, "state", state_names[m->state]);
+}
+
+void migration_set_state(struct migration *m, enum mig_state to)
+{
+    /* Invariant: only legal transitions; this is our own logic, nothing from outside can lead here. */
+    if (!(legal[m->state] & TO(to)))
+        xm_log(XM_LOG_ERROR, "job %s: illegal transition %s -> %s", m->job, state_names[m->state],
+               state_names[to]);
+    xm_log(XM_LOG_INFO, "VM %s, job %s: %s -> %s", m->shim->vm.name, m->job, state_names[m->state],
+           state_names[to]);
+    m->state = to;
+    m->report.entered[to] = xm_now();
+    if (to != MIG_DONE && to != MIG_FAILED && to != MIG_UNKNOWN) {
+        shim_emit(m->shim, event(m, "state"));
+        migration_progress(m, true);
+    }
+}
+
+int migration_interrupted(struct migration *m)
+{
+    struct xm_error lost = {0};
+
+    if (m->qemu_gone)
+        return xm_error_set(&m->error, ECHILD, "the guest's QEMU has ended (powered off?)");
+    if (m->abort)
+        return xm_error_set(&m->error, ECANCELED, "aborted: %s", m->abort_reason);
+    if (m->links) {
+        xm_links_error(m->links, &lost);
+        if (lost.code)
+            return xm_error_set(&m->error, lost.code, "lost the destination %s: %s", m->destination,
+                                lost.text);
+    }
+    return 0;
+}
+
+/* ---- progress ---- */
+
+static void add_disks(struct migration *m, json_t *o, uint64_t *done, uint64_t *total)
+{
+    static const char *const modes[] = {"off", "starting", "async", "sync"};
+    json_t *list = json_array();
+
+    for (unsigned i = 0; (m->storage || m->local) && i < m->shim->disks; i++) {
+        struct shim_disk *d = &m->shim->disk[i];
+        struct xm_disk_status st;
+        xm_disk_status(d->disk, &st);
+        uint64_t copied = 0;
+        if (st.chunks_total && st.mode != XM_MIRROR_OFF)
+            copied =
+                (uint64_t)((double)st.size * (double)st.chunks[XM_CHUNK_PRESENT] / (double)st.chunks_total);
+        *done += copied;
+        *total += st.size;
+        json_array_append_new(list,
+                              json_pack("{s:s s:I s:I s:s s:I s:I s:I}", "name", d->spec->name, "copied",
+                                        (json_int_t)copied, "total", (json_int_t)st.size, "mode",
+                                        modes[st.mode], "mirrored", (json_int_t)st.mirrored_bytes, "buffer",
+                                        (json_int_t)st.buffer_bytes, "given_up", (json_int_t)st.given_up));
+    }
+    json_object_set_new(o, "disks", list);
+}
+
+void migration_progress(struct migration *m, bool now)
+{
+    uint64_t t = xm_now();
+    uint64_t done = 0;
+    uint64_t total = 0;
+    uint64_t ram_done = 0;
+    uint64_t ram_of = 0;
+
+    if (!now && t - m->last_progress < 500 * XM_NS_PER_MS)
+        return;
+    m->last_progress = t;
+    json_t *o = event(m, "progress");
+    add_disks(m, o, &done, &total);
+    if (m->precopy)
+        xm_precopy_progress(m->precopy, &ram_done, &ram_of);
+    double rate = m->links ? xm_links_rate(m->links) : 0;
+    uint64_t left = total - done + (ram_of - ram_done) * XM_PAGE;
+    json_object_set_new(o, "bytes_done", json_integer((json_int_t)done));
+    json_object_set_new(o, "bytes_total", json_integer((json_int_t)total));
+    json_object_set_new(o, "rate", json_real(rate));
+    json_object_set_new(o, "eta_s", rate > 1 ? json_real((double)left / rate) : json_null());
+    json_object_set_new(o, "round", json_integer(m->report.rounds));
+    json_object_set_new(o, "dirty_bytes", json_integer((json_int_t)((ram_of - ram_done) * XM_PAGE)));
+    json_object_set_new(o, "elapsed_s", json_real((double)(t - m->report.began) / 1e9));
+    json_object_set_new(o, "wire_bytes",
+                        json_integer(m->links ? (json_int_t)xm_links_wire_bytes(m->links) : 0));
+    shim_emit(m->shim, o);
+}
+
+/* ---- the walk ---- */
+
+static void link_event(void *ctx, int link, enum xm_link_state st, const struct xm_error *e)
+{
+    struct migration *m = ctx;
+
+    xm_log(XM_LOG_INFO, "job %s: link %d is %s%s%s", m->job, link, st == XM_LINK_UP ? "up" : "down",
+           e && e->code ? ": " : "", e && e->code ? e->text : "");
+}
+
+static int add_link(struct migration *m, const char *local, const char *remote, uint16_t port,
+                    const char *token)
+{
+    struct xm_error e = {0};
+    char name[64];
+    char *preamble;
+
+    snprintf(name, sizeof name, "%s -> %s", local, remote);
+    int fd = xm_tcp_connect(local, remote, port, 5 * XM_NS_PER_S, &e);
+    if (fd >= 0) {
+        preamble = xm_printf("XMIG/1 link %s %s\n", token, local);
+        size_t n = strlen(preamble);
+        if (write(fd, preamble, n) != (ssize_t)n) {
+            xm_error_errno(&e, errno, "link %s", name);
+            close(fd);
+            fd = -1;
+        }
+        free(preamble);
+    }
+    if (fd >= 0 && xm_links_add(m->links, fd, true, name, &e) >= 0)
+        return 0;
+    xm_log(XM_LOG_WARN, "job %s: %s", m->job, e.text);
+    m->error = e;
+    return -e.code;
+}
+
+static int token_of(const char *hex, uint8_t *out)
+{
+    if (!hex || strlen(hex) != 2 * XM_TOKEN_BYTES)
+        return -EINVAL;
+    for (unsigned i = 0; i < XM_TOKEN_BYTES; i++) {
+        char two[3] = {hex[2 * i], hex[2 * i + 1], 0};
+        char *end;
+        out[i] = (uint8_t)strtoul(two, &end, 16);
+        if (*end)
+            return -EINVAL;
+    }
+    return 0;
+}
+
+/* Tells the destination what comes, so that both sides number disks and RAM blocks alike; learns which disks
+ * read as zeros. */
+static int begin(struct migration *m)
+{
+    struct shim *s = m->shim;
+    json_t *disks = json_array();
+    json_t *ram = json_array();
+
+    for (unsigned i = 0; i < s->disks; i++)
+        json_array_append_new(disks, json_pack("{s:s s:I s:i}", "name", s->disk[i].spec->name, "size",
+                                               (json_int_t)s->disk[i].file->size, "block",
+                                               (int)s->disk[i].file->block));
+    for (unsigned i = 0; i < s->ram.blocks; i++)
+        json_array_append_new(ram, json_pack("{s:s s:I}", "name", s->ram.block[i].name, "size",
+                                             (json_int_t)s->ram.block[i].size));
+    json_t *reply =
+        peer_call(m->links,
+                  json_pack("{s:s s:s s:I s:b s:o s:o}", "call", "begin", "job", m->job, "epoch",
+                            (json_int_t)(s->epoch + 1), "storage", m->storage, "disks", disks, "ram", ram),
+                  30 * XM_NS_PER_S, &m->error);
+    if (!reply)
+        return -m->error.code;
+    for (unsigned i = 0; i < s->disks; i++)
+        m->zeroed[i] = xm_json_bool(json_array_get(json_object_get(reply, "disks"), i), "zeroed", false);
+    json_decref(reply);
+    return 0;
+}
+
+static int prepare(struct migration *m)
+{
+    struct xm_links_opts o = {.link_timeout = m->opt.link_timeout, .event = link_event, .event_ctx = m};
+    const char *token = xm_json_str(m->request, "token", NULL);
+    uint16_t port = (uint16_t)xm_json_int(m->request, "port", 0);
+    json_t *links = json_object_get(m->request, "links");
+    json_t *l;
+    size_t i;
+    int up = 0;
+
+    if (token_of(token, o.token) < 0)
+        return xm_error_set(&m->error, EINVAL, "the agent gave no usable token");
+    m->links = xm_links_new(&o, &m->error);
+    if (!m->links)
+        return -m->error.code;
+    m->to = xm_links_transport(m->links);
+    xm_links_set_rate(m->links, m->opt.bandwidth);
+    json_array_foreach (links, i, l)
+        up += add_link(m, xm_json_str(l, "local", ""), xm_json_str(l, "remote", ""), port, token) == 0;
+    if (!up)
+        return xm_error_prefix(&m->error, "no link to %s comes up", m->destination);
+    m->error.code = 0;
+    return begin(m);
+}
+
+static int walk(struct migration *m)
+{
+    int r;
+
+    if (m->local) {
+        m->state = MIG_DISKS;
+        if ((r = source_storage(m)) < 0)
+            return r;
+        migration_set_state(m, MIG_SETTLE);
+        return 0;
+    }
+    if ((r = prepare(m)) < 0)
+        return r;
+    if (m->storage) {
+        migration_set_state(m, MIG_DISKS);
+        if ((r = source_disks(m)) < 0)
+            return r;
+    }
+    migration_set_state(m, MIG_MEMORY);
+    if ((r = source_memory(m)) < 0)
+        return r;
+    migration_set_state(m, MIG_SWITCH);
+    if ((r = source_switch(m)) < 0)
+        return r;
+    migration_set_state(m, MIG_HANDOFF);
+    if ((r = source_handoff(m)) < 0)
+        return r;
+    migration_set_state(m, MIG_SETTLE);
+    return 0;
+}
+
+/* ---- settle, done, failed ---- */
+
+static void delete_source_disks(struct migration *m)
+{
+    for (unsigned i = 0; i < m->shim->disks; i++) {
+        struct shim_disk *d = &m->shim->disk[i];
+        /* Only files of our datastores are ours to delete; a block device stays as it is. */
+        if (m->storage && !m->opt.keep_source && d->spec->datastore[0] && !d->file->block_device &&
+            unlink(d->file->path) < 0)
+            xm_log(XM_LOG_WARN, "job %s: cannot delete %s: %s", m->job, d->file->path, strerror(errno));
+    }
+}
+
+json_t *migration_report(struct migration *m)
+{
+    struct mig_report *r = &m->report;
+    uint64_t disk_bytes = 0;
+    uint64_t zero = 0;
+    uint64_t mirrored = 0;
+    uint64_t to_sync = 0;
+    uint64_t to_async = 0;
+    uint64_t held = 0;
+    uint64_t held_max = 0;
+    uint64_t given_up = 0;
+    char digest[64];
+
+    for (unsigned i = 0; (m->storage || m->local) && i < m->shim->disks; i++) {
+        struct xm_disk_status st;
+        xm_disk_status(m->shim->disk[i].disk, &st);
+        disk_bytes += st.copied.bytes_data + st.mirrored_bytes;
+        zero += st.copied.bytes_zero + st.copied.bytes_hole;
+        mirrored += st.mirrored_bytes;
+        to_sync += st.to_sync;
+        to_async += st.to_async;
+        held += st.held;
+        held_max = XM_MAX(held_max, st.held_ns_max);
+        given_up += st.given_up;
+    }
+    snprintf(digest, sizeof digest, "%016llx", (unsigned long long)r->digest.sum);
+    double down =
+        r->running_at > r->stopped_at && r->stopped_at ? (double)(r->running_at - r->stopped_at) / 1e6 : 0;
+    json_t *o =
+        json_pack("{s:s s:s s:s s:f s:f s:I s:I s:I s:I s:i s:s}", "source", m->shim->host, "destination",
+                  m->destination, "job", m->job, "total_s", (double)(xm_now() - r->began) / 1e9,
+                  "downtime_ms", down, "disk_bytes", (json_int_t)disk_bytes, "disk_zero_bytes",
+                  (json_int_t)zero, "ram_bytes", (json_int_t)r->ram_bytes, "wire_bytes",
+                  m->links ? (json_int_t)xm_links_wire_bytes(m->links) : (json_int_t)0, "rounds",
+                  (int)r->rounds, "digest", digest);
+    json_object_set_new(o, "mirror",
+                        json_pack("{s:I s:I s:I s:I s:f s:I}", "bytes", (json_int_t)mirrored, "to_sync",
+                                  (json_int_t)to_sync, "to_async", (json_int_t)to_async, "held",
+                                  (json_int_t)held, "held_ms_max", (double)held_max / 1e6, "given_up",
+                                  (json_int_t)given_up));
+    json_object_set_new(o, "downtime_parts_ms",
+                        json_pack("{s:f s:f s:f s:f}", "final_ram", (double)r->t_final_ram / 1e6, "disks",
+                                  (double)r->t_disks / 1e6, "device_state", (double)r->t_device / 1e6,
+                                  "handoff", (double)r->t_handoff / 1e6));
+    json_t *phases = json_object();
+    uint64_t end = xm_now();
+    for (int st = MIG_SETTLE; st >= MIG_PREPARE; st--) {
+        if (!r->entered[st])
+            continue;
+        json_object_set_new(phases, state_names[st], json_real((double)(end - r->entered[st]) / 1e9));
+        end = r->entered[st];
+    }
+    json_object_set_new(o, "phases_s", phases);
+    return o;
+}
+
+/* The last event is kept in a file too: the agent may be away at this moment, and we may not live on. */
+static void emit_last(struct migration *m, json_t *o)
+{
+    char *path = xm_printf("%s/result.json", m->shim->run_dir);
+    json_object_set_new(o, "vm", json_string(m->shim->vm.name));
+    char *text = json_dumps(o, JSON_INDENT(1));
+
+    if (text)
+        xm_file_replace(path, text, strlen(text), NULL);
+    free(text);
+    free(path);
+    shim_emit(m->shim, o);
+}
+
+struct finished {
+    struct xm_post post;
+    struct migration *m;
+};
+
+static void finished_run(struct xm_post *p)
+{
+    struct finished *f = xm_container_of(p, struct finished, post);
+    struct shim *s = f->m->shim;
+    bool gone = f->m->state == MIG_DONE && !f->m->local;
+    bool qemu_gone = f->m->qemu_gone;
+
+    free(f);
+    migration_join(s);
+    if (gone) {
+        s->role = SHIM_GONE;
+        shim_end(s);
+    } else if (qemu_gone) {
+        shim_emit(s, json_pack("{s:s}", "event", "stopped"));
+        shim_end(s);
+    }
+}
+
+static void fail(struct migration *m, int r)
+{
+    enum mig_state in = m->state;
+    struct xm_error first = m->error; /* what follows must not hide it */
+    int resumed = 0;
+
+    if (m->links)
+        xm_links_abort(m->links, first.text);
+    if (m->stream)
+        stream_free(m->stream);
+    m->stream = NULL;
+    if (in == MIG_SWITCH || in == MIG_HANDOFF)
+        resumed = source_resume(m);
+    source_disks_off(m);
+    xm_precopy_free(m->precopy);
+    m->precopy = NULL;
+    migration_set_state(m, MIG_FAILED);
+    xm_log(XM_LOG_WARN, "VM %s, job %s failed in state %s: %s", m->shim->vm.name, m->job, state_names[in],
+           first.text);
+    emit_last(m, json_pack("{s:s s:s s:s s:s s:i s:b s:s}", "event", "failed", "job", m->job, "error",
+                           first.text, "state", state_names[in], "code", -r, "vm_safe",
+                           !m->qemu_gone && resumed == 0, "destination", m->destination));
+}
+
+static void *migration_main(void *arg)
+{
+    struct migration *m = arg;
+    struct finished *f = calloc(1, sizeof *f);
+
+    pthread_setname_np(pthread_self(), "source");
+    m->report.began = m->report.entered[m->state] = xm_now();
+    int r = walk(m);
+    if (!r) {
+        json_t *done = migration_report(m);
+        json_object_set_new(done, "event", json_string("done"));
+        source_disks_off(m);
+        xm_precopy_free(m->precopy);
+        m->precopy = NULL;
+        if (!m->local) {
+            qemu_end(&m->shim->qemu, &m->shim->vm);
+            delete_source_disks(m);
+        }
+        json_object_set_new(done, "total_s", json_real((double)(xm_now() - m->report.began) / 1e9));
+        migration_set_state(m, MIG_DONE);
+        json_object_set_new(done, "state", json_string("done"));
+        emit_last(m, done);
+    } else if (m->state == MIG_UNKNOWN) {
+        source_disks_off(m);
+        emit_last(m, json_pack("{s:s s:s s:s s:s s:b s:b s:s}", "event", "failed", "job", m->job, "error",
+                               m->error.text, "state", "unknown", "vm_safe", 0, "unknown", 1, "destination",
+                               m->destination));
+    } else {
+        fail(m, r);
+    }
+    if (m->links)
+        xm_links_free(m->links);
+    m->links = NULL;
+    if (f) {
+        f->m = m;
+        f->post.run = finished_run;
+        xm_mailbox_post(&m->shim->mailbox, &f->post);
+    }
+    return NULL;
+}
+
+int migration_start(struct shim *s, const json_t *request, bool local, struct xm_error *e)
+{
+    if (s->migration)
+        return xm_error_set(e, EBUSY, "VM %s is being migrated already (job %s)", s->vm.name,
+                            s->migration->job);
+    if (s->role != SHIM_OWNER)
+        return xm_error_set(e, EINVAL, "VM %s is not this host's to give", s->vm.name);
+    struct migration *m = calloc(1, sizeof *m);
+    if (!m)
+        return xm_error_set(e, ENOMEM, "no memory");
+    const json_t *o = json_object_get(request, "options");
+    m->shim = s;
+    m->local = local;
+    m->storage = xm_json_bool(request, "storage", true);
+    m->request = json_deep_copy(request);
+    snprintf(m->job, sizeof m->job, "%s", xm_json_str(request, "job", "0"));
+    snprintf(m->destination, sizeof m->destination, "%s", xm_json_str(request, "destination", s->host));
+    m->opt = (struct mig_options){
+        .downtime = (uint64_t)xm_json_int(o, "downtime_ns", 100 * (int64_t)XM_NS_PER_MS),
+        .bandwidth = (uint64_t)xm_json_int(o, "bandwidth", 0),
+        .link_timeout = (uint64_t)xm_json_int(o, "link_timeout_ns", 0),
+        .keep_source = xm_json_bool(o, "keep_source", false),
+        .verify = xm_json_bool(o, "verify", false),
+        .patience = 5,
+    };
+    m->device_state_ns = 15 * XM_NS_PER_MS;
+    m->state = local ? MIG_DISKS : MIG_PREPARE;
+    s->migration = m;
+    int r = pthread_create(&m->thread, NULL, migration_main, m);
+    if (r) {
+        s->migration = NULL;
+        json_decref(m->request);
+        free(m);
+        return xm_error_errno(e, r, "the migration's thread");
+    }
+    return 0;
+}
+
+void migration_abort(struct migration *m, const char *reason)
+{
+    if (m->abort)
+        return;
+    snprintf(m->abort_reason, sizeof m->abort_reason, "%s", reason);
+    __atomic_store_n(&m->abort, true, __ATOMIC_RELEASE);
+}
+
+int migration_set_rate(struct migration *m, uint64_t bytes_per_s)
+{
+    if (!m->links)
+        return -EINVAL;
+    xm_links_set_rate(m->links, bytes_per_s);
+    return 0;
+}
+
+void migration_qmp_event(struct migration *m, const char *name, const json_t *data, uint64_t when)
+{
+    if (!strcmp(name, "MIGRATION"))
+        snprintf(m->qemu_status, sizeof m->qemu_status, "%s", xm_json_str(data, "status", ""));
+    else if (!strcmp(name, "STOP")) {
+        struct timespec ts;
+        clock_gettime(CLOCK_REALTIME, &ts);
+        uint64_t real = (uint64_t)ts.tv_sec * XM_NS_PER_S + (uint64_t)ts.tv_nsec;
+        m->stop_seen =
+            xm_now() - (real > when ? real - when : 0); /* when it happened, not when we read of it */
+    }
+}
+
+void migration_qemu_gone(struct migration *m)
+{
+    m->qemu_gone = true;
+}
+
+void migration_join(struct shim *s)
+{
+    struct migration *m = s->migration;
+
+    pthread_join(m->thread, NULL);
+    s->migration = NULL;
+    json_decref(m->request);
+    free(m);
+}

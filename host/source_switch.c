@@ -1,0 +1,356 @@
+/* The switch-over at the source.
+ *
+ * Happy path: the destination's QEMU listens -> ours begins its migration and stops the VM at pre-switchover
+ * (all rings stopped, device state not yet sent) -> disks settle (invariant 10) while the last dirty pages go
+ * -> both sides' digests are compared -> QEMU sends the device state -> the destination has loaded it all ->
+ * hand-off.
+ *
+ * Failures before the hand-off: source_resume() cancels QEMU's migration and lets the VM go on; nothing of
+ * what the destination has heard makes it run the VM. */
+#include "host/migration.h"
+
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define QEMU_TIMEOUT   (30 * XM_NS_PER_S)
+#define SETTLE_TIMEOUT (30 * XM_NS_PER_S)
+
+/* Waits until QEMU's migration is in the state wanted, by its events. */
+static int wait_qemu(struct migration *m, const char *status)
+{
+    uint64_t deadline = xm_now() + QEMU_TIMEOUT;
+
+    while (strcmp(m->qemu_status, status) != 0) {
+        int r = migration_interrupted(m);
+        if (!r && !strcmp(m->qemu_status, "failed"))
+            r = xm_error_set(&m->error, EIO,
+                             "QEMU could not hand its devices over (see qemu.log on both hosts)");
+        if (!r && xm_now() > deadline)
+            r = xm_error_set(&m->error, ETIMEDOUT, "QEMU's migration does not reach «%s» (it is «%s»)",
+                             status, m->qemu_status);
+        if (!r)
+            r = qmp_pump(&m->shim->qemu.qmp, 5, &m->error);
+        if (r)
+            return r;
+    }
+    return 0;
+}
+
+static json_t *capabilities(void)
+{
+    static const char *const names[] = {"x-ignore-shared", "pause-before-switchover", "events"};
+    json_t *list = json_array();
+
+    for (unsigned i = 0; i < 3; i++)
+        json_array_append_new(list, json_pack("{s:s s:b}", "capability", names[i], "state", 1));
+    return json_pack("{s:o}", "capabilities", list);
+}
+
+static int start_qemu_migration(struct migration *m)
+{
+    struct qmp *q = &m->shim->qemu.qmp;
+    char *path = xm_printf("%s/mig.sock", m->shim->run_dir);
+    char *uri = xm_printf("unix:%s", path);
+    json_t *reply = NULL;
+    int r = qmp_do(q, "migrate-set-capabilities", capabilities(), QEMU_TIMEOUT, &m->error);
+
+    /* QEMU's own limits must not pace its stream: what it sends is small, and the links have their own. */
+    if (!r)
+        r = qmp_do(
+            q, "migrate-set-parameters",
+            json_pack("{s:I s:I}", "max-bandwidth", (json_int_t)1 << 36, "downtime-limit", (json_int_t)2000),
+            QEMU_TIMEOUT, &m->error);
+    if (!r) {
+        reply = peer_call(m->links, json_pack("{s:s}", "call", "incoming"), QEMU_TIMEOUT, &m->error);
+        r = reply ? 0 : -m->error.code;
+        json_decref(reply);
+    }
+    if (!r) {
+        m->stream = stream_send(path, m->to, &m->error);
+        r = m->stream ? 0 : -m->error.code;
+    }
+    m->qemu_status[0] = 0;
+    m->stop_seen = 0;
+    if (!r)
+        r = qmp_do(q, "migrate", json_pack("{s:s}", "uri", uri), QEMU_TIMEOUT, &m->error);
+    free(uri);
+    free(path);
+    return r;
+}
+
+/* ---- disks ---- */
+
+struct settle {
+    struct xm_mailbox *home;
+    struct xm_post post;
+    struct shim_disk *d;
+    int status;
+    char why[300];
+    bool done;
+};
+
+static void settle_posted(struct xm_post *p)
+{
+    xm_container_of(p, struct settle, post)->done = true;
+}
+
+static void settle_done(void *arg, int status, const char *why)
+{
+    struct settle *s = arg;
+    s->status = status;
+    snprintf(s->why, sizeof s->why, "%s", why ? why : "");
+    s->post.run = settle_posted;
+    xm_mailbox_post(s->home, &s->post);
+}
+
+static void settle_begin(struct shim_disk *d, void *arg)
+{
+    xm_disk_settle(d->disk, settle_done, arg);
+}
+
+/* All disks at once; each calls back in the end, whatever happens to the links, so that waiting for it is
+ * safe. */
+static int settle_wait(struct migration *m, struct settle *s, struct xm_mailbox *mb)
+{
+    uint64_t deadline = xm_now() + SETTLE_TIMEOUT;
+    int r = 0;
+
+    for (unsigned i = 0; i < m->shim->disks; i++) {
+        while (!s[i].done) {
+            xm_mailbox_wait(mb, 100);
+            if (!s[i].done && xm_now() > deadline && m->links)
+                xm_links_abort(m->links, "the destination's disks did not settle in time");
+        }
+        if (s[i].status && !r)
+            r = xm_error_set(&m->error, -s[i].status, "disk %s: %s", m->shim->disk[i].spec->name, s[i].why);
+    }
+    return r;
+}
+
+/* ---- digests ---- */
+
+static int compare(struct migration *m, uint8_t type, uint16_t object, const struct xm_digest *ours,
+                   const char *what)
+{
+    struct xm_msg msg = {.type = type, .object = object, .urgent = true};
+    struct xm_digest theirs = {0};
+    int r = xm_transport_call(m->to, &msg, SETTLE_TIMEOUT, &m->error);
+
+    if (!r && msg.reply_len == sizeof theirs)
+        memcpy(&theirs, msg.reply, sizeof theirs);
+    if (!r && !xm_digest_equal(ours, &theirs))
+        r = xm_error_set(&m->error, EBADMSG,
+                         "%s: the two sides differ (sent %llu frames, %llu bytes; applied %llu frames, %llu "
+                         "bytes): this must "
+                         "not happen, please report it",
+                         what, (unsigned long long)ours->frames, (unsigned long long)ours->bytes,
+                         (unsigned long long)theirs.frames, (unsigned long long)theirs.bytes);
+    free(msg.reply);
+    m->report.digest.frames += ours->frames;
+    m->report.digest.bytes += ours->bytes;
+    m->report.digest.sum += ours->sum;
+    return r;
+}
+
+static int compare_all(struct migration *m)
+{
+    struct xm_digest d;
+    int r = 0;
+
+    for (unsigned i = 0; m->storage && !r && i < m->shim->disks; i++) {
+        struct xm_disk_status st;
+        xm_disk_status(m->shim->disk[i].disk, &st);
+        r = compare(m, XM_FRAME_DISK_DIGEST, (uint16_t)i, &st.digest, m->shim->disk[i].spec->name);
+    }
+    xm_precopy_digest(m->precopy, &d);
+    return r ? r : compare(m, XM_FRAME_RAM_DIGEST, 0, &d, "memory");
+}
+
+/* ---- the switch ---- */
+
+static int drain(struct migration *m)
+{
+    struct settle s[VM_DISKS_MAX] = {0};
+    struct xm_mailbox mb;
+    struct xm_round round = {0};
+    uint64_t t0 = xm_now();
+    int r = xm_mailbox_init(&mb);
+
+    if (r)
+        return xm_error_errno(&m->error, -r, "eventfd");
+    for (unsigned i = 0; i < m->shim->disks; i++) {
+        s[i].home = &mb;
+        s[i].d = &m->shim->disk[i];
+        if (m->storage)
+            shim_disk_call(s[i].d, settle_begin, &s[i]);
+        else
+            s[i].done = true;
+        if (s[i].d->vhost && !xm_vhost_stopped(s[i].d->vhost))
+            r = xm_error_set(&m->error, EBUSY, "disk %s still has a running ring though the VM is stopped",
+                             s[i].d->spec->name);
+    }
+    if (!r)
+        r = xm_precopy_round(m->precopy, true, &m->abort, &round, &m->error);
+    m->report.rounds = XM_MAX(m->report.rounds, round.number);
+    m->report.ram_bytes += round.pages_data * XM_PAGE;
+    m->report.final_pages = round.pages_dirty;
+    m->report.t_final_ram = xm_now() - t0;
+    struct xm_error first = m->error;
+    if (r)
+        xm_links_abort(m->links, first.text); /* lets the disks call back */
+    int settled = settle_wait(m, s, &mb);
+    m->report.t_disks = xm_now() - t0;
+    if (r)
+        m->error = first;
+    xm_mailbox_destroy(&mb);
+    return r ? r : settled;
+}
+
+/* Disks that both hosts reach: ours are idle from here on, and the destination locks them before it promises
+ * to run the VM. */
+static int lock_disks(struct migration *m, bool lock)
+{
+    uint64_t deadline = xm_now() + QEMU_TIMEOUT;
+    struct xm_error e = {0};
+    int r = 0;
+
+    for (unsigned i = 0; i < m->shim->disks; i++) {
+        struct xm_file *f = m->shim->disk[i].file;
+        if (!lock)
+            xm_file_unlock(f);
+        while (lock && (r = xm_file_lock(f, &e)) == -EBUSY && xm_now() < deadline)
+            poll(NULL, 0, 20); /* the destination is going away */
+        if (r) {
+            xm_log(XM_LOG_ERROR, "VM %s stays stopped: %s", m->shim->vm.name, e.text);
+            return r;
+        }
+    }
+    return 0;
+}
+
+int source_switch(struct migration *m)
+{
+    json_t *reply;
+    int r = migration_interrupted(m);
+
+    if (!r)
+        r = start_qemu_migration(m);
+    if (!r)
+        r = wait_qemu(m, "pre-switchover");
+    if (r)
+        return r;
+    m->report.stopped_at = m->stop_seen ? m->stop_seen : xm_now();
+    if (xm_fault("switch-stopped"))
+        return xm_error_set(&m->error, EIO, "fault point switch-stopped");
+    if ((r = drain(m)) < 0 || (r = compare_all(m)) < 0)
+        return migration_interrupted(m) ? -m->error.code : r;
+    if (!m->storage)
+        lock_disks(m, false);
+    uint64_t t = xm_now();
+    r = qmp_do(&m->shim->qemu.qmp, "migrate-continue", json_pack("{s:s}", "state", "pre-switchover"),
+               QEMU_TIMEOUT, &m->error);
+    if (!r)
+        r = wait_qemu(m, "completed");
+    if (r)
+        return r;
+    reply = peer_call(m->links, json_pack("{s:s}", "call", "loaded"), QEMU_TIMEOUT, &m->error);
+    m->report.t_device = xm_now() - t;
+    json_decref(reply);
+    if (!reply)
+        return -m->error.code;
+    return migration_interrupted(m); /* the last chance of an abort */
+}
+
+/* ---- hand-off (DESIGN §8; host/handoff.h holds the protocol as it was proved in the simulator) ---- */
+
+int source_handoff(struct migration *m)
+{
+    struct shim *s = m->shim;
+    struct owner_record rec = {.epoch = s->epoch + 1, .owner = OWNER_GIVEN};
+    uint64_t t = xm_now();
+    json_t *reply = NULL;
+    int r;
+
+    if (xm_fault("handoff-before-record"))
+        return xm_error_set(&m->error, EIO, "fault point handoff-before-record");
+    snprintf(rec.to, sizeof rec.to, "%s", m->destination);
+    if ((r = owner_save(s->state_dir, s->vm.name, &rec, &m->error)) < 0) {
+        /* It may or may not be on the disk: only when our own claim is durable again may the VM go on here.
+         */
+        struct owner_record mine = {.epoch = s->epoch, .owner = OWNER_MINE};
+        if (owner_save(s->state_dir, s->vm.name, &mine, NULL) < 0)
+            migration_set_state(m, MIG_UNKNOWN);
+        return r;
+    }
+    xm_fault("handoff-after-record");
+    uint64_t deadline = xm_now() + m->opt.link_timeout + QEMU_TIMEOUT;
+    /* Asked again while there is a link: the destination answers the same to the same epoch. */
+    for (;;) {
+        reply = peer_call(m->links, json_pack("{s:s s:I}", "call", "run", "epoch", (json_int_t)rec.epoch),
+                          QEMU_TIMEOUT, &m->error);
+        if (reply || !xm_links_up(m->links) || xm_now() > deadline)
+            break;
+        poll(NULL, 0, 100);
+    }
+    if (!reply) {
+        xm_error_prefix(&m->error,
+                        "VM %s was given to %s, which has not said that it runs it (it is stopped here; ask "
+                        "with `xmigrate "
+                        "recover %s`)",
+                        s->vm.name, m->destination, s->vm.name);
+        migration_set_state(m, MIG_UNKNOWN);
+        return -EIO;
+    }
+    m->report.running_at = xm_now();
+    m->report.t_handoff = m->report.running_at - t;
+    json_decref(reply);
+    return 0;
+}
+
+/* ---- back ---- */
+
+static bool ended(const char *status)
+{
+    static const char *const idle[] = {"none", "cancelled", "failed", "completed"};
+    for (unsigned i = 0; i < 4; i++) {
+        if (!strcmp(status, idle[i]))
+            return true;
+    }
+    return false;
+}
+
+int source_resume(struct migration *m)
+{
+    struct qmp *q = &m->shim->qemu.qmp;
+    struct xm_error e = {0};
+    uint64_t deadline = xm_now() + QEMU_TIMEOUT;
+    bool asked = false;
+
+    for (;;) {
+        json_t *st = qmp_call(q, "query-migrate", NULL, QEMU_TIMEOUT, &e);
+        bool over = st && ended(xm_json_str(st, "status", "none"));
+        json_decref(st);
+        if (over || !st || xm_now() > deadline)
+            break;
+        if (!asked)
+            qmp_do(q, "migrate_cancel", NULL, QEMU_TIMEOUT, &e);
+        asked = true;
+        qmp_pump(q, 5, NULL);
+    }
+    if (!m->storage && lock_disks(m, true) < 0)
+        return -EBUSY;
+    for (;;) {
+        json_t *st = qmp_call(q, "query-status", NULL, QEMU_TIMEOUT, &e);
+        bool running = xm_json_bool(st, "running", false);
+        json_decref(st);
+        if (running)
+            return 0;
+        if (!st || xm_now() > deadline)
+            break;
+        if (qmp_do(q, "cont", NULL, QEMU_TIMEOUT, &e) < 0)
+            qmp_pump(q, 20, NULL); /* «finish-migrate» passes within milliseconds */
+    }
+    xm_log(XM_LOG_ERROR, "VM %s does not go on after the failed switch-over: %s", m->shim->vm.name, e.text);
+    return -EIO;
+}
