@@ -221,7 +221,7 @@ bool virtqueue_publish(struct virtqueue *q)
         return false;
     /* Our index must be seen before we look whether the guest sleeps; it does the same the other way round.
      */
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    __sync_synchronize();
     if (q->event_idx)
         return vring_need_event(get16(&q->avail->ring[q->num]), q->used_idx, old);
     return !(get16(&q->avail->flags) & VRING_AVAIL_F_NO_INTERRUPT);
@@ -246,6 +246,6 @@ bool virtqueue_want_kick(struct virtqueue *q, bool on)
     }
     if (!on)
         return false;
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    __sync_synchronize();
     return get16(&q->avail->idx) != q->last_avail;
 }

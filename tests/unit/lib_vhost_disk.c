@@ -50,15 +50,6 @@ static void gated_submit(struct xm_engine *e, struct xm_io *io)
         v->real->submit(e, io);
 }
 
-static void *engine_thread(void *arg)
-{
-    struct vdisk *v = arg;
-
-    while (!v->stop)
-        xm_engine_turn(v->engine);
-    return NULL;
-}
-
 static struct xm_bitmap *bitmap(void *ctx, int fd, uint64_t size)
 {
     struct vdisk *v = ctx;
@@ -75,11 +66,6 @@ struct call {
     struct xm_vhost *vhost;
     struct xm_error e;
 };
-
-static void own_thread(void *arg)
-{
-    (void)arg;
-}
 
 static struct xm_vhost *make_vhost(struct vdisk *v, const char *name, unsigned queues, struct xm_error *e)
 {
@@ -98,7 +84,10 @@ static void *engine_main(void *arg)
 {
     struct vdisk *v = arg;
     xm_engine_own(v->engine);
-    return engine_thread(v);
+    sem_post(&v->owned);
+    while (!v->stop)
+        xm_engine_turn(v->engine);
+    return NULL;
 }
 
 const char *vd_open(struct vdisk *v, const char *name, unsigned queues)
@@ -109,6 +98,7 @@ const char *vd_open(struct vdisk *v, const char *name, unsigned queues)
 
     memset(v, 0, sizeof *v);
     TAILQ_INIT(&v->held);
+    sem_init(&v->owned, 0, 0);
     snprintf(img, sizeof img, "%s.img", name);
     const char *path = lib_path(img);
     bool there = !access(path, F_OK);
@@ -135,9 +125,7 @@ const char *vd_open(struct vdisk *v, const char *name, unsigned queues)
     v->engine->ops = &v->ops;
     put(NULL, v);
     pthread_create(&v->thread, NULL, engine_main, v);
-    while (!pthread_equal(__atomic_load_n(&v->engine->mailbox.owner, __ATOMIC_ACQUIRE), v->thread))
-        usleep(100);
-    xm_mailbox_call(&v->engine->mailbox, own_thread, NULL);
+    sem_wait(&v->owned);
     v->vhost = v->disk ? make_vhost(v, name, queues, &e) : NULL;
     if (!v->vhost) {
         snprintf(why, sizeof why, "%s", e.text);

@@ -451,7 +451,7 @@ bool vf_kick(struct vf *f, unsigned qi)
     struct vf_queue *q = &f->q[qi];
     bool kick;
 
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    __sync_synchronize();
     if (f->want >> VIRTIO_RING_F_EVENT_IDX & 1)
         kick =
             vring_need_event(__atomic_load_n((uint16_t *)(void *)&q->used->ring[f->size], __ATOMIC_ACQUIRE),
@@ -503,7 +503,7 @@ bool vf_wait(struct vf *f, unsigned qi, int timeout_ms)
 
     /* Call us for the next one. */
     __atomic_store_n(&q->avail->ring[f->size], q->last_used, __ATOMIC_RELEASE);
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    __sync_synchronize();
     if (__atomic_load_n(&q->used->idx, __ATOMIC_ACQUIRE) != q->last_used)
         return true;
     if (poll(&p, 1, timeout_ms) != 1)
