@@ -1,0 +1,34 @@
+/* host/facts.h: what the host is, read from the kernel and from QEMU. Any thread. */
+#ifndef XM_HOST_FACTS_H
+#define XM_HOST_FACTS_H
+
+#include "base/base.h"
+
+/* What a QEMU program says of itself; asked once per name, kept for the life of the process. */
+struct qemu_facts {
+    char version[32]; /* "7.2.22" */
+    char *machines;   /* the output of -machine help */
+};
+/* NULL when it cannot be run. The result is never freed. */
+const struct qemu_facts *facts_qemu(const char *program);
+/* The machine's name without options is known there. An alias ("q35") is written out in `full`
+ * ("pc-q35-7.2"), options kept. */
+bool facts_machine(const struct qemu_facts *, const char *machine, char full[128]);
+
+const char *facts_cpu_flags(void); /* of the first CPU; "" when unknown; never freed */
+bool facts_kvm(void);
+uint64_t facts_memory_available(void);
+uint64_t
+    facts_shared_rss(pid_t); /* bytes of shared memory that the process has touched; 0: no such process */
+bool facts_bridge(const char *name);
+/* The speed of the interface that has this address, in bytes a second, 0 when unknown; *up: there is one and
+ * it is up. */
+uint64_t facts_link_speed(const char *address, bool *up);
+/* strict: for a name from outside: a plain file that everybody may read, so that nothing secret gets into a
+ * guest. */
+bool facts_file(const char *path, bool strict);
+bool facts_space(const char *dir, uint64_t *size, uint64_t *free_bytes);
+/* A program of this name runs as that process. */
+bool facts_process(pid_t, const char *comm_prefix);
+
+#endif
