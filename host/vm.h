@@ -1,4 +1,5 @@
-/* host/vm.h: what a VM is: its specification, as the user wrote it (INI) and as agents and shims pass it on (JSON). */
+/* host/vm.h: what a VM is: its specification, as the user wrote it (INI) and as agents and shims pass it on
+ * (JSON). */
 #ifndef XM_HOST_VM_H
 #define XM_HOST_VM_H
 
@@ -9,9 +10,9 @@
 #define VM_NAME_MAX  63
 
 struct vm_disk {
-    char name[32];      /* [a-z0-9-]+, unique in the VM; also the serial the guest sees */
-    char *path;         /* absolute: a raw file or a block device. From an INI with datastore=: the file's name in it, until
-                         * the agent has made it whole (JSON always has it whole) */
+    char name[32]; /* [a-z0-9-]+, unique in the VM; also the serial the guest sees */
+    char *path; /* absolute: a raw file or a block device. From an INI with datastore=: the file's name in it,
+                 * until the agent has made it whole (JSON always has it whole) */
     uint64_t size;      /* bytes, a multiple of 512; 0 in an INI: the size the file has */
     char datastore[64]; /* the datastore it lies in; "": none of ours (a block device, say) */
     unsigned queues;    /* virtqueues; 0: one per vCPU, at most 4 */
@@ -28,12 +29,13 @@ struct vm_spec {
     char name[VM_NAME_MAX + 1]; /* [A-Za-z0-9][A-Za-z0-9._-]*, not a verb's name */
     uint64_t memory;            /* bytes, a multiple of 2 MiB */
     unsigned vcpus;
-    char *qemu;     /* "qemu-system-x86_64" */
-    char *machine;  /* "q35": without options of its own about memory-backend */
-    char *accel;    /* "kvm", "tcg"; default: kvm where /dev/kvm works, else tcg; resolved when the VM is started */
-    char *cpu;      /* "host" with kvm, "max" with tcg; resolved likewise */
+    char *qemu;    /* "qemu-system-x86_64" */
+    char *machine; /* "q35": without options of its own about memory-backend */
+    char *accel; /* "kvm", "tcg"; default: kvm where /dev/kvm works, else tcg; resolved when the VM is started
+                  */
+    char *cpu;   /* "host" with kvm, "max" with tcg; resolved likewise */
     char *kernel, *initrd, *append, *firmware; /* NULL when not given */
-    char **extra;   /* further QEMU arguments, one each; NULL-terminated; NULL when none */
+    char **extra; /* further QEMU arguments, one each; NULL-terminated; NULL when none */
     unsigned disks;
     struct vm_disk disk[VM_DISKS_MAX];
     unsigned nics;

@@ -1,0 +1,34 @@
+/* host/move.h: a move that this host's agent has been asked for, from the request to the shim. */
+#ifndef XM_HOST_MOVE_H
+#define XM_HOST_MOVE_H
+
+#include "host/agent.h"
+
+struct probe {
+    char *path; /* a file of ours beside a disk; NULL: none */
+};
+
+struct move {
+    struct agent *agent;
+    char vm[VM_NAME_MAX + 1];
+    char host[CONFIG_NAME_MAX + 1]; /* destination; this host with `local` */
+    char datastore[CONFIG_NAME_MAX + 1];
+    char disk[32];                /* storage-only of one disk; "": all */
+    const struct conf_peer *peer; /* NULL with `local` */
+    bool storage, local;
+    bool held; /* vm->job is this move's */
+    json_t *options;
+    json_t *disks; /* `local`: [{name, path}] */
+    struct vm_spec spec;
+    uint64_t epoch;
+    struct probe probe[VM_DISKS_MAX];
+    struct job *job;
+};
+
+void move_free(struct move *);
+/* Reads, checks, and (unless only_check) begins what the request asks for. The job, with a reference for the
+ * caller; or NULL, with the refusal in *no (NULL there too: nothing is against it, and only_check was set).
+ */
+struct job *move_begin(struct agent *, const json_t *request, bool only_check, json_t **no);
+
+#endif
