@@ -101,10 +101,11 @@ int report_list(const struct args *a, const json_t *answer, const struct cli_io 
         const json_t *disks = json_object_get(v, "disks");
         char count[24];
         snprintf(count, sizeof count, "%zu", json_array_size(disks));
-        table_add(&t, (const char *const[]){
-                          xm_json_str(v, "name", ""), xm_json_str(v, "state", ""), xm_json_str(v, "host", ""),
-                          size_text(v, "memory"), scalar(json_object_get(v, "vcpus")),
-                          json_is_array(disks) ? count : scalar(disks), scalar(json_object_get(v, "job"))});
+        table_add(&t, (const char *const[]){xm_json_str(v, "name", ""), xm_json_str(v, "state", ""),
+                                            xm_json_str(v, "host", xm_json_str(answer, "host", "")),
+                                            size_text(v, "memory"), scalar(json_object_get(v, "vcpus")),
+                                            json_is_array(disks) ? count : scalar(disks),
+                                            scalar(json_object_get(v, "job"))});
     }
     table_end(&t, io->out);
     return CLI_DONE;
@@ -338,11 +339,13 @@ int report_failure(const json_t *failure, const struct cli_io *io)
 {
     const char *error = xm_json_str(failure, "error", NULL), *state = xm_json_str(failure, "state", NULL);
     const json_t *reasons = json_object_get(failure, "reasons");
+    const char *first = scalar(json_array_get(reasons, 0));
 
+    /* An error that is the reasons in one sentence: the list says it better. */
+    if (*first && (!error || strstr(error, first)))
+        error = "refused, for these reasons:";
     fputs("xmigrate: ", io->err);
-    put_text(io->err, error                      ? error
-                      : json_array_size(reasons) ? "refused"
-                                                 : "the agent says that it failed, but not why");
+    put_text(io->err, error ? error : "the agent says that it failed, but not why");
     if (state) {
         fputs(" (in the state ", io->err);
         put_text(io->err, state);

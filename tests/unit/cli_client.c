@@ -229,6 +229,10 @@ static void a_refusal_is_3_and_gives_every_reason(void **state)
     assert_string_equal(err, "xmigrate: refused\n  - no space\n  - no bridge br0\n");
     assert_int_equal(run("--json web1 hostb", SAYS(no), false, false), CLI_REFUSED);
     expect_in(out, "\"event\":\"failed\"");
+    no = "{\"ok\":false,\"error\":\"VM web1: no space; no bridge\",\"exit\":3,\"reasons\":[\"no space\",\"no "
+         "bridge\"]}";
+    assert_int_equal(run("web1 hostb", SAYS(no), false, false), CLI_REFUSED);
+    assert_string_equal(err, "xmigrate: refused, for these reasons:\n  - no space\n  - no bridge\n");
 }
 
 static void check_says_yes_or_why_not(void **state)
