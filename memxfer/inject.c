@@ -96,7 +96,8 @@ static bool thread_dead(const struct injection *j)
 
     if (waitid(P_PID, (id_t)j->tid, &info, WEXITED | WNOHANG | WNOWAIT | __WALL) < 0)
         return errno == ECHILD;
-    return info.si_pid == j->tid;
+    /* The ptrace stop that we wait for may be what it tells. */
+    return info.si_pid == j->tid && info.si_code != CLD_TRAPPED && info.si_code != CLD_STOPPED;
 }
 
 /* Waits until the thread is in a ptrace stop. PTRACE_GETSIGINFO tells it, and which: a wait could be taken

@@ -96,7 +96,7 @@ static void settled(struct xm_post *post)
 /* 0, or why the round has to end. */
 static int trouble(struct xm_precopy *pc)
 {
-    if (!pc->error.code && pc->abort && *pc->abort)
+    if (!pc->error.code && pc->abort && __atomic_load_n(pc->abort, __ATOMIC_RELAXED))
         xm_error_set(&pc->error, ECANCELED, "the migration was aborted");
     return -pc->error.code;
 }

@@ -101,9 +101,9 @@ static void *wire_main(void *arg)
             pthread_mutex_lock(&w->lock);
             continue;
         }
-        struct xm_msg *m = take(w);
+        struct xm_msg *m = w->hold ? NULL : take(w);
         if (!m) {
-            if (w->end)
+            if (w->end && !w->hold)
                 break;
             pthread_cond_wait(&w->changed, &w->lock);
             continue;
@@ -163,6 +163,14 @@ void ramwire_start(struct ramwire *w, struct xm_ramsink *sink, uint64_t seed)
     STAILQ_INIT(&w->late);
     for (unsigned i = 0; i < RAMWIRE_THREADS; i++)
         assert_int_equal(pthread_create(&w->thread[i], NULL, wire_main, w), 0);
+}
+
+void ramwire_hold(struct ramwire *w, bool hold)
+{
+    pthread_mutex_lock(&w->lock);
+    w->hold = hold;
+    pthread_cond_broadcast(&w->changed);
+    pthread_mutex_unlock(&w->lock);
 }
 
 void ramwire_stop(struct ramwire *w)

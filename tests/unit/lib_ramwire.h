@@ -18,7 +18,7 @@ struct ramwire {
     STAILQ_HEAD(, ramwire_copy) late; /* second copies that wait for their moment */
     pthread_t thread[RAMWIRE_THREADS];
     uint64_t seed;
-    bool end;
+    bool end, hold;
     unsigned max_delay_us, duplicate_percent;
     uint64_t fail_after; /* messages until all others fail with -ENOLINK; 0: none does */
     uint64_t taken, late_delivered;
@@ -28,6 +28,8 @@ struct ramwire {
 
 void ramwire_start(struct ramwire *, struct xm_ramsink *, uint64_t seed);
 void ramwire_stop(struct ramwire *); /* delivers what is late */
+/* Nothing is taken from the queue, or is again. */
+void ramwire_hold(struct ramwire *, bool hold);
 /* Asks the sink for its digest. */
 void ramwire_digest(struct ramwire *, struct xm_digest *);
 
