@@ -79,24 +79,36 @@ int qmp_do(struct qmp *q, const char *command, json_t *args, uint64_t timeout_ns
     return 0;
 }
 
+/* Events that are in the buffer already: they may have come in one read with the answer to a command. */
+static unsigned drain(struct qmp *q, bool *bad, struct xm_error *e)
+{
+    unsigned n = 0;
+
+    for (json_t *o; (o = xm_jsonl_next(&q->conn, bad, e)); n++) {
+        handle_event(q, o);
+        json_decref(o);
+    }
+    return n;
+}
+
 int qmp_pump(struct qmp *q, int timeout_ms, struct xm_error *e)
 {
     int r = 0;
+    bool bad = false;
 
     pthread_mutex_lock(&q->lock);
     struct pollfd p = {.fd = q->conn.fd, .events = POLLIN};
-    if (p.fd < 0)
+    if (p.fd < 0) {
         r = xm_error_set(e, ENOTCONN, "QEMU's monitor is not connected");
-    else if (poll(&p, 1, timeout_ms) > 0) {
+    } else if (!drain(q, &bad, e) && poll(&p, 1, timeout_ms) > 0) {
         r = xm_jsonl_fill(&q->conn, e);
         if (r == 0)
             r = xm_error_set(e, EPIPE, "QEMU closed its monitor");
-        bool bad = false;
-        for (json_t *o; r > 0 && (o = xm_jsonl_next(&q->conn, &bad, e)); json_decref(o))
-            handle_event(q, o);
+        if (r > 0)
+            drain(q, &bad, e);
     }
     pthread_mutex_unlock(&q->lock);
-    return XM_MIN(r, 0);
+    return bad ? -EPROTO : XM_MIN(r, 0);
 }
 
 int qmp_open(struct qmp *q, const char *path, uint64_t deadline, bool (*alive)(void *), void *alive_ctx,
