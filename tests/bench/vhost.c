@@ -37,7 +37,7 @@ static void serve(const char *sock, const char *path)
 {
     struct xm_error e = {0};
     struct xm_file file;
-    struct xm_vhost_opts o = {.socket_path = sock, .serial = "bench", .queues = 1};
+    struct xm_vhost_opts o = {.socket_path = sock, .serial = "bench", .queues = 2};
 
     if (xm_file_open(&file, path, 0, 0, &e))
         die(path, e.text);

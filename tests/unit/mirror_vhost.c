@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -458,6 +459,49 @@ static void test_memory_table_changes_while_rings_run(void **state)
     assert_int_equal(xm_vhost_broken(vd.vhost), 0);
 }
 
+/* What is in flight ends in the old memory before the new takes its place. */
+static void test_memory_table_waits_for_requests(void **state)
+{
+    struct vf_seg s = {VF_DATA, 4096, true};
+    struct {
+        uint32_t request, flags, size, count, padding;
+        uint64_t gpa, len, uva, offset;
+    } __attribute__((packed)) m = {5, 1 | 8, 40, 1, 0, VF_GPA, VF_SPLIT, VF_UVA1, 0};
+    union {
+        char buf[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } c = {0};
+    struct iovec iov = {&m, sizeof m};
+    struct msghdr h = {
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = c.buf, .msg_controllen = sizeof c.buf};
+    uint32_t reply[5];
+    (void)state;
+
+    begin(1, 64, 0);
+    vd_gate(&vd, true);
+    assert_true(vf_request(&vf, 0, T_IN, 0, &s, 1, NULL) >= 0);
+    vf_kick(&vf, 0);
+    wait_held(1);
+    *CMSG_FIRSTHDR(&h) = (struct cmsghdr){
+        .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(int))};
+    memcpy(CMSG_DATA(CMSG_FIRSTHDR(&h)), &vf.memfd, sizeof vf.memfd);
+    assert_int_equal(sendmsg(vf.sock, &h, 0), sizeof m);
+    struct pollfd p = {.fd = vf.sock, .events = POLLIN};
+    assert_int_equal(poll(&p, 1, 50), 0);
+    /* Nothing is taken meanwhile. */
+    assert_true(vf_request(&vf, 0, T_IN, 0, &s, 1, NULL) >= 0);
+    eventfd_write(vf.q[0].kick, 1);
+    vd_held(&vd);
+    wait_held(1);
+    vd_gate(&vd, false);
+    assert_int_equal(read(vf.sock, reply, sizeof reply), sizeof reply);
+    assert_int_equal(reply[3], 0);
+    while (vf.q[0].pending) {
+        if (!vf_used(&vf, 0, NULL, NULL, NULL, NULL))
+            assert_true(vf_wait(&vf, 0, 5000));
+    }
+}
+
 /* ---- dirty pages ---- */
 
 static void expect_pages(const uint64_t *want, size_t n)
@@ -540,6 +584,8 @@ static void test_resubmits_after_a_hang_up(void **state)
     vf_kick(&vf, 0);
     wait_held(16);
     vf_disconnect(&vf);
+    while (xm_vhost_connected(vd.vhost))
+        usleep(100);
     /* Whatever became of them on the disk, the guest has not heard of it. */
     vd_gate(&vd, false);
     wait_stopped(vd.vhost);
@@ -776,6 +822,7 @@ int main(void)
         cmocka_unit_test_teardown(test_config, end),
         cmocka_unit_test_teardown(test_get_vring_base_waits, end),
         cmocka_unit_test_teardown(test_memory_table_changes_while_rings_run, end),
+        cmocka_unit_test_teardown(test_memory_table_waits_for_requests, end),
         cmocka_unit_test_teardown(test_dirty_pages_are_exact, end),
         cmocka_unit_test_teardown(test_log_pages_are_exact, end),
         cmocka_unit_test_teardown(test_resubmits_after_a_hang_up, end),

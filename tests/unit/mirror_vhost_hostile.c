@@ -97,6 +97,7 @@ static struct vring_desc *good_table(void)
 static void head_beyond_table(void)
 {
     good_request();
+    d[N] = d[0];
     avail(N);
 }
 static void index_far_ahead(void)
@@ -131,6 +132,7 @@ static void next_beyond_table(void)
 {
     good_request();
     d[1].next = N;
+    d[N] = d[2]; /* all is well but for the place */
     avail(0);
 }
 static void buffer_nowhere(void)
@@ -268,7 +270,8 @@ static void indirect_loop(void)
 static void indirect_next_beyond(void)
 {
     struct vring_desc *t = good_table();
-    t[0].next = 3;
+    t[1].next = 3;
+    t[3] = t[2];
     avail(0);
 }
 static void indirect_longer_than_ring(void)
