@@ -280,7 +280,7 @@ static void guest_schedule(struct world *w)
     if (w->left == 0 || w->stopped || w->busy >= w->depth || w->guest.armed)
         return;
     /* Now and then it rests for so long that a mirror in sync mode comes back to async. */
-    uint64_t pause = sim_chance(w->sim, 10) ? 300 * XM_NS_PER_MS : sim_below(w->sim, w->think + 1);
+    uint64_t pause = sim_chance(w->sim, 10) ? 700 * XM_NS_PER_MS : sim_below(w->sim, w->think + 1);
     sim_event_set(w->sim, &w->guest, pause);
 }
 
