@@ -105,17 +105,19 @@ void guest_verify(void)
     guest_must("verify");
 }
 
-/* `show` with --json prints the VM: {"vm":...,"state":...,"disks":[{"name","path",...}]}, or that in a field
- * of the answer. */
+/* The answer's "vm": {"name","state","disks":[{"name","path",...}],...}. NULL: it is not there. */
 static json_t *show(const char *host, const char *vm)
 {
     char *said = NULL;
-    json_t *o = NULL;
+    json_t *o = NULL, *found = NULL;
 
     if (sh(&said, 20, "%s", xmigrate(host, "--json show %s", vm)) == 0)
         o = last_json(said);
+    if (json_is_object(json_object_get(o, "vm")))
+        found = json_incref(json_object_get(o, "vm"));
+    json_decref(o);
     free(said);
-    return o;
+    return found;
 }
 
 void disk_path(const char *host, const char *vm, const char *disk, char *path, size_t size)

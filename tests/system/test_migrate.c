@@ -152,7 +152,7 @@ static void refusals_change_nothing(void **state)
     assert_int_equal(sh(NULL, 30, "fallocate -l 2700M %s/a/ds2/filler", lab_store_dir()), 0);
     assert_int_equal(xmigrate_run("b", 3, NULL, "--with-storage web1 hosta:ds2"), 3);
     assert_int_equal(sh(NULL, 10, "rm %s/a/ds2/filler", lab_store_dir()), 0);
-    assert_int_equal(xmigrate_run("b", 0, NULL, "check web1 hosta"), 0);
+    assert_int_equal(xmigrate_run("b", 0, NULL, "check --with-storage web1 hosta"), 0);
     vm_must_run_at("b", "web1");
     guest_verify();
     host_must_be_clean("a");
