@@ -136,6 +136,26 @@ json_t *verb_start(struct conn *c, const json_t *request)
     return answer;
 }
 
+json_t *start_again(struct agent *a, const char *name)
+{
+    char *path = vm_state_path(a, name, "spec.json");
+    struct vm_spec s = {0};
+    struct xm_error e = {0};
+    json_t *spec = read_json(path, &e), *answer;
+
+    if (!spec || vm_spec_from_json(&s, spec, &e) < 0 || resolve_spec(a, &s, &e) < 0)
+        answer = refusal(EXIT_FAILED, "VM %s: %s", name, e.text);
+    else
+        answer = start_spec(a, &s);
+    if (xm_json_bool(answer, "ok", false))
+        json_object_set_new(answer, "text",
+                            json_sprintf("VM %s is %s's, and has been started", name, a->conf.name));
+    vm_spec_free(&s);
+    json_decref(spec);
+    free(path);
+    return answer;
+}
+
 /* ---- stop ---- */
 
 json_t *verb_stop(struct conn *c, const json_t *request)
@@ -263,6 +283,8 @@ json_t *verb_show(struct conn *c, const json_t *request)
                             json_pack("{s:s, s:I, s:s, s:s}", "owner", sides[rec.owner], "epoch",
                                       (json_int_t)rec.epoch, "to", rec.to, "from", rec.from));
     }
+    json_object_set(answer, "state", json_object_get(o, "state")); /* for scripts: what they ask most */
+    json_object_set(answer, "disks", json_object_get(o, "disks"));
     json_object_set_new(answer, "vm", o);
     json_decref(spec);
     json_decref(incoming);
