@@ -25,7 +25,8 @@ struct talk {
     const struct cli_io *io;
     struct xm_jsonl conn;
     struct progress progress;
-    char job[64]; /* as the agent named it; "" until then */
+    char job[64];  /* as the agent named it; "" until then */
+    json_t *first; /* the `job` event */
     bool sent;
     bool over;
     int status;
@@ -117,10 +118,14 @@ static void take_event(struct talk *t, const json_t *o, const char *event)
     take_job(t, o);
     if (as_json(t))
         print_json(t, o);
+    if (!strcmp(event, "job")) {
+        json_decref(t->first);
+        t->first = json_incref((json_t *)o);
+    }
     if (!strcmp(event, "done")) {
         progress_clear(&t->progress);
         if (!as_json(t))
-            report_done(o, t->io);
+            report_done(o, t->first, t->io);
         if (last)
             finish(t, CLI_DONE);
     } else if (!strcmp(event, "failed")) {
@@ -158,7 +163,7 @@ static void take_answer(struct talk *t, json_t *o)
         print_detached(t);
     } else if (v->follows && json_object_get(o, "total_s")) {
         if (!as_json(t))
-            report_done(o, t->io);
+            report_done(o, t->first, t->io);
         finish(t, CLI_DONE);
     } else if (v->follows && !args_has(t->args, OPT_DRY_RUN)) {
         lose(t, "the agent ended its answer without saying how the migration ended");
@@ -248,6 +253,7 @@ int client_run(const struct args *a, json_t *request, const struct cli_io *io)
     }
     if (t.conn.fd >= 0)
         xm_jsonl_close(&t.conn);
+    json_decref(t.first);
     struct signalfd_siginfo taken;
     while (read(signals, &taken, sizeof taken) > 0) {
         /* else it would end us when unblocked, with another status */

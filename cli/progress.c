@@ -60,8 +60,8 @@ void progress_format(char *buf, size_t cap, const char *state, const json_t *eve
     double dirty_rate = xm_json_real(event, "dirty_rate", 0);
     size_t at = add(buf, cap, 0, "%-8s", state);
 
-    /* The bytes are those of the disks: once they are there, what counts is the memory's rounds. */
-    if (percent >= 0 && (percent < 100 || round <= 0)) {
+    /* The bytes are those of the disks, and none of them are copied in another state. */
+    if (percent >= 0 && !strcmp(state, "disks")) {
         at = add(buf, cap, at, " %3d %%", percent);
         at = add(buf, cap, at, "  %s of %s", xm_format_size((uint64_t)xm_json_int(event, "bytes_done", 0)).s,
                  xm_format_size((uint64_t)xm_json_int(event, "bytes_total", 0)).s);
@@ -76,7 +76,10 @@ void progress_format(char *buf, size_t cap, const char *state, const json_t *eve
         at = add(buf, cap, at, ", %s dirty", xm_format_size((uint64_t)dirty).s);
     if (dirty_rate > 0)
         at = add(buf, cap, at, " at %s", xm_format_rate(dirty_rate).s);
-    add_modes(buf, cap, at, json_object_get(event, "disks"));
+    if (!strcmp(state, "disks") || round > 0)
+        at = add_modes(buf, cap, at, json_object_get(event, "disks"));
+    while (at > 0 && at < cap && buf[at - 1] == ' ')
+        buf[--at] = 0;
 }
 
 void progress_clear(struct progress *p)
@@ -119,6 +122,6 @@ void progress_event(struct progress *p, const json_t *event, uint64_t now)
         fputc('\n', p->io->out);
         fflush(p->io->out);
         p->printed = now;
-        p->step = step;
+        p->step = XM_MAX(step, 0);
     }
 }

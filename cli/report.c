@@ -122,15 +122,17 @@ int report_jobs(const struct args *a, const json_t *answer, const struct cli_io 
     table_begin(&t, 7, titles);
     json_array_foreach (json_object_get(answer, "jobs"), i, v) {
         const json_t *progress = json_object_get(v, "progress");
+        bool local = !strcmp(xm_json_str(v, "mode", ""), "storage-only");
+        const char *destination = xm_json_str(v, local ? "datastore" : "destination", "");
+        const char *result = scalar(json_object_get(v, "result")), *state = xm_json_str(v, "state", "");
         char percent[16] = "";
         double done = xm_json_real(v, "percent", percent_of(progress ? progress : v));
         if (done >= 0)
             snprintf(percent, sizeof percent, "%d %%", (int)XM_MIN(done, 100));
         table_add(&t, (const char *const[]){scalar(json_object_get(v, "job")), xm_json_str(v, "vm", ""),
-                                            xm_json_str(v, "destination", ""),
-                                            xm_json_str(progress, "state", xm_json_str(v, "state", "")),
-                                            percent, time_text(json_object_get(v, "started")),
-                                            xm_json_str(v, "error", scalar(json_object_get(v, "result")))});
+                                            destination, xm_json_str(progress, "state", state), percent,
+                                            time_text(json_object_get(v, "started")),
+                                            xm_json_str(v, "error", strcmp(result, state) ? result : "")});
     }
     table_end(&t, io->out);
     return CLI_DONE;
@@ -143,20 +145,27 @@ static bool in_bytes(const char *key)
     return !strcmp(key, "memory") || !strcmp(key, "size") || (n > 6 && !strcmp(key + n - 6, "_bytes"));
 }
 
-static void print_tree(const json_t *o, int indent, FILE *out)
+/* Is there nothing to say? */
+static bool empty(const json_t *v)
+{
+    return json_is_null(v) || (json_is_string(v) && !*json_string_value(v)) ||
+           (json_is_array(v) && !json_array_size(v)) || (json_is_object(v) && !json_object_size(v));
+}
+
+static void print_tree(const json_t *o, const char *without, int indent, FILE *out)
 {
     const char *key;
     size_t i;
     json_t *v, *item;
 
     json_object_foreach ((json_t *)o, key, v) {
-        if (json_is_null(v))
+        if (empty(v) || (without && !strcmp(key, without)))
             continue;
         fprintf(out, "%*s", indent, "");
         put_text(out, key);
         if (json_is_object(v)) {
             fputs(":\n", out);
-            print_tree(v, indent + 2, out);
+            print_tree(v, NULL, indent + 2, out);
         } else if (json_is_array(v)) {
             fputs(":\n", out);
             json_array_foreach (v, i, item) {
@@ -165,7 +174,7 @@ static void print_tree(const json_t *o, int indent, FILE *out)
                 put_text(out, name ? name : scalar(item));
                 fputc('\n', out);
                 if (json_is_object(item) && indent < 20)
-                    print_tree(item, indent + 4, out);
+                    print_tree(item, "name", indent + 4, out);
             }
         } else {
             fprintf(out, "%*s", (int)XM_MAX(14 - (int)strlen(key), 1), "");
@@ -178,7 +187,7 @@ static void print_tree(const json_t *o, int indent, FILE *out)
 int report_show(const struct args *a, const json_t *answer, const struct cli_io *io)
 {
     (void)a;
-    print_tree(json_object_get(answer, "vm"), 0, io->out);
+    print_tree(json_object_get(answer, "vm"), NULL, 0, io->out);
     return CLI_DONE;
 }
 
@@ -286,7 +295,7 @@ static void mirror_line(const struct cli_io *io, const json_t *m)
     line(io, "mirror", text);
 }
 
-void report_done(const json_t *done, const struct cli_io *io)
+void report_done(const json_t *done, const json_t *first, const struct cli_io *io)
 {
     double total = xm_json_real(done, "total_s", -1), downtime = xm_json_real(done, "downtime_ms", -1);
     int64_t disk = xm_json_int(done, "disk_bytes", 0), ram = xm_json_int(done, "ram_bytes", 0);
@@ -294,14 +303,22 @@ void report_done(const json_t *done, const struct cli_io *io)
     const char *to = xm_json_str(done, "destination", NULL);
     char text[100];
 
-    put_text(io->out, xm_json_str(done, "vm", "The VM"));
-    fputs(to ? " has moved to " : " has moved", io->out);
+    const char *vm = xm_json_str(done, "vm", "The VM");
+    bool local = !strcmp(xm_json_str(done, "mode", xm_json_str(first, "mode", "")), "storage-only");
+    if (local) { /* no other host, no links, nothing stood still */
+        fputs("The disks of ", io->out);
+        to = xm_json_str(first, "datastore", NULL);
+    }
+    put_text(io->out, vm);
+    fputs(local ? " have moved" : " has moved", io->out);
+    fputs(to ? " to " : "", io->out);
     put_text(io->out, to ? to : "");
     fputs(".\n", io->out);
-    line(io, "from", xm_json_str(done, "source", ""));
+    if (!local)
+        line(io, "from", xm_json_str(done, "source", ""));
     if (total >= 0)
         line(io, "total time", xm_format_time((uint64_t)(total * 1e9)).s);
-    if (downtime >= 0)
+    if (downtime >= 0 && !local)
         downtime_line(io, downtime, json_object_get(done, "downtime_parts_ms"));
     if (disk > 0 || zero > 0) {
         snprintf(text, sizeof text, "%s", xm_format_size((uint64_t)XM_MAX(disk, 0)).s);
@@ -316,11 +333,13 @@ void report_done(const json_t *done, const struct cli_io *io)
                  rounds == 1 ? "" : "s");
     if (ram > 0)
         line(io, "memory", text);
-    line(io, "on the wire", size_text(done, "wire_bytes"));
+    if (!local)
+        line(io, "on the wire", size_text(done, "wire_bytes"));
     if (total > 0 && disk + ram > 0)
         line(io, "mean rate", xm_format_rate((double)(disk + ram) / total).s);
     mirror_line(io, json_object_get(done, "mirror"));
-    flat_line(io, "digest", json_object_get(done, "digest"));
+    if (!local)
+        flat_line(io, "digest", json_object_get(done, "digest"));
     line(io, "note", xm_json_str(done, "note", ""));
 }
 

@@ -13,8 +13,8 @@ int report_show(const struct args *a, const json_t *answer, const struct cli_io 
 int report_jobs(const struct args *a, const json_t *answer, const struct cli_io *io);
 int report_plan(const struct args *a, const json_t *answer, const struct cli_io *io);
 
-/* The `done` event of a migration. */
-void report_done(const json_t *done, const struct cli_io *io);
+/* The `done` event of a migration; first: its `job` event, which may say more, or NULL. */
+void report_done(const json_t *done, const json_t *first, const struct cli_io *io);
 /* A `failed` event, or an answer with ok false: says why, and where the VM is. Returns the exit status. */
 int report_failure(const json_t *failure, const struct cli_io *io);
 /* The exit status that such an object stands for. */

@@ -152,6 +152,24 @@ static void the_report_tells_what_the_shim_measured(void **state)
                "  digest       00ff\n");
 }
 
+static void a_storage_only_move_speaks_of_disks(void **state)
+{
+    (void)state;
+    const char *job = "{\"event\":\"job\",\"job\":\"7\",\"mode\":\"storage-only\",\"datastore\":\"two\"}";
+    const char *settle =
+        "{\"event\":\"progress\",\"state\":\"settle\",\"bytes_done\":0,\"bytes_total\":9,\"disks\":"
+        "[{\"name\":\"a\",\"mode\":\"off\"}]}";
+    const char *done =
+        "{\"event\":\"done\",\"vm\":\"web1\",\"source\":\"hosta\",\"destination\":\"hosta\",\"total_s\":1.0,"
+        "\"downtime_ms\":0.0,\"disk_bytes\":1048576,\"wire_bytes\":0,\"digest\":\"0\",\"mode\":\"storage-"
+        "only\"}";
+    const char *enter = "{\"event\":\"state\",\"state\":\"settle\"}";
+    assert_int_equal(run("--storage-only web1 two", SAYS(job, enter, settle, done), false, false), CLI_DONE);
+    expect_out(
+        "settle\nThe disks of web1 have moved to two.\n  total time   1.00 s\n  disks        1.00 MiB\n"
+        "  mean rate    1.05 MB/s\n");
+}
+
 static void few_lines_where_nothing_can_be_redrawn(void **state)
 {
     (void)state;
@@ -343,11 +361,12 @@ static void show_prints_what_there_is(void **state)
     (void)state;
     assert_int_equal(
         run("show web1",
-            SAYS("{\"ok\":true,\"vm\":{\"name\":\"web1\",\"memory\":1073741824,\"job\":null,\"disks\":"
-                 "[{\"name\":\"root\",\"size\":1024}],\"nic\":{\"bridge\":\"br0\"}}}"),
+            SAYS(
+                "{\"ok\":true,\"vm\":{\"name\":\"web1\",\"memory\":1073741824,\"job\":null,\"disks\":"
+                "[{\"name\":\"root\",\"size\":1024}],\"nic\":{\"bridge\":\"br0\"},\"nics\":[],\"to\":\"\"}}"),
             false, false),
         CLI_DONE);
-    expect_out("name          web1\nmemory        1.00 GiB\ndisks:\n  - root\n    name          root\n"
+    expect_out("name          web1\nmemory        1.00 GiB\ndisks:\n  - root\n"
                "    size          1.00 KiB\nnic:\n  bridge        br0\n");
 }
 
@@ -386,6 +405,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         WITH_DIR(a_move_ends_with_a_report),
         WITH_DIR(the_report_tells_what_the_shim_measured),
+        WITH_DIR(a_storage_only_move_speaks_of_disks),
         WITH_DIR(few_lines_where_nothing_can_be_redrawn),
         WITH_DIR(a_terminal_gets_one_line_redrawn),
         WITH_DIR(json_passes_each_event_and_nothing_else),
