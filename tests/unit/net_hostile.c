@@ -247,7 +247,8 @@ static void a_reply_to_nothing(void **state)
     expect_loss(fd, "reply to frame 0x3");
 }
 
-/* Answers twice, with a status that is none, and before the frame was sent. */
+/* Answers twice, with a status that is none, before the frame was sent, and to the slot's frame of another
+ * time. */
 static void answers_that_do_not_fit(void **state)
 {
     struct xm_frame_hdr h;
@@ -256,7 +257,7 @@ static void answers_that_do_not_fit(void **state)
     pthread_t t;
 
     (void)state;
-    for (int how = 0; how < 3; how++) {
+    for (int how = 0; how < 4; how++) {
         int fd = bare_peer(&a, NULL);
         /* Third time: more than the socket takes at once, so that the second frame cannot be sent wholly. */
         load_init(&load, xm_links_transport(a.links), 1, 8, 8, how == 2 ? XM_PAYLOAD_MAX : 4096);
@@ -266,9 +267,11 @@ static void answers_that_do_not_fit(void **state)
         uint32_t ack[4] = {h.id, 0, h.id, 0};
         if (how == 1)
             ack[1] = 5;
+        if (how == 3)
+            ack[0] += 0x10000;
         if (how == 2)
             ack[2]++; /* slots are fresh: the next frame has the next number */
-        bare_send(fd, &(struct xm_frame_hdr){.type = XM_FRAME_ACK, .length = 16}, ack);
+        bare_send(fd, &(struct xm_frame_hdr){.type = XM_FRAME_ACK, .length = how == 3 ? 8 : 16}, ack);
         expect_loss(fd, how == 1 ? "status 0x5" : how == 2 ? "answer to frame 0x1," : "answer to frame 0");
         pthread_join(t, NULL);
         assert_true(load.failed > 0);
