@@ -20,7 +20,7 @@
 #include <unistd.h>
 
 #define FIRST_LINK_TIMEOUT (60 * XM_NS_PER_S)
-#define LOAD_TIMEOUT       (30 * XM_NS_PER_S)
+#define LOAD_TIMEOUT       (10 * XM_NS_PER_S)
 #define LINGER             (10 * XM_NS_PER_S)
 
 enum in_state { IN_WAITING, IN_COPYING, IN_LOADING, IN_PROMISED, IN_UNDECIDED, IN_RUNNING, IN_FAILED };

@@ -13,8 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define QEMU_TIMEOUT   (30 * XM_NS_PER_S)
-#define SETTLE_TIMEOUT (30 * XM_NS_PER_S)
+/* The VM is stopped for most of these waits: better back to the source than waiting long. */
+#define QEMU_TIMEOUT   (10 * XM_NS_PER_S)
+#define SETTLE_TIMEOUT (10 * XM_NS_PER_S)
 
 /* Waits until QEMU's migration is in the state wanted, by its events. */
 static int wait_qemu(struct migration *m, const char *status)
