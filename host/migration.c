@@ -29,12 +29,17 @@ static const unsigned legal[MIG_STATES] = {
     [MIG_SETTLE] = TO(MIG_DONE),
 };
 
+const char *migration_step_name(enum mig_state s)
+{
+    return state_names[s];
+}
+
 const char *migration_state_name(const struct migration *m)
 {
     return state_names[m->state];
 }
 
-static json_t *event(struct migration *m, const char *name)
+json_t *migration_event(const struct migration *m, const char *name)
 {
     return json_pack("{s:s s:s s:s}", "event", name, "job", m->job, "state", state_names[m->state]);
 }
@@ -50,7 +55,7 @@ void migration_set_state(struct migration *m, enum mig_state to)
     m->state = to;
     m->report.entered[to] = xm_now();
     if (to != MIG_DONE && to != MIG_FAILED && to != MIG_UNKNOWN) {
-        shim_emit(m->shim, event(m, "state"));
+        shim_emit(m->shim, migration_event(m, "state"));
         migration_progress(m, true);
     }
 }
@@ -70,61 +75,6 @@ int migration_interrupted(struct migration *m)
                                 lost.text);
     }
     return 0;
-}
-
-/* ---- progress ---- */
-
-static void add_disks(struct migration *m, json_t *o, uint64_t *done, uint64_t *total)
-{
-    static const char *const modes[] = {"off", "starting", "async", "sync"};
-    json_t *list = json_array();
-
-    for (unsigned i = 0; (m->storage || m->local) && i < m->shim->disks; i++) {
-        struct shim_disk *d = &m->shim->disk[i];
-        struct xm_disk_status st;
-        xm_disk_status(d->disk, &st);
-        uint64_t copied = 0;
-        if (st.chunks_total && st.mode != XM_MIRROR_OFF)
-            copied =
-                (uint64_t)((double)st.size * (double)st.chunks[XM_CHUNK_PRESENT] / (double)st.chunks_total);
-        *done += copied;
-        *total += st.size;
-        json_array_append_new(list,
-                              json_pack("{s:s s:I s:I s:s s:I s:I s:I}", "name", d->spec->name, "copied",
-                                        (json_int_t)copied, "total", (json_int_t)st.size, "mode",
-                                        modes[st.mode], "mirrored", (json_int_t)st.mirrored_bytes, "buffer",
-                                        (json_int_t)st.buffer_bytes, "given_up", (json_int_t)st.given_up));
-    }
-    json_object_set_new(o, "disks", list);
-}
-
-void migration_progress(struct migration *m, bool now)
-{
-    uint64_t t = xm_now();
-    uint64_t done = 0;
-    uint64_t total = 0;
-    uint64_t ram_done = 0;
-    uint64_t ram_of = 0;
-
-    if (!now && t - m->last_progress < 500 * XM_NS_PER_MS)
-        return;
-    m->last_progress = t;
-    json_t *o = event(m, "progress");
-    add_disks(m, o, &done, &total);
-    if (m->precopy)
-        xm_precopy_progress(m->precopy, &ram_done, &ram_of);
-    double rate = m->links ? xm_links_rate(m->links) : 0;
-    uint64_t left = total - done + (ram_of - ram_done) * XM_PAGE;
-    json_object_set_new(o, "bytes_done", json_integer((json_int_t)done));
-    json_object_set_new(o, "bytes_total", json_integer((json_int_t)total));
-    json_object_set_new(o, "rate", json_real(rate));
-    json_object_set_new(o, "eta_s", rate > 1 ? json_real((double)left / rate) : json_null());
-    json_object_set_new(o, "round", json_integer(m->report.rounds));
-    json_object_set_new(o, "dirty_bytes", json_integer((json_int_t)((ram_of - ram_done) * XM_PAGE)));
-    json_object_set_new(o, "elapsed_s", json_real((double)(t - m->report.began) / 1e9));
-    json_object_set_new(o, "wire_bytes",
-                        json_integer(m->links ? (json_int_t)xm_links_wire_bytes(m->links) : 0));
-    shim_emit(m->shim, o);
 }
 
 /* ---- the walk ---- */
@@ -272,62 +222,6 @@ static void delete_source_disks(struct migration *m)
             unlink(d->file->path) < 0)
             xm_log(XM_LOG_WARN, "job %s: cannot delete %s: %s", m->job, d->file->path, strerror(errno));
     }
-}
-
-json_t *migration_report(struct migration *m)
-{
-    struct mig_report *r = &m->report;
-    uint64_t disk_bytes = 0;
-    uint64_t zero = 0;
-    uint64_t mirrored = 0;
-    uint64_t to_sync = 0;
-    uint64_t to_async = 0;
-    uint64_t held = 0;
-    uint64_t held_max = 0;
-    uint64_t given_up = 0;
-    char digest[64];
-
-    for (unsigned i = 0; (m->storage || m->local) && i < m->shim->disks; i++) {
-        struct xm_disk_status st;
-        xm_disk_status(m->shim->disk[i].disk, &st);
-        disk_bytes += st.copied.bytes_data + st.mirrored_bytes;
-        zero += st.copied.bytes_zero + st.copied.bytes_hole;
-        mirrored += st.mirrored_bytes;
-        to_sync += st.to_sync;
-        to_async += st.to_async;
-        held += st.held;
-        held_max = XM_MAX(held_max, st.held_ns_max);
-        given_up += st.given_up;
-    }
-    snprintf(digest, sizeof digest, "%016llx", (unsigned long long)r->digest.sum);
-    double down =
-        r->running_at > r->stopped_at && r->stopped_at ? (double)(r->running_at - r->stopped_at) / 1e6 : 0;
-    json_t *o =
-        json_pack("{s:s s:s s:s s:f s:f s:I s:I s:I s:I s:i s:s}", "source", m->shim->host, "destination",
-                  m->destination, "job", m->job, "total_s", (double)(xm_now() - r->began) / 1e9,
-                  "downtime_ms", down, "disk_bytes", (json_int_t)disk_bytes, "disk_zero_bytes",
-                  (json_int_t)zero, "ram_bytes", (json_int_t)r->ram_bytes, "wire_bytes",
-                  m->links ? (json_int_t)xm_links_wire_bytes(m->links) : (json_int_t)0, "rounds",
-                  (int)r->rounds, "digest", digest);
-    json_object_set_new(o, "mirror",
-                        json_pack("{s:I s:I s:I s:I s:f s:I}", "bytes", (json_int_t)mirrored, "to_sync",
-                                  (json_int_t)to_sync, "to_async", (json_int_t)to_async, "held",
-                                  (json_int_t)held, "held_ms_max", (double)held_max / 1e6, "given_up",
-                                  (json_int_t)given_up));
-    json_object_set_new(o, "downtime_parts_ms",
-                        json_pack("{s:f s:f s:f s:f}", "final_ram", (double)r->t_final_ram / 1e6, "disks",
-                                  (double)r->t_disks / 1e6, "device_state", (double)r->t_device / 1e6,
-                                  "handoff", (double)r->t_handoff / 1e6));
-    json_t *phases = json_object();
-    uint64_t end = xm_now();
-    for (int st = MIG_SETTLE; st >= MIG_PREPARE; st--) {
-        if (!r->entered[st])
-            continue;
-        json_object_set_new(phases, state_names[st], json_real((double)(end - r->entered[st]) / 1e9));
-        end = r->entered[st];
-    }
-    json_object_set_new(o, "phases_s", phases);
-    return o;
 }
 
 /* The last event is kept in a file too: the agent may be away at this moment, and we may not live on. */

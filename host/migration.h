@@ -76,6 +76,7 @@ int migration_set_rate(struct migration *, uint64_t bytes_per_s);
 void migration_qmp_event(struct migration *, const char *name, const json_t *data, uint64_t when);
 void migration_qemu_gone(struct migration *);
 const char *migration_state_name(const struct migration *);
+const char *migration_step_name(enum mig_state);
 void migration_join(struct shim *); /* main thread: waits for its end and frees it */
 
 /* The steps (source_disks.c, source_memory.c, source_switch.c). They return 0 or -errno with m->error filled.
@@ -89,6 +90,7 @@ int source_handoff(struct migration *);
 int source_resume(struct migration *); /* after a failed switch: the VM runs here again */
 
 /* Shared by the steps. */
+json_t *migration_event(const struct migration *, const char *name);
 void migration_set_state(struct migration *, enum mig_state);
 int migration_interrupted(
     struct migration *); /* aborted, QEMU gone, links lost: -errno with m->error filled */
