@@ -147,6 +147,46 @@ static void what_is_set_while_another_takes_is_taken_sooner_or_later(void **stat
     xm_bitmap_destroy(&r.m);
 }
 
+#define SHARED (8u << 20)
+
+struct side {
+    struct xm_bitmap *m;
+    pthread_barrier_t *start;
+    unsigned which; /* the even or the odd bits */
+};
+
+static void *set_every_second(void *arg)
+{
+    struct side *s = arg;
+    pthread_barrier_wait(s->start);
+    for (unsigned bit = s->which; bit < SHARED; bit += 2)
+        xm_bitmap_set(s->m, bit, 1);
+    return NULL;
+}
+
+static void two_who_set_bits_of_the_same_words_lose_none(void **state)
+{
+    (void)state;
+    struct xm_bitmap m;
+    pthread_barrier_t start;
+    struct side side[2] = {{&m, &start, 0}, {&m, &start, 1}};
+    pthread_t t[2];
+
+    assert_int_equal(xm_bitmap_init(&m, SHARED), 0);
+    pthread_barrier_init(&start, NULL, 2);
+    for (int round = 0; round < 12;
+         round++) { /* they have to run at the same time once, on a busy machine too */
+        xm_bitmap_clear(&m, 0, SHARED);
+        for (int i = 0; i < 2; i++)
+            assert_int_equal(pthread_create(&t[i], NULL, set_every_second, &side[i]), 0);
+        for (int i = 0; i < 2; i++)
+            pthread_join(t[i], NULL);
+        assert_int_equal(xm_bitmap_count(&m), SHARED);
+    }
+    pthread_barrier_destroy(&start);
+    xm_bitmap_destroy(&m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -154,6 +194,7 @@ int main(void)
         cmocka_unit_test(ranges_past_the_end_are_cut_also_when_they_overflow),
         cmocka_unit_test(an_empty_bitmap_is_harmless),
         cmocka_unit_test(a_huge_bitmap_costs_only_what_is_touched),
+        cmocka_unit_test(two_who_set_bits_of_the_same_words_lose_none),
         cmocka_unit_test(what_is_set_while_another_takes_is_taken_sooner_or_later),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -234,6 +234,7 @@ static void a_descriptor_comes_along_and_only_the_last_is_kept(void **state)
     assert_int_equal(xm_jsonl_send(peer, json_pack("{s:i}", "a", 2), b[0], NULL), 0);
     expect_int(xm_jsonl_recv(&j, UINT64_MAX, NULL), "a", 2);
     assert_int_equal(inode_of(j.passed_fd), inode_of(b[0]));
+    assert_int_equal(fcntl(first, F_GETFD), -1); /* nobody took it: closed, not leaked */
     close(a[0]);
     close(a[1]);
     close(b[0]);
