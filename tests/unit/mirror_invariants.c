@@ -70,6 +70,17 @@ static void go(struct sim_disk *d)
     sim_disk_go(d);
 }
 
+/* Requests that rig_io does not make. */
+struct status_breq {
+    struct xm_breq breq;
+    int *status;
+};
+
+static void keep_status(struct xm_breq *b, int status)
+{
+    *xm_container_of(b, struct status_breq, breq)->status = status;
+}
+
 /* ---- 1 ---- */
 
 static void test_invariant_1_mirror_on_before_first_read(void **state)
@@ -273,6 +284,80 @@ static void test_invariant_6_target_errors_are_not_the_guests(void **state)
     assert_true(rig_same(r));
 }
 
+static void test_invariant_6_target_errors_are_not_the_guests_in_sync_mode(void **state)
+{
+    (void)state;
+    rig_mirror_on(r, true);
+    rig_in_step(r);
+    r->links->hold_acks = true;
+    r->target->write_errors = 1000;
+    for (unsigned i = 0; i < 4; i++)
+        rig_write(r, i * 16384, 16384, 1);
+    struct rig_op *op = r->ops;
+    assert_int_equal(rig_status(r).mode, XM_MIRROR_SYNC);
+    rig_run(r, 5);
+    assert_false(op->done);
+    sim_links_go(r->links);
+    rig_run(r, 5);
+    assert_true(op->done && op->status == 0);
+    assert_int_equal(rig_status(r).errors, 0);
+}
+
+static void test_local_errors_are_the_guests_and_are_copied_again(void **state)
+{
+    (void)state;
+    rig_mirror_on(r, true);
+    rig_in_step(r);
+    r->source->write_errors = 1000;
+    struct rig_op *op = rig_write(r, 0, 8192, 0x31);
+    rig_run(r, 1);
+    r->source->write_errors = 0;
+    assert_true(op->done);
+    assert_int_equal(op->status, -EIO);
+    assert_int_equal(rig_status(r).given_up, 1);
+    rig_in_step(r);
+    rig_run(r, 5);
+    assert_true(rig_same(r));
+}
+
+static void test_large_writes_go_in_parts(void **state)
+{
+    uint8_t *image = malloc(RIG_SIZE);
+
+    (void)state;
+    for (uint64_t i = 0; i < RIG_SIZE; i++)
+        image[i] = (uint8_t)(i / 512 * 7);
+    for (unsigned present = 0; present < 2; present++) {
+        struct iovec iov[3] = {
+            {image, 700}, {image + 700, 100000}, {image + 100700, RIG_SIZE - 512 - 100700}};
+        int status = 1;
+        struct status_breq b = {.breq = {.op = XM_IO_WRITE,
+                                         .offset = 512,
+                                         .length = RIG_SIZE - 512,
+                                         .iov = iov,
+                                         .iovcnt = 3,
+                                         .done = keep_status},
+                                .status = &status};
+        if (present) {
+            rig_in_step(r);
+        } else {
+            rig_mirror_on(r, true);
+            xm_disk_replica_lost(r->disk, true); /* parts that go here only */
+        }
+        xm_disk_submit(r->disk, &b.breq);
+        rig_run(r, 100);
+        assert_int_equal(status, 0);
+        assert_memory_equal(r->source->data + 512, image, RIG_SIZE - 512);
+        memset(image, 3, 5000);
+        if (!present)
+            xm_disk_replica_lost(r->disk, false);
+    }
+    rig_in_step(r);
+    rig_run(r, 50);
+    assert_true(rig_same(r));
+    free(image);
+}
+
 static void test_invariant_6_copy_that_cannot_succeed_ends_with_a_sentence(void **state)
 {
     (void)state;
@@ -459,25 +544,20 @@ static void test_invariant_8_zeros_and_discards_are_mirrored(void **state)
     assert_true(rig_same(r));
 }
 
-static void discard_done(struct xm_breq *b, int status)
-{
-    *(int *)b->iov = status;
-}
-
 static void test_invariant_8_discard_makes_holes_on_both_sides(void **state)
 {
     int status = 1;
-    struct xm_breq b = {.op = XM_IO_ZERO,
-                        .unmap = true,
-                        .offset = RIG_CHUNK,
-                        .length = 2 * RIG_CHUNK,
-                        .iov = (struct iovec *)&status,
-                        .done = discard_done};
+    struct status_breq b = {.breq = {.op = XM_IO_ZERO,
+                                     .unmap = true,
+                                     .offset = RIG_CHUNK,
+                                     .length = 2 * RIG_CHUNK,
+                                     .done = keep_status},
+                            .status = &status};
 
     (void)state;
     rig_mirror_on(r, true);
     rig_in_step(r);
-    xm_disk_submit(r->disk, &b);
+    xm_disk_submit(r->disk, &b.breq);
     rig_run(r, 5);
     assert_int_equal(status, 0);
     assert_true(r->source->hole[RIG_CHUNK / 4096]);
@@ -554,16 +634,36 @@ static void test_invariant_10_settles_only_at_rest(void **state)
     (void)state;
     rig_mirror_on(r, true);
     rig_in_step(r);
-    r->links->hold_acks = true;
+    /* A flush would overtake this write, and be answered. */
+    r->links->delay_min = r->links->delay_max = 40 * XM_NS_PER_MS;
     rig_write(r, 0, 4096, 1);
     rig_run(r, 5);
+    r->links->delay_min = r->links->delay_max = 1000;
     rig_settle(r);
     rig_run(r, 20);
     assert_false(r->ended); /* the mirror buffer is not empty */
-    sim_links_go(r->links);
-    rig_run(r, 20);
+    rig_run(r, 80);
     assert_true(r->ended && r->status == 0);
     assert_int_equal(rig_status(r).buffer_bytes, 0);
+    assert_int_equal(r->target->unflushed, 0);
+    assert_true(rig_same(r));
+}
+
+static void test_invariant_10_settling_waits_for_an_absent_chunk(void **state)
+{
+    (void)state;
+    rig_mirror_on(r, true);
+    rig_in_step(r);
+    r->target->write_errors = 1000;
+    rig_write(r, 0, 4096, 1);
+    rig_run(r, 5); /* given up, failed to copy, and left alone for a while */
+    assert_int_equal(rig_status(r).chunks[XM_CHUNK_ABSENT], 1);
+    rig_settle(r);
+    rig_run(r, 10);
+    assert_false(r->ended);
+    r->target->write_errors = 0;
+    rig_run(r, 500);
+    assert_true(r->ended && r->status == 0);
     assert_true(rig_same(r));
 }
 
@@ -781,6 +881,9 @@ int main(void)
         T(test_invariant_5_order_kept_over_links_that_reorder),
         T(test_invariant_5_bulk_never_lands_over_a_newer_write),
         T(test_invariant_6_target_errors_are_not_the_guests),
+        TINY(test_invariant_6_target_errors_are_not_the_guests_in_sync_mode),
+        T(test_local_errors_are_the_guests_and_are_copied_again),
+        TINY(test_large_writes_go_in_parts),
         T(test_invariant_6_copy_that_cannot_succeed_ends_with_a_sentence),
         T(test_invariant_6_unreadable_source_ends_with_a_sentence),
         T(test_invariant_6_guest_waits_no_longer_than_the_cap_for_a_copy),
@@ -796,6 +899,7 @@ int main(void)
         T(test_invariant_8_old_data_at_the_target_is_overwritten),
         T(test_invariant_9_counted_when_acknowledged),
         T(test_invariant_10_settles_only_at_rest),
+        T(test_invariant_10_settling_waits_for_an_absent_chunk),
         T(test_invariant_10_settling_waits_for_every_chunk),
         T(test_invariant_10_a_guest_that_writes_spoils_it),
         T(test_invariant_10_waits_for_the_guests_last_request),
