@@ -347,9 +347,14 @@ static void delete_created(struct shim *s)
                    strerror(errno));
     }
     if (s->created && s->role == SHIM_INCOMING) {
+        struct owner_record rec;
         char *spec = xm_printf("%s/spec.json", s->state_dir);
+        char *record = xm_printf("%s/owner.json", s->state_dir);
         unlink(spec);
+        if (owner_load(s->state_dir, s->vm.name, &rec, NULL) == -ENOENT)
+            unlink(record);  /* without a record in it */
         rmdir(s->state_dir); /* stays when there is a record of an earlier stay */
+        free(record);
         free(spec);
     }
     json_decref(s->created);
