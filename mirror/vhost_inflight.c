@@ -34,7 +34,7 @@ static int by_counter(const void *a, const void *b)
 }
 
 unsigned vhost_inflight_resume(struct inflight_queue *q, uint16_t num, uint16_t used, uint16_t *heads,
-                         uint64_t *counter)
+                               uint64_t *counter)
 {
     *counter = 0;
     uint16_t batch = (uint16_t)(used - q->used_idx);

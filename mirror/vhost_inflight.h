@@ -1,6 +1,6 @@
-/* mirror/vhost_inflight.h: the region in which a back end notes, per queue, which requests it has taken and not
- * answered. The front end keeps it; after a back end's death the next one reads it and submits again what was
- * in flight.
+/* mirror/vhost_inflight.h: the region in which a back end notes, per queue, which requests it has taken and
+ * not answered. The front end keeps it; after a back end's death the next one reads it and submits again what
+ * was in flight.
  *
  * Layout and order of the updates: vhost-user.rst, «Inflight I/O tracking», split virtqueues. The region is
  * shared with the front end, so what is read from it is checked like everything else that comes from there.
@@ -33,7 +33,7 @@ size_t vhost_inflight_bytes(uint16_t queue_size);
  * was in flight, in the order in which they were taken, in heads (room for num). *counter: what the next
  * request shall be numbered. Returns how many. */
 unsigned vhost_inflight_resume(struct inflight_queue *, uint16_t num, uint16_t used, uint16_t *heads,
-                         uint64_t *counter);
+                               uint64_t *counter);
 
 /* Taken from the available ring. */
 void vhost_inflight_take(struct inflight_queue *, uint16_t head, uint64_t counter);

@@ -1,81 +1,10 @@
-#include "mirror/vhost_ring.h"
+#include "mirror/vhost_turn.h"
 
 #include <linux/vhost_types.h>
 #include <linux/virtio_config.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
-
-/* ---- the end of an engine's turn: one place for all devices on it ---- */
-
-struct turn {
-    struct xm_engine *engine;
-    TAILQ_HEAD(, ring) rings; /* have something to publish or to look at before the engine sleeps */
-    unsigned users;
-    void (*next)(struct xm_engine *, void *); /* whoever had the hook before us */
-    void *next_ctx;
-    LIST_ENTRY(turn) link;
-};
-static LIST_HEAD(, turn) turns = LIST_HEAD_INITIALIZER(turns);
-static pthread_mutex_t turns_lock =
-    PTHREAD_MUTEX_INITIALIZER; /* protects the list; each turn is its engine's thread's */
-
-static void ring_end_turn(struct ring *r);
-
-static void turn_end(struct xm_engine *e, void *ctx)
-{
-    struct turn *t = ctx;
-    TAILQ_HEAD(, ring) now = TAILQ_HEAD_INITIALIZER(now);
-
-    TAILQ_CONCAT(&now, &t->rings, link);
-    for (struct ring *r; (r = TAILQ_FIRST(&now));) {
-        TAILQ_REMOVE(&now, r, link);
-        r->listed = false;
-        ring_end_turn(r);
-    }
-    if (t->next)
-        t->next(e, t->next_ctx);
-}
-
-static struct turn *turn_get(struct xm_engine *e)
-{
-    struct turn *t;
-
-    pthread_mutex_lock(&turns_lock);
-    LIST_FOREACH (t, &turns, link) {
-        if (t->engine == e)
-            break;
-    }
-    if (!t && (t = calloc(1, sizeof *t))) {
-        t->engine = e;
-        TAILQ_INIT(&t->rings);
-        t->next = e->before_wait;
-        t->next_ctx = e->before_wait_ctx;
-        e->before_wait_ctx = t;
-        e->before_wait = turn_end;
-        LIST_INSERT_HEAD(&turns, t, link);
-    }
-    if (t)
-        t->users++;
-    pthread_mutex_unlock(&turns_lock);
-    return t;
-}
-
-static void turn_put(struct turn *t)
-{
-    pthread_mutex_lock(&turns_lock);
-    /* Somebody may have put a hook of his own before ours, with ours as its next: then it stays, for as long
-     * as the engine does. */
-    if (!--t->users && t->engine->before_wait == turn_end && t->engine->before_wait_ctx == t) {
-        t->engine->before_wait = t->next;
-        t->engine->before_wait_ctx = t->next_ctx;
-        LIST_REMOVE(t, link);
-        free(t);
-    }
-    pthread_mutex_unlock(&turns_lock);
-}
-
-/* ---- one ring ---- */
 
 static void count_busy(struct xm_vhost *d)
 {
@@ -115,22 +44,6 @@ static bool live(const struct ring *r)
     return r->running && !r->dev->paused && ring_enabled(r);
 }
 
-/* It will be looked at before the engine sleeps. */
-static void list(struct ring *r)
-{
-    if (!r->listed) {
-        r->listed = true;
-        TAILQ_INSERT_TAIL(&r->dev->turn->rings, r, link);
-    }
-}
-
-static void unlist(struct ring *r)
-{
-    if (r->listed)
-        TAILQ_REMOVE(&r->dev->turn->rings, r, link);
-    r->listed = false;
-}
-
 static void publish(struct ring *r)
 {
     unsigned n = (uint16_t)(r->vq.used_idx - r->vq.published);
@@ -154,7 +67,7 @@ static void ring_done(struct blk_req *q, uint32_t len)
         return;
     }
     virtqueue_push(&r->vq, q->head, len);
-    list(r);
+    turn_add(r->dev->turn, r);
 }
 
 void vhost_broken(struct xm_vhost *d, unsigned ring, const char *why)
@@ -217,37 +130,48 @@ static void go_on(struct xm_post *p)
     r->again_posted = false;
     if (live(r)) {
         process(r);
-        list(r);
+        turn_add(r->dev->turn, r);
     }
 }
 
-static void ring_end_turn(struct ring *r)
+/* Goes on in the next turn, which does not wait. */
+static void post_again(struct ring *r)
 {
-    /* Twice: what is done at once (a request of unknown type) is told at once, but a guest that does nothing
-     * else does not keep us here. */
-    for (int round = 0; round < 2; round++) {
-        publish(r);
-        if (!live(r))
-            return;
-        if (!process(r) && !virtqueue_want_kick(&r->vq, true)) {
-            publish(r);
-            return;
-        }
-    }
-    publish(r);
-    if (!r->again_posted && live(r)) {
+    if (!r->again_posted) {
         r->again_posted = true;
         xm_mailbox_post(&r->dev->engine->mailbox, &r->again);
     }
+}
+
+bool ring_has_work(const struct ring *r)
+{
+    return live(r) && virtqueue_has_more(&r->vq);
+}
+
+bool ring_catch_up(struct ring *r)
+{
+    publish(r);
+    if (!live(r) || !process(r))
+        return false;
+    publish(r); /* what was done at once */
+    return true;
+}
+
+void ring_sleep(struct ring *r)
+{
+    /* A guest that adds and adds does not keep us here: the engine has others. */
+    if (live(r) && virtqueue_want_kick(&r->vq, true))
+        post_again(r);
 }
 
 static void kicked(struct xm_watch *w)
 {
     struct ring *r = xm_container_of(w, struct ring, kick);
 
+    turn_woken(r->dev->turn);
     if (live(r)) {
         process(r);
-        list(r);
+        turn_add(r->dev->turn, r);
     }
 }
 
@@ -305,13 +229,14 @@ void ring_update(struct ring *r)
             return;
         }
         r->running = true;
+        turn_running(d->turn, r, true);
         count_busy(d);
         watch(r, true);
     }
     /* Once without a kick: it may have come before us. The call for the other side is in virtqueue_start. */
     if (live(r)) {
         process(r);
-        list(r);
+        turn_add(r->dev->turn, r);
     }
 }
 
@@ -319,6 +244,7 @@ void ring_stop(struct ring *r)
 {
     if (r->running) {
         r->running = false;
+        turn_running(r->dev->turn, r, false);
         r->base = r->vq.last_avail;
         watch(r, false);
         publish(r);
@@ -357,7 +283,7 @@ void rings_pause(struct xm_vhost *d, bool on)
     for (unsigned i = 0; i < d->queues; i++) {
         if (!on && live(&d->ring[i])) {
             process(&d->ring[i]);
-            list(&d->ring[i]);
+            turn_add(d->turn, &d->ring[i]);
         }
     }
 }
@@ -371,6 +297,7 @@ void rings_remap(struct xm_vhost *d)
         if (r->running && (!d->mem || virtqueue_remap(&r->vq, d->mem, &e))) {
             /* Not even to publish: its memory has gone. */
             r->running = false;
+            turn_running(d->turn, r, false);
             watch(r, false);
             vhost_broken(d, i, "its rings are not in the new memory table");
         }
@@ -384,7 +311,7 @@ void rings_hang_up(struct xm_vhost *d)
         if (!d->hung_up)
             publish(&d->ring[i]);
         ring_stop(&d->ring[i]);
-        unlist(&d->ring[i]);
+        turn_remove(d->turn, &d->ring[i]);
     }
     d->hung_up = true;
 }
@@ -417,7 +344,7 @@ int rings_init(struct xm_vhost *d)
 void rings_destroy(struct xm_vhost *d)
 {
     for (unsigned i = 0; i < d->queues; i++) {
-        unlist(&d->ring[i]);
+        turn_remove(d->turn, &d->ring[i]);
         free(d->ring[i].reqs);
     }
     if (d->turn)

@@ -5,9 +5,7 @@
  *
  * A ring runs when its addresses and size are known, it has been given a kick descriptor and it is enabled.
  * Kicked, it takes what is available and gives it to the driver. Completions are written to the used ring at
- * once; the used index and the call to the guest wait for the turn's end, so that many completions cost one
- * index, one look at the guest's wish and one eventfd write. There too the ring is looked at once more and
- * the guest is asked to kick again.
+ * once; the used index and the call to the guest wait for the turn's end (vhost_turn.h).
  *
  * What can go wrong: the guest breaks the rules -> no ring of the device takes anything more, what is in
  * flight ends and is answered, the count of broken grows; a reset of the device (its rings stopped and
@@ -34,9 +32,10 @@ struct ring {
     unsigned in_flight;           /* taken and neither published nor dropped */
     struct blk_req *reqs;         /* vq.num slots, by head */
     uint16_t slots;
-    bool listed; /* in the turn's list */
+    bool listed; /* in the turn's list of those to look at */
     TAILQ_ENTRY(ring) link;
-    struct xm_post again; /* to go on in the next turn without a kick */
+    LIST_ENTRY(ring) run_link; /* in the turn's list of those that run */
+    struct xm_post again;      /* to go on in the next turn without a kick */
     bool again_posted;
 };
 
@@ -89,6 +88,10 @@ void ring_stop(struct ring *);
 /* A descriptor takes the old one's place; -1 closes. */
 void ring_set_kick(struct ring *, int fd);
 void ring_set_call(struct ring *, int fd);
+/* For the turn's end: */
+bool ring_has_work(const struct ring *); /* something is available to take */
+bool ring_catch_up(struct ring *); /* tells what is done, takes what is there; true: it took something */
+void ring_sleep(struct ring *);    /* the guest has to kick from now on */
 /* Nothing of the device (DRAIN_ALL) or ring is in flight. */
 bool rings_idle(const struct xm_vhost *, int which);
 /* No ring takes anything more, until it is called with false. */

@@ -132,6 +132,11 @@ static int walk_table(struct walk *w, const struct vring_desc *table, unsigned s
     }
 }
 
+bool virtqueue_has_more(const struct virtqueue *q)
+{
+    return q->again_at < q->again_count || get16(&q->avail->idx) != q->last_avail;
+}
+
 /* The head of the next request into *head. */
 static int next_head(struct virtqueue *q, uint16_t *head, struct xm_error *e)
 {

@@ -62,6 +62,8 @@ struct chain {
 int virtqueue_start(struct virtqueue *, uint16_t base, struct xm_error *);
 /* Finds the rings in a new memory table. The same errors. */
 int virtqueue_remap(struct virtqueue *, const struct guestmem *, struct xm_error *);
+/* Is there anything to take? */
+bool virtqueue_has_more(const struct virtqueue *);
 /* Takes the next request. 1: there was one, 0: none, -EPROTO with a sentence: the ring is broken. */
 int virtqueue_pop(struct virtqueue *, struct chain *, struct xm_error *);
 /* The request is done, having written `len` bytes. The guest hears of it with the next publish. */

@@ -457,6 +457,7 @@ static const struct msg_case {
     {"version 0", 1, 0, 0, {0}, 0, NONE, false},
     {"a reply", 1, 5, 0, {0}, 0, NONE, false},
     {"huge payload", 2, 1, 0xffffffff, {0}, 0, NONE, false},
+    {"features with a descriptor", 1, 1, 0, {0}, 1, EVENT, false},
     {"features too short", 2, 1, 4, {0}, 0, NONE, false},
     {"features not offered", 2, 1, 8, {1ull << 34}, 0, NONE, false},
     {"protocol features not offered", 16, 1, 8, {1ull << 13}, 0, NONE, false},
