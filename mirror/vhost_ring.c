@@ -105,8 +105,8 @@ static unsigned process(struct ring *r)
         }
         struct blk_req *q = &r->reqs[d->chain.head];
         uint16_t head = d->chain.head;
-        if (!n)
-            virtqueue_want_kick(&r->vq, false);
+        if (!n && !r->vq.event_idx)
+            virtqueue_want_kick(&r->vq, false); /* with the event index it is enough not to move it */
         q->owner = r;
         q->done = ring_done;
         r->in_flight++;
@@ -148,8 +148,10 @@ bool ring_has_work(const struct ring *r)
     return live(r) && virtqueue_has_more(&r->vq);
 }
 
-bool ring_catch_up(struct ring *r)
+bool ring_catch_up(struct ring *r, bool watched)
 {
+    if (watched && live(r))
+        virtqueue_want_kick(&r->vq, false);
     publish(r);
     if (!live(r) || !process(r))
         return false;

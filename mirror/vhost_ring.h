@@ -90,7 +90,8 @@ void ring_set_kick(struct ring *, int fd);
 void ring_set_call(struct ring *, int fd);
 /* For the turn's end: */
 bool ring_has_work(const struct ring *); /* something is available to take */
-bool ring_catch_up(struct ring *); /* tells what is done, takes what is there; true: it took something */
+/* Tells what is done, takes what is there. True: it took something. watched: the guest need not kick meanwhile. */
+bool ring_catch_up(struct ring *, bool watched);
 void ring_sleep(struct ring *);    /* the guest has to kick from now on */
 /* Nothing of the device (DRAIN_ALL) or ring is in flight. */
 bool rings_idle(const struct xm_vhost *, int which);

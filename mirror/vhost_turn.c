@@ -8,6 +8,7 @@
 /* A guest whose kick woke us this soon after we went to sleep would have been seen by watching: half of it is
  * our own waking up. */
 #define TURN_QUICK_NS (2 * TURN_POLL_NS)
+#define TURN_CREDIT   4
 
 TAILQ_HEAD(rings, ring);
 
@@ -16,8 +17,8 @@ struct turn {
     struct rings rings; /* have something to tell or to look at */
     LIST_HEAD(, ring) running;
     unsigned users;
-    bool quick;          /* the guest came back soon, the last time that we had nothing to do */
-    uint64_t idle_since; /* we sleep with nothing in flight since; 0: not so */
+    unsigned credit; /* how often we may watch in vain: the guest came back soon when we had nothing to do */
+    uint64_t idle_since;                      /* we sleep with nothing in flight since; 0: not so */
     void (*next)(struct xm_engine *, void *); /* whoever had the hook before us */
     void *next_ctx;
     LIST_ENTRY(turn) link;
@@ -52,7 +53,10 @@ void turn_running(struct turn *t, struct ring *r, bool on)
 void turn_woken(struct turn *t)
 {
     if (t->idle_since) {
-        t->quick = xm_now() - t->idle_since < TURN_QUICK_NS;
+        if (xm_now() - t->idle_since < TURN_QUICK_NS)
+            t->credit = XM_MAX(t->credit, 1);
+        else
+            t->credit = 0;
         t->idle_since = 0;
     }
 }
@@ -87,13 +91,14 @@ static bool watch_rings(struct turn *t)
         for (int i = 0; i < 32; i++) {
             r = find_work(t);
             if (r) {
+                t->credit = TURN_CREDIT;
                 turn_add(t, r);
-                return ring_catch_up(r);
+                return ring_catch_up(r, false);
             }
             relax();
         }
     } while (xm_now() < until);
-    t->quick = false;
+    t->credit--;
     return false;
 }
 
@@ -101,12 +106,12 @@ static void turn_end(struct xm_engine *e, void *ctx)
 {
     struct turn *t = ctx;
     struct ring *r;
-    bool told = !TAILQ_EMPTY(&t->rings), took = false;
+    bool told = !TAILQ_EMPTY(&t->rings), took = false, watch = told && !e->inflight && t->credit;
 
     TAILQ_FOREACH (r, &t->rings, link) {
-        took |= ring_catch_up(r);
+        took |= ring_catch_up(r, watch);
     }
-    if (told && !took && !e->inflight && t->quick)
+    if (watch && !took)
         watch_rings(t);
     while ((r = TAILQ_FIRST(&t->rings))) {
         turn_remove(t, r);

@@ -235,12 +235,14 @@ bool virtqueue_publish(struct virtqueue *q)
 bool virtqueue_want_kick(struct virtqueue *q, bool on)
 {
     if (q->event_idx) {
-        /* Suppressed by itself: no kick until the index passes what we have written. */
-        if (!on || (q->avail_event_set && q->avail_event == q->last_avail))
+        /* No kick comes until the index passes what is written there: one that has been passed already means
+         * none. */
+        uint16_t event = on ? q->last_avail : (uint16_t)(q->last_avail - 1);
+        if (q->avail_event_set && (on ? q->avail_event == event : q->avail_event != q->last_avail))
             return false;
-        put16(avail_event_at(q), q->last_avail);
+        put16(avail_event_at(q), event);
         used_dirty(q, avail_event_at(q), 2);
-        q->avail_event = q->last_avail;
+        q->avail_event = event;
         q->avail_event_set = true;
     } else {
         if (q->suppressed == !on)

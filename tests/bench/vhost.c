@@ -54,6 +54,7 @@ static void serve(const char *sock, const char *path)
 
 struct result {
     double iops, p50, p99, cpu; /* a second, us, us, us a request */
+    double kicks, waits;        /* a request */
 };
 
 static int by_value(const void *a, const void *b)
@@ -80,7 +81,7 @@ static struct result measure(struct vf *f, uint32_t type, unsigned depth, uint64
     static uint64_t begun[64];
     static uint32_t rnd = 1;
     uint64_t start = xm_now(), now = start, end = start + ns, cpu = cpu_of(backend);
-    unsigned n = 0, out = 0;
+    unsigned n = 0, out = 0, kicks = 0, waits = 0;
     uint64_t free_slots = depth == 64 ? ~0ull : (1ull << depth) - 1;
 
     while (now < end || out) {
@@ -98,7 +99,7 @@ static struct result measure(struct vf *f, uint32_t type, unsigned depth, uint64
             added = true;
         }
         if (added)
-            vf_kick(f, 0);
+            kicks += vf_kick(f, 0);
         void *cookie;
         uint8_t status;
         bool any = false;
@@ -113,14 +114,19 @@ static struct result measure(struct vf *f, uint32_t type, unsigned depth, uint64
             out--;
             any = true;
         }
-        if (!any && out && !vf_wait(f, 0, 5000))
-            die("a request", "was not answered in 5 s");
+        if (!any && out) {
+            waits++;
+            if (!vf_wait(f, 0, 5000))
+                die("a request", "was not answered in 5 s");
+        }
         now = xm_now();
     }
     struct result r = {.iops = (double)n * 1e9 / (double)(now - start)};
     if (!n)
         return r;
     qsort(lat, n, sizeof *lat, by_value);
+    r.kicks = (double)kicks / n;
+    r.waits = (double)waits / n;
     r.p50 = lat[n / 2] / 1e3;
     r.p99 = lat[n - 1 - n / 100] / 1e3;
     r.cpu = (double)(cpu_of(backend) - cpu) / 1e3 / n;
@@ -205,7 +211,8 @@ int main(int argc, char **argv)
         for (unsigned c = 0; c < CASES; c++) {
             struct result r = measure(&front[0], cases[c].type, cases[c].depth,
                                       (argc > 3 ? strtoull(argv[3], NULL, 0) : 1000) * XM_NS_PER_MS, 0);
-            printf("%-8s %8.0f IOPS  p50 %.1f us  p99 %.1f us\n", cases[c].name, r.iops, r.p50, r.p99);
+            printf("%-8s %8.0f IOPS  p50 %.1f us  p99 %.1f us  %.2f kicks  %.2f waits\n", cases[c].name,
+                   r.iops, r.p50, r.p99, r.kicks, r.waits);
         }
         return 0;
     }
