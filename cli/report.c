@@ -225,6 +225,8 @@ static void line(const struct cli_io *io, const char *what, const char *value)
     fputc('\n', io->out);
 }
 
+#define FLAT_MAX 300 /* bytes after which nothing more is added */
+
 /* "switches 2, gave up 0": an object or a list in one line; the caller's to free. */
 static char *flat(const json_t *v)
 {
@@ -234,6 +236,8 @@ static char *flat(const json_t *v)
     size_t i;
 
     json_object_foreach ((json_t *)v, key, item) {
+        if (strlen(text) > FLAT_MAX)
+            break;
         char *inner = flat(item);
         char *more = xm_printf("%s%s%s %s", text, *text ? ", " : "", key, inner);
         free(inner);
@@ -241,6 +245,8 @@ static char *flat(const json_t *v)
         text = more;
     }
     json_array_foreach (v, i, item) {
+        if (strlen(text) > FLAT_MAX)
+            break;
         char *inner = flat(item);
         char *more = xm_printf("%s%s%s", text, i ? "; " : "", inner);
         free(inner);
