@@ -71,6 +71,9 @@ int vms_adopt(
 int vm_spawn(struct agent *, const char *name, json_t *spec, uint64_t epoch, json_t *incoming,
              struct xm_error *);
 int vm_watch(struct agent *, const char *name, struct xm_error *); /* it has a shim now: starts its watcher */
+/* An incoming VM that is on its way out (its shim does not answer any more) is waited for. True: it has gone.
+ */
+bool vm_wait_ending(struct agent *, const char *name);
 /* One request to the shim; the reference `request` is stolen. The answer (ok is true) or NULL with a
  * sentence. */
 json_t *shim_call(struct agent *, const char *name, json_t *request, int pass_fd, uint64_t timeout_ns,

@@ -127,6 +127,7 @@ static int read_request(struct agent *a, struct asked *q, const json_t *o, struc
     if (err)
         return err;
     r->spec = &q->spec;
+    vm_wait_ending(a, q->spec.name); /* a second try soon after the first one has failed */
     r->storage = xm_json_bool(o, "storage", true);
     r->datastore = xm_json_str(o, "datastore", NULL);
     r->epoch = (uint64_t)XM_MAX(xm_json_int(o, "epoch", 0), 0);

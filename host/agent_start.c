@@ -269,6 +269,7 @@ json_t *verb_show(struct conn *c, const json_t *request)
     const char *name = xm_json_str(request, "vm", "");
     struct owner_record rec;
 
+    vm_wait_ending(a, name);
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
     json_t *spec = vm ? json_incref(vm->spec) : NULL, *incoming = vm ? json_incref(vm->incoming) : NULL;

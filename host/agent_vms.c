@@ -12,15 +12,18 @@
  */
 #include "host/agent.h"
 #include "host/facts.h"
+#include "host/qemu.h"
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define SHIM_START_NS (120 * XM_NS_PER_S)
@@ -198,6 +201,28 @@ struct vm *vm_claim(struct agent *a, const char *name, json_t *spec, struct xm_e
     vm->watch_fd = -1;
     TAILQ_INSERT_TAIL(&a->vms, vm, link);
     return vm;
+}
+
+/* One that is expected, but whose shim does not answer, is on its way out. */
+bool vm_wait_ending(struct agent *a, const char *name)
+{
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    bool expected = vm && vm->incoming && vm->phase == VM_UP;
+    agent_unlock(a);
+    if (!expected)
+        return false;
+    json_t *st = shim_call(a, name, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, NULL);
+    json_decref(st);
+    if (st)
+        return false;
+    agent_lock(a);
+    uint64_t until = xm_now() + 10 * XM_NS_PER_S;
+    while (vm_find(a, name) && agent_wait(a, until))
+        ;
+    bool gone = !vm_find(a, name);
+    agent_unlock(a);
+    return gone;
 }
 
 void vm_forget(struct vm *vm)
@@ -425,8 +450,33 @@ static bool revive(struct agent *a, const char *name)
     return r == 0;
 }
 
+static void kill_qemu(pid_t pid)
+{
+    int fd = (int)syscall(SYS_pidfd_open, pid, 0);
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+
+    kill(pid, SIGKILL);
+    if (fd >= 0) {
+        poll(&p, 1, 5000); /* its taps are busy until it has gone */
+        close(fd);
+    }
+}
+
+static void delete_taps(struct agent *a, const char *name)
+{
+    json_t *conf = read_vm_json(a, name, "shim.json");
+    struct vm_spec s = {0};
+
+    if (!vm_spec_from_json(&s, json_object_get(conf, "vm"), NULL)) {
+        for (unsigned i = 0; i < s.nics; i++)
+            tap_delete(&s.nic[i]);
+    }
+    vm_spec_free(&s);
+    json_decref(conf);
+}
+
 /* No shim any more: what is left of the VM here? False: its QEMU, which nobody may end before it is known
- * whose the VM is. */
+ * whose the VM is. The shim does the same when it can; it cannot when it was killed. */
 static bool clean_up_after(struct agent *a, const char *name, const json_t *incoming)
 {
     pid_t qemu = vm_process(a, name, "qemu.pid");
@@ -438,12 +488,12 @@ static bool clean_up_after(struct agent *a, const char *name, const json_t *inco
                name, qemu, name);
         return false;
     }
-    /* An incoming one that was never taken over: the source still has everything. The shim does the same when
-     * it can; it cannot when it was killed. */
+    /* An incoming one that was never taken over: the source still has everything. */
     if (qemu)
-        kill(qemu, SIGKILL);
+        kill_qemu(qemu);
     if (incoming && !owned)
         delete_created(json_object_get(incoming, "created"));
+    delete_taps(a, name);
     vm_remove_run_dir(a, name);
     return true;
 }
