@@ -33,8 +33,8 @@ static int by_counter(const void *a, const void *b)
     return x->counter < y->counter ? -1 : x->counter > y->counter;
 }
 
-unsigned vhost_inflight_resume(struct inflight_queue *q, uint16_t num, uint16_t used, uint16_t *heads,
-                               uint64_t *counter)
+int vhost_inflight_resume(struct inflight_queue *q, uint16_t num, uint16_t used, uint16_t *heads,
+                          uint64_t *counter)
 {
     *counter = 0;
     uint16_t batch = (uint16_t)(used - q->used_idx);
@@ -47,7 +47,7 @@ unsigned vhost_inflight_resume(struct inflight_queue *q, uint16_t num, uint16_t 
         q->desc_num = num;
         put16(&q->used_idx, used);
         put16(&q->version, 1);
-        return 0;
+        return -1;
     }
     uint16_t at = q->last_batch_head;
     for (uint16_t i = 0; i < batch && at < num; i++) {
@@ -57,7 +57,7 @@ unsigned vhost_inflight_resume(struct inflight_queue *q, uint16_t num, uint16_t 
     put16(&q->used_idx, used);
 
     struct entry found[VIRTQUEUE_MAX];
-    unsigned n = 0;
+    int n = 0;
     for (uint16_t i = 0; i < num; i++) {
         if (!q->desc[i].inflight)
             continue;
@@ -65,8 +65,8 @@ unsigned vhost_inflight_resume(struct inflight_queue *q, uint16_t num, uint16_t 
         if (q->desc[i].counter >= *counter)
             *counter = q->desc[i].counter + 1;
     }
-    qsort(found, n, sizeof *found, by_counter);
-    for (unsigned i = 0; i < n; i++)
+    qsort(found, (size_t)n, sizeof *found, by_counter);
+    for (int i = 0; i < n; i++)
         heads[i] = found[i].head;
     return n;
 }

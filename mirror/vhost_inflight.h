@@ -31,9 +31,10 @@ size_t vhost_inflight_bytes(uint16_t queue_size);
 
 /* A ring starts, with used index `used` in guest memory. Repairs the last batch, and gives the heads of what
  * was in flight, in the order in which they were taken, in heads (room for num). *counter: what the next
- * request shall be numbered. Returns how many. */
-unsigned vhost_inflight_resume(struct inflight_queue *, uint16_t num, uint16_t used, uint16_t *heads,
-                               uint64_t *counter);
+ * request shall be numbered. Returns how many; -1: the region is new, or of another life of the ring, and
+ * knows nothing of this one; it is in order for it now. */
+int vhost_inflight_resume(struct inflight_queue *, uint16_t num, uint16_t used, uint16_t *heads,
+                          uint64_t *counter);
 
 /* Taken from the available ring. */
 void vhost_inflight_take(struct inflight_queue *, uint16_t head, uint64_t counter);

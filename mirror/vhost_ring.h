@@ -90,9 +90,10 @@ void ring_set_kick(struct ring *, int fd);
 void ring_set_call(struct ring *, int fd);
 /* For the turn's end: */
 bool ring_has_work(const struct ring *); /* something is available to take */
-/* Tells what is done, takes what is there. True: it took something. watched: the guest need not kick meanwhile. */
+/* Tells what is done, takes what is there. True: it took something. watched: the guest need not kick
+ * meanwhile. */
 bool ring_catch_up(struct ring *, bool watched);
-void ring_sleep(struct ring *);    /* the guest has to kick from now on */
+void ring_sleep(struct ring *); /* the guest has to kick from now on */
 /* Nothing of the device (DRAIN_ALL) or ring is in flight. */
 bool rings_idle(const struct xm_vhost *, int which);
 /* No ring takes anything more, until it is called with false. */

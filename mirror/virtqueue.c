@@ -56,9 +56,10 @@ int virtqueue_start(struct virtqueue *q, uint16_t base, struct xm_error *e)
     q->again_at = q->again_count = 0;
     q->used_idx = q->published = get16(&q->used->idx);
     q->last_avail = base;
-    if (q->track) {
-        q->again_count = vhost_inflight_resume(q->track, q->num, q->used_idx, q->again, &q->counter);
-        q->last_avail = (uint16_t)(q->used_idx + q->again_count);
+    int n = q->track ? vhost_inflight_resume(q->track, q->num, q->used_idx, q->again, &q->counter) : -1;
+    if (n >= 0) {
+        q->again_count = (unsigned)n;
+        q->last_avail = (uint16_t)(q->used_idx + n);
     }
     return 0;
 }

@@ -56,8 +56,8 @@ struct chain {
     struct iovec iov[CHAIN_IOV_MAX];
 };
 
-/* num, addr, mem, event_idx, indirect and track are set. base: the first available index, which the used
- * index overrules when there is a region (then last_avail is used plus what is in flight). 0 or -EPROTO with
+/* num, addr, mem, event_idx, indirect and track are set. base: the first available index; a region that
+ * knows this ring overrules it (then it is the used index plus what is in flight). 0 or -EPROTO with
  * a sentence: the addresses are not guest memory. */
 int virtqueue_start(struct virtqueue *, uint16_t base, struct xm_error *);
 /* Finds the rings in a new memory table. The same errors. */
