@@ -106,5 +106,16 @@ awk '
 awk -F '|' '/^[0-9]+\|[A-Z_]+\|/ { gsub(/\\-/, "-", $3); print $1, $2, $3, $4 }' man/xmigrate-protocol.7 >"$tmp/b"
 same net/frame.c man/xmigrate-protocol.7
 
+# ... what agents ask each other, and shims.
+page_of() { awk -v of="$1" '/^\.S[SH]/ { on = index($0, of) } on && /^\.TP/ { getline; if ($1 == ".B") print $2 }' man/xmigrate-protocol.7; }
+if [ -f host/agent_verbs.c ]; then
+  grep -o '{"peer\.[a-z]*"' host/agent_verbs.c | tr -d '{"' >"$tmp/a"
+  page_of "Requests between agents" >"$tmp/b"
+  same host/agent_verbs.c man/xmigrate-protocol.7
+  grep -o '{"[a-z]*", cmd_' host/shim_commands.c | cut -d '"' -f 2 >"$tmp/a"
+  page_of "Requests to a shim" >"$tmp/b"
+  same host/shim_commands.c man/xmigrate-protocol.7
+fi
+
 [ $bad = 0 ] && echo "man: the manual pages agree with the programs"
 exit $bad
