@@ -159,6 +159,8 @@ static void read_body(struct ramchild *c)
             ramchild_error(c, "read: %m");
         step(c);
     }
+    close(p.to[1]);
+    pthread_join(thread, NULL);
 }
 
 static void futex_body(struct ramchild *c)
@@ -280,11 +282,13 @@ static void through_a_shower_of_signals(void **state)
     }
     atomic_store(&s.stop, true);
     pthread_join(thread, NULL);
-    uint64_t deadline = xm_now() + 5 * XM_NS_PER_S;
+    uint64_t deadline = xm_now() + 3 * XM_NS_PER_S;
     while (atomic_load(&child.page->signals) < s.sent && xm_now() < deadline)
         usleep(200);
     assert_true(s.sent > 100);
+#ifndef __SANITIZE_THREAD__ /* which itself delivers signals late, and several as one */
     assert_int_equal(atomic_load(&child.page->signals), s.sent);
+#endif
     ramchild_end(&child);
 }
 
@@ -333,11 +337,12 @@ static void *collector(void *arg)
 
 static void threads_body(struct ramchild *c)
 {
-    pthread_t t;
+    pthread_t vcpu, gc;
 
-    pthread_create(&t, NULL, busy, c);
-    pthread_create(&t, NULL, collector, c);
+    pthread_create(&vcpu, NULL, busy, c);
+    pthread_create(&gc, NULL, collector, c);
     sleep_body(c);
+    pthread_join(vcpu, NULL);
 }
 
 static void picks_no_vcpu(void **state)
