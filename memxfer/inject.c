@@ -134,7 +134,7 @@ static int wait_stop(struct injection *j, enum stop *stop, int *sig)
  * instruction might have caused. */
 static int run_until(struct injection *j, enum __ptrace_request request, enum stop wanted)
 {
-    enum stop stop;
+    enum stop stop = STOP_TRAP;
     int sig = 0;
 
     for (int i = 0; i < SIGNAL_TRIES; i++) {
@@ -241,7 +241,7 @@ static void restore(struct injection *j)
 static int borrow(struct injection *j)
 {
     uint64_t blocked = ~(1ull << (SIGTRAP - 1));
-    int64_t remote, closed;
+    int64_t remote = -1, closed;
 
     if (trace(j, PTRACE_GETREGS, 0, (uintptr_t)&j->regs) < 0)
         return ptrace_failed(j, "cannot read its registers");
@@ -277,8 +277,8 @@ static int borrow(struct injection *j)
 static int seize(struct injection *j)
 {
     long options = PTRACE_O_TRACESYSGOOD;
-    enum stop stop;
-    int sig;
+    enum stop stop = STOP_TRAP;
+    int sig = 0;
 
     if (inject_thread_status(j->pid, j->tid, "Seccomp") > 0)
         options |= PTRACE_O_SUSPEND_SECCOMP;

@@ -173,7 +173,7 @@ static int open_mapping(pid_t pid, const struct mapping *m, struct xm_error *e)
 
 int xm_ram_find(struct xm_ram *ram, pid_t pid, struct xm_error *e)
 {
-    struct mapping map[128];
+    struct mapping map[128] = {0};
     bool qemu = false;
     int n = read_mappings(pid, map, sizeof map / sizeof *map, e);
 
