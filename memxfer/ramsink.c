@@ -9,11 +9,11 @@
  * Frames of one round concern different pages, so any number of them may be applied at once. A link failure
  * makes the other side send frames again, and the first copy may turn up much later. Never may an old page
  * land on a newer one, or on a VM that runs already:
- *   - a frame whose (block, seq) was seen before is a duplicate: not applied; answered when the first copy
- * has been applied;
+ *   - a frame whose (block, seq) was seen before is a duplicate: not applied, and answered only when the
+ * first copy has been applied, so that to be answered means to be in RAM;
  *   - a frame of an older round than the newest seen is one too, since a round begins when the one before is
  * settled;
- *   - a new round, and the digest, wait until nothing of before is being applied any more (microseconds).
+ *   - the digest waits until nothing is being applied.
  *
  * Failures: a bad table, a sequence number out of the window, a write error: answered with -errno, which ends
  * the migration at the source; nothing of that frame but what was written before the error has changed.
@@ -82,17 +82,6 @@ static bool applies(const struct xm_ramsink *s, unsigned block, uint64_t seq)
     return false;
 }
 
-static bool older_applies(const struct xm_ramsink *s, uint64_t round)
-{
-    const struct applying *a;
-
-    LIST_FOREACH (a, &s->applying, link) {
-        if (a->round < round)
-            return true;
-    }
-    return false;
-}
-
 /* 1: apply it, and `a` is in the list; 0: a duplicate whose first copy has been applied; -errno. */
 static int begin(struct xm_ramsink *s, struct applying *a, struct xm_error *e)
 {
@@ -108,9 +97,7 @@ static int begin(struct xm_ramsink *s, struct applying *a, struct xm_error *e)
     } else {
         seq_mark(s, a->block, a->seq);
         s->round = a->round;
-        LIST_INSERT_HEAD(&s->applying, a, link); /* first: a duplicate of it has to wait from now on */
-        while (older_applies(s, a->round))
-            pthread_cond_wait(&s->applied, &s->lock);
+        LIST_INSERT_HEAD(&s->applying, a, link);
         r = 1;
     }
     pthread_mutex_unlock(&s->lock);

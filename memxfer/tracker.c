@@ -11,11 +11,12 @@
  * A scan that re-arms tells KVM to forget its own mappings of the whole range it was called for, dirty or
  * not. So a first scan that changes nothing looks where something was written, and the second covers only
  * that, at most WINDOW at a time. Each is atomic per page: a write after the re-arming of a page is reported
- * by the next collect.
+ * by the next collect. (A GiB in ms, by CPU time, and in one re-arming pass: nothing dirty 0.35, 0.85; 1000
+ * scattered pages 1.2, 1.0; all 12, 10. That is without KVM, which only adds to what re-arming costs.)
  *
- * Failures: the process has ended: -ESRCH (seen by registering again after each collect). A mapping was
- * replaced and has lost its protection: -EPERM from the scan, told as such; what was written there is
- * unknown, so the migration has to end (or begin anew).
+ * Failures: the process has ended: -ESRCH. It has unmapped its RAM: seen by registering both ends again after
+ * each collect. A mapping was replaced and has lost its protection: -EPERM from the scan, told as such; what
+ * was written there is unknown, so the migration has to end (or begin anew).
  */
 #include "memxfer/tracker.h"
 #include "memxfer/inject.h"
@@ -88,10 +89,10 @@ static int scan(struct xm_tracker *t, uint64_t start, uint64_t end, uint64_t fla
     return n;
 }
 
-/* Registers the range, or, for one that is registered, sees that it still is and changes nothing. */
-static int register_range(struct xm_tracker *t, const struct tracked *r, struct xm_error *e)
+/* Registers memory, or, for what is registered, sees that it still is and changes nothing. */
+static int register_memory(struct xm_tracker *t, uint64_t start, uint64_t end, struct xm_error *e)
 {
-    struct uffdio_register reg = {.range = {r->va, r->end - r->va}, .mode = UFFDIO_REGISTER_MODE_WP};
+    struct uffdio_register reg = {.range = {start, end - start}, .mode = UFFDIO_REGISTER_MODE_WP};
 
     if (ioctl(t->uffd, UFFDIO_REGISTER, &reg) == 0)
         return 0;
@@ -163,10 +164,12 @@ int xm_tracker_collect(struct xm_tracker *t, struct xm_bitmap *dirty, uint64_t *
     for (unsigned i = 0; i < t->count; i++) {
         const struct tracked *range = &t->range[i];
         int r = collect_range(t, range, true, dirty ? &dirty[range->block] : NULL, &count, e);
-        /* A scan of a process that has ended, or of what it has unmapped, finds nothing and does not
-         * complain. */
+        /* A scan of what the process has unmapped finds nothing and does not complain. */
+        uint64_t part = XM_MIN(range->step, range->end - range->va);
         if (!r)
-            r = register_range(t, range, e);
+            r = register_memory(t, range->va, range->va + part, e);
+        if (!r)
+            r = register_memory(t, range->end - part, range->end, e);
         if (r < 0)
             return r;
     }
@@ -253,7 +256,7 @@ static int add_range(struct xm_tracker *t, const struct xm_ram *ram, unsigned bl
         .memfd = b->memfd,
         .block = block,
     };
-    int err = register_range(t, r, e);
+    int err = register_memory(t, r->va, r->end, e);
     if (err < 0)
         return xm_error_prefix(e, "RAM block %s", b->name);
     t->count++;

@@ -388,6 +388,69 @@ static void the_sink_takes_each_frame_once_and_never_an_old_one(void **state)
     close(fd);
 }
 
+/* A zero run over much populated memory takes some milliseconds. */
+#define SLOW (256 * MIB)
+
+struct second {
+    pthread_t thread;
+    struct xm_ramsink *sink;
+    uint32_t type;
+    bool last_page_was_clear;
+    const uint8_t *last_page;
+};
+
+static void zero_all(struct xm_ramsink *s)
+{
+    static const uint32_t table[16] = {1, 0, 0, SLOW / XM_PAGE | 0x80000000u};
+    uint8_t *payload = aligned_alloc(4096, 4096);
+    memcpy(payload, table, sizeof table);
+    struct xm_rx rx = {
+        .hdr = {.type = XM_FRAME_RAM_PAGES, .extent = SLOW, .length = sizeof table, .seq = 1, .after = 1},
+        .payload = payload,
+        .done = note_status};
+    xm_ramsink_frame(s, &rx);
+    free(payload);
+}
+
+static void *second_main(void *arg)
+{
+    struct second *s = arg;
+
+    usleep(1000);
+    if (s->type == XM_FRAME_RAM_PAGES) {
+        zero_all(s->sink);
+    } else {
+        struct xm_rx rx = {.hdr.type = XM_FRAME_RAM_DIGEST, .done = note_status};
+        xm_ramsink_frame(s->sink, &rx);
+    }
+    s->last_page_was_clear = *s->last_page == 0;
+    return NULL;
+}
+
+static void an_answer_means_that_it_is_in_ram(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct xm_error e = {0};
+        struct xm_ram ram = {0};
+        struct second s = {.type = i ? XM_FRAME_RAM_PAGES : XM_FRAME_RAM_DIGEST};
+        int fd = memfd_create("to", MFD_CLOEXEC);
+        assert_int_equal(ftruncate(fd, SLOW), 0);
+        assert_int_equal(xm_ram_add(&ram, "ram", fd, 0, &e), 0);
+        assert_int_equal(fallocate(fd, 0, 0, SLOW), 0);
+        ram.block[0].map[SLOW - 1] = 1;
+        s.sink = xm_ramsink_new(&ram, &e);
+        s.last_page = &ram.block[0].map[SLOW - 1];
+        pthread_create(&s.thread, NULL, second_main, &s);
+        zero_all(s.sink);
+        pthread_join(s.thread, NULL);
+        assert_true(s.last_page_was_clear);
+        xm_ramsink_free(s.sink);
+        xm_ram_close(&ram);
+        close(fd);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -397,6 +460,7 @@ int main(void)
         cmocka_unit_test_teardown(a_lost_wire_is_told, teardown),
         cmocka_unit_test_teardown(an_abort_is_heard_at_once, teardown),
         cmocka_unit_test(the_sink_takes_each_frame_once_and_never_an_old_one),
+        cmocka_unit_test(an_answer_means_that_it_is_in_ram),
         cmocka_unit_test_teardown(random_migrations_end_equal, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -289,6 +289,46 @@ static void a_process_that_ends_is_told(void **state)
     assert_non_null(strstr(e.text, "has ended"));
 }
 
+/* Takes its RAM away, or maps it anew, when told to. */
+static void lose_memory(struct ramchild *c)
+{
+    memset(c->ram, 1, c->size);
+    atomic_store(&c->page->steps, 1);
+    while (!atomic_load(&c->page->go))
+        usleep(100);
+    if (c->page->arg[0] == 1)
+        munmap(c->ram, c->size);
+    else if (c->page->arg[0] == 2)
+        munmap(c->ram, c->size / 2);
+    else
+        mmap(c->ram + c->size / 2, c->size / 2, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, c->memfd,
+             (off_t)(c->size / 2));
+    atomic_store(&c->page->go, 0);
+    while (!atomic_load(&c->page->quit))
+        usleep(100);
+}
+
+static void memory_that_goes_away_is_told(void **state)
+{
+    for (uint64_t how = 1; how <= 3; how++) {
+        struct xm_error e = {0};
+        uint64_t pages;
+        begin(4 * MIB, -1, lose_memory);
+        while (!atomic_load(&w.child.page->steps))
+            usleep(100);
+        track();
+        w.child.page->arg[0] = how;
+        atomic_store(&w.child.page->go, 1);
+        while (atomic_load(&w.child.page->go))
+            usleep(100);
+        if (xm_tracker_collect(w.tracker, &w.dirty, &pages, &e) == 0)
+            fail_msg("case %llu is not noticed", (unsigned long long)how);
+        assert_true(e.text[0]);
+        ramchild_end(&w.child);
+        teardown(state);
+    }
+}
+
 static void tracking_ends_without_a_trace(void **state)
 {
     (void)state;
@@ -333,6 +373,7 @@ int main(void)
         cmocka_unit_test_teardown(huge_pages_are_split, teardown),
         cmocka_unit_test_teardown(loses_no_write, teardown),
         cmocka_unit_test_teardown(a_process_that_ends_is_told, teardown),
+        cmocka_unit_test_teardown(memory_that_goes_away_is_told, teardown),
         cmocka_unit_test_teardown(tracking_ends_without_a_trace, teardown),
         cmocka_unit_test_teardown(memory_that_is_not_there_is_told, teardown),
     };
