@@ -30,7 +30,7 @@ static void die(const char *what, const struct xm_error *e)
 
 static struct xm_writer *writer;
 static struct xm_engine *sink_engine;
-static volatile bool sink_over;
+static volatile bool links_over;
 
 struct frame {
     struct xm_wreq req;
@@ -65,11 +65,14 @@ static int sink_check(void *ctx, const struct xm_frame_hdr *h, struct xm_error *
     return 0;
 }
 
-static void sink_event(void *ctx, int link, enum xm_link_state st, const struct xm_error *e)
+static void link_event(void *ctx, int link, enum xm_link_state st, const struct xm_error *e)
 {
-    (void)ctx, (void)st, (void)e;
-    if (link < 0)
-        sink_over = true;
+    (void)ctx, (void)st;
+    if (link < 0) {
+        if (!strstr(e->text, "measured"))
+            fprintf(stderr, "bench-disk: the links are lost: %s\n", e->text);
+        links_over = true;
+    }
 }
 
 static void *sink_accept(void *arg)
@@ -88,7 +91,7 @@ static void *sink_accept(void *arg)
 
 static void sink(void)
 {
-    struct xm_links_opts o = {.sink = {sink_check, sink_frame, NULL}, .event = sink_event};
+    struct xm_links_opts o = {.sink = {sink_check, sink_frame, NULL}, .event = link_event};
     struct xm_error e = {0};
     struct xm_file f;
     pthread_t t;
@@ -100,7 +103,7 @@ static void sink(void)
     struct xm_links *links = xm_links_new(&o, &e);
     pthread_create(&t, NULL, sink_accept, links);
     struct xm_timer tick = {0};
-    while (!sink_over) {
+    while (!links_over) {
         xm_engine_timer_set(sink_engine, &tick, xm_engine_now(sink_engine) + 50 * XM_NS_PER_MS);
         xm_engine_turn(sink_engine);
     }
@@ -122,7 +125,7 @@ static void on_settled(void *arg, int status, const char *why)
 
 static void source(int out)
 {
-    struct xm_links_opts o = {0};
+    struct xm_links_opts o = {.event = link_event};
     struct xm_error e = {0};
     struct xm_file f;
 
@@ -149,7 +152,7 @@ static void source(int out)
     struct xm_replica *r = xm_replica_far(engine, xm_links_transport(links), 0, 1u << 20);
     if (!d || !r || xm_disk_mirror_on(d, r, true, &e) < 0)
         die("mirror", &e);
-    while (!xm_disk_in_step(d))
+    while (!xm_disk_in_step(d) && !links_over)
         xm_engine_turn(engine);
     xm_disk_settle(d, on_settled, NULL);
     while (!settled)
