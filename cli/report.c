@@ -191,29 +191,43 @@ int report_show(const struct args *a, const json_t *answer, const struct cli_io 
     return CLI_DONE;
 }
 
+/* "web1 root: ds1 -> hostb:ds2, 1.00 GiB: ds1 is 92 % full", of what is there. */
+static void print_move(const json_t *m, FILE *out)
+{
+    const char *disk = xm_json_str(m, "disk", ""), *from = xm_json_str(m, "from", ""),
+               *size = size_text(m, "bytes");
+    const char *host = xm_json_str(m, "host", ""),
+               *to = xm_json_str(m, "to", xm_json_str(m, "datastore", "?"));
+    const char *reason = xm_json_str(m, "reason", "");
+    char *line = json_is_string(m)
+                     ? xm_printf("%s", json_string_value(m))
+                     : xm_printf("%s%s%s:%s%s -> %s%s%s%s%s%s%s", xm_json_str(m, "vm", "?"), *disk ? " " : "",
+                                 disk, *from ? " " : "", from, host, *host ? ":" : "", to, *size ? ", " : "",
+                                 size, *reason ? ": " : "", reason);
+    put_text(out, line);
+    fputc('\n', out);
+    free(line);
+}
+
 int report_plan(const struct args *a, const json_t *answer, const struct cli_io *io)
 {
-    const json_t *plan = json_object_get(answer, "plan");
+    const json_t *plan = json_object_get(answer, "plan"), *problems = json_object_get(answer, "problems");
     size_t i;
     json_t *m;
 
     (void)a;
     if (json_is_array(plan) && !json_array_size(plan))
-        fprintf(io->out, "Every datastore is below its target: nothing to move.\n");
-    json_array_foreach (plan, i, m) {
-        const char *disk = xm_json_str(m, "disk", NULL), *reason = xm_json_str(m, "reason", NULL);
-        char *line = json_is_string(m)
-                         ? xm_printf("%s", json_string_value(m))
-                         : xm_printf("%s%s%s: %s -> %s%s%s%s%s", xm_json_str(m, "vm", "?"), disk ? " " : "",
-                                     disk ? disk : "", xm_json_str(m, "from", "?"), xm_json_str(m, "to", "?"),
-                                     *size_text(m, "bytes") ? ", " : "", size_text(m, "bytes"),
-                                     reason ? ": " : "", reason ? reason : "");
-        put_text(io->out, line);
+        fputs(json_array_size(problems) ? "Nothing that could be moved would help.\n"
+                                        : "Every datastore is below its target: nothing to move.\n",
+              io->out);
+    json_array_foreach (plan, i, m)
+        print_move(m, io->out);
+    json_array_foreach (problems, i, m) {
+        put_text(io->out, xm_json_str(m, "reason", scalar(m)));
         fputc('\n', io->out);
-        free(line);
     }
     print_lines(json_object_get(answer, "reasons"), "", io->out);
-    return CLI_DONE;
+    return report_text(a, answer, io);
 }
 
 static void line(const struct cli_io *io, const char *what, const char *value)

@@ -186,7 +186,7 @@ const struct verb verb_table[] = {
      .changes = true,
      .request = rebalance_request,
      .print = report_plan,
-     .help = "Move disks until each datastore is below its target fill, by as few moves as it takes."},
+     .help = "Move VMs' disks until each datastore is below its target fill, by as few moves as it takes."},
     {0},
 };
 

@@ -382,6 +382,13 @@ static void a_plan_is_printed_move_by_move(void **state)
     expect_out("web1 root: ds1 -> ds2, 1.00 GiB: ds1 is 92 % full\n");
     assert_int_equal(run("rebalance", SAYS("{\"ok\":true,\"plan\":[]}"), false, false), CLI_DONE);
     expect_in(out, "nothing to move");
+    assert_int_equal(
+        run("rebalance",
+            SAYS("{\"ok\":true,\"plan\":[{\"vm\":\"web1\",\"host\":\"hostb\",\"datastore\":\"ds3\"}],"
+                 "\"problems\":[{\"datastore\":\"ds1\",\"reason\":\"ds1 stays above its target\"}]}"),
+            false, false),
+        CLI_DONE);
+    expect_out("web1: -> hostb:ds3\nds1 stays above its target\n");
 }
 
 static void text_from_outside_cannot_steer_the_terminal(void **state)
