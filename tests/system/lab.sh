@@ -144,7 +144,7 @@ make_disks() {
   losetup --find --show --direct-io=on "$store/system.img" >"$run/system.loop"
 }
 
-write_agent() { # a or b, number, peer, number
+write_agent() { # a or b, number, peer, its address
   mkdir -p "$run/$1"
   cat >"$run/$1/xmigrated.conf" <<END
 [host]
@@ -178,7 +178,7 @@ address = 10.1.0.$2
 address = 10.2.0.$2
 
 [peer host$3]
-address = 10.8.0.$4
+address = $4
 port = ${XM_LAB_PEER_PORT:-7070}
 END
 }
@@ -239,8 +239,12 @@ bring_up() {
   make_networks
   make_datastores
   make_disks
-  write_agent a 1 b 2
-  write_agent b 2 a 1
+  write_agent a 1 b 10.8.0.2
+  if [ -n "$XM_LAB_PEER_PORT" ]; then
+    write_agent b 2 a 127.0.0.1 # where a proxy on B comes from
+  else
+    write_agent b 2 a 10.8.0.1
+  fi
   write_vm
   start_agent a
   start_agent b
