@@ -125,8 +125,8 @@ int bench_hosts(unsigned links)
         if (bench_run("ip -n %s link add l%u type veth peer name l%u netns %s", ns_name[0], l, l, ns_name[1]))
             return -1;
         for (int i = 0; i < 2; i++) {
-            if (bench_run("ip -n %s addr add 10.%u.0.%d/24 dev l%u && ip -n %s link set l%u up", ns_name[i], 50 + l, i + 1, l,
-                          ns_name[i], l))
+            if (bench_run("ip -n %s addr add 10.%u.0.%d/24 dev l%u && ip -n %s link set l%u up", ns_name[i],
+                          50 + l, i + 1, l, ns_name[i], l))
                 return -1;
         }
     }
@@ -164,8 +164,8 @@ const char *bench_loop(const char *name, uint64_t size)
     char cmd[512];
     char *out = loops[loop_count];
 
-    snprintf(cmd, sizeof cmd, "truncate -s %llu %s/%s && losetup --direct-io=off --show -f %s/%s", (unsigned long long)size,
-             bench_dir(true), name, bench_dir(true), name);
+    snprintf(cmd, sizeof cmd, "truncate -s %llu %s/%s && losetup --direct-io=off --show -f %s/%s",
+             (unsigned long long)size, bench_dir(true), name, bench_dir(true), name);
     FILE *f = popen(cmd, "r");
     if (!f || !fgets(out, sizeof loops[0], f)) {
         if (f)
@@ -264,21 +264,22 @@ static void append(json_t *row)
     json_decref(list);
 }
 
-void bench_result(const char *name, const char *unit, const struct bench_stat *ours, const struct bench_stat *peer,
-                  const char *peer_name, double goal, bool higher_is_better)
+void bench_result(const char *name, const char *unit, const struct bench_stat *ours,
+                  const struct bench_stat *peer, const char *peer_name, double goal, bool higher_is_better)
 {
     double o = bench_median(ours);
     double p = bench_median(peer);
     double ratio = p > 0 ? o / p : 0;
     bool met = ours->n && peer->n && (higher_is_better ? ratio >= goal : ratio <= goal);
 
-    printf("%-18s ours %9.2f [%.2f..%.2f]  %s %9.2f [%.2f..%.2f] %s  ratio %.2f, goal %s %.2f: %s\n", name, o, bench_min(ours),
-           bench_max(ours), peer_name, p, bench_min(peer), bench_max(peer), unit, ratio, higher_is_better ? ">=" : "<=", goal,
-           met ? "met" : "NOT MET");
+    printf("%-18s ours %9.2f [%.2f..%.2f]  %s %9.2f [%.2f..%.2f] %s  ratio %.2f, goal %s %.2f: %s\n", name, o,
+           bench_min(ours), bench_max(ours), peer_name, p, bench_min(peer), bench_max(peer), unit, ratio,
+           higher_is_better ? ">=" : "<=", goal, met ? "met" : "NOT MET");
     fflush(stdout);
-    append(json_pack("{s:s s:s s:f s:f s:s s:f s:f s:b s:f s:f s:f s:f}", "name", name, "unit", unit, "ours", o, "peer", p,
-                     "peer_name", peer_name, "ratio", ratio, "goal", goal, "met", met, "ours_min", bench_min(ours), "ours_max",
-                     bench_max(ours), "peer_min", bench_min(peer), "peer_max", bench_max(peer)));
+    append(json_pack("{s:s s:s s:f s:f s:s s:f s:f s:b s:f s:f s:f s:f}", "name", name, "unit", unit, "ours",
+                     o, "peer", p, "peer_name", peer_name, "ratio", ratio, "goal", goal, "met", met,
+                     "ours_min", bench_min(ours), "ours_max", bench_max(ours), "peer_min", bench_min(peer),
+                     "peer_max", bench_max(peer)));
 }
 
 void bench_unable(const char *name, const char *why)

@@ -1,7 +1,8 @@
-/* Bulk copy of a disk from one host to another: ours beside QEMU's blockdev-mirror and nbdcopy, over the same veth pair and the same disks,
- * sides alternating in one run. usage: bench-disk [SIZE [RUNS]]
+/* Bulk copy of a disk from one host to another: ours beside QEMU's blockdev-mirror and nbdcopy, over the same
+ * veth pair and the same disks, sides alternating in one run. usage: bench-disk [SIZE [RUNS]]
  *
- * disk-soft: loop devices over files in memory, so that software is the limit. Every run is verified (cmp of both devices). */
+ * disk-soft: loop devices over files in memory, so that software is the limit. Every run is verified (cmp of
+ * both devices). */
 #include "host/qmp.h"
 #include "mirror/mirror.h"
 #include "tests/bench/bench.h"
@@ -14,7 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PORT 7999
+#define PORT  7999
 #define LINKS 2
 
 static const char *src_dev, *dst_dev;
@@ -222,18 +223,21 @@ static double run_qemu(void)
 
     snprintf(sock, sizeof sock, "%s/qmp.sock", bench_dir(true));
     unlink(sock);
-    pid_t b = bench_spawn("ip netns exec %s qemu-storage-daemon "
-                          "--blockdev driver=host_device,node-name=d,filename=%s,cache.direct=on,aio=io_uring "
-                          "--nbd-server addr.type=inet,addr.host=0.0.0.0,addr.port=10809 "
-                          "--export type=nbd,id=e,node-name=d,name=d,writable=on",
-                          bench_ns('B'), dst_dev);
+    pid_t b =
+        bench_spawn("ip netns exec %s qemu-storage-daemon "
+                    "--blockdev driver=host_device,node-name=d,filename=%s,cache.direct=on,aio=io_uring "
+                    "--nbd-server addr.type=inet,addr.host=0.0.0.0,addr.port=10809 "
+                    "--export type=nbd,id=e,node-name=d,name=d,writable=on",
+                    bench_ns('B'), dst_dev);
     wait_port('B', 10809);
-    pid_t a = bench_spawn("ip netns exec %s qemu-system-x86_64 -M none -accel tcg -S -nodefaults -display none -qmp "
-                          "unix:%s,server=on,wait=off "
-                          "-object iothread,id=io0 "
-                          "-blockdev driver=host_device,node-name=src,filename=%s,cache.direct=on,aio=io_uring "
-                          "-blockdev driver=nbd,node-name=dst,server.type=inet,server.host=10.50.0.2,server.port=10809,export=d",
-                          bench_ns('A'), sock, src_dev);
+    pid_t a = bench_spawn(
+        "ip netns exec %s qemu-system-x86_64 -M none -accel tcg -S -nodefaults -display none -qmp "
+        "unix:%s,server=on,wait=off "
+        "-object iothread,id=io0 "
+        "-blockdev driver=host_device,node-name=src,filename=%s,cache.direct=on,aio=io_uring "
+        "-blockdev "
+        "driver=nbd,node-name=dst,server.type=inet,server.host=10.50.0.2,server.port=10809,export=d",
+        bench_ns('A'), sock, src_dev);
     pthread_mutex_init(&q.lock, NULL);
     if (qmp_open(&q, sock, xm_now() + 20 * XM_NS_PER_S, always, NULL, &e) < 0)
         die("QEMU", &e);
@@ -241,8 +245,9 @@ static double run_qemu(void)
     job_ready = false;
     uint64_t t0 = xm_now();
     if (qmp_do(&q, "blockdev-mirror",
-               json_pack("{s:s s:s s:s s:s s:s s:I s:I}", "job-id", "m", "device", "src", "target", "dst", "sync", "full",
-                         "copy-mode", "background", "buf-size", (json_int_t)(16 << 20), "granularity", (json_int_t)(1 << 20)),
+               json_pack("{s:s s:s s:s s:s s:s s:I s:I}", "job-id", "m", "device", "src", "target", "dst",
+                         "sync", "full", "copy-mode", "background", "buf-size", (json_int_t)(16 << 20),
+                         "granularity", (json_int_t)(1 << 20)),
                10 * XM_NS_PER_S, &e) < 0)
         die("QEMU", &e);
     while (!job_ready && qmp_pump(&q, 1000, &e) == 0) {
@@ -279,7 +284,8 @@ static bool verify(const char *who)
 
 static int measure(struct bench_stat *st, const char *who, double (*run)(void))
 {
-    /* The same start for each: the destination holds other bytes, nothing of either disk is in the loop's page cache as dirty. */
+    /* The same start for each: the destination holds other bytes, nothing of either disk is in the loop's
+     * page cache as dirty. */
     bench_run("blkdiscard -z %s && sync", dst_dev);
     double s = run();
     if (s <= 0 || !verify(who))
@@ -309,7 +315,8 @@ int main(int argc, char **argv)
         return 1;
     }
     for (unsigned i = 0; i < runs; i++) {
-        if (measure(&ours, "xmigrate", run_ours) || measure(&qemu, "QEMU", run_qemu) || measure(&nbd, "nbdcopy", run_nbdcopy))
+        if (measure(&ours, "xmigrate", run_ours) || measure(&qemu, "QEMU", run_qemu) ||
+            measure(&nbd, "nbdcopy", run_nbdcopy))
             return 1;
     }
     bench_result("disk-soft", "MB/s", &ours, &qemu, "QEMU blockdev-mirror", 2.5, true);

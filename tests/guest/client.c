@@ -318,11 +318,11 @@ int main(int argc, char **argv)
         return client_compare(argv[2], argv[3], argv[4], strtoull(argv[5], NULL, 0), client_size(argv[6]),
                               client_size(argv[7]));
     if (argc == 6 && strcmp(what, "proxy") == 0)
-        return client_proxy((uint16_t)atoi(argv[2]), (uint16_t)atoi(argv[3]), argv[4], client_size(argv[5]));
+        return client_proxy(argv[2], (uint16_t)atoi(argv[3]), argv[4], client_size(argv[5]));
     fprintf(stderr, "usage: xm-client heartbeat|pulse|echo|wait HOST SECONDS\n"
                     "       xm-client cmd HOST WORDS...\n"
                     "       xm-client fill FILE NAME SEED SPAN\n"
                     "       xm-client compare SOURCE DESTINATION NAME SEED SPAN TRIM\n"
-                    "       xm-client proxy PORT TO_PORT none|corrupt|cut|stall AFTER\n");
+                    "       xm-client proxy ADDRESS,... PORT none|corrupt|cut|stall AFTER\n");
     return 2;
 }

@@ -14,6 +14,6 @@ uint64_t client_size(const char *s); /* 4K, 256M, 1G */
 int client_compare(const char *source, const char *destination, const char *name, uint64_t seed,
                    uint64_t span, uint64_t trim);
 /* proxy.c */
-int client_proxy(uint16_t listen_port, uint16_t port, const char *harm, uint64_t after);
+int client_proxy(const char *addresses, uint16_t port, const char *harm, uint64_t after);
 
 #endif

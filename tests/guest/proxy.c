@@ -1,9 +1,10 @@
 /* tests/guest/proxy.c: xm-client proxy: a man in the middle of the connections between two agents.
  *
- * Listens on one port and passes everything on to another one of this host, both ways. On connections that
- * carry a migration's frames (their first line begins «XMIG/1 link») it does harm once, when `after` bytes
- * have passed towards the destination: corrupt   flips one bit cut       closes that connection stall passes
- * nothing any more on any such connection none      only counts Ends with a signal; prints what it did. */
+ * Listens on the addresses given and passes everything on to the same port of 127.0.0.1, where the agent
+ * listens, both ways. On connections that carry a migration's frames (their first line begins «XMIG/1 link»)
+ * it does harm once, when `after` bytes have passed towards the destination: corrupt   flips one bit cut
+ * closes that connection stall passes nothing any more on any such connection none      only counts Ends with
+ * a signal; prints what it did. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
@@ -126,23 +127,40 @@ static void take(int fd)
         pthread_detach(t);
 }
 
-int client_proxy(uint16_t listen_port, uint16_t port, const char *harm, uint64_t after)
+static int listen_at(const char *address)
 {
-    struct sockaddr_in sin = {.sin_family = AF_INET, .sin_port = htons(listen_port)};
+    struct sockaddr_in sin = {.sin_family = AF_INET, .sin_port = htons(proxy.port)};
     int one = 1, s = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
+    sin.sin_addr.s_addr = inet_addr(address);
     setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-    if (s < 0 || bind(s, (struct sockaddr *)&sin, sizeof(sin)) < 0 || listen(s, 16) < 0)
-        return client_fail("listen");
+    return s < 0 || bind(s, (struct sockaddr *)&sin, sizeof(sin)) < 0 || listen(s, 16) < 0 ? -1 : s;
+}
+
+int client_proxy(const char *addresses, uint16_t port, const char *harm, uint64_t after)
+{
+    struct pollfd p[8];
+    char list[256], *address, *save = NULL;
+    nfds_t n = 0;
+
     proxy.port = port;
     proxy.harm = harm;
     proxy.after = after;
+    snprintf(list, sizeof(list), "%s", addresses);
+    for (address = strtok_r(list, ",", &save); address && n < 8; address = strtok_r(NULL, ",", &save)) {
+        p[n] = (struct pollfd){listen_at(address), POLLIN, 0};
+        if (p[n++].fd < 0)
+            return client_fail(address);
+    }
     while (!client_stopped) {
-        struct pollfd p = {s, POLLIN, 0};
-        int fd = poll(&p, 1, 200) > 0 ? accept4(s, NULL, NULL, SOCK_CLOEXEC) : -1;
+        if (poll(p, n, 200) <= 0)
+            continue;
+        for (nfds_t i = 0; i < n; i++) {
+            int fd = p[i].revents ? accept4(p[i].fd, NULL, NULL, SOCK_CLOEXEC) : -1;
 
-        if (fd >= 0)
-            take(fd);
+            if (fd >= 0)
+                take(fd);
+        }
     }
     printf("{\"ok\":true,\"links\":%llu,\"bytes\":%llu,\"harms\":%llu}\n", (unsigned long long)proxy.links,
            (unsigned long long)proxy.passed, (unsigned long long)proxy.harms);

@@ -11,7 +11,8 @@
 #
 # Environment: XM_PREFIX (xm; another one for each lab at once), XM_BUILD (build), XM_ENGINE (auto), XM_LAB_VM=no (no guest),
 # XM_LAB_RATE (1gbit, say: shapes both links), XM_LAB_SYSTEM, XM_LAB_DATA (disk sizes: 1G, 512M), XM_LAB_APPEND (guest's parameters),
-# XM_LAB_FS=yes (ext4 on «data» instead of records), XM_LAB_LINK_TIMEOUT (5s), XM_LAB_PEER_PORT (7070: that of a proxy in between).
+# XM_LAB_FS=yes (ext4 on «data» instead of records), XM_LAB_LINK_TIMEOUT (5s), XM_LAB_PROXY=yes (host B is reached by
+# xm-client proxy 10.8.0.2,10.1.0.2,10.2.0.2 7070 ... alone).
 set -e
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
@@ -144,7 +145,7 @@ make_disks() {
   losetup --find --show --direct-io=on "$store/system.img" >"$run/system.loop"
 }
 
-write_agent() { # a or b, number, peer, its address
+write_agent() { # a or b, number, peer, its address, own address
   mkdir -p "$run/$1"
   cat >"$run/$1/xmigrated.conf" <<END
 [host]
@@ -154,7 +155,7 @@ run_dir = $run/$1/run
 engine = ${XM_ENGINE:-auto}
 
 [listen]
-address = 0.0.0.0
+address = $5
 port = 7070
 
 [limits]
@@ -179,7 +180,6 @@ address = 10.2.0.$2
 
 [peer host$3]
 address = $4
-port = ${XM_LAB_PEER_PORT:-7070}
 END
 }
 
@@ -239,11 +239,11 @@ bring_up() {
   make_networks
   make_datastores
   make_disks
-  write_agent a 1 b 10.8.0.2
-  if [ -n "$XM_LAB_PEER_PORT" ]; then
-    write_agent b 2 a 127.0.0.1 # where a proxy on B comes from
+  write_agent a 1 b 10.8.0.2 0.0.0.0
+  if [ "$XM_LAB_PROXY" = yes ]; then
+    write_agent b 2 a 127.0.0.1 127.0.0.1 # all comes by a proxy on B that stands at its addresses
   else
-    write_agent b 2 a 10.8.0.1
+    write_agent b 2 a 10.8.0.1 0.0.0.0
   fi
   write_vm
   start_agent a

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-LAB_GROUP("corrupt", "XM_LAB_PEER_PORT=7071")
+LAB_GROUP("corrupt", "XM_LAB_PROXY=yes")
 
 static void move_through(const char *harm, const char *after, int expected)
 {
@@ -16,8 +16,9 @@ static void move_through(const char *harm, const char *after, int expected)
     json_t *o;
     int code;
 
-    job_start(&proxy, "%s", on_host("b", "build/guest/xm-client proxy 7071 7070 %s %s", harm, after));
-    assert_true(wait_until(10, "ip netns exec %s-hostb ss -ltn | grep -q :7071", lab_prefix()));
+    job_start(&proxy, "%s",
+              on_host("b", "build/guest/xm-client proxy 10.8.0.2,10.1.0.2,10.2.0.2 7070 %s %s", harm, after));
+    assert_true(wait_until(10, "ip netns exec %s-hostb ss -ltn | grep -q 10.2.0.2:7070", lab_prefix()));
     code = xmigrate_run("a", expected, NULL, "--json --with-storage web1 hostb");
     job_signal(&proxy, SIGTERM);
     assert_int_equal(job_end(&proxy, 10, &out), 0);

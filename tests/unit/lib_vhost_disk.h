@@ -20,7 +20,7 @@ struct vdisk {
     unsigned submitted[4];   /* by enum xm_io_op; atomic */
     int fail;                /* what requests end with instead of being done, when not 0 */
     pthread_t thread;
-    sem_t owned; /* the thread has taken its engine */
+    sem_t owned;       /* the thread has taken its engine */
     bool stop, closed; /* engine's thread */
     const struct xm_engine_ops *real;
     struct xm_engine_ops ops;
