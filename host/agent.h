@@ -182,12 +182,12 @@ json_t *job_stream(struct conn *, struct job *);
 
 enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_REFUSED = 3, EXIT_UNKNOWN = 4 };
 
-verb_handler verb_start, verb_stop, verb_list, verb_show;      /* agent_start.c */
-verb_handler verb_check, verb_move, verb_abort, verb_set;      /* agent_move.c */
-verb_handler verb_recover, verb_peer_owner, verb_peer_recover; /* agent_recover.c */
-verb_handler verb_jobs, verb_watch;                            /* agent_jobs.c */
-verb_handler verb_peer_hello, verb_peer_check, verb_peer_prepare, verb_peer_cancel,
-    verb_peer_datastores; /* agent_peer.c */
+verb_handler verb_start, verb_stop, verb_list, verb_show;                           /* agent_start.c */
+verb_handler verb_check, verb_move, verb_abort, verb_set;                           /* agent_move.c */
+verb_handler verb_recover, verb_peer_owner, verb_peer_recover;                      /* agent_recover.c */
+verb_handler verb_rebalance, verb_peer_datastores;                                  /* agent_rebalance.c */
+verb_handler verb_jobs, verb_watch;                                                 /* agent_jobs.c */
+verb_handler verb_peer_hello, verb_peer_check, verb_peer_prepare, verb_peer_cancel; /* agent_peer.c */
 
 /* agent_start.c: starts a VM that this host owns, from its recorded spec. The answer. */
 json_t *start_again(struct agent *, const char *name);

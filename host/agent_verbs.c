@@ -23,6 +23,8 @@ static const struct {
     {"abort", verb_abort, LOCAL},
     {"set", verb_set, LOCAL},
     {"recover", verb_recover, LOCAL},
+    {"rebalance", verb_rebalance, LOCAL},
+    {"peer.datastores", verb_peer_datastores, LOCAL | PEER},
     {"peer.owner", verb_peer_owner, PEER},
     {"peer.recover", verb_peer_recover, PEER},
     {"peer.hello", verb_peer_hello, LOCAL | PEER},
