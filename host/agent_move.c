@@ -264,7 +264,7 @@ static void judge_local(struct move *m, json_t *reasons)
 
     for (unsigned i = 0; i < m->spec.disks; i++) {
         const struct vm_disk *d = &m->spec.disk[i];
-        if (!strcmp(d->datastore, ds->name) || (m->disk[0] && strcmp(m->disk, d->name) != 0))
+        if (!strcmp(d->datastore, ds->name) || (m->only_stored && !d->datastore[0]))
             continue;
         char *path = free_disk_path(a, (int)(ds - a->conf.datastore), m->vm, d->name);
         need += disk_used(d);
@@ -273,12 +273,10 @@ static void judge_local(struct move *m, json_t *reasons)
                               json_pack("{s:s, s:I}", "path", path, "used", (json_int_t)disk_used(d)));
         free(path);
     }
-    if (!json_array_size(disks))
-        against(reasons, xm_printf("all disks of VM %s are in datastore '%s' already", m->vm, ds->name));
     bool there = facts_space(ds->path, &size, &space);
     agent_lock(a);
     uint64_t gone = vms_space_promised(a, ds->name) + a->conf.min_free;
-    bool room = there && space > gone && space - gone >= need;
+    bool room = !need || (there && space > gone && space - gone >= need);
     struct vm *vm = vm_find(a, m->vm);
     if (room && vm && m->held)
         vm->moving = json_pack("{s:s, s:O}", "datastore", ds->name, "reserve", reserve);
@@ -497,7 +495,16 @@ static struct job *start_job(struct move *m, json_t **no)
     return NULL;
 }
 
-struct job *move_begin(struct agent *a, const json_t *request, bool only_check, json_t **no)
+/* All disks are there already: done, as a script that asks for it a second time expects. */
+static json_t *nothing_to_move(struct move *m)
+{
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:f, s:f, s:i, s:i, s:i, s:i}", "event", "done", "vm",
+                     m->vm, "source", m->host, "destination", m->host, "mode", "storage-only", "datastore",
+                     m->datastore, "total_s", 0.0, "downtime_ms", 0.0, "disk_bytes", 0, "ram_bytes", 0,
+                     "wire_bytes", 0, "rounds", 0);
+}
+
+struct job *move_begin(struct agent *a, const json_t *request, bool only_check, json_t **nothing, json_t **no)
 {
     struct move *m = calloc(1, sizeof *m);
 
@@ -505,7 +512,7 @@ struct job *move_begin(struct agent *a, const json_t *request, bool only_check, 
         *no = refusal(EXIT_FAILED, "no memory");
         return NULL;
     }
-    snprintf(m->disk, sizeof m->disk, "%s", xm_json_str(request, "disk", ""));
+    m->only_stored = xm_json_bool(request, "only_stored", false);
     *no = read_move(a, request, m);
     if (!*no)
         *no = hold(m, !only_check);
@@ -516,8 +523,11 @@ struct job *move_begin(struct agent *a, const json_t *request, bool only_check, 
         else
             json_decref(reasons);
     }
-    if (!*no && !only_check)
+    m->nothing = !*no && m->local && !json_array_size(m->disks);
+    if (!*no && !only_check && !m->nothing)
         return start_job(m, no);
+    if (m->nothing && nothing)
+        *nothing = nothing_to_move(m);
     agent_lock(a);
     struct vm *vm = m->held ? vm_find(a, m->vm) : NULL;
     if (vm) {
@@ -536,19 +546,21 @@ json_t *verb_check(struct conn *c, const json_t *request)
 {
     json_t *no;
 
-    move_begin(c->agent, request, true, &no);
+    move_begin(c->agent, request, true, NULL, &no);
     return no ? no : ok_answer();
 }
 
 json_t *verb_move(struct conn *c, const json_t *request)
 {
-    json_t *no;
+    json_t *no, *nothing = NULL;
 
     if (xm_json_bool(request, "dry_run", false))
         return verb_check(c, request);
-    struct job *job = move_begin(c->agent, request, false, &no);
+    struct job *job = move_begin(c->agent, request, false, &nothing, &no);
+    if (nothing)
+        conn_event(c, nothing);
     if (!job)
-        return no;
+        return no ? no : ok_answer();
     if (!xm_json_bool(request, "detach", false))
         return job_stream(c, job);
     json_t *answer = ok_answer();

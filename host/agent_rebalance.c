@@ -245,12 +245,13 @@ static json_t *run_move(struct conn *c, const struct scene *s, const struct plan
 {
     const struct plan_datastore *to = &s->datastore[m->datastore];
     const char *vm = s->vm[m->vm].name;
-    json_t *no = NULL, *request = json_pack("{s:s, s:s, s:b, s:b}", "vm", vm, "datastore", to->name,
-                                            "storage", m->across, "storage_only", !m->across);
+    json_t *no = NULL;
+    json_t *request = json_pack("{s:s, s:s, s:b, s:b, s:b}", "vm", vm, "datastore", to->name, "storage",
+                                m->across, "storage_only", !m->across, "only_stored", 1);
 
     if (m->across)
         json_object_set_new(request, "host", json_string(to->host));
-    struct job *job = move_begin(c->agent, request, false, &no);
+    struct job *job = move_begin(c->agent, request, false, NULL, &no);
     json_decref(request);
     if (!job)
         return no;

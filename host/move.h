@@ -13,10 +13,11 @@ struct move {
     char vm[VM_NAME_MAX + 1];
     char host[CONFIG_NAME_MAX + 1]; /* destination; this host with `local` */
     char datastore[CONFIG_NAME_MAX + 1];
-    char disk[32];                /* storage-only of one disk; "": all */
+    bool only_stored;             /* `local`: disks outside any datastore stay where they are */
     const struct conf_peer *peer; /* NULL with `local` */
     bool storage, local;
-    bool held; /* vm->job is this move's */
+    bool nothing; /* `local`: all disks are there already */
+    bool held;    /* vm->job is this move's */
     json_t *options;
     json_t *disks; /* `local`: [{name, path}] */
     struct vm_spec spec;
@@ -27,8 +28,8 @@ struct move {
 
 void move_free(struct move *);
 /* Reads, checks, and (unless only_check) begins what the request asks for. The job, with a reference for the
- * caller; or NULL, with the refusal in *no (NULL there too: nothing is against it, and only_check was set).
- */
-struct job *move_begin(struct agent *, const json_t *request, bool only_check, json_t **no);
+ * caller; or NULL with the refusal in *no; or NULL in both: there is nothing against it and only_check was
+ * set, or nothing has to be moved, and then *nothing (if asked for) is the event «done» to tell of it. */
+struct job *move_begin(struct agent *, const json_t *request, bool only_check, json_t **nothing, json_t **no);
 
 #endif
