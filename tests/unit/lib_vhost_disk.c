@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+enum xm_engine_kind vd_kind = XM_ENGINE_AUTO;
+
 /* The engine's operations with ours before them: found by the engine, of which a program has few. */
 static struct vdisk *all[8];
 static pthread_mutex_t all_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -113,7 +115,7 @@ const char *vd_open(struct vdisk *v, const char *name, unsigned queues)
         usleep(1000);
     }
     if (!err)
-        v->engine = xm_engine_open(XM_ENGINE_AUTO, 64, &e);
+        v->engine = xm_engine_open(vd_kind, 64, &e);
     if (err || !v->engine || xm_bitmap_init(&v->bitmap, VF_MEM / 4096)) {
         snprintf(why, sizeof why, "%s", e.text);
         return why;

@@ -27,6 +27,7 @@ struct vdisk {
     TAILQ_HEAD(, xm_io) held;
 };
 
+extern enum xm_engine_kind vd_kind; /* of the engines to be opened */
 /* NULL, or the sentence of what failed. Files and socket are NAME.img, NAME.sock in lib_dir(). */
 const char *vd_open(struct vdisk *, const char *name, unsigned queues);
 void vd_close(struct vdisk *); /* the image stays */

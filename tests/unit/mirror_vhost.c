@@ -55,6 +55,7 @@ static int end(void **state)
         vd_close(&vd);
     }
     vd_up = false;
+    vd_kind = XM_ENGINE_AUTO;
     return lib_disk_clean(state);
 }
 
@@ -160,6 +161,12 @@ static void test_requests(void **state)
     check_basic(&vf);
     check_many(&vf);
     assert_int_equal(xm_vhost_broken(vd.vhost), 0);
+}
+
+static void test_requests_on_libaio(void **state)
+{
+    vd_kind = XM_ENGINE_LIBAIO;
+    test_requests(state);
 }
 
 static void test_requests_without_event_index(void **state)
@@ -721,6 +728,60 @@ static void test_survives_kills(void **state)
     waitpid(pid, NULL, 0);
 }
 
+static void no_op(struct xm_timer *t)
+{
+    (void)t;
+}
+
+/* Made and freed on the engine's own thread, which nobody else turns; a front end is there meanwhile. */
+static void test_free_on_the_engines_thread(void **state)
+{
+    struct xm_engine *engine = xm_engine_open(XM_ENGINE_AUTO, 8, NULL);
+    struct xm_file file;
+    struct vf f;
+    (void)state;
+
+    assert_int_equal(xm_file_open(&file, lib_path("own.img"), XM_FILE_CREATE, 1 << 20, NULL), 0);
+    struct xm_disk *disk = xm_disk_new(engine, &file, NULL, NULL);
+    struct xm_vhost_opts o = {.socket_path = lib_path("own.sock"), .queues = 1};
+    struct xm_vhost *v = xm_vhost_new(disk, &o, NULL);
+    assert_non_null(v);
+    assert_int_equal(vf_init(&f, 1, 16), 0);
+    pid_t pid = fork();
+    if (!pid)
+        _exit(vf_connect(&f, o.socket_path, 0) || vf_start(&f) || vf_do(&f, 0, T_IN, 0, VF_DATA, 4096));
+    int status;
+    struct xm_timer tick = {.fire = no_op};
+    while (!waitpid(pid, &status, WNOHANG)) {
+        xm_engine_timer_set(engine, &tick, xm_engine_now(engine) + 10 * XM_NS_PER_MS);
+        xm_engine_turn(engine);
+    }
+    xm_engine_timer_cancel(engine, &tick);
+    assert_int_equal(status, 0);
+    xm_vhost_free(v);
+    vf_free(&f);
+    xm_disk_free(disk);
+    xm_engine_free(engine);
+    xm_file_close(&file);
+}
+
+static void test_bad_options(void **state)
+{
+    struct xm_error e = {0};
+    (void)state;
+
+    begin(1, 16, 0);
+    struct xm_vhost_opts o = {.socket_path = lib_path("x.sock"), .queues = 0};
+    assert_null(xm_vhost_new(vd.disk, &o, &e));
+    assert_true(*e.text);
+    o.queues = 17;
+    assert_null(xm_vhost_new(vd.disk, &o, &e));
+    o.queues = 1;
+    o.socket_path = "/proc/nowhere/x.sock";
+    assert_null(xm_vhost_new(vd.disk, &o, &e));
+    assert_non_null(strstr(e.text, "x.sock"));
+}
+
 /* ---- the in-flight region by itself ---- */
 
 static struct inflight_queue *region(uint16_t num)
@@ -810,6 +871,7 @@ int main(void)
     xm_log_open("test", XM_LOG_ERROR);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_requests, end),
+        cmocka_unit_test_teardown(test_requests_on_libaio, end),
         cmocka_unit_test_teardown(test_requests_without_event_index, end),
         cmocka_unit_test_teardown(test_client_against_qemu, end),
         cmocka_unit_test_teardown(test_buffer_over_two_regions, end),
@@ -827,6 +889,8 @@ int main(void)
         cmocka_unit_test_teardown(test_log_pages_are_exact, end),
         cmocka_unit_test_teardown(test_resubmits_after_a_hang_up, end),
         cmocka_unit_test_teardown(test_survives_kills, end),
+        cmocka_unit_test_teardown(test_free_on_the_engines_thread, end),
+        cmocka_unit_test_teardown(test_bad_options, end),
         cmocka_unit_test(test_inflight_new_region_takes_the_rings_index),
         cmocka_unit_test(test_inflight_repairs_the_last_batch),
         cmocka_unit_test(test_inflight_keeps_order_and_forgets_batches_not_told),

@@ -583,6 +583,57 @@ static void test_messages(void **state)
     assert_true(open_fds() <= fds_before + 1); /* the guest's in-flight region */
 }
 
+/* A new memory table in which the rings are not. */
+static void test_rings_lose_their_memory(void **state)
+{
+    struct raw r = {5, 9, 40, {0}};
+    uint64_t region[5] = {1, VF_GPA, 1 << 20, 0x123456000, 0};
+    struct pollfd p = {.fd = vf.q[0].err, .events = POLLIN};
+    (void)state;
+
+    assert_int_equal(vf_connect(&vf, vd.path, 0), 0);
+    assert_int_equal(vf_start(&vf), 0);
+    vd_gate(&vd, true);
+    struct vf_seg s = {VF_DATA, 4096, true};
+    assert_true(vf_request(&vf, 0, T_IN, 0, &s, 1, NULL) >= 0);
+    vf_kick(&vf, 0);
+    while (vd_held(&vd) != 1)
+        usleep(100);
+    memcpy(r.payload, region, sizeof region);
+    send_raw(&r, 52, &vf.memfd, 1);
+    vd_gate(&vd, false);
+    assert_int_equal(read(vf.sock, &r, 20), 20);
+    assert_int_equal(poll(&p, 1, 3000), 1);
+    assert_true(xm_vhost_stopped(vd.vhost));
+    assert_int_equal(vf_used(&vf, 0, NULL, NULL, NULL, NULL), 1); /* it was answered before */
+    check_good();
+    reset_device();
+    assert_int_equal(vf_do(&vf, 0, T_IN, 0, VF_DATA, 4096), VIRTIO_BLK_S_OK);
+}
+
+/* A dirty log that ends long before the guest's memory does. */
+static void test_log_too_short(void **state)
+{
+    struct raw r = {6, 1, 16, {0}};
+    uint64_t log[2] = {4096, 0};
+    int fd = memfd_create("log", MFD_CLOEXEC);
+    (void)state;
+
+    assert_int_equal(ftruncate(fd, 4096), 0);
+    assert_int_equal(vf_connect(&vf, vd.path, 0), 0);
+    assert_int_equal(vf_start(&vf), 0);
+    memcpy(r.payload, log, sizeof log);
+    send_raw(&r, 28, &fd, 1);
+    assert_int_equal(read(vf.sock, &r, 20), 20);
+    assert_int_equal(vf_set_features(&vf, vf.want | 1ull << 26), 0);
+    assert_int_equal(vf_set_addr(&vf, 0, true), 0);
+    assert_int_equal(vf_do(&vf, 0, T_IN, 0, VF_DATA, 65536), VIRTIO_BLK_S_OK);
+    uint8_t page[4096], zero[4096] = {0};
+    assert_int_equal(pread(fd, page, sizeof page, 0), sizeof page);
+    assert_memory_equal(page, zero, sizeof page);
+    close(fd);
+}
+
 static void test_half_a_message(void **state)
 {
     struct raw r = {2, 1, 8, {0}};
@@ -708,6 +759,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_indirect_not_negotiated, begin, end),
         cmocka_unit_test_setup_teardown(test_in_flight_ends, begin, end),
         cmocka_unit_test_setup_teardown(test_messages, begin, end),
+        cmocka_unit_test_setup_teardown(test_rings_lose_their_memory, begin, end),
+        cmocka_unit_test_setup_teardown(test_log_too_short, begin, end),
         cmocka_unit_test_setup_teardown(test_half_a_message, begin, end),
         cmocka_unit_test_setup_teardown(test_random_rings, begin, end),
     };
