@@ -55,28 +55,32 @@ static size_t add_modes(char *buf, size_t cap, size_t at, const json_t *disks)
 void progress_format(char *buf, size_t cap, const char *state, const json_t *event)
 {
     int percent = percent_of(event);
-    double rate = xm_json_real(event, "rate", 0), eta = xm_json_real(event, "eta_s", -1);
+    double rate = xm_json_real(event, "rate", 0), eta = xm_json_real(event, "eta_s", 0);
     int64_t round = xm_json_int(event, "round", 0), dirty = xm_json_int(event, "dirty_bytes", -1);
     double dirty_rate = xm_json_real(event, "dirty_rate", 0);
+    bool disks = !strcmp(state, "disks"), memory = !strcmp(state, "memory");
     size_t at = add(buf, cap, 0, "%-8s", state);
 
-    /* The bytes are those of the disks, and none of them are copied in another state. */
-    if (percent >= 0 && !strcmp(state, "disks")) {
+    /* The bytes are those of the disks. The other states last for moments, and nothing can be said of how far
+     * they are. */
+    if (disks && percent >= 0) {
         at = add(buf, cap, at, " %3d %%", percent);
         at = add(buf, cap, at, "  %s of %s", xm_format_size((uint64_t)xm_json_int(event, "bytes_done", 0)).s,
                  xm_format_size((uint64_t)xm_json_int(event, "bytes_total", 0)).s);
     }
-    if (rate > 0)
+    if ((disks || memory) && rate > 0)
         at = add(buf, cap, at, "  %s", xm_format_rate(rate).s);
-    if (eta >= 0 && eta < 1e9)
+    /* Before anything has arrived the rate is made of a few messages, and the time left would be a fancy. */
+    bool known = memory || xm_json_int(event, "bytes_done", 0) > 0;
+    if ((disks || memory) && known && eta > 0 && eta < 1e9)
         at = add(buf, cap, at, "  %s left", xm_format_time((uint64_t)(eta * 1e9)).s);
-    if (round > 0)
+    if (memory && round > 0)
         at = add(buf, cap, at, "  round %lld", (long long)round);
-    if (round > 0 && dirty >= 0)
+    if (memory && round > 0 && dirty >= 0)
         at = add(buf, cap, at, ", %s dirty", xm_format_size((uint64_t)dirty).s);
-    if (dirty_rate > 0)
+    if (memory && dirty_rate > 0)
         at = add(buf, cap, at, " at %s", xm_format_rate(dirty_rate).s);
-    if (!strcmp(state, "disks") || round > 0)
+    if (disks || memory)
         at = add_modes(buf, cap, at, json_object_get(event, "disks"));
     while (at > 0 && at < cap && buf[at - 1] == ' ')
         buf[--at] = 0;
@@ -109,9 +113,11 @@ void progress_event(struct progress *p, const json_t *event, uint64_t now)
     char text[512];
     const char *state = xm_json_str(event, "state", p->state);
     bool moved_on = strcmp(state, p->state) != 0;
-    int percent = percent_of(event), step = percent < 0 ? -1 : percent / 10;
+    int percent = percent_of(event), step = 0;
 
     snprintf(p->state, sizeof p->state, "%s", state);
+    if (percent >= 0 && !strcmp(p->state, "disks"))
+        step = percent / 10;
     progress_format(text, sizeof text, p->state, event);
     if (p->io->terminal) {
         redraw(p, text);
@@ -122,6 +128,6 @@ void progress_event(struct progress *p, const json_t *event, uint64_t now)
         fputc('\n', p->io->out);
         fflush(p->io->out);
         p->printed = now;
-        p->step = XM_MAX(step, 0);
+        p->step = step;
     }
 }

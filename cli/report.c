@@ -125,12 +125,13 @@ int report_jobs(const struct args *a, const json_t *answer, const struct cli_io 
         bool local = !strcmp(xm_json_str(v, "mode", ""), "storage-only");
         const char *destination = xm_json_str(v, local ? "datastore" : "destination", "");
         const char *result = scalar(json_object_get(v, "result")), *state = xm_json_str(v, "state", "");
+        const char *step = xm_json_str(v, "step", xm_json_str(progress, "state", state));
         char percent[16] = "";
         double done = xm_json_real(v, "percent", percent_of(progress ? progress : v));
         if (done >= 0)
             snprintf(percent, sizeof percent, "%d %%", (int)XM_MIN(done, 100));
         table_add(&t, (const char *const[]){scalar(json_object_get(v, "job")), xm_json_str(v, "vm", ""),
-                                            destination, xm_json_str(progress, "state", state), percent,
+                                            destination, step, percent,
                                             time_text(json_object_get(v, "started")),
                                             xm_json_str(v, "error", strcmp(result, state) ? result : "")});
     }
