@@ -377,7 +377,9 @@ json_t *jobs_list(struct agent *a)
         for (unsigned i = job->events; !job->over && i > 0 && i + JOB_EVENTS > job->events; i--) {
             const json_t *ev = job->event[(i - 1) % JOB_EVENTS];
             if (!strcmp(xm_json_str(ev, "event", ""), "progress")) {
-                json_object_set(o, "percent", json_object_get(ev, "percent"));
+                static const char *const keys[] = {"bytes_done", "bytes_total", "rate"};
+                for (size_t k = 0; k < 3; k++)
+                    json_object_set(o, keys[k], json_object_get(ev, keys[k]));
                 json_object_set(o, "step", json_object_get(ev, "state"));
                 break;
             }

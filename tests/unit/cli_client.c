@@ -347,8 +347,8 @@ static void lists_are_tables_and_missing_fields_are_dashes(void **state)
         run("jobs",
             SAYS("{\"ok\":true,\"jobs\":[{\"job\":\"7\",\"vm\":\"web1\",\"destination\":\"hostb\","
                  "\"state\":\"disks\",\"percent\":42.9,\"started\":\"today\"},"
-                 "{\"job\":\"8\",\"vm\":\"x\",\"state\":\"running\",\"progress\":{\"state\":\"memory\","
-                 "\"bytes_done\":1,\"bytes_total\":3}}]}"),
+                 "{\"job\":\"8\",\"vm\":\"x\",\"state\":\"running\",\"step\":\"memory\","
+                 "\"bytes_done\":1,\"bytes_total\":3}]}"),
             false, false),
         CLI_DONE);
     expect_out("JOB  VM    DESTINATION  STATE   DONE  STARTED  RESULT\n"
