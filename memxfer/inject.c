@@ -1,37 +1,47 @@
 /* memxfer/inject.c: borrows a thread of a running process for two system calls.
  *
  * The happy path, some 100 us long, of which one thread of the process notices nothing but the time:
- *   1. PTRACE_SEIZE and PTRACE_INTERRUPT a thread that is not a vCPU; it stops on its way back to user mode,
- * before it has looked at signals and before an interrupted system call is restarted.
- *   2. All its signals but SIGTRAP are blocked. Its registers are kept, and replaced by those of
- * userfaultfd(2), with rip at some «syscall» instruction that its code already has, and orig_rax -1 so that
- * the kernel does not take our registers for an interrupted system call of its own.
- *   3. It runs from system-call stop to system-call stop. We take its new descriptor with pidfd_getfd, and
- * make it close its.
- *   4. PTRACE_INTERRUPT once more brings it to the same place as in 1: there its own registers are put back,
- * with orig_rax and the kernel's internal -ERESTART code in rax, and its signal mask; after the detach the
- * kernel itself delivers what signals have come and rewinds or restarts the interrupted call, by its own
- * rules.
+ *
+ * 1. PTRACE_SEIZE and PTRACE_INTERRUPT a thread that is not a vCPU. It stops on its way back to user mode,
+ *    before it has looked at signals and before an interrupted system call is restarted.
+ *
+ * 2. All its signals but SIGTRAP are blocked. Its registers are kept, and replaced by those of
+ *    userfaultfd(2), with rip at some «syscall» instruction that its code already has, and orig_rax -1: we
+ *    are not in an interrupted system call.
+ *
+ * 3. It runs from system-call stop to system-call stop. We take its new descriptor with pidfd_getfd, and
+ *    make it close its own.
+ *
+ * 4. PTRACE_INTERRUPT once more brings it to the same place as in 1. There its own registers are put back,
+ *    with orig_rax and the kernel's internal -ERESTART code in rax, and its signal mask. After the detach
+ *    the kernel itself delivers what signals have come, and restarts the interrupted call by its own rules.
  *
  * What can go wrong:
- *   - The first stop is one for a signal: the signal is delivered and the interrupt repeated.
- *   - SIGSTOP, which cannot be blocked, comes in between: it is passed on, the thread finishes our calls, and
- * stops after them.
- *   - The process dies: nothing to restore, -ESRCH.
- *   - The thread does not stop within STOP_TIMEOUT (uninterruptible sleep): it is let go, the next is tried.
- *   - The thread leaves the place of 1 for good but cannot be brought there again (does not happen unless it
- * dies): its registers are put back as the kernel would have left them: rip rewound by 2 for an interrupted
- * call.
- *   - Seccomp of a sandboxed VMM: suspended while we trace (needs CAP_SYS_ADMIN).
- *   - We ourselves are killed while the thread is stopped: it would run on with our registers. That is a
- * window of 100 us. All of it is done on a thread of its own: ptrace belongs to the thread that attached, and
- * when that thread ends, the kernel detaches whatever is still attached. Exit states are only looked at
- * (WNOWAIT): they belong to the process's parent.
+ *
+ * -  The first stop is one for a signal: the signal is delivered and the interrupt repeated.
+ *
+ * -  SIGSTOP, which cannot be blocked, comes in between: it is passed on; the thread finishes our calls,
+ *    and stops after them.
+ *
+ * -  The process dies: nothing to restore, -ESRCH.
+ *
+ * -  The thread does not stop within STOP_TIMEOUT (uninterruptible sleep): it is let go, the next is tried.
+ *
+ * -  The thread cannot be brought back to the place of 1: its registers are put back as the kernel would
+ *    have left them, with rip rewound by 2 for an interrupted call.
+ *
+ * -  Seccomp of a sandboxed VMM: suspended while we trace (needs CAP_SYS_ADMIN).
+ *
+ * -  We ourselves are killed while the thread is stopped: it would run on with our registers. That is a
+ *    window of 100 us.
+ *
+ * All of it is done on a thread of its own: ptrace belongs to the thread that attached, and when that thread
+ * ends, the kernel detaches whatever is still attached. Exit states are only looked at (WNOWAIT): they
+ * belong to the process's parent.
  */
 #include "memxfer/inject.h"
 #include "memxfer/uffd.h"
 
-#include <elf.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
@@ -69,9 +79,9 @@ struct injection {
     uint64_t insn;                /* a syscall instruction in the process */
     struct user_regs_struct regs; /* the thread's own */
     uint64_t mask;
-    uint64_t rseq_at,
-        rseq_cs; /* where the thread says that it is in a restartable sequence, and what it says there */
-    bool away;   /* it has left the stop in which regs were taken */
+    uint64_t rseq_at; /* where the thread says that it is in a restartable sequence; 0: it is in none */
+    uint64_t rseq_cs; /* what it says there */
+    bool away;        /* it has left the stop in which regs were taken */
     int uffd;
     struct xm_error error;
 };

@@ -1,22 +1,26 @@
-/* memxfer/pages.h: the payload of a RAM_PAGES frame. Private to memxfer; documented in
- * man/xmigrate-protocol.7.
+/* memxfer/pages.h: the payload of a RAM_PAGES frame. Private to memxfer; see also man/xmigrate-protocol.7.
  *
- * The header's fields: object: the RAM block's number; offset: of the first page concerned; extent: the bytes
- * from there to the end of the last one; seq: counted from 1 per block; after: the number of the round (from
- * 1). Offset and extent are multiples of 4096; they reach past 16 EiB of no RAM, and a frame covers at most
- * 16 TiB.
+ * The header's fields. object: the RAM block's number; offset: of the first page concerned; extent: the
+ * bytes from there to the end of the last one; seq: counted from 1 per block; after: the number of the
+ * round, from 1. Offset and extent are multiples of 4096; a frame covers at most 16 TiB.
  *
  * Payload, all integers little endian:
- *      0  u32 runs       number of runs, 1 to 511
- *      4  u32 pages      number of pages of data that follow the table, 0 to 255
- *      8  runs times:
- *           u32 first    page number, counted from `offset`
- *           u32 count    bits 0 to 30: number of pages, at least 1; bit 31: they read as zeros and have no
- * data here .  zeros up to the next multiple of 64 bytes .  pages * 4096 bytes: the data of the runs without
- * bit 31, in the runs' order The runs ascend and do not overlap; the first begins at page 0 and the last ends
- * at `extent`. Pages between runs are not concerned. The length is exactly what the table says. In round 1
- * the runs of all frames of a block together cover all of it: what the source never touched is a zero run,
- * since the destination's firmware may have written there.
+ *
+ * -  0: u32 runs: number of runs, 1 to 511
+ *
+ * -  4: u32 pages: number of pages of data that follow the table, 0 to 255
+ *
+ * -  8: for each run, u32 first: page number, counted from `offset`; u32 count: bits 0 to 30: number of
+ *    pages, at least 1; bit 31: they read as zeros and have no data here
+ *
+ * -  zeros up to the next multiple of 64 bytes
+ *
+ * -  pages * 4096 bytes: the data of the runs without bit 31, in the runs' order
+ *
+ * The runs ascend and do not overlap; the first begins at page 0 and the last ends at `extent`. Pages between
+ * runs are not concerned. The length is exactly what the table says. In round 1 the runs of all frames of a
+ * block together cover all of it: what the source never touched is a zero run, since the destination's
+ * firmware may have written there.
  */
 #ifndef XM_MEMXFER_PAGES_H
 #define XM_MEMXFER_PAGES_H
@@ -30,8 +34,8 @@
 #define PAGES_BUFFER    (PAGES_TABLE_MAX + PAGES_BATCH * XM_PAGE)
 #define PAGES_COUNT_MAX 0x7fffffffu
 #define PAGES_ZERO      0x80000000u
-/* Frames of one block whose seq is further than this behind the oldest unanswered one's are refused by the
- * receiver. */
+/* A frame whose seq is this much or more ahead of the first that has not come yet is refused by the receiver.
+ */
 #define PAGES_SEQ_WINDOW 4096u
 
 /* ---- writing one frame ---- */

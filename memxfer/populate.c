@@ -11,9 +11,11 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 
-#define STEP (2ull << 20)
+#define STEP       (2ull << 20)
+#define LOOK_EVERY 64u /* steps: how often the host's free memory is looked at */
 
 struct populate {
     struct xm_ram *ram;
@@ -23,6 +25,24 @@ struct populate {
     struct xm_bitmap skip[16]; /* bit: a step that needs no pages */
 };
 
+/* Whether the host has memory to give ahead of need: more than an eighth of it all. A source whose guest uses
+ * little of its RAM may fit where all of it does not; that must not wake the OOM killer. */
+static bool memory_left(void)
+{
+    unsigned long long total = 0, available = 0;
+    char line[128];
+    FILE *f = fopen("/proc/meminfo", "re");
+
+    if (!f)
+        return false;
+    while (fgets(line, sizeof line, f)) {
+        sscanf(line, "MemTotal: %llu", &total);
+        sscanf(line, "MemAvailable: %llu", &available);
+    }
+    fclose(f);
+    return available > total / 8;
+}
+
 static void *populate_main(void *arg)
 {
     struct populate *p = arg;
@@ -30,7 +50,7 @@ static void *populate_main(void *arg)
     for (unsigned i = 0; i < p->ram->blocks; i++) {
         const struct xm_ram_block *b = &p->ram->block[i];
         for (uint64_t pos = 0; pos < b->size; pos += STEP) {
-            if (atomic_load(&p->stop))
+            if (atomic_load(&p->stop) || (pos / STEP % LOOK_EVERY == 0 && !memory_left()))
                 return NULL;
             if (xm_bitmap_test(&p->skip[i], pos / STEP))
                 continue;

@@ -18,7 +18,6 @@
 /* A shared mapping of a memfd, joined from the lines of /proc/PID/maps that continue each other. */
 struct mapping {
     uint64_t start, end, off;
-    dev_t dev;
     ino_t ino;
     int fd; /* its number in the process; INT32_MAX: it has closed it */
     char name[64];
@@ -74,13 +73,12 @@ int xm_ram_add(struct xm_ram *ram, const char *name, int memfd, uint64_t qemu_va
 /* One line of /proc/PID/maps: 1: a shared memfd mapping, 0: something else. */
 static int parse_map_line(const char *line, struct mapping *m)
 {
-    unsigned major, minor;
     uint64_t ino;
     char perm[8];
     int at = 0;
 
-    if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %7s %" SCNx64 " %x:%x %" SCNu64 " %n", &m->start, &m->end, perm,
-               &m->off, &major, &minor, &ino, &at) != 7 ||
+    if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %7s %" SCNx64 " %*s %" SCNu64 " %n", &m->start, &m->end, perm,
+               &m->off, &ino, &at) != 5 ||
         !at || perm[3] != 's' || strncmp(line + at, "/memfd:", 7))
         return 0;
     const char *name = line + at + 7;
@@ -88,7 +86,6 @@ static int parse_map_line(const char *line, struct mapping *m)
     size_t len = end ? (size_t)(end - name) : strcspn(name, "\n");
     snprintf(m->name, sizeof m->name, "%.*s", (int)len, name);
     m->ino = (ino_t)ino;
-    m->dev = (dev_t)(((uint64_t)major << 20) | minor); /* only compared with its like */
     m->fd = INT32_MAX;
     return 1;
 }
@@ -199,10 +196,13 @@ int xm_ram_find(struct xm_ram *ram, pid_t pid, struct xm_error *e)
                     map[i].name);
         }
         int fd = r ? r : open_mapping(pid, &map[i], e);
-        r = fd < 0 ? fd : add_block(ram, map[i].name, fd, map[i].start, map[i].off, e);
-        const struct xm_ram_block *b = &ram->block[ram->blocks - 1];
-        if (!r && (b->qemu_off || b->size != map[i].end - map[i].start))
-            r = xm_error_set(e, ENOTSUP, "process %d maps its RAM %s only in part", pid, map[i].name);
+        struct stat st;
+        if (fd >= 0 &&
+            (map[i].off || fstat(fd, &st) < 0 || (uint64_t)st.st_size != map[i].end - map[i].start)) {
+            close(fd);
+            fd = xm_error_set(e, ENOTSUP, "process %d maps its RAM %s only in part", pid, map[i].name);
+        }
+        r = fd < 0 ? fd : add_block(ram, map[i].name, fd, map[i].start, 0, e);
         if (r < 0) {
             xm_ram_close(ram);
             return r;

@@ -9,11 +9,14 @@
  * Frames of one round concern different pages, so any number of them may be applied at once. A link failure
  * makes the other side send frames again, and the first copy may turn up much later. Never may an old page
  * land on a newer one, or on a VM that runs already:
- *   - a frame whose (block, seq) was seen before is a duplicate: not applied, and answered only when the
- * first copy has been applied, so that to be answered means to be in RAM;
- *   - a frame of an older round than the newest seen is one too, since a round begins when the one before is
- * settled;
- *   - the digest waits until nothing is being applied.
+ *
+ * -  a frame whose (block, seq) was seen before is a duplicate: not applied, and answered only when the first
+ *    copy has been applied, so that to be answered means to be in RAM;
+ *
+ * -  a frame of an older round than the newest seen is one too, since a round begins when the one before is
+ *    settled;
+ *
+ * -  the digest waits until nothing is being applied.
  *
  * Failures: a bad table, a sequence number out of the window, a write error: answered with -errno, which ends
  * the migration at the source; nothing of that frame but what was written before the error has changed.
@@ -91,7 +94,7 @@ static int begin(struct xm_ramsink *s, struct applying *a, struct xm_error *e)
     if (seq_seen(s, a->block, a->seq) || a->round < s->round) {
         while (applies(s, a->block, a->seq))
             pthread_cond_wait(&s->applied, &s->lock);
-    } else if (a->seq - s->block[a->block].low >= PAGES_SEQ_WINDOW) {
+    } else if (a->seq - s->block[a->block].low > PAGES_SEQ_WINDOW) {
         r = xm_error_set(e, EPROTO, "frame %llu of RAM block %u comes too far ahead",
                          (unsigned long long)a->seq, a->block);
     } else {
