@@ -37,6 +37,7 @@ struct job {
     bool again;
     bool skip_zeros;            /* what is zero here need not be sent */
     uint64_t offset, end, next; /* next: up to where steps were started */
+    uint64_t data_end;          /* up to here it is known not to be a hole */
     unsigned reading, unsettled;
     int status;
     uint64_t zeros, holes; /* by granule; holes is a subset of zeros */
@@ -326,12 +327,13 @@ static bool start_step(struct xm_copier *c)
     uint64_t offset = j->next, length = XM_MIN(j->end - offset, c->step_size);
     struct step *s = c->free_steps;
 
-    if (is_hole(c, offset, length)) {
+    if (j->data_end <= offset && is_hole(c, offset, length)) {
         mark_hole(j, offset, length);
         j->next += length;
         advance(j);
         return true;
     }
+    j->data_end = offset + length;
     void *buf = xm_bufpool_get(c->pool, length);
     if (!buf && c->steps_busy > 0)
         return false;

@@ -99,7 +99,7 @@ static void free_if_done(struct mirrored *m)
     TAILQ_INSERT_HEAD(&d->free_mirrored, m, link);
     mode_update(d, xm_engine_now(d->engine));
     buffer_wake(d);
-    progress(d);
+    progress_if_awaited(d);
 }
 
 static void piece_settled(struct xm_rreq *rr, int status)

@@ -77,11 +77,13 @@ static void chunk_settled(void *ctx, int64_t settled, int status)
     uint64_t chunk = (uint64_t)settled;
     struct disk_reqs held = TAILQ_HEAD_INITIALIZER(held);
 
-    progress(d);
+    progress_if_awaited(d);
     if (!is_mirroring(d))
         return;
     bool stale = chunkmap_is_stale(&d->map, chunk);
     chunkmap_set_state(&d->map, chunk, status == 0 && !stale ? XM_CHUNK_PRESENT : XM_CHUNK_ABSENT);
+    if (status < 0 || stale)
+        progress(d);
     d->stats.given_up += stale;
     if (status == 0)
         d->failures = 0;

@@ -139,8 +139,7 @@ void request_complete(struct xm_disk_req *r, int status)
         s->write_bytes += b->length;
     }
     d->requests--;
-    if (d->mode != XM_MIRROR_OFF)
-        progress(d);
+    progress_if_awaited(d);
     request_free(r);
     b->done(b, status);
 }

@@ -227,8 +227,10 @@ void mirror_begin(struct xm_disk *); /* STARTING, and all that began before has 
 void mirror_teardown(struct xm_disk *);
 bool mirror_quiet(const struct xm_disk *); /* nothing under way to the replica */
 
-/* settle.c: something happened that settle, pivot, mirror off or on may wait for. Cheap. */
+/* settle.c: something happened that the copier, settle, pivot, mirror off or on may wait for; looked at in the next turn. */
 void progress(struct xm_disk *);
+/* Something ended that only those wait for, not the copier. */
+void progress_if_awaited(struct xm_disk *);
 void progress_fire(struct xm_timer *);
 /* Ends settle and pivot with an error. */
 void switch_fail(struct xm_disk *, int status, const char *why);

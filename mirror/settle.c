@@ -26,6 +26,12 @@ void progress(struct xm_disk *d)
         xm_engine_timer_set(d->engine, &d->progress, xm_engine_now(d->engine));
 }
 
+void progress_if_awaited(struct xm_disk *d)
+{
+    if (d->settle_done || d->pivot_done || d->off_done || d->mode == XM_MIRROR_STARTING)
+        progress(d);
+}
+
 static void open_gate(struct xm_disk *d)
 {
     struct disk_reqs gated = TAILQ_HEAD_INITIALIZER(gated);
