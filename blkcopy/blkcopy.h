@@ -174,12 +174,14 @@ struct xm_rreq { /* one piece, within one chunk; owned by the replica until done
     bool unmap, urgent;
     uint64_t offset, length;
     const void *buf; /* WRITE: private copy, unchanged until done */
+    uint8_t hash[16]; /* xm_replica_hash: the answer, when done with 0 */
     void (*done)(struct xm_rreq *, int status);
     /* The replica's own: */
     struct xm_msg msg;
     struct xm_wreq wreq;
     struct xm_replica *replica;
     bool latest; /* the latest unsettled one of its chunk */
+    bool is_hash;
     TAILQ_ENTRY(xm_rreq) link, by_chunk;
 };
 /* Far: over a transport, as object number `object`. Near: through a writer on the same engine. Gives each request its seq and
@@ -187,6 +189,9 @@ struct xm_rreq { /* one piece, within one chunk; owned by the replica until done
 struct xm_replica *xm_replica_far(struct xm_engine *, struct xm_transport *, uint16_t object, uint32_t chunk_size);
 struct xm_replica *xm_replica_near(struct xm_engine *, struct xm_writer *, uint32_t chunk_size);
 void xm_replica_submit(struct xm_replica *, struct xm_rreq *);
+/* Asks for the XXH3-128 (canonical) of what is there in [offset, offset+length), within one chunk, after all that was submitted
+ * for that chunk before. Only offset, length and done of the request are used. */
+void xm_replica_hash(struct xm_replica *, struct xm_rreq *);
 void xm_replica_digest(const struct xm_replica *, struct xm_digest *); /* of what was settled with status 0 */
 uint64_t xm_replica_unsettled(const struct xm_replica *);
 void xm_replica_free(struct xm_replica *); /* nothing unsettled */

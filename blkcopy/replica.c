@@ -103,17 +103,25 @@ static uint64_t chunk_of(const struct xm_rreq *r)
     return r->offset / r->replica->chunk_size;
 }
 
+/* The latest unsettled request of r's chunk, or NULL. */
+static struct xm_rreq *predecessor(struct xm_replica *p, const struct xm_rreq *r)
+{
+    struct xm_rreq *before;
+
+    TAILQ_FOREACH (before, &p->latest[chunk_of(r) % BUCKETS], by_chunk)
+        if (chunk_of(before) == chunk_of(r))
+            break;
+    return before;
+}
+
 /* Gives r its place in the order. */
 static void number(struct xm_replica *p, struct xm_rreq *r)
 {
     struct rreqs *bucket = &p->latest[chunk_of(r) % BUCKETS];
-    struct xm_rreq *before;
+    struct xm_rreq *before = predecessor(p, r);
 
     r->msg.seq = ++p->last_seq;
     r->msg.after = 0;
-    TAILQ_FOREACH (before, bucket, by_chunk)
-        if (chunk_of(before) == chunk_of(r))
-            break;
     if (before) {
         r->msg.after = before->msg.seq;
         before->latest = false;
@@ -147,20 +155,31 @@ static void settle(struct xm_rreq *r, int status)
     r->done(r, status);
 }
 
+static int take_hash(struct xm_rreq *r, int status, const void *reply, uint32_t reply_len)
+{
+    if (!r->is_hash || status < 0)
+        return status;
+    if (reply_len != sizeof r->hash)
+        return -EPROTO;
+    memcpy(r->hash, reply, sizeof r->hash);
+    return 0;
+}
+
 static void far_settled(struct xm_post *post)
 {
     struct xm_rreq *r = xm_container_of(post, struct xm_rreq, msg.post);
+    int status = take_hash(r, r->msg.status, r->msg.reply, r->msg.reply_len);
 
     free(r->msg.reply);
     r->msg.reply = NULL;
-    settle(r, r->msg.status);
+    settle(r, status);
 }
 
 static void near_settled(struct xm_wreq *w, int status, const void *reply, uint32_t reply_len)
 {
-    (void)reply;
-    (void)reply_len;
-    settle(xm_container_of(w, struct xm_rreq, wreq), status);
+    struct xm_rreq *r = xm_container_of(w, struct xm_rreq, wreq);
+
+    settle(r, take_hash(r, status, reply, reply_len));
 }
 
 static void send_near(struct xm_replica *p, struct xm_rreq *r)
@@ -174,8 +193,12 @@ static void send_near(struct xm_replica *p, struct xm_rreq *r)
 
 static void send_one(struct xm_replica *p, struct xm_rreq *r)
 {
-    if (is_ordered(r))
+    if (is_ordered(r)) {
         number(p, r);
+    } else if (r->is_hash) {
+        struct xm_rreq *before = predecessor(p, r);
+        r->msg.after = before ? before->msg.seq : 0;
+    }
     if (p->transport)
         p->transport->submit(p->transport, &r->msg);
     else
@@ -208,37 +231,59 @@ static void send_waiting(struct xm_replica *p)
     }
 }
 
+/* Those that keep an order wait when the window is full; a flush is for what was settled before it. */
+static void submit(struct xm_replica *p, struct xm_rreq *r)
+{
+    p->unsettled++;
+    if (p->dead)
+        fail_later(p, r);
+    else if (r->op != XM_IO_FLUSH && (!TAILQ_EMPTY(&p->waiting) || !has_room(p)))
+        TAILQ_INSERT_TAIL(&p->waiting, r, link);
+    else
+        send_one(p, r);
+}
+
+static void prepare(struct xm_replica *p, struct xm_rreq *r, uint8_t type)
+{
+    r->replica = p;
+    r->latest = false;
+    r->is_hash = type == XM_FRAME_DISK_HASH;
+    memset(&r->msg, 0, sizeof r->msg);
+    r->msg.post.run = far_settled;
+    r->msg.home = &p->engine->mailbox;
+    r->msg.type = type;
+    r->msg.urgent = r->urgent;
+    r->msg.object = p->object;
+    /* Invariant: a piece lies within one chunk, else its place in the order would not be defined. */
+    assert(r->op == XM_IO_FLUSH ||
+           (r->length > 0 && chunk_of(r) == (r->offset + r->length - 1) / p->chunk_size));
+}
+
+void xm_replica_hash(struct xm_replica *p, struct xm_rreq *r)
+{
+    r->op = XM_IO_READ;
+    prepare(p, r, XM_FRAME_DISK_HASH);
+    r->msg.offset = r->offset;
+    r->msg.extent = r->length;
+    submit(p, r);
+}
+
 void xm_replica_submit(struct xm_replica *p, struct xm_rreq *r)
 {
     static const uint8_t type[] = {[XM_IO_WRITE] = XM_FRAME_DISK_DATA,
                                    [XM_IO_ZERO] = XM_FRAME_DISK_ZERO,
                                    [XM_IO_FLUSH] = XM_FRAME_DISK_FLUSH};
 
-    r->replica = p;
-    r->latest = false;
-    /* Invariant: a piece lies within one chunk, else its place in the order would not be defined. */
-    assert(!is_ordered(r) || (r->length > 0 && chunk_of(r) == (r->offset + r->length - 1) / p->chunk_size));
-    assert(r->op == XM_IO_FLUSH || is_ordered(r));
-    memset(&r->msg, 0, sizeof r->msg);
-    r->msg.post.run = far_settled;
-    r->msg.home = &p->engine->mailbox;
-    r->msg.type = type[r->op];
-    r->msg.flags = r->op == XM_IO_ZERO && r->unmap ? XM_FLAG_UNMAP : 0;
-    r->msg.urgent = r->urgent;
-    r->msg.object = p->object;
-    r->msg.offset = is_ordered(r) ? r->offset : 0;
+    assert(r->op != XM_IO_READ);
+    prepare(p, r, type[r->op]);
+    if (r->op != XM_IO_FLUSH)
+        r->msg.offset = r->offset;
     if (r->op == XM_IO_WRITE) {
         r->msg.payload = r->buf;
         r->msg.length = (uint32_t)r->length;
     } else if (r->op == XM_IO_ZERO) {
+        r->msg.flags = r->unmap ? XM_FLAG_UNMAP : 0;
         r->msg.extent = r->length;
     }
-    p->unsettled++;
-    if (p->dead) {
-        fail_later(p, r);
-    } else if (is_ordered(r) && (!TAILQ_EMPTY(&p->waiting) || !has_room(p))) {
-        TAILQ_INSERT_TAIL(&p->waiting, r, link);
-    } else {
-        send_one(p, r);
-    }
+    submit(p, r);
 }

@@ -15,6 +15,8 @@
  * for a later frame: the sender broke the rules, -EPROTO, and nothing is remembered of it.
  * - It lies outside the disk: -EINVAL, and it has passed.
  *
+ * A DISK_HASH may name a frame to wait for, too; it has no number of its own.
+ *
  * Invariant: the sender has nothing unsettled further back than XM_WRITER_WINDOW behind the highest number it
  * sent. So one byte per number of the window is enough to remember every answer that may still be asked for.
  */
@@ -131,6 +133,8 @@ static void start_write(struct xm_writer *w, struct xm_wreq *r)
     xm_engine_submit(w->engine, &r->io);
 }
 
+static void submit_hash(struct xm_writer *w, struct xm_wreq *r);
+
 /* Sets the fate of a number and starts who waited for it. */
 static void pass(struct xm_writer *w, uint64_t seq, int status)
 {
@@ -144,7 +148,10 @@ static void pass(struct xm_writer *w, uint64_t seq, int status)
         if (r->hdr.after != seq)
             continue;
         TAILQ_REMOVE(bucket, r, wait);
-        start_write(w, r);
+        if (r->hdr.type == XM_FRAME_DISK_HASH)
+            submit_hash(w, r);
+        else
+            start_write(w, r);
     }
 }
 
@@ -327,10 +334,14 @@ void xm_writer_submit(struct xm_writer *w, struct xm_wreq *r)
         answer(w, r, 0, &w->digest, sizeof w->digest);
         break;
     case XM_FRAME_DISK_HASH:
-        if (within(w, r->hdr.offset, r->hdr.extent))
+        if (!within(w, r->hdr.offset, r->hdr.extent))
+            answer(w, r, -EINVAL, NULL, 0);
+        else if (r->hdr.after > w->floor + XM_WRITER_WINDOW)
+            answer(w, r, -EPROTO, NULL, 0);
+        else if (has_passed(w, r->hdr.after))
             submit_hash(w, r);
         else
-            answer(w, r, -EINVAL, NULL, 0);
+            TAILQ_INSERT_TAIL(&w->waiting[r->hdr.after % BUCKETS], r, wait);
         break;
     default:
         answer(w, r, -EPROTO, NULL, 0);
@@ -346,7 +357,8 @@ void xm_writer_cancel(struct xm_writer *w)
     for (unsigned i = 0; i < BUCKETS; i++) {
         while ((r = TAILQ_FIRST(&w->waiting[i]))) {
             TAILQ_REMOVE(&w->waiting[i], r, wait);
-            TAILQ_REMOVE(&w->pending[r->hdr.seq % BUCKETS], r, link);
+            if (r->hdr.type != XM_FRAME_DISK_HASH)
+                TAILQ_REMOVE(&w->pending[r->hdr.seq % BUCKETS], r, link);
             TAILQ_INSERT_TAIL(&doomed, r, wait);
         }
     }

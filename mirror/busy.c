@@ -169,6 +169,13 @@ bool busy_drain(struct xm_disk *d, uint64_t chunk, bool fresh)
     return false;
 }
 
+bool busy_is_idle(struct xm_disk *d, uint64_t chunk)
+{
+    struct busy_chunk *b = find(&d->busy, chunk);
+
+    return !b || b->active == 0;
+}
+
 void busy_forget_claims(struct xm_disk *d)
 {
     struct busy_chunk *b;

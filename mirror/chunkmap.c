@@ -42,7 +42,7 @@ static bool is_legal(enum xm_chunk_state from, enum xm_chunk_state to)
     case XM_CHUNK_COPYING:
         return to != XM_CHUNK_COPYING;
     case XM_CHUNK_PRESENT:
-        return to == XM_CHUNK_ABSENT;
+        return to != XM_CHUNK_PRESENT;
     }
     return false;
 }

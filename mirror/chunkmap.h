@@ -22,7 +22,7 @@ struct chunkmap {
 int chunkmap_init(struct chunkmap *, uint64_t chunks); /* all absent and never sent; 0 or -ENOMEM */
 void chunkmap_destroy(struct chunkmap *);
 enum xm_chunk_state chunkmap_state(const struct chunkmap *, uint64_t chunk);
-/* The one setter. Legal: absent -> copying -> present or absent; present -> absent. */
+/* The one setter. Legal: absent -> copying -> present or absent; present -> absent, or copying (to be verified). */
 void chunkmap_set_state(struct chunkmap *, uint64_t chunk, enum xm_chunk_state);
 bool chunkmap_is_stale(const struct chunkmap *, uint64_t chunk);
 void chunkmap_set_stale(struct chunkmap *, uint64_t chunk); /* copying only */

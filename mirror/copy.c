@@ -71,26 +71,32 @@ static void copy_failed(struct xm_disk *d, uint64_t chunk, int status)
     copier_pause(d, PAUSE_FAILED);
 }
 
+void chunk_release(struct xm_disk *d, uint64_t chunk, bool ok)
+{
+    struct disk_reqs held = TAILQ_HEAD_INITIALIZER(held);
+    bool stale = chunkmap_is_stale(&d->map, chunk);
+
+    chunkmap_set_state(&d->map, chunk, ok && !stale ? XM_CHUNK_PRESENT : XM_CHUNK_ABSENT);
+    d->stats.given_up += stale;
+    if (!ok || stale)
+        progress(d);
+    busy_held(d, chunk, &held);
+    request_event_all(&held, REQ_EV_RETRY);
+}
+
 static void chunk_settled(void *ctx, int64_t settled, int status)
 {
     struct xm_disk *d = ctx;
     uint64_t chunk = (uint64_t)settled;
-    struct disk_reqs held = TAILQ_HEAD_INITIALIZER(held);
 
     progress_if_awaited(d);
     if (!is_mirroring(d))
         return;
-    bool stale = chunkmap_is_stale(&d->map, chunk);
-    chunkmap_set_state(&d->map, chunk, status == 0 && !stale ? XM_CHUNK_PRESENT : XM_CHUNK_ABSENT);
-    if (status < 0 || stale)
-        progress(d);
-    d->stats.given_up += stale;
     if (status == 0)
         d->failures = 0;
     else
         copy_failed(d, chunk, status);
-    busy_held(d, chunk, &held);
-    request_event_all(&held, REQ_EV_RETRY);
+    chunk_release(d, chunk, status == 0);
 }
 
 static void backoff_fire(struct xm_timer *t)
@@ -151,7 +157,8 @@ void mirror_begin(struct xm_disk *d)
 
 bool mirror_quiet(const struct xm_disk *d)
 {
-    return !d->flushing && TAILQ_EMPTY(&d->unsettled) && (!d->copier || xm_copier_busy(d->copier) == 0);
+    return !d->flushing && !verify_busy(d) && TAILQ_EMPTY(&d->unsettled) &&
+           (!d->copier || xm_copier_busy(d->copier) == 0);
 }
 
 void mirror_teardown(struct xm_disk *d)

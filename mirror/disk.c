@@ -71,7 +71,7 @@ void xm_disk_free(struct xm_disk *d)
 
     if (!d)
         return;
-    assert(d->requests == 0 && !d->copier && TAILQ_EMPTY(&d->gated));
+    assert(d->requests == 0 && !d->copier && !d->verify && TAILQ_EMPTY(&d->gated));
     xm_engine_timer_cancel(d->engine, &d->progress);
     xm_engine_timer_cancel(d->engine, &d->cap);
     while ((r = TAILQ_FIRST(&d->free_reqs))) {

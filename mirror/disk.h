@@ -5,6 +5,7 @@
  *   buffer.c    the mirror buffer, and the pieces under way to the replica
  *   mode.c      async and sync, giving up on chunks, the replica lost and back
  *   copy.c      the copier's side: claims, settled chunks, failures; mirror on and off
+ *   verify.c    comparing both sides
  *   settle.c    the switch: settling, and the pivot of storage-only
  * All of it runs on the engine's thread. */
 #ifndef MIRROR_DISK_H
@@ -118,6 +119,7 @@ bool busy_leave(struct xm_disk_req *, struct disk_reqs *unblocked);
 void busy_held(struct xm_disk *, uint64_t chunk, struct disk_reqs *);
 /* A chunk was claimed: true when nothing is active in it; else it will be among the drained. */
 bool busy_drain(struct xm_disk *, uint64_t chunk, bool fresh);
+bool busy_is_idle(struct xm_disk *, uint64_t chunk); /* no write is with the engine in it */
 void busy_forget_claims(struct xm_disk *);
 
 /* ---- the way to the replica ---- */
@@ -202,8 +204,9 @@ struct xm_disk {
     struct xm_file *pivot_file;
     void (*pivot_done)(void *, int, const char *);
     void *pivot_arg;
-    bool flushing; /* `flush` is with the replica */
-    bool flushed;  /* and has come back well */
+    struct verify *verify; /* under way, or NULL */
+    bool flushing;         /* `flush` is with the replica */
+    bool flushed;          /* and has come back well */
     int flush_status;
     struct xm_rreq flush;
 
@@ -220,6 +223,15 @@ void mode_update(struct xm_disk *, uint64_t now);
 void give_up_chunk(struct xm_disk *, uint64_t chunk);
 void give_up_range(struct xm_disk *, uint64_t offset, uint64_t length);
 
+/* A chunk that was `copying` is so no more: present when ok and not stale; goes on with who was held by it.
+ */
+void chunk_release(struct xm_disk *, uint64_t chunk, bool ok);
+
+/* verify.c */
+void verify_step(struct xm_disk *);
+void verify_fail(struct xm_disk *, int status, const char *why);
+bool verify_busy(const struct xm_disk *);
+
 /* copy.c */
 void copier_pause(struct xm_disk *, unsigned reason);
 void copier_resume(struct xm_disk *, unsigned reason);
@@ -227,7 +239,8 @@ void mirror_begin(struct xm_disk *); /* STARTING, and all that began before has 
 void mirror_teardown(struct xm_disk *);
 bool mirror_quiet(const struct xm_disk *); /* nothing under way to the replica */
 
-/* settle.c: something happened that the copier, settle, pivot, mirror off or on may wait for; looked at in the next turn. */
+/* settle.c: something happened that the copier, settle, pivot, mirror off or on may wait for; looked at in
+ * the next turn. */
 void progress(struct xm_disk *);
 /* Something ended that only those wait for, not the copier. */
 void progress_if_awaited(struct xm_disk *);

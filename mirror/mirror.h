@@ -75,6 +75,10 @@ void xm_disk_settle(struct xm_disk *, void (*done)(void *, int status, const cha
 /* Storage-only: from now on the disk is `file` (the near replica's); the old one is the caller's again. While the guest
  * runs: holds new requests for the moment that it takes to finish what is in flight and flush, then swaps. Engine's thread. */
 void xm_disk_pivot(struct xm_disk *, struct xm_file *file, void (*done)(void *, int status, const char *why), void *arg);
+/* Compares both sides chunk by chunk (XXH3-128), while the guest runs and the mirror is on: each chunk is held for it as for a
+ * copy. A chunk that differs goes absent and is copied again. Calls back once: 0 and how many differed, or -errno with a
+ * sentence. Engine's thread. */
+void xm_disk_verify(struct xm_disk *, void (*done)(void *, int status, uint64_t differed, const char *why), void *arg);
 void xm_disk_status(struct xm_disk *, struct xm_disk_status *); /* any thread */
 /* Links are all gone (true) or back (false): in-flight gives up, chunks go absent; the copier pauses. Engine's thread. */
 void xm_disk_replica_lost(struct xm_disk *, bool lost);

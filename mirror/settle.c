@@ -28,7 +28,7 @@ void progress(struct xm_disk *d)
 
 void progress_if_awaited(struct xm_disk *d)
 {
-    if (d->settle_done || d->pivot_done || d->off_done || d->mode == XM_MIRROR_STARTING)
+    if (d->settle_done || d->pivot_done || d->off_done || d->verify || d->mode == XM_MIRROR_STARTING)
         progress(d);
 }
 
@@ -72,6 +72,7 @@ void switch_fail(struct xm_disk *d, int status, const char *why)
         end_settle(d, status, why);
     if (d->pivot_done)
         end_pivot(d, status, why);
+    verify_fail(d, status, why);
 }
 
 /* ---- the replica's flush ---- */
@@ -209,7 +210,7 @@ void xm_disk_pivot(struct xm_disk *d, struct xm_file *file, void (*done)(void *,
 
 static void check_hopeless(struct xm_disk *d)
 {
-    if (!d->settle_done && !d->pivot_done)
+    if (!d->settle_done && !d->pivot_done && !d->verify)
         return;
     if (d->mode == XM_MIRROR_OFF)
         switch_fail(d, -EINVAL, "the disk is not being mirrored");
@@ -227,6 +228,7 @@ void progress_fire(struct xm_timer *t)
         mirror_begin(d);
     if (d->copier && d->pauses == 0)
         xm_copier_pause(d->copier, false);
+    verify_step(d);
     if (d->off_done && mirror_quiet(d)) {
         void (*done)(void *) = d->off_done;
         d->off_done = NULL;

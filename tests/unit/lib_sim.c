@@ -364,6 +364,8 @@ struct sim_frame {
     struct xm_wreq wreq;
     bool at_peer;
     int status;
+    void *reply;
+    uint32_t reply_len;
     TAILQ_ENTRY(sim_frame) all;
 };
 
@@ -373,6 +375,7 @@ static void frame_free(struct sim_frame *f)
 {
     TAILQ_REMOVE(&f->links->frames, f, all);
     free(f->wreq.payload);
+    free(f->reply);
     free(f);
 }
 
@@ -388,6 +391,9 @@ static void ack_arrives(struct sim_event *e)
         l->changed += m->length && XXH3_64bits(m->payload, m->length) != f->wreq.hdr.hash;
         m->status = f->status;
         m->hash = f->wreq.hdr.hash;
+        m->reply = f->reply;
+        m->reply_len = f->reply_len;
+        f->reply = NULL;
     }
     frame_free(f);
     if (m)
@@ -400,9 +406,13 @@ static void answered(struct xm_wreq *w, int status, const void *reply, uint32_t 
     struct sim_frame *f = xm_container_of(w, struct sim_frame, wreq);
     struct sim_links *l = f->links;
 
-    (void)reply;
-    (void)reply_len;
     f->status = status;
+    if (reply_len) {
+        f->reply = malloc(reply_len);
+        assert(f->reply);
+        memcpy(f->reply, reply, reply_len);
+        f->reply_len = reply_len;
+    }
     f->event.fire = ack_arrives;
     if (!l->hold_acks)
         sim_event_set(l->sim, &f->event, sim_between(l->sim, l->delay_min, l->delay_max));
@@ -413,7 +423,7 @@ static void frame_arrives(struct sim_event *e)
     struct sim_frame *f = xm_container_of(e, struct sim_frame, event);
 
     f->at_peer = true;
-    f->links->reordered += f->wreq.hdr.seq && f->wreq.hdr.seq < f->links->last_arrived;
+    f->links->reordered += f->wreq.hdr.seq > 0 && f->wreq.hdr.seq < f->links->last_arrived;
     f->links->last_arrived = XM_MAX(f->links->last_arrived, f->wreq.hdr.seq);
     f->wreq.done = answered;
     xm_writer_submit(f->links->writer, &f->wreq);

@@ -27,8 +27,8 @@
 /* What the whole run must have seen at least once, or it has proved less than it says. */
 static struct {
     uint64_t to_sync, to_async, held, given_up, buffer_waits, links_lost, all_lost, resent, reordered,
-        target_errors, read_errors, write_errors, mirror_offs, pivots, holes, zeros, retried_settles, gated,
-        failed;
+        target_errors, read_errors, write_errors, mirror_offs, pivots, holes, zeros, retried_settles,
+        verified, verify_failed, failed;
 } seen;
 
 struct guest_sector {
@@ -65,7 +65,7 @@ struct world {
     uint64_t think; /* ns between requests, at most */
     bool chaotic, mirror_up, turning_off, stopped;
     bool quiet; /* set when the guest has nothing in flight and nothing left to do */
-    bool off, settled, pivoted;
+    bool off, settled, pivoted, verifying;
     int settle_status, pivot_status;
     char why[300];
     uint64_t seed;
@@ -355,6 +355,20 @@ static void link_chaos(struct world *w)
     }
 }
 
+static void verified(void *arg, int status, uint64_t differed, const char *why)
+{
+    struct world *w = arg;
+
+    (void)why;
+    say(w, "verified", (uint64_t)-status, differed);
+    w->verifying = false;
+    seen.verified += status == 0;
+    seen.verify_failed += status < 0;
+    if (status == 0 && differed > 0 && w->target->errors + w->source->errors == 0)
+        fail_msg("seed %llu: %llu present chunks differed", (unsigned long long)w->seed,
+                 (unsigned long long)differed);
+}
+
 static void chaos_step(struct sim_event *e)
 {
     struct world *w = xm_container_of(e, struct world, chaos);
@@ -368,6 +382,10 @@ static void chaos_step(struct sim_event *e)
         mirror_off(w);
     else if (!w->mirror_up && sim_chance(w->sim, 500))
         mirror_on(w, false);
+    if (!w->verifying && w->mirror_up && !w->turning_off && sim_chance(w->sim, 100)) {
+        w->verifying = true;
+        xm_disk_verify(w->disk, verified, w);
+    }
     if (sim_chance(w->sim, 100))
         xm_disk_status(w->disk, &st);
     sim_event_set(w->sim, e, sim_between(w->sim, XM_NS_PER_US, 40 * XM_NS_PER_MS));
@@ -666,15 +684,16 @@ static void test_every_path_was_walked(void **state)
         (unsigned long long)seen.resent, (unsigned long long)seen.reordered);
     print_message(
         "target_errors %llu read_errors %llu write_errors %llu mirror_offs %llu pivots %llu holes %llu "
-        "zeros %llu retried_settles %llu failed %llu\n",
+        "zeros %llu retried_settles %llu failed %llu verified %llu verify_failed %llu\n",
         (unsigned long long)seen.target_errors, (unsigned long long)seen.read_errors,
         (unsigned long long)seen.write_errors, (unsigned long long)seen.mirror_offs,
         (unsigned long long)seen.pivots, (unsigned long long)seen.holes, (unsigned long long)seen.zeros,
-        (unsigned long long)seen.retried_settles, (unsigned long long)seen.failed);
+        (unsigned long long)seen.retried_settles, (unsigned long long)seen.failed,
+        (unsigned long long)seen.verified, (unsigned long long)seen.verify_failed);
     assert_true(seen.to_sync && seen.to_async && seen.held && seen.given_up && seen.buffer_waits);
     assert_true(seen.links_lost && seen.all_lost && seen.resent && seen.reordered);
     assert_true(seen.target_errors && seen.read_errors && seen.write_errors && seen.mirror_offs);
-    assert_true(seen.pivots && seen.holes && seen.zeros);
+    assert_true(seen.pivots && seen.holes && seen.zeros && seen.verified && seen.verify_failed);
 }
 
 int main(void)
