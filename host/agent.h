@@ -49,7 +49,8 @@ struct vm {
     json_t
         *moving;  /* while its disks move on this host: {"datastore", "reserve": [{path, used}]}; else NULL */
     int watch_fd; /* its watcher's socket, -1 */
-    unsigned revived; /* how often its shim was started anew lately */
+    unsigned revived;    /* how often its shim was started anew since: */
+    uint64_t revived_at; /* xm_now() */
     /* It is expected, by a migration: */
     json_t *incoming; /* what stands in incoming.json; NULL when the VM is this host's own */
 };
@@ -74,6 +75,9 @@ int vm_watch(struct agent *, const char *name, struct xm_error *); /* it has a s
 /* An incoming VM that is on its way out (its shim does not answer any more) is waited for. True: it has gone.
  */
 bool vm_wait_ending(struct agent *, const char *name);
+/* Ends what is left of a VM here that is another host's, and has no shim. False: it has one, or does not end.
+ */
+bool vm_end_orphan(struct agent *, const char *name);
 /* One request to the shim; the reference `request` is stolen. The answer (ok is true) or NULL with a
  * sentence. */
 json_t *shim_call(struct agent *, const char *name, json_t *request, int pass_fd, uint64_t timeout_ns,
@@ -98,7 +102,7 @@ struct job {
     char id[16];   /* constant */
     json_t *about; /* job, mode, vm, source, destination…; "state": running, done, failed */
     json_t *event[JOB_EVENTS];
-    unsigned events; /* how many there were: number n is in event[n % JOB_EVENTS] */
+    unsigned events; /* how many there were; slot() in agent_jobs.c says where each is */
     bool over;
     bool storage;    /* counts against the limit of migrations with disks */
     bool aborted;    /* its user wants its end; looked at while no shim works on it yet */
@@ -116,6 +120,7 @@ struct job *job_get(struct agent *, const char *id); /* NULL: unknown, or too lo
 void job_put(struct agent *, struct job *);
 void job_event(struct agent *, struct job *, json_t *steals); /* adds job; «done» and «failed» end it */
 void job_fail(struct agent *, struct job *, int exit, const char *why);
+json_t *job_last_event(const struct job *); /* under the lock; a copy, or NULL */
 json_t *jobs_list(struct agent *);
 void jobs_free(struct agent *);
 unsigned jobs_running(struct agent *, bool storage_only); /* under the lock */
@@ -137,6 +142,7 @@ struct agent {
     LIST_HEAD(, conn) conns;
     unsigned threads, unix_conns, tcp_conns;
     unsigned next_job;
+    unsigned pending, pending_storage; /* moves that were let in and have no job yet */
     bool ending;
 };
 

@@ -18,6 +18,12 @@ static char *job_file(struct agent *a, const char *id)
     return xm_printf("%s/jobs/%s.json", a->conf.state_dir, id);
 }
 
+/* Event number n's place: the first one is never overwritten. */
+static unsigned slot(unsigned n)
+{
+    return n < JOB_EVENTS ? n : 1 + (n - 1) % (JOB_EVENTS - 1);
+}
+
 static void save(struct agent *a, struct job *job)
 {
     struct xm_error e = {0};
@@ -26,7 +32,7 @@ static void save(struct agent *a, struct job *job)
     agent_lock(a);
     json_t *o = json_deep_copy(job->about);
     if (o && job->over && job->events)
-        json_object_set(o, "result", job->event[(job->events - 1) % JOB_EVENTS]);
+        json_object_set(o, "result", job->event[slot(job->events - 1)]);
     agent_unlock(a);
     if (write_json(path, o, &e) < 0)
         xm_log(XM_LOG_ERROR, "job %s: %s", job->id, e.text);
@@ -202,10 +208,9 @@ void job_event(struct agent *a, struct job *job, json_t *event)
                 json_object_set(event, keys[i], json_object_get(job->about, keys[i]));
         }
     }
-    unsigned slot = job->events % JOB_EVENTS;
-    json_decref(job->event[slot]);
-    job->event[slot] = event;
-    job->events++;
+    unsigned at = slot(job->events++);
+    json_decref(job->event[at]);
+    job->event[at] = event;
     agent_unlock(a);
     if (ends) {
         agent_lock(a);
@@ -364,6 +369,11 @@ void jobs_settle(struct agent *a)
 
 /* ---- verbs ---- */
 
+json_t *job_last_event(const struct job *job)
+{
+    return job->events ? json_deep_copy(job->event[slot(job->events - 1)]) : NULL;
+}
+
 json_t *jobs_list(struct agent *a)
 {
     json_t *list = json_array();
@@ -374,8 +384,8 @@ json_t *jobs_list(struct agent *a)
         json_t *o = json_copy(job->about);
         if (job->over)
             json_object_set_new(o, "result", json_string(job->error[0] ? job->error : "done"));
-        for (unsigned i = job->events; !job->over && i > 0 && i + JOB_EVENTS > job->events; i--) {
-            const json_t *ev = job->event[(i - 1) % JOB_EVENTS];
+        for (unsigned i = job->events; !job->over && i > 1 && i + JOB_EVENTS > job->events + 1; i--) {
+            const json_t *ev = job->event[slot(i - 1)];
             if (!strcmp(xm_json_str(ev, "event", ""), "progress")) {
                 static const char *const keys[] = {"bytes_done", "bytes_total", "rate"};
                 for (size_t k = 0; k < 3; k++)
@@ -407,10 +417,10 @@ json_t *job_stream(struct conn *c, struct job *job)
 
     agent_lock(a);
     for (;;) {
-        if (job->events > next + JOB_EVENTS)
-            next = job->events - JOB_EVENTS;
+        if (next && job->events - next > JOB_EVENTS - 1)
+            next = job->events - (JOB_EVENTS - 1);
         if (next < job->events) {
-            json_t *event = json_deep_copy(job->event[next++ % JOB_EVENTS]);
+            json_t *event = json_deep_copy(job->event[slot(next++)]);
             agent_unlock(a);
             conn_event(c, event);
             agent_lock(a);

@@ -115,8 +115,11 @@ static void let_go(struct move *m)
 {
     agent_lock(m->agent);
     struct vm *vm = m->held ? vm_find(m->agent, m->vm) : NULL;
-    if (vm && !strcmp(vm->job, "-"))
+    if (vm && !strcmp(vm->job, "-")) {
         vm->job[0] = 0;
+        json_decref(vm->moving);
+        vm->moving = NULL;
+    }
     agent_unlock(m->agent);
 }
 
@@ -209,6 +212,43 @@ static void against(json_t *reasons, char *why)
     free(why);
 }
 
+/* Who is let in is counted in the same step, so that moves asked for at once cannot all be the last one
+ * allowed. */
+static void judge_limits(struct move *m, json_t *reasons)
+{
+    struct agent *a = m->agent;
+    struct vm *vm;
+
+    agent_lock(a);
+    unsigned all = jobs_running(a, false) + a->pending, storage = jobs_running(a, true) + a->pending_storage;
+    TAILQ_FOREACH (vm, &a->vms, link) {
+        all += vm->incoming != NULL;
+        storage += xm_json_bool(vm->incoming, "storage", false);
+    }
+    bool full = all >= a->conf.migrations, storage_full = m->storage && storage >= a->conf.storage_migrations;
+    if (m->held && !full && !storage_full) {
+        m->counted = true;
+        a->pending++;
+        a->pending_storage += m->storage;
+    }
+    agent_unlock(a);
+    if (full)
+        against(reasons, xm_printf("%s takes part in %u migrations, which is its limit", a->conf.name, all));
+    else if (storage_full)
+        against(reasons, xm_printf("%s takes part in %u migrations with disks, which is its limit",
+                                   a->conf.name, storage));
+}
+
+/* It has a job now, or will have none. Under the lock. */
+static void count_off(struct move *m)
+{
+    if (m->counted) {
+        m->agent->pending--;
+        m->agent->pending_storage -= m->storage;
+    }
+    m->counted = false;
+}
+
 static void judge_source(struct move *m, json_t *reasons)
 {
     struct agent *a = m->agent;
@@ -237,21 +277,7 @@ static void judge_source(struct move *m, json_t *reasons)
                                        a->conf.link[i].name, a->conf.name, xm_format_rate((double)speed).s,
                                        xm_format_rate((double)a->conf.min_bandwidth).s));
     }
-    unsigned all = 0, storage = 0;
-    struct vm *vm;
-    agent_lock(a);
-    all = jobs_running(a, false);
-    storage = jobs_running(a, true);
-    TAILQ_FOREACH (vm, &a->vms, link) {
-        all += vm->incoming != NULL;
-        storage += xm_json_bool(vm->incoming, "storage", false);
-    }
-    agent_unlock(a);
-    if (all >= a->conf.migrations)
-        against(reasons, xm_printf("%s takes part in %u migrations, which is its limit", a->conf.name, all));
-    else if (m->storage && storage >= a->conf.storage_migrations)
-        against(reasons, xm_printf("%s takes part in %u migrations with disks, which is its limit",
-                                   a->conf.name, storage));
+    judge_limits(m, reasons);
 }
 
 /* Storage-only: which disks move, and is there room for them. Reserves it when the VM is held. */
@@ -475,6 +501,9 @@ static struct job *start_job(struct move *m, json_t **no)
     if (m->datastore[0])
         json_object_set_new(about, "datastore", json_string(m->datastore));
     struct job *job = job_new(a, about, m->storage, &e);
+    agent_lock(a);
+    count_off(m);
+    agent_unlock(a);
     if (job) {
         agent_lock(a);
         struct vm *vm = vm_find(a, m->vm);
@@ -529,11 +558,7 @@ struct job *move_begin(struct agent *a, const json_t *request, bool only_check, 
     if (m->nothing && nothing)
         *nothing = nothing_to_move(m);
     agent_lock(a);
-    struct vm *vm = m->held ? vm_find(a, m->vm) : NULL;
-    if (vm) {
-        json_decref(vm->moving);
-        vm->moving = NULL;
-    }
+    count_off(m);
     agent_unlock(a);
     let_go(m);
     move_free(m);

@@ -231,8 +231,8 @@ static bool wait_for(struct conn *c, struct job *job)
     while (!job->over && agent_wait(a, UINT64_MAX))
         ;
     bool done = job->over && !job->error[0];
-    if (job->over && job->events)
-        last = json_deep_copy(job->event[(job->events - 1) % JOB_EVENTS]);
+    if (job->over)
+        last = job_last_event(job);
     agent_unlock(a);
     if (last)
         conn_event(c, last);

@@ -120,6 +120,17 @@ static bool wait_gone(struct agent *a, const char *vm)
     return gone;
 }
 
+/* What is left here of a VM that is another host's: its shim, or a QEMU that has none. */
+static int end_here(struct agent *a, const char *vm, struct xm_error *e)
+{
+    json_t *o = shim_call(a, vm, json_pack("{s:s, s:b}", "cmd", "stop", "force", 1), -1, ASK_NS, e);
+
+    json_decref(o);
+    if (o ? wait_gone(a, vm) : vm_end_orphan(a, vm))
+        return 0;
+    return o ? xm_error_set(e, ETIMEDOUT, "its shim does not end") : -EIO;
+}
+
 /* ---- the cases ---- */
 
 static json_t *decide(struct agent *a, const char *vm, const struct known *here)
@@ -153,14 +164,11 @@ static json_t *decide(struct agent *a, const char *vm, const struct known *here)
 static json_t *end_rest(struct agent *a, const char *vm, const char *owner, uint64_t epoch)
 {
     struct xm_error e = {0};
-    json_t *o = shim_call(a, vm, json_pack("{s:s, s:b}", "cmd", "stop", "force", 1), -1, ASK_NS, &e);
 
-    if (!o)
+    if (end_here(a, vm, &e) < 0)
         return refusal(EXIT_FAILED,
                        "VM %s is %s's (epoch %llu), and what is left of it here cannot be ended: %s", vm,
                        owner, (unsigned long long)epoch, e.text);
-    json_decref(o);
-    wait_gone(a, vm);
     return say(
         "VM %s is %s's (epoch %llu); what was left of it here has been ended, its disks here were kept", vm,
         owner, (unsigned long long)epoch);
@@ -189,13 +197,9 @@ static json_t *take_back(struct agent *a, const char *vm, struct known *here)
 
     if (owner_write(a, vm, &rec, &e) < 0)
         return refusal(EXIT_FAILED, "%s", e.text);
-    if (here->present) {
-        json_t *o = shim_call(a, vm, json_pack("{s:s, s:b}", "cmd", "stop", "force", 1), -1, ASK_NS, &e);
-        json_decref(o);
-        if (!o || !wait_gone(a, vm))
-            return refusal(EXIT_FAILED, "VM %s is %s's again, but its old shim does not end: %s", vm,
-                           a->conf.name, e.text);
-    }
+    if (here->present && end_here(a, vm, &e) < 0)
+        return refusal(EXIT_FAILED, "VM %s is %s's again, but what is left of it here does not end: %s", vm,
+                       a->conf.name, e.text);
     json_t *answer = start_again(a, vm);
     if (!xm_json_bool(answer, "ok", false))
         return answer;

@@ -28,6 +28,7 @@
 
 #define SHIM_START_NS (120 * XM_NS_PER_S)
 #define REVIVE_MAX    3
+#define REVIVE_NS     (600 * XM_NS_PER_S) /* so many in that time, then it is left alone */
 
 /* ---- paths and files ---- */
 
@@ -428,6 +429,22 @@ static bool listen_to(struct agent *a, const char *name)
     return true;
 }
 
+static void fail_job_of(struct agent *a, const char *name, const char *why)
+{
+    char id[16] = "";
+
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    if (vm)
+        memcpy(id, vm->job, sizeof id);
+    agent_unlock(a);
+    struct job *job = id[0] ? job_get(a, id) : NULL;
+    if (job) {
+        job_fail(a, job, EXIT_FAILED, why);
+        job_put(a, job);
+    }
+}
+
 /* The shim is gone and QEMU is not: another shim for it. */
 static bool revive(struct agent *a, const char *name)
 {
@@ -436,6 +453,10 @@ static bool revive(struct agent *a, const char *name)
 
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
+    if (vm && xm_now() - vm->revived_at > REVIVE_NS) {
+        vm->revived = 0;
+        vm->revived_at = xm_now();
+    }
     json_t *spec = vm && !vm->incoming && vm->revived++ < REVIVE_MAX ? json_incref(vm->spec) : NULL;
     agent_unlock(a);
     if (!spec || !vm_process(a, name, "qemu.pid") || !vm_owned(a, name, &epoch)) {
@@ -447,6 +468,8 @@ static bool revive(struct agent *a, const char *name)
     json_decref(spec);
     if (r)
         xm_log(XM_LOG_ERROR, "%s", e.text);
+    else
+        fail_job_of(a, name, "the shim died, and with it the migration; the VM runs on here with a new one");
     return r == 0;
 }
 
@@ -496,6 +519,23 @@ static bool clean_up_after(struct agent *a, const char *name, const json_t *inco
     delete_taps(a, name);
     vm_remove_run_dir(a, name);
     return true;
+}
+
+bool vm_end_orphan(struct agent *a, const char *name)
+{
+    pid_t qemu = vm_process(a, name, "qemu.pid");
+
+    if (vm_process(a, name, "shim.pid"))
+        return false;
+    if (qemu)
+        kill_qemu(qemu);
+    bool gone = clean_up_after(a, name, NULL);
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    if (gone && vm)
+        vm_forget(vm);
+    agent_unlock(a);
+    return gone;
 }
 
 /* The shim leaves its last event in a file: the agent may have been away when it was sent. */

@@ -18,6 +18,7 @@ struct move {
     bool storage, local;
     bool nothing; /* `local`: all disks are there already */
     bool held;    /* vm->job is this move's */
+    bool counted; /* in agent->pending */
     json_t *options;
     json_t *disks; /* `local`: [{name, path}] */
     struct vm_spec spec;
