@@ -1,7 +1,7 @@
 /* Happy path: fork, the child sets itself up and execs; the parent learns from a pipe that closes on exec
  * that it went well. Exec fails: the child writes errno into that pipe, the parent waits for the child's end
  * and reports it. Between fork and exec only what signal-safety(7) allows is called, because other threads'
- * locks may be held in the child for ever.
+ * locks may be held in the child for ever (execvp allocates nothing since glibc 2.24).
  */
 #include "base/base.h"
 
@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -29,14 +28,6 @@ static pid_t reap(pid_t pid, int *status)
     return got;
 }
 
-/* In the child: makes every descriptor above 2 close on exec, but those to keep. */
-static void keep_only(const int *keep)
-{
-    syscall(SYS_close_range, 3u, ~0u, 4u /* CLOSE_RANGE_CLOEXEC */);
-    for (; keep && *keep >= 0; keep++)
-        fcntl(*keep, F_SETFD, 0);
-}
-
 static void default_signals(void)
 {
     struct sigaction dfl = {.sa_handler = SIG_DFL};
@@ -49,7 +40,7 @@ static void default_signals(void)
 }
 
 /* `in`, `out`, `err`: what becomes 0, 1, 2; all above 2. */
-static pid_t start(const char *const argv[], int in, int out, int err, const int *keep, struct xm_error *e)
+static pid_t start(const char *const argv[], int in, int out, int err, struct xm_error *e)
 {
     int report[2];
     int why = 0;
@@ -60,7 +51,7 @@ static pid_t start(const char *const argv[], int in, int out, int err, const int
     if (pid == 0) {
         default_signals();
         if (dup2(in, 0) >= 0 && dup2(out, 1) >= 0 && dup2(err, 2) >= 0) {
-            keep_only(keep);
+            syscall(SYS_close_range, 3u, ~0u, 4u /* CLOSE_RANGE_CLOEXEC */);
             execvp(argv[0], (char *const *)argv);
         }
         why = errno;
@@ -79,24 +70,6 @@ static pid_t start(const char *const argv[], int in, int out, int err, const int
     }
     close(report[0]);
     return why ? xm_error_errno(e, why, "cannot start %s", argv[0]) : pid;
-}
-
-pid_t xm_spawn(const char *const argv[], const struct xm_spawn_opts *opts, struct xm_error *e)
-{
-    const char *log = opts && opts->log_path ? opts->log_path : "/dev/null";
-    int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    int out = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-    pid_t pid;
-
-    if (null < 0 || out < 0)
-        pid = xm_error_errno(e, errno, "cannot open %s", out < 0 ? log : "/dev/null");
-    else
-        pid = start(argv, null, out, out, opts ? opts->keep : NULL, e);
-    if (null >= 0)
-        close(null);
-    if (out >= 0)
-        close(out);
-    return pid;
 }
 
 /* Text that comes from a pipe; what is over the bound is read and dropped, so that the writer is not stuck.
@@ -187,7 +160,7 @@ int xm_run(const char *const argv[], uint64_t timeout_ns, char **out, struct xm_
     if (null < 0 || pipe2(o, O_CLOEXEC) < 0 || pipe2(r, O_CLOEXEC) < 0)
         err = xm_error_errno(e, errno, "cannot start %s", argv[0]);
     else
-        pid = start(argv, null, o[1], r[1], NULL, e);
+        pid = start(argv, null, o[1], r[1], e);
     close(null);
     close(o[1]);
     close(r[1]);
@@ -214,70 +187,4 @@ int xm_run(const char *const argv[], uint64_t timeout_ns, char **out, struct xm_
     else
         free(go.text);
     return err;
-}
-
-/* The parent's part: waits for the daemon's word and ends as it says. The word is one '+', or the failure's
- * text. */
-static void wait_and_exit(int fd)
-{
-    char text[600];
-    size_t len = 0;
-    ssize_t n;
-
-    while (len < sizeof text - 1 &&
-           ((n = read(fd, text + len, sizeof text - 1 - len)) > 0 || (n < 0 && errno == EINTR)))
-        len += n > 0 ? (size_t)n : 0;
-    if (len == 1 && text[0] == '+')
-        _exit(0);
-    text[len++] = '\n';
-    if (len == 1)
-        len = (size_t)snprintf(text, sizeof text,
-                               "the program ended while it was starting: its log says why\n");
-    _exit(write(STDERR_FILENO, text, len) < 0 ? 1 : 1);
-}
-
-int xm_daemonize(const char *log_path, int *ready, struct xm_error *e)
-{
-    int word[2] = {-1, -1};
-    int log = log_path ? open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600) : -1;
-
-    if (log_path && log < 0)
-        return xm_error_errno(e, errno, "cannot open %s", log_path);
-    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    int err = null < 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, word) < 0 ? errno : 0;
-    pid_t pid = err ? -1 : fork();
-    if (pid > 0) {
-        close(word[1]);
-        wait_and_exit(word[0]);
-    }
-    if (pid < 0) {
-        err = err ? err : errno;
-        if (log >= 0)
-            close(log);
-        return xm_error_errno(e, err, "cannot start in the background");
-    }
-    close(word[0]);
-    setsid();
-    if (chdir("/") < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || (log >= 0 && dup2(log, 2) < 0))
-        err = errno;
-    if (null > 2)
-        close(null);
-    if (log > 2)
-        close(log);
-    *ready = word[1];
-    return err ? xm_error_errno(e, err, "cannot start in the background") : 0;
-}
-
-void xm_daemon_ready(int ready, const char *failure)
-{
-    if (ready < 0)
-        return;
-    const char *word = failure ? failure : "+";
-    for (size_t at = 0, len = strlen(word); at < len;) {
-        ssize_t n = send(ready, word + at, len - at, MSG_NOSIGNAL);
-        if (n < 0 && errno != EINTR)
-            break; /* the parent was killed: nobody to tell */
-        at += n > 0 ? (size_t)n : 0;
-    }
-    close(ready);
 }

@@ -11,9 +11,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/wait.h>
 #include <unistd.h>
-#include "tests/unit/lib_tmpdir.h"
 
 #define SH(script)                                                                                           \
     (const char *const[])                                                                                    \
@@ -54,7 +52,7 @@ static void a_program_that_is_not_there_is_named(void **state)
     assert_int_equal(xm_run((const char *const[]){"xmt-no-such-program", NULL}, TIME, &out, &e), -ENOENT);
     assert_string_equal(e.text, "cannot start xmt-no-such-program: No such file or directory");
     assert_null(out);
-    assert_int_equal(xm_spawn((const char *const[]){"/", NULL}, NULL, &e), -EACCES);
+    assert_int_equal(xm_run((const char *const[]){"/", NULL}, TIME, NULL, &e), -EACCES);
 }
 
 static void who_takes_too_long_is_killed(void **state)
@@ -93,34 +91,15 @@ static void more_output_than_the_bound_is_dropped_not_stuck(void **state)
     free(out);
 }
 
-static void descriptors_stay_here_but_those_to_keep(void **state)
+static void descriptors_stay_here(void **state)
 {
     (void)state;
-    int secret = open("/dev/null", O_RDONLY), shared = open("/dev/null", O_RDONLY), status;
+    int secret = open("/dev/null", O_RDONLY);
     char script[100];
 
-    snprintf(script, sizeof script, "[ ! -e /proc/self/fd/%d ] && [ -e /proc/self/fd/%d ]", secret, shared);
-    const struct xm_spawn_opts opts = {.keep = (const int[]){shared, -1}};
-    pid_t pid = xm_spawn(SH(script), &opts, NULL);
-    assert_true(pid > 0);
-    assert_int_equal(waitpid(pid, &status, 0), pid);
-    assert_int_equal(status, 0);
+    snprintf(script, sizeof script, "[ ! -e /proc/self/fd/%d ]", secret);
+    assert_int_equal(xm_run(SH(script), TIME, NULL, NULL), 0);
     close(secret);
-    close(shared);
-}
-
-static void a_spawned_program_writes_to_its_log(void **state)
-{
-    (void)state;
-    const struct xm_spawn_opts opts = {.log_path = tmpdir_write("log", "before\n")};
-    char *text;
-    size_t len;
-    pid_t pid = xm_spawn(SH("echo out; echo err >&2; read x; echo end"), &opts, NULL);
-    assert_true(pid > 0);
-    waitpid(pid, NULL, 0);
-    assert_int_equal(xm_file_read(opts.log_path, 1000, &text, &len, NULL), 0);
-    assert_string_equal(text, "before\nout\nerr\nend\n");
-    free(text);
 }
 
 static void blocked_signals_are_not_inherited(void **state)
@@ -136,49 +115,6 @@ static void blocked_signals_are_not_inherited(void **state)
     assert_non_null(strstr(e.text, "signal 15"));
 }
 
-/* Forks a program that makes itself a daemon and says what failed, or dies; returns its parent's exit status.
- */
-static int start_daemon(bool die, const char *failure, const char *log, int errors)
-{
-    int status;
-    pid_t pid = fork();
-    if (pid == 0) {
-        int ready;
-        dup2(errors, 2);
-        if (xm_daemonize(log, &ready, NULL) < 0 || die)
-            _exit(9);
-        char *where = getcwd(NULL, 0);
-        dprintf(2, "in %s, session leader: %d\n", where, getsid(0) == getpid());
-        free(where);
-        xm_daemon_ready(ready, failure);
-        _exit(0);
-    }
-    assert_int_equal(waitpid(pid, &status, 0), pid);
-    return WEXITSTATUS(status);
-}
-
-static void a_daemon_s_word_decides_its_parent_s_exit_status(void **state)
-{
-    (void)state;
-    const char *log = tmpdir_write("log", ""), *err_path = tmpdir_write("err", "");
-    int errors = open(err_path, O_WRONLY | O_APPEND | O_CLOEXEC);
-    char *text;
-    size_t len;
-
-    assert_int_equal(start_daemon(false, NULL, log, errors), 0);
-    assert_int_equal(xm_file_read(log, 1000, &text, &len, NULL), 0);
-    assert_string_equal(text, "in /, session leader: 1\n");
-    free(text);
-    assert_int_equal(start_daemon(false, "no disk", log, errors), 1);
-    assert_int_equal(start_daemon(true, NULL, log, errors), 1);
-    assert_int_equal(xm_file_read(err_path, 1000, &text, &len, NULL), 0);
-    assert_string_equal(text, "no disk\nthe program ended while it was starting: its log says why\n");
-    free(text);
-    close(errors);
-}
-
-#define WITH_DIR(f) cmocka_unit_test_setup_teardown(f, tmpdir_make, tmpdir_remove)
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -188,10 +124,8 @@ int main(void)
         cmocka_unit_test(who_takes_too_long_is_killed),
         cmocka_unit_test(a_daemon_left_behind_is_not_waited_for),
         cmocka_unit_test(more_output_than_the_bound_is_dropped_not_stuck),
-        cmocka_unit_test(descriptors_stay_here_but_those_to_keep),
-        WITH_DIR(a_spawned_program_writes_to_its_log),
+        cmocka_unit_test(descriptors_stay_here),
         cmocka_unit_test(blocked_signals_are_not_inherited),
-        WITH_DIR(a_daemon_s_word_decides_its_parent_s_exit_status),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
