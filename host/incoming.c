@@ -11,44 +11,23 @@
  * within a minute) ends this side: QEMU and disks made for it are deleted, the source still has everything.
  * Once it is promised and the links are lost, we do not know whether it was given: `undecided`. The VM stays
  * loaded and stopped until the source's record is known (incoming_decide). */
-#include "host/incoming.h"
-#include "host/stream.h"
+#include "host/incoming_inside.h"
 
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define FIRST_LINK_TIMEOUT (60 * XM_NS_PER_S)
-#define LOAD_TIMEOUT       (10 * XM_NS_PER_S)
 #define LINGER             (10 * XM_NS_PER_S)
 
-enum in_state { IN_WAITING, IN_COPYING, IN_LOADING, IN_PROMISED, IN_UNDECIDED, IN_RUNNING, IN_FAILED };
 static const char *const state_names[] = {"waiting",   "copying", "loading", "promised",
                                           "undecided", "running", "failed"};
 
-struct incoming {
-    struct shim *shim;
-    pthread_t thread;
-    bool started;
-    struct xm_mailbox mailbox;
-    char source[64], job[32];
-    uint8_t token[XM_TOKEN_BYTES];
-    enum in_state state; /* its thread */
-    bool storage;
-    struct xm_links *links;
-    struct xm_ramsink *ramsink;
-    struct stream *stream;
-    uint64_t began, ran;
-    uint64_t epoch;
-    _Atomic bool stop;    /* main */
-    pthread_mutex_t lock; /* protects failure, closed, stream */
-    bool closed;          /* no more frames are handed on */
-    struct xm_error failure;
-    char qemu_status[32];
-};
+const char *incoming_state_name(const struct incoming *in)
+{
+    return state_names[in->state];
+}
 
-static void in_set_state(struct incoming *in, enum in_state to)
+void incoming_set_state(struct incoming *in, enum in_state to)
 {
     xm_log(XM_LOG_INFO, "VM %s, job %s from %s: %s -> %s", in->shim->vm.name, in->job, in->source,
            state_names[in->state], state_names[to]);
@@ -62,209 +41,6 @@ void incoming_fail(struct incoming *in, const char *why)
         xm_error_set(&in->failure, EIO, "%s", why);
     pthread_mutex_unlock(&in->lock);
 }
-
-/* ---- frames ---- */
-
-struct disk_frame {
-    struct xm_wreq req;
-    struct xm_rx *rx;
-};
-
-static void disk_frame_done(struct xm_wreq *req, int status, const void *reply, uint32_t len)
-{
-    struct disk_frame *f = xm_container_of(req, struct disk_frame, req);
-    xm_rx_done(f->rx, status, reply, len);
-    free(f);
-}
-
-static void disk_frame_run(struct xm_post *p)
-{
-    struct xm_rx *rx = xm_container_of(p, struct xm_rx, post);
-    struct shim_disk *d = rx->owner;
-    struct disk_frame *f = d->writer ? calloc(1, sizeof *f) : NULL;
-
-    if (!f) {
-        xm_rx_done(rx, d->writer ? -ENOMEM : -ECANCELED, NULL, 0);
-        return;
-    }
-    f->rx = rx;
-    f->req.hdr = rx->hdr;
-    f->req.payload = rx->payload;
-    f->req.done = disk_frame_done;
-    xm_writer_submit(d->writer, &f->req);
-}
-
-static int check_frame(void *ctx, const struct xm_frame_hdr *h, struct xm_error *e)
-{
-    struct incoming *in = ctx;
-    struct shim *s = in->shim;
-
-    if (h->type >= XM_FRAME_RAM_PAGES && h->type < XM_FRAME_STREAM)
-        return xm_ramsink_check(in->ramsink, h, e);
-    if (h->type >= XM_FRAME_STREAM)
-        return 0; /* bounded by the table of types; CALLs are judged as they are read */
-    if (!in->storage)
-        return xm_error_set(e, EPROTO, "a disk's frame in a migration that leaves the disks where they are");
-    if (h->object >= s->disks)
-        return xm_error_set(e, EPROTO, "a frame for disk %u of %u", h->object, s->disks);
-    uint64_t size = s->disk[h->object].file->size;
-    uint64_t n = h->type == XM_FRAME_DISK_DATA ? h->length : h->extent;
-    if (h->offset > size || n > size - h->offset)
-        return xm_error_set(e, EPROTO, "a frame for %llu bytes at %llu of disk %s, which has %llu",
-                            (unsigned long long)n, (unsigned long long)h->offset,
-                            s->disk[h->object].spec->name, (unsigned long long)size);
-    return 0;
-}
-
-static void call_run(struct xm_post *);
-
-/* Hands a frame on to its owner, unless this side is closing: then its queue is not looked at any more. */
-static void hand_on(struct incoming *in, struct xm_mailbox *to, struct xm_rx *rx)
-{
-    pthread_mutex_lock(&in->lock);
-    bool closed = in->closed;
-    if (!closed)
-        xm_mailbox_post(to, &rx->post);
-    pthread_mutex_unlock(&in->lock);
-    if (closed)
-        xm_rx_done(rx, -ECANCELED, NULL, 0);
-}
-
-static void take_frame(void *ctx, struct xm_rx *rx)
-{
-    struct incoming *in = ctx;
-    uint8_t type = rx->hdr.type;
-
-    if (type >= XM_FRAME_DISK_DATA && type < XM_FRAME_RAM_PAGES) {
-        struct shim_disk *d = &in->shim->disk[rx->hdr.object];
-        rx->owner = d;
-        rx->post.run = disk_frame_run;
-        hand_on(in, &d->engine->mailbox, rx);
-    } else if (type == XM_FRAME_RAM_PAGES || type == XM_FRAME_RAM_DIGEST) {
-        xm_ramsink_frame(in->ramsink, rx);
-    } else if (type == XM_FRAME_STREAM) {
-        pthread_mutex_lock(&in->lock);
-        struct stream *st = in->closed ? NULL : in->stream;
-        if (st)
-            stream_frame(st, rx);
-        pthread_mutex_unlock(&in->lock);
-        if (!st)
-            xm_rx_done(rx, -EPROTO, NULL, 0);
-    } else if (type == XM_FRAME_CALL) {
-        rx->owner = in;
-        rx->post.run = call_run;
-        hand_on(in, &in->mailbox, rx);
-    } else {
-        xm_rx_done(rx, -EPROTO, NULL, 0);
-    }
-}
-
-/* ---- calls ---- */
-
-static int do_begin(struct incoming *in, const json_t *o, json_t *reply, struct xm_error *e)
-{
-    struct shim *s = in->shim;
-    const json_t *disks = json_object_get(o, "disks");
-    const json_t *ram = json_object_get(o, "ram");
-    json_t *list = json_array();
-
-    json_object_set_new(reply, "disks", list);
-    if (in->state != IN_WAITING)
-        return xm_error_set(e, EPROTO, "it has begun already");
-    if (json_array_size(disks) != s->disks || json_array_size(ram) != s->ram.blocks)
-        return xm_error_set(e, EINVAL, "%zu disks and %zu RAM blocks there, %u and %u here",
-                            json_array_size(disks), json_array_size(ram), s->disks, s->ram.blocks);
-    in->epoch = (uint64_t)xm_json_int(o, "epoch", 0);
-    if (in->storage != xm_json_bool(o, "storage", true))
-        return xm_error_set(e, EPROTO, "prepared for another kind of migration");
-    for (unsigned i = 0; i < s->disks; i++) {
-        const json_t *d = json_array_get(disks, i);
-        struct xm_file *f = s->disk[i].file;
-        if (strcmp(xm_json_str(d, "name", ""), s->disk[i].spec->name) != 0 ||
-            (uint64_t)xm_json_int(d, "size", -1) != f->size)
-            return xm_error_set(e, EINVAL, "disk %u is not the same on both sides", i);
-        if (f->block > (uint64_t)xm_json_int(d, "block", 512) && in->storage)
-            return xm_error_set(
-                e, EINVAL,
-                "disk %s: %s has blocks of %u bytes, the source's has %lld: choose another datastore",
-                s->disk[i].spec->name, f->path, f->block, (long long)xm_json_int(d, "block", 512));
-        json_array_append_new(list,
-                              json_pack("{s:b}", "zeroed", !f->block_device && xm_file_allocated(f) == 0));
-    }
-    for (unsigned i = 0; i < s->ram.blocks; i++) {
-        if ((uint64_t)xm_json_int(json_array_get(ram, i), "size", -1) != s->ram.block[i].size)
-            return xm_error_set(e, EINVAL, "RAM block %u has another size here", i);
-    }
-    in_set_state(in, IN_COPYING);
-    return 0;
-}
-
-static int do_incoming(struct incoming *in, struct xm_error *e)
-{
-    struct qmp *q = &in->shim->qemu.qmp;
-    char *path = xm_printf("%s/mig.sock", in->shim->run_dir);
-    char *uri = xm_printf("unix:%s", path);
-    json_t *caps = json_pack("{s:[{s:s s:b} {s:s s:b}]}", "capabilities", "capability", "x-ignore-shared",
-                             "state", 1, "capability", "events", "state", 1);
-    int r = in->state == IN_COPYING ? 0 : xm_error_set(e, EPROTO, "not now");
-
-    if (r)
-        json_decref(caps);
-    else
-        r = qmp_do(q, "migrate-set-capabilities", caps, LOAD_TIMEOUT, e);
-    unlink(path);
-    if (!r)
-        r = qmp_do(q, "migrate-incoming", json_pack("{s:s}", "uri", uri), LOAD_TIMEOUT, e);
-    if (!r) {
-        struct stream *st = stream_receive(path, e);
-        pthread_mutex_lock(&in->lock);
-        in->stream = st;
-        pthread_mutex_unlock(&in->lock);
-        r = st ? 0 : -e->code;
-    }
-    free(uri);
-    free(path);
-    if (!r)
-        r = shim_save_spec(in->shim,
-                           e); /* now, while the guest still runs; without the record it means nothing */
-    if (!r)
-        in_set_state(in, IN_LOADING);
-    return r;
-}
-
-static int do_loaded(struct incoming *in, struct xm_error *e)
-{
-    uint64_t deadline = xm_now() + LOAD_TIMEOUT;
-
-    if (in->state == IN_PROMISED)
-        return 0;
-    if (in->state != IN_LOADING)
-        return xm_error_set(e, EPROTO, "nothing is being loaded");
-    while (strcmp(in->qemu_status, "completed") != 0) {
-        int r = qmp_pump(&in->shim->qemu.qmp, 20, e);
-        struct xm_error broken = {0};
-        stream_error(in->stream, &broken);
-        if (!r && broken.code)
-            r = xm_error_set(e, broken.code, "%s", broken.text);
-        if (!r && !strcmp(in->qemu_status, "failed"))
-            r = xm_error_set(e, EIO, "QEMU could not load the VM's devices (see qemu.log on %s)",
-                             in->shim->host);
-        if (!r && (xm_now() > deadline || in->stop))
-            r = xm_error_set(e, ETIMEDOUT, "QEMU does not finish loading the VM's devices (it is «%s»)",
-                             in->qemu_status);
-        if (r)
-            return r;
-    }
-    for (unsigned i = 0; !in->storage && i < in->shim->disks; i++) {
-        int r = xm_file_lock(in->shim->disk[i].file, e);
-        if (r)
-            return r;
-    }
-    in_set_state(in, IN_PROMISED);
-    return 0;
-}
-
-static void took_over(struct xm_post *);
 
 struct note {
     struct xm_post post;
@@ -281,74 +57,6 @@ static int post_main(struct incoming *in, void (*fn)(struct xm_post *))
     n->in = in;
     xm_mailbox_post(&in->shim->mailbox, &n->post);
     return 0;
-}
-
-/* The VM is ours: recorded first, then run. Asked twice (the answer was lost): the same answer. */
-static int do_run(struct incoming *in, uint64_t epoch, struct xm_error *e)
-{
-    struct shim *s = in->shim;
-    struct owner_record rec = {.epoch = epoch, .owner = OWNER_MINE};
-
-    if (in->state == IN_RUNNING)
-        return 0;
-    if ((in->state != IN_PROMISED && in->state != IN_UNDECIDED) || epoch != in->epoch)
-        return xm_error_set(e, EPROTO, "the VM is not loaded, or another epoch than %llu",
-                            (unsigned long long)in->epoch);
-    snprintf(rec.from, sizeof rec.from, "%s", in->source);
-    int r = owner_save(s->state_dir, s->vm.name, &rec, e);
-    xm_fault("run-after-record");
-    if (!r)
-        r = qmp_do(&s->qemu.qmp, "cont", NULL, LOAD_TIMEOUT, e);
-    if (!r) {
-        in->ran = xm_now();
-        s->epoch = epoch;
-        in_set_state(in, IN_RUNNING);
-    }
-    return r;
-}
-
-static void announce(struct incoming *in)
-{
-    json_t *args = json_pack("{s:i s:i s:i s:i}", "initial", 10, "max", 550, "rounds", 5, "step", 100);
-    struct xm_error e = {0};
-
-    if (qmp_do(&in->shim->qemu.qmp, "announce-self", args, LOAD_TIMEOUT, &e) < 0)
-        xm_log(XM_LOG_WARN, "VM %s: %s", in->shim->vm.name, e.text);
-}
-
-static void call_run(struct xm_post *p)
-{
-    struct xm_rx *rx = xm_container_of(p, struct xm_rx, post);
-    struct incoming *in = rx->owner;
-    json_t *o = rx->payload ? json_loadb(rx->payload, rx->hdr.length, 0, NULL) : NULL;
-    const char *call = xm_json_str(o, "call", "");
-    json_t *reply = json_object();
-    struct xm_error e = {0};
-    int r;
-
-    if (!strcmp(call, "begin"))
-        r = do_begin(in, o, reply, &e);
-    else if (!strcmp(call, "incoming"))
-        r = do_incoming(in, &e);
-    else if (!strcmp(call, "loaded"))
-        r = do_loaded(in, &e);
-    else if (!strcmp(call, "run"))
-        r = do_run(in, (uint64_t)xm_json_int(o, "epoch", 0), &e);
-    else
-        r = xm_error_set(&e, EPROTO, "unknown call «%.20s»", call);
-    bool announce_now = !r && !strcmp(call, "run");
-    json_object_set_new(reply, "ok", json_boolean(r == 0));
-    if (r) {
-        json_object_set_new(reply, "error", json_string(e.text));
-        xm_log(XM_LOG_WARN, "VM %s, job %s: «%.20s» refused: %s", in->shim->vm.name, in->job, call, e.text);
-    }
-    char *text = json_dumps(reply, JSON_COMPACT);
-    xm_rx_done(rx, text ? 0 : -ENOMEM, text, text ? (uint32_t)strlen(text) : 0);
-    free(text);
-    json_decref(reply);
-    json_decref(o);
-    if (announce_now)
-        announce(in);
 }
 
 /* ---- the thread ---- */
@@ -388,11 +96,18 @@ static void failed(struct xm_post *p)
     struct xm_error e = {0};
 
     find_failure(n->in, &e);
+    s->role = SHIM_INCOMING; /* if it was undecided, it is not any more: nothing of it stays */
     xm_log(XM_LOG_WARN, "VM %s, job %s from %s has ended here: %s", s->vm.name, n->in->job, n->in->source,
            e.text);
     shim_emit(s, json_pack("{s:s s:s s:s}", "event", "incoming-failed", "job", n->in->job, "error", e.text));
     free(n);
     shim_end(s);
+}
+
+void incoming_end(struct incoming *in)
+{
+    incoming_set_state(in, IN_FAILED);
+    post_main(in, failed);
 }
 
 /* Main thread: the VM is an ordinary one of this host from now on. */
@@ -429,6 +144,8 @@ static void *incoming_main(void *arg)
     while (!in->stop) {
         struct xm_error e = {0};
         xm_mailbox_wait(&in->mailbox, 50);
+        if (in->state == IN_FAILED)
+            break;
         qmp_pump(&in->shim->qemu.qmp, 0, NULL);
         find_failure(in, &e);
         if (in->state == IN_RUNNING) {
@@ -440,11 +157,10 @@ static void *incoming_main(void *arg)
                 break;
             }
         } else if (e.code && in->state == IN_PROMISED) {
-            in_set_state(in, IN_UNDECIDED);
+            incoming_set_state(in, IN_UNDECIDED);
             post_main(in, undecided);
         } else if (e.code && in->state != IN_UNDECIDED) {
-            in_set_state(in, IN_FAILED);
-            post_main(in, failed);
+            incoming_end(in);
             break;
         }
     }
@@ -461,26 +177,13 @@ struct decision {
 static void decide(void *arg)
 {
     struct decision *d = arg;
-
-    if (d->in->state != IN_UNDECIDED) {
-        d->result = xm_error_set(&d->error, EINVAL, "nothing is undecided here (it is «%s»)",
-                                 state_names[d->in->state]);
-    } else if (d->mine) {
-        d->result = do_run(d->in, d->in->epoch, &d->error);
-        if (!d->result)
-            announce(d->in);
-    } else {
-        in_set_state(d->in, IN_FAILED);
-        post_main(d->in, failed);
-    }
+    d->result = incoming_decide_here(d->in, d->mine, &d->error);
 }
 
 int incoming_decide(struct incoming *in, bool mine, struct xm_error *e)
 {
     struct decision d = {.in = in, .mine = mine};
 
-    if (!mine)
-        in->shim->role = SHIM_INCOMING; /* it goes as any failed one */
     xm_mailbox_call(&in->mailbox, decide, &d);
     if (d.result && e)
         *e = d.error;
@@ -540,7 +243,7 @@ int incoming_start(struct incoming *in, struct xm_error *e)
 {
     struct shim *s = in->shim;
     struct xm_links_opts o = {
-        .sink = {check_frame, take_frame, in},
+        .sink = {incoming_check_frame, incoming_take_frame, in},
     };
 
     memcpy(o.token, in->token, sizeof o.token);
@@ -548,13 +251,21 @@ int incoming_start(struct incoming *in, struct xm_error *e)
     in->links = in->ramsink ? xm_links_new(&o, e) : NULL;
     if (!in->links)
         return -XM_MAX(e->code, 1);
+    struct owner_record rec;
+    struct handoff_actions none;
+    int r = owner_load(s->state_dir, s->vm.name, &rec, e);
+    if (r && r != -ENOENT)
+        return r;
+    if ((r = handoff_start(&in->handoff, HANDOFF_DESTINATION, false, s->host, in->source, r ? NULL : &rec,
+                           &none, e)) < 0)
+        return r;
     xm_ramsink_populate(in->ramsink);
     for (unsigned i = 0; i < s->disks; i++) {
         shim_disk_call(&s->disk[i], writer_new, e);
         if (!s->disk[i].writer)
             return -XM_MAX(e->code, 1);
     }
-    int r = pthread_create(&in->thread, NULL, incoming_main, in);
+    r = pthread_create(&in->thread, NULL, incoming_main, in);
     in->started = r == 0;
     return r ? xm_error_errno(e, r, "the migration's thread") : 0;
 }

@@ -263,52 +263,6 @@ int source_switch(struct migration *m)
     return migration_interrupted(m); /* the last chance of an abort */
 }
 
-/* ---- hand-off (DESIGN §8; host/handoff.h holds the protocol as it was proved in the simulator) ---- */
-
-int source_handoff(struct migration *m)
-{
-    struct shim *s = m->shim;
-    struct owner_record rec = {.epoch = s->epoch + 1, .owner = OWNER_GIVEN};
-    uint64_t t = xm_now();
-    json_t *reply = NULL;
-    int r;
-
-    if (xm_fault("handoff-before-record"))
-        return xm_error_set(&m->error, EIO, "fault point handoff-before-record");
-    snprintf(rec.to, sizeof rec.to, "%s", m->destination);
-    if ((r = owner_save(s->state_dir, s->vm.name, &rec, &m->error)) < 0) {
-        /* It may or may not be on the disk: only when our own claim is durable again may the VM go on here.
-         */
-        struct owner_record mine = {.epoch = s->epoch, .owner = OWNER_MINE};
-        if (owner_save(s->state_dir, s->vm.name, &mine, NULL) < 0)
-            migration_set_state(m, MIG_UNKNOWN);
-        return r;
-    }
-    xm_fault("handoff-after-record");
-    uint64_t deadline = xm_now() + m->opt.link_timeout + QEMU_TIMEOUT;
-    /* Asked again while there is a link: the destination answers the same to the same epoch. */
-    for (;;) {
-        reply = peer_call(m->links, json_pack("{s:s s:I}", "call", "run", "epoch", (json_int_t)rec.epoch),
-                          QEMU_TIMEOUT, &m->error);
-        if (reply || !xm_links_up(m->links) || xm_now() > deadline)
-            break;
-        poll(NULL, 0, 100);
-    }
-    if (!reply) {
-        xm_error_prefix(&m->error,
-                        "VM %s was given to %s, which has not said that it runs it (it is stopped here; ask "
-                        "with `xmigrate "
-                        "recover %s`)",
-                        s->vm.name, m->destination, s->vm.name);
-        migration_set_state(m, MIG_UNKNOWN);
-        return -EIO;
-    }
-    m->report.running_at = xm_now();
-    m->report.t_handoff = m->report.running_at - t;
-    json_decref(reply);
-    return 0;
-}
-
 /* ---- back ---- */
 
 static bool ended(const char *status)

@@ -1,0 +1,99 @@
+/* The hand-off at the source: drives host/handoff.h's machine with the record on disk and calls over the
+ * links.
+ *
+ * Happy path: WANT -> «given to B, n+1» is durable -> RUN -> the destination has recorded it, runs the VM and
+ * acknowledges -> our copy may go. Otherwise the machine says what follows; three ends are possible here:
+ *   destroy    the VM runs there
+ *   resume     it is ours (again), and runs here: the record could not be written, or the destination handed
+ * it back neither    nobody has answered: the VM stays stopped here, with its disks, until `recover` has
+ * asked the destination */
+#include "host/handoff.h"
+#include "host/migration.h"
+
+#include <poll.h>
+#include <string.h>
+
+#define ANSWER_TIMEOUT (10 * XM_NS_PER_S)
+#define RETRY_MS       100
+
+struct outcome {
+    bool destroy, resume;
+};
+
+/* One message to the destination; what it answers goes back into the machine. A lost one is nothing. */
+static void exchange(struct migration *m, struct handoff *h, const struct handoff_msg *out,
+                     struct handoff_actions *next)
+{
+    struct handoff_msg in;
+    struct xm_error e = {0};
+    json_t *o = handoff_msg_pack(out);
+
+    memset(next, 0, sizeof *next);
+    json_object_set_new(o, "call", json_string("handoff"));
+    json_t *reply = peer_call(m->links, o, ANSWER_TIMEOUT, &e);
+    if (reply && json_object_get(reply, "handoff") && handoff_msg_unpack(&in, reply, &e) == 0)
+        handoff_message(h, &in, next);
+    if (e.code)
+        m->error = e;
+    json_decref(reply);
+}
+
+static void act(struct migration *m, struct handoff *h, struct handoff_actions a, struct outcome *out)
+{
+    for (;;) {
+        out->resume |= a.resume;
+        out->destroy |= a.destroy;
+        if (a.write) {
+            int r = owner_save(m->shim->state_dir, m->shim->vm.name, &a.record, &m->error);
+            xm_fault("handoff-after-record");
+            handoff_event(h, r ? HANDOFF_WRITE_FAILED : HANDOFF_WRITTEN, &a);
+        } else if (a.send) {
+            struct handoff_msg msg = a.msg;
+            exchange(m, h, &msg, &a);
+        } else {
+            return;
+        }
+    }
+}
+
+int source_handoff(struct migration *m)
+{
+    struct shim *s = m->shim;
+    struct owner_record rec;
+    struct handoff h;
+    struct handoff_actions a;
+    struct outcome out = {0};
+    uint64_t t = xm_now();
+    uint64_t deadline = t + XM_MAX(m->opt.link_timeout, ANSWER_TIMEOUT);
+    int r = owner_load(s->state_dir, s->vm.name, &rec, &m->error);
+
+    if (!r)
+        r = handoff_start(&h, HANDOFF_SOURCE, false, s->host, m->destination, &rec, &a, &m->error);
+    if (!r && xm_fault("handoff-before-record"))
+        r = xm_error_set(&m->error, EIO, "fault point handoff-before-record");
+    if (r)
+        return r;
+    handoff_event(&h, HANDOFF_WANT, &a);
+    act(m, &h, a, &out);
+    while (handoff_open(&h) && xm_links_up(m->links) > 0 && xm_now() < deadline) {
+        poll(NULL, 0, RETRY_MS);
+        handoff_event(&h, HANDOFF_RETRY, &a);
+        act(m, &h, a, &out);
+    }
+    s->epoch = h.record.epoch;
+    if (out.destroy) {
+        m->report.running_at = xm_now();
+        m->report.t_handoff = m->report.running_at - t;
+        return 0;
+    }
+    if (out.resume) {
+        xm_error_prefix(&m->error, "the VM could not be handed over and is this host's");
+        return -EIO;
+    }
+    xm_error_prefix(&m->error,
+                    "VM %s was given to %s, which has not said that it runs it; it is stopped here (ask with "
+                    "`xmigrate recover %s`)",
+                    s->vm.name, m->destination, s->vm.name);
+    migration_set_state(m, MIG_UNKNOWN);
+    return -EIO;
+}
