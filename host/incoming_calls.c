@@ -170,6 +170,8 @@ static int do_handoff(struct incoming *in, const json_t *o, json_t *reply, struc
         return xm_error_set(e, EPROTO, "the VM is not loaded");
     handoff_message(&in->handoff, &msg, &a);
     act(in, a, reply, e);
+    if (e->code)
+        json_object_set_new(reply, "reason", json_string(e->text));
     return 0;
 }
 

@@ -191,7 +191,7 @@ static int walk(struct migration *m)
         migration_set_state(m, MIG_SETTLE);
         return 0;
     }
-    if ((r = prepare(m)) < 0)
+    if ((r = source_handoff_prepare(m)) < 0 || (r = prepare(m)) < 0)
         return r;
     if (m->storage) {
         migration_set_state(m, MIG_DISKS);
@@ -267,6 +267,8 @@ static void fail(struct migration *m, int r)
     struct xm_error first = m->error; /* what follows must not hide it */
     int resumed = 0;
 
+    if (in == MIG_SWITCH || in == MIG_HANDOFF)
+        source_keep(m);
     if (m->links)
         xm_links_abort(m->links, first.text);
     if (m->stream)

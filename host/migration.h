@@ -3,6 +3,7 @@
 #ifndef XM_HOST_MIGRATION_H
 #define XM_HOST_MIGRATION_H
 
+#include "host/handoff.h"
 #include "host/shim.h"
 #include "host/stream.h"
 
@@ -59,6 +60,7 @@ struct migration {
     struct xm_transport *to;
     struct xm_precopy *precopy;
     struct stream *stream;
+    struct handoff handoff;
     struct xm_meter meter;
     struct mig_report report;
     uint64_t last_progress;
@@ -86,7 +88,9 @@ void source_disks_off(struct migration *); /* mirror off, replicas freed; on fai
 int source_storage(struct migration *);    /* storage-only, all of it */
 int source_memory(struct migration *);
 int source_switch(struct migration *);
+int source_handoff_prepare(struct migration *); /* the record says that the VM is ours to give */
 int source_handoff(struct migration *);
+void source_keep(struct migration *);  /* tells the destination that the VM stays here, if it can be told */
 int source_resume(struct migration *); /* after a failed switch: the VM runs here again */
 
 /* Shared by the steps. */

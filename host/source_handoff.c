@@ -33,6 +33,8 @@ static void exchange(struct migration *m, struct handoff *h, const struct handof
     json_t *reply = peer_call(m->links, o, ANSWER_TIMEOUT, &e);
     if (reply && json_object_get(reply, "handoff") && handoff_msg_unpack(&in, reply, &e) == 0)
         handoff_message(h, &in, next);
+    if (xm_json_str(reply, "reason", NULL))
+        xm_error_set(&e, EIO, "%s: %s", m->destination, xm_json_str(reply, "reason", ""));
     if (e.code)
         m->error = e;
     json_decref(reply);
@@ -56,31 +58,38 @@ static void act(struct migration *m, struct handoff *h, struct handoff_actions a
     }
 }
 
-int source_handoff(struct migration *m)
+int source_handoff_prepare(struct migration *m)
 {
     struct shim *s = m->shim;
     struct owner_record rec;
-    struct handoff h;
+    struct handoff_actions none;
+    int r = owner_load(s->state_dir, s->vm.name, &rec, &m->error);
+
+    if (!r)
+        r = handoff_start(&m->handoff, HANDOFF_SOURCE, false, s->host, m->destination, &rec, &none,
+                          &m->error);
+    return r;
+}
+
+int source_handoff(struct migration *m)
+{
+    struct shim *s = m->shim;
+    struct handoff *h = &m->handoff;
     struct handoff_actions a;
     struct outcome out = {0};
     uint64_t t = xm_now();
     uint64_t deadline = t + XM_MAX(m->opt.link_timeout, ANSWER_TIMEOUT);
-    int r = owner_load(s->state_dir, s->vm.name, &rec, &m->error);
 
-    if (!r)
-        r = handoff_start(&h, HANDOFF_SOURCE, false, s->host, m->destination, &rec, &a, &m->error);
-    if (!r && xm_fault("handoff-before-record"))
-        r = xm_error_set(&m->error, EIO, "fault point handoff-before-record");
-    if (r)
-        return r;
-    handoff_event(&h, HANDOFF_WANT, &a);
-    act(m, &h, a, &out);
-    while (handoff_open(&h) && xm_links_up(m->links) > 0 && xm_now() < deadline) {
+    if (xm_fault("handoff-before-record"))
+        return xm_error_set(&m->error, EIO, "fault point handoff-before-record");
+    handoff_event(h, HANDOFF_WANT, &a);
+    act(m, h, a, &out);
+    while (handoff_open(h) && xm_links_up(m->links) > 0 && xm_now() < deadline) {
         poll(NULL, 0, RETRY_MS);
-        handoff_event(&h, HANDOFF_RETRY, &a);
-        act(m, &h, a, &out);
+        handoff_event(h, HANDOFF_RETRY, &a);
+        act(m, h, a, &out);
     }
-    s->epoch = h.record.epoch;
+    s->epoch = h->record.epoch;
     if (out.destroy) {
         m->report.running_at = xm_now();
         m->report.t_handoff = m->report.running_at - t;
@@ -96,4 +105,17 @@ int source_handoff(struct migration *m)
                     s->vm.name, m->destination, s->vm.name);
     migration_set_state(m, MIG_UNKNOWN);
     return -EIO;
+}
+
+/* The destination may have promised to run the VM, and would not know what became of it when the links just
+ * went. */
+void source_keep(struct migration *m)
+{
+    struct handoff_actions a;
+    struct outcome out = {0};
+    struct xm_error first = m->error;
+
+    if (xm_links_up(m->links) > 0 && handoff_event(&m->handoff, HANDOFF_ABORT, &a) == 0)
+        act(m, &m->handoff, a, &out);
+    m->error = first;
 }
