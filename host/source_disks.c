@@ -87,10 +87,16 @@ static int check_disk(struct migration *m, struct shim_disk *d)
     struct xm_disk_status st;
 
     xm_disk_status(d->disk, &st);
-    if (st.copied.read_errors)
-        return xm_error_set(&m->error, EIO, "disk %s: %s cannot be read in %llu places; the VM stays here",
-                            d->spec->name, d->file->path, (unsigned long long)st.copied.read_errors);
+    /* The driver tries a chunk again, behind all others, before it says so. */
+    if (st.failed)
+        return xm_error_set(&m->error, -st.failed, "disk %s: %s; the VM stays here", d->spec->name, st.why);
     return 0;
+}
+
+/* Without any link the guest is not to wait for the mirror. */
+static void note_links(struct shim_disk *d, void *arg)
+{
+    xm_disk_replica_lost(d->disk, *(bool *)arg);
 }
 
 /* Until all disks are in step at the same look. */
@@ -98,11 +104,12 @@ static int wait_in_step(struct migration *m)
 {
     for (;;) {
         int r = migration_interrupted(m);
-        bool all = true;
+        bool all = true, lost = xm_links_up(m->links) == 0;
         for (unsigned i = 0; !r && i < m->shim->disks; i++) {
             struct shim_disk *d = &m->shim->disk[i];
             bool one = false;
             r = check_disk(m, d);
+            shim_disk_call(d, note_links, &lost);
             shim_disk_call(d, in_step, &one);
             all &= one;
         }
