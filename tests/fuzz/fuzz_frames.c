@@ -1,14 +1,20 @@
 /* Whatever a peer sends: the receiving path of a link, without its thread, fed through a socketpair.
  *
- *   make run-fuzz-frames [FUZZ_SECONDS=60]     (Makefile.fuzz; a find is run again by giving its file to the program)
+ *   make run-fuzz-frames [FUZZ_SECONDS=60]     (Makefile.fuzz; a find is run again by giving its file to the
+ * program)
  *
- * The link has messages under way, so that answers can hit some. Input: a list of steps, the first byte says
- * which: 0..199    a frame: type, flags, object, length (3 bytes), id (4), a byte whose bits 0 to 3 say which
- * of offset, extent, seq, after follow (8 bytes each), the payload. Checksums are made right, except that bit
+ * The link has messages under way, so that answers can hit some. Input: steps, the first byte of each says
+ * which:
+ * - 0..199: a frame: type, flags, object, length (3 bytes), id (4), a byte whose bits 0 to 3 say which of
+ * offset, extent, seq and after follow (8 bytes each), the payload. Checksums are made right, except that bit
  * 4 spoils the header's, bit 5 the payload's. What is missing of the payload at the end of the input is
- * zeros. 200..229  up to 63 bytes go as they are 230..254  handlers answer what they hold 255       the peer
- * hangs up Must hold: no report of a sanitizer, no hang, each message settled exactly once, every received
- * frame freed. */
+ * zeros.
+ * - 200..229: up to 63 bytes go as they are.
+ * - 230..254: handlers answer what they hold.
+ * - 255: the peer hangs up.
+ *
+ * Must hold: no report of a sanitizer, no hang, each message settled exactly once, every received frame
+ * freed. */
 #include "net/bundle.h"
 
 #include <stdio.h>
