@@ -7,9 +7,11 @@
 #include "net/net.h"
 #include "tests/bench/bench.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -120,6 +122,7 @@ static double run_ours(int connections, uint64_t bytes, double *cpu_per_gb)
     double kids_before = cpu(RUSAGE_CHILDREN);
     pid_t kid = fork();
     if (kid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
         bench_enter('B');
         int listener = xm_tcp_listen("10.50.0.2", PORT, &e);
         if (listener < 0)
@@ -133,7 +136,7 @@ static double run_ours(int connections, uint64_t bytes, double *cpu_per_gb)
     struct xm_links_opts o = {.sink = {sink_check, sink_frame, NULL}};
     struct xm_links *links = xm_links_new(&o, &e);
     for (int i = 0; i < connections; i++) {
-        int fd = xm_tcp_connect("10.50.0.1", "10.50.0.2", PORT, XM_NS_PER_S, &e);
+        int fd = xm_tcp_connect("10.50.0.1", "10.50.0.2", PORT, 10 * XM_NS_PER_S, &e);
         if (fd < 0 || xm_links_add(links, fd, true, "a", &e) < 0)
             die("connecting", &e);
     }
