@@ -358,13 +358,13 @@ static void random_world(unsigned stores, unsigned count)
     setup(NULL);
     in.concurrent = 1 + (unsigned)pick(3);
     for (unsigned d = 0; d < stores; d++) {
-        char name[12];
+        char name[16];
         snprintf(name, sizeof(name), "ds%u", d);
         add_store(pick(3) ? "hosta" : "hostb", name, 20 + pick(80), 0, 60 + (unsigned)pick(4) * 10);
         ds[d].used = ds[d].size / 100 * pick(60);
     }
     for (unsigned v = 0; v < count; v++) {
-        char name[12];
+        char name[16];
         snprintf(name, sizeof(name), "vm%u", v);
         struct plan_vm *vm = &vms[in.vm_count++];
         snprintf(vm->name, sizeof(vm->name), "%s", name);
