@@ -148,6 +148,11 @@ bool ring_has_work(const struct ring *r)
     return live(r) && virtqueue_has_more(&r->vq);
 }
 
+bool ring_waits(const struct ring *r)
+{
+    return r->in_flight > (uint16_t)(r->vq.used_idx - r->vq.published);
+}
+
 bool ring_catch_up(struct ring *r, bool watched)
 {
     if (watched && live(r))

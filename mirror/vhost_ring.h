@@ -90,6 +90,7 @@ void ring_set_kick(struct ring *, int fd);
 void ring_set_call(struct ring *, int fd);
 /* For the turn's end: */
 bool ring_has_work(const struct ring *); /* something is available to take */
+bool ring_waits(const struct ring *);    /* something taken is not done */
 /* Tells what is done, takes what is there. True: it took something. watched: the guest need not kick
  * meanwhile. */
 bool ring_catch_up(struct ring *, bool watched);

@@ -1,5 +1,6 @@
 #include "mirror/vhost_turn.h"
 
+#include <sched.h>
 #include <stdlib.h>
 
 /* How long the rings are watched before we sleep. QEMU's I/O threads do up to 32 us by default. bench-vhost
@@ -81,6 +82,20 @@ static struct ring *find_work(struct turn *t)
     return NULL;
 }
 
+/* Neither with the engine nor, for all that it has done, on its way to another host. */
+static bool nothing_in_flight(struct turn *t)
+{
+    struct ring *r;
+
+    if (t->engine->inflight)
+        return false;
+    LIST_FOREACH (r, &t->running, run_link) {
+        if (ring_waits(r))
+            return false;
+    }
+    return true;
+}
+
 /* Watches all rings for a moment. True: one has got something, which was taken. */
 static bool watch_rings(struct turn *t)
 {
@@ -97,6 +112,9 @@ static bool watch_rings(struct turn *t)
             }
             relax();
         }
+        /* Whoever we have just called may have been put behind us on this CPU: 1 request in 8 waited for our
+         * whole watch. */
+        sched_yield();
     } while (xm_now() < until);
     t->credit--;
     return false;
@@ -106,19 +124,20 @@ static void turn_end(struct xm_engine *e, void *ctx)
 {
     struct turn *t = ctx;
     struct ring *r;
-    bool told = !TAILQ_EMPTY(&t->rings), took = false, watch = told && !e->inflight && t->credit;
+    bool told = !TAILQ_EMPTY(&t->rings), took = false, idle = told && nothing_in_flight(t);
+    bool watch = idle && t->credit;
 
     TAILQ_FOREACH (r, &t->rings, link) {
         took |= ring_catch_up(r, watch);
     }
     if (watch && !took)
-        watch_rings(t);
+        took = watch_rings(t);
     while ((r = TAILQ_FIRST(&t->rings))) {
         turn_remove(t, r);
         ring_sleep(r);
     }
     if (told)
-        t->idle_since = e->inflight ? 0 : xm_now();
+        t->idle_since = idle && !took ? xm_now() : 0;
     if (t->next)
         t->next(e, t->next_ctx);
 }
