@@ -1,6 +1,6 @@
 /* host/agent.h: xmigrated, the agent of one host. HACKING.md tells its protocols.
  *
- * Threads. The main thread waits for connections (epoll) and for a tick every 5 s. Each connection has a
+ * Threads. The main thread waits for connections (epoll). Each connection has a
  * thread that serves its requests one after the other, and each VM has a thread that listens to its shim's
  * events («watcher»). So a request that waits for a QEMU to boot, for a peer, or for the end of a migration
  * is plain code from top to bottom, where a loop would need a state machine for each verb; there are at most

@@ -22,6 +22,7 @@ struct known {
     struct owner_record rec; /* rec.owner NONE: no record */
     bool present;            /* it has a shim there */
     char role[16];           /* the shim's; "" without one */
+    char state[16];
     char source[CONFIG_NAME_MAX + 1];
 };
 
@@ -35,6 +36,7 @@ static int know(struct agent *a, const char *vm, struct known *k, struct xm_erro
     if (k->present) {
         json_t *st = shim_call(a, vm, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, NULL);
         snprintf(k->role, sizeof k->role, "%s", xm_json_str(st, "role", "?"));
+        snprintf(k->state, sizeof k->state, "%s", xm_json_str(st, "state", "no answer"));
         snprintf(k->source, sizeof k->source, "%s", xm_json_str(st, "source", ""));
         json_decref(st);
     }
@@ -260,8 +262,8 @@ static json_t *recover(struct agent *a, const char *vm)
     if (here.rec.owner == OWNER_GIVEN)
         return given_away(a, vm, &here);
     if (here.rec.owner == OWNER_MINE && here.present)
-        return say("VM %s is %s's (epoch %llu), and is here", vm, a->conf.name,
-                   (unsigned long long)here.rec.epoch);
+        return say("VM %s is %s's (epoch %llu), and is here: %s", vm, a->conf.name,
+                   (unsigned long long)here.rec.epoch, here.state);
     answer = ask_all(a, vm, &here);
     if (answer)
         return answer;

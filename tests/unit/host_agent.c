@@ -684,6 +684,87 @@ static void a_peer_that_refuses_or_lies(void **state)
     assert_string_equal(state_of("web1"), "running");
 }
 
+/* ---- recover ---- */
+
+/* What hostb says of VM web1, and how recover ends here. */
+static json_t *recover_with(int listener, json_t *said)
+{
+    struct xm_jsonl js;
+
+    xm_jsonl_init(&js, unix_socket());
+    xm_jsonl_send(js.fd, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1"), -1, NULL);
+    json_decref(serve_one(listener, said));
+    json_t *o = xm_jsonl_recv(&js, xm_now() + 20 * XM_NS_PER_S, NULL);
+    xm_jsonl_close(&js);
+    return o;
+}
+
+static json_t *owner_answer(const char *owner, int epoch)
+{
+    return json_pack("{s:b, s:s, s:i, s:s, s:b, s:s}", "ok", 1, "owner", owner, "epoch", epoch, "to", "",
+                     "present", 0, "role", "");
+}
+
+static void given_away(void)
+{
+    struct owner_record rec = {.epoch = 4, .owner = OWNER_GIVEN, .to = "hostb"};
+
+    must(ask(t, start_request()), 0); /* leaves a spec, and a disk */
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+}
+
+static void recover_says_that_the_other_side_has_it(void **state)
+{
+    need_qemu();
+    given_away();
+    must(recover_with(*(int *)*state, owner_answer("mine", 4)), 0);
+    assert_string_equal(state_of("web1"), "");
+}
+
+static void recover_takes_back_what_the_other_side_never_got(void **state)
+{
+    struct owner_record rec;
+    need_qemu();
+
+    given_away();
+    must(recover_with(*(int *)*state, owner_answer("none", 0)), 0);
+    assert_string_equal(state_of("web1"), "running");
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_MINE);
+    assert_int_equal(rec.epoch, 5); /* higher than what was given */
+}
+
+/* Who cannot be asked, or makes no sense, decides nothing. */
+static void recover_changes_nothing_while_the_other_side_is_silent(void **state)
+{
+    struct owner_record rec;
+    int listener = *(int *)*state;
+    need_qemu();
+
+    given_away();
+    must(recover_with(listener, json_pack("{s:b, s:s}", "ok", 1, "owner", "who knows")), 4);
+    must(recover_with(listener, json_pack("{s:b, s:s}", "ok", 0, "error", "no")), 4);
+    shutdown(listener, SHUT_RDWR);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1")), 4);
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_GIVEN);
+    assert_int_equal(rec.epoch, 4);
+    assert_string_equal(state_of("web1"), "");
+}
+
+/* A crash between stop and record: whoever owns the higher epoch has it, and it is not started twice. */
+static void recover_does_not_start_what_a_peer_owns(void **state)
+{
+    need_qemu();
+    must(ask(t, start_request()), 0);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    must(recover_with(*(int *)*state, owner_answer("mine", 2)), 0);
+    assert_string_equal(state_of("web1"), "");
+    must(recover_with(*(int *)*state, owner_answer("none", 0)), 0);
+    assert_string_equal(state_of("web1"), "running");
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 #define MOVE(f) cmocka_unit_test_setup_teardown(f, move_set_up, move_tear_down)
 int main(int argc, char **argv)
@@ -711,6 +792,10 @@ int main(int argc, char **argv)
         MOVE(an_abort_ends_it_with_the_vm_here),
         MOVE(the_shim_dies_in_a_move),
         MOVE(a_peer_that_refuses_or_lies),
+        MOVE(recover_says_that_the_other_side_has_it),
+        MOVE(recover_takes_back_what_the_other_side_never_got),
+        MOVE(recover_changes_nothing_while_the_other_side_is_silent),
+        MOVE(recover_does_not_start_what_a_peer_owns),
     };
     int status;
 
