@@ -130,10 +130,10 @@ int report_jobs(const struct args *a, const json_t *answer, const struct cli_io 
         double done = xm_json_real(v, "percent", percent_of(progress ? progress : v));
         if (done >= 0)
             snprintf(percent, sizeof percent, "%d %%", (int)XM_MIN(done, 100));
-        table_add(&t, (const char *const[]){scalar(json_object_get(v, "job")), xm_json_str(v, "vm", ""),
-                                            destination, step, percent,
-                                            time_text(json_object_get(v, "started")),
-                                            xm_json_str(v, "error", strcmp(result, state) ? result : "")});
+        table_add(&t,
+                  (const char *const[]){scalar(json_object_get(v, "job")), xm_json_str(v, "vm", ""),
+                                        destination, step, percent, time_text(json_object_get(v, "started")),
+                                        xm_json_str(v, "error", strcmp(result, state) ? result : "")});
     }
     table_end(&t, io->out);
     return CLI_DONE;
