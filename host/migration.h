@@ -39,6 +39,7 @@ struct mig_report {
     uint64_t estimate;
     uint64_t t_final_ram, t_disks, t_device, t_handoff; /* parts of the downtime */
     struct xm_digest digest;
+    uint64_t verified; /* bytes of disks that were compared whole */
 };
 
 struct migration {

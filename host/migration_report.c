@@ -120,6 +120,8 @@ json_t *migration_report(struct migration *m)
                         json_string(m->local     ? "storage-only"
                                     : m->storage ? "unified"
                                                  : "compute-only"));
+    if (m->opt.verify)
+        json_object_set_new(o, "verified_bytes", json_integer((json_int_t)r->verified));
     if (m->local)
         json_object_set_new(o, "datastore", json_string(xm_json_str(m->request, "datastore", "")));
     return o;

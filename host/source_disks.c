@@ -122,6 +122,77 @@ static int wait_in_step(struct migration *m)
     }
 }
 
+/* ---- --verify ---- */
+
+struct verify {
+    sem_t done;
+    int status;
+    uint64_t differed;
+    char why[300];
+};
+
+static void verified(void *arg, int status, uint64_t differed, const char *why)
+{
+    struct verify *v = arg;
+
+    v->status = status;
+    v->differed = differed;
+    snprintf(v->why, sizeof v->why, "%s", why ? why : "");
+    sem_post(&v->done);
+}
+
+static void verify_begin(struct shim_disk *d, void *arg)
+{
+    xm_disk_verify(d->disk, verified, arg);
+}
+
+/* Waits for one disk's comparison. Interrupted: its mirror goes off, which ends the comparison. */
+static int verify_wait(struct migration *m, struct shim_disk *d, struct verify *v)
+{
+    int r = 0;
+
+    while (!r && sem_trywait(&v->done) < 0) {
+        r = migration_interrupted(m);
+        migration_progress(m, false);
+        qmp_pump(&m->shim->qemu.qmp, 10, NULL);
+    }
+    if (r) {
+        disk_mirror_off(d);
+        while (sem_wait(&v->done) < 0) {
+        }
+        return r;
+    }
+    if (v->status)
+        return xm_error_set(&m->error, -v->status, "disk %s: %s", d->spec->name, v->why);
+    if (v->differed)
+        return xm_error_set(
+            &m->error, EBADMSG,
+            "disk %s: %llu chunks at %s differ from the source; the VM stays here. This must not happen: the "
+            "destination's storage or memory may be bad",
+            d->spec->name, (unsigned long long)v->differed, m->destination);
+    return 0;
+}
+
+/* One disk after the other: each reads both sides whole. */
+static int verify_disks(struct migration *m)
+{
+    int r = 0;
+
+    for (unsigned i = 0; !r && i < m->shim->disks; i++) {
+        struct shim_disk *d = &m->shim->disk[i];
+        struct verify v = {0};
+        if (!d->replica)
+            continue;
+        sem_init(&v.done, 0, 0);
+        shim_disk_call(d, verify_begin, &v);
+        r = verify_wait(m, d, &v);
+        sem_destroy(&v.done);
+        if (!r)
+            m->report.verified += d->file->size;
+    }
+    return r;
+}
+
 int source_disks(struct migration *m)
 {
     for (unsigned i = 0; i < m->shim->disks; i++) {
@@ -132,7 +203,13 @@ int source_disks(struct migration *m)
             return o.result;
         }
     }
-    return wait_in_step(m);
+    int r = wait_in_step(m);
+    if (!r && m->opt.verify) {
+        r = verify_disks(m);
+        if (!r)
+            r = wait_in_step(m);
+    }
+    return r;
 }
 
 /* ---- storage-only ---- */
@@ -276,6 +353,8 @@ int source_storage(struct migration *m)
         migration_progress(m, false);
         qmp_pump(&s->qemu.qmp, 10, NULL);
     }
+    if (!r && m->opt.verify)
+        r = verify_disks(m);
     for (unsigned i = 0; !r && i < s->disks; i++) {
         if (!v[i].writer)
             continue;

@@ -35,7 +35,7 @@ static void exchange(struct migration *m, struct handoff *h, const struct handof
         handoff_message(h, &in, next);
     if (xm_json_str(reply, "reason", NULL))
         xm_error_set(&e, EIO, "%s: %s", m->destination, xm_json_str(reply, "reason", ""));
-    if (e.code)
+    if (e.code && !m->error.code) /* the first is the cause */
         m->error = e;
     json_decref(reply);
 }
@@ -82,6 +82,7 @@ int source_handoff(struct migration *m)
 
     if (xm_fault("handoff-before-record"))
         return xm_error_set(&m->error, EIO, "fault point handoff-before-record");
+    m->error.code = 0;
     handoff_event(h, HANDOFF_WANT, &a);
     act(m, h, a, &out);
     while (handoff_open(h) && xm_links_up(m->links) > 0 && xm_now() < deadline) {
