@@ -168,7 +168,7 @@ static void first_refused(struct aio *a, int code)
     struct iocb *cb = a->batch[0];
     struct xm_io *io = cb->data;
 
-    memmove(a->batch, a->batch + 1, --a->batched * sizeof(*a->batch));
+    memmove(a->batch, a->batch + 1, --a->batched * sizeof(struct iocb *));
     a->spare[a->spares++] = cb;
     a->running--;
     if (io->way == WAY_SYNC && (code == -EINVAL || code == -EOPNOTSUPP)) {
@@ -197,7 +197,7 @@ static void submit_batch(struct aio *a)
             continue;
         }
         a->batched -= (unsigned)rc;
-        memmove(a->batch, a->batch + rc, a->batched * sizeof(*a->batch));
+        memmove(a->batch, a->batch + rc, a->batched * sizeof(struct iocb *));
     }
 }
 

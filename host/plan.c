@@ -156,6 +156,12 @@ static int judge(const struct plan_input *in, struct xm_error *e)
     return 0;
 }
 
+static int no_memory(struct xm_error *e)
+{
+    xm_error_set(e, ENOMEM, "no memory to plan");
+    return -ENOMEM;
+}
+
 static void fini(struct search *s)
 {
     free(s->limit);
@@ -209,7 +215,7 @@ static int init(struct search *s, const struct plan_input *in, struct xm_error *
     s->trial = calloc(vms, sizeof(*s->trial));
     if (!s->limit || !s->allowed || !s->used || !s->memory || !s->host || !s->moved || !s->last ||
         !s->steps || !s->best || !s->trial)
-        return xm_error_set(e, ENOMEM, "no memory to plan");
+        return no_memory(e);
     for (unsigned d = 0; d < in->datastore_count; d++) {
         const struct plan_datastore *ds = &in->datastores[d];
         s->limit[d] = ds->target && ds->target < 100
@@ -232,7 +238,7 @@ static int plan(const struct plan_input *in, struct plan *p, struct xm_error *e)
     p->moves = calloc(in->vm_count + 1, sizeof(*p->moves));
     p->problems = calloc(in->datastore_count + 1, sizeof(*p->problems));
     if (rc == 0 && (!full || !p->moves || !p->problems))
-        rc = xm_error_set(e, ENOMEM, "no memory to plan");
+        rc = no_memory(e);
     if (rc < 0)
         goto out;
     p->fewest = true;
@@ -266,7 +272,7 @@ int plan_rebalance(const struct plan_input *in, struct plan *p, struct xm_error 
 
     *p = (struct plan){0};
     if (rc == 0 && !stores)
-        rc = xm_error_set(e, ENOMEM, "no memory to plan");
+        rc = no_memory(e);
     if (rc == 0) {
         struct search look = {.in = in};
         for (unsigned d = 0; d < in->datastore_count; d++) {
