@@ -4,6 +4,7 @@
 #include "tests/unit/lib_disk.h"
 #include "tests/unit/lib_vhost_disk.h"
 #include "tests/unit/lib_vhost_front.h"
+#include "mirror/guestmem.h"
 
 #include <fcntl.h>
 #include <linux/virtio_config.h>
@@ -634,6 +635,19 @@ static void test_log_too_short(void **state)
     close(fd);
 }
 
+static void test_log_bounds(void **state)
+{
+    uint8_t bytes[64] = {0}, want[64] = {[31] = 0x80};
+    struct dirtylog l = {.base = bytes, .size = 32};
+    (void)state;
+
+    dirtylog_mark(&l, 255 * 4096, 3 * 4096);
+    dirtylog_mark(&l, 256 * 4096, 1);
+    dirtylog_mark(&l, UINT64_MAX - 10, 100);
+    dirtylog_mark(&l, 0, 0);
+    assert_memory_equal(bytes, want, sizeof want);
+}
+
 static void test_half_a_message(void **state)
 {
     struct raw r = {2, 1, 8, {0}};
@@ -761,6 +775,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_messages, begin, end),
         cmocka_unit_test_setup_teardown(test_rings_lose_their_memory, begin, end),
         cmocka_unit_test_setup_teardown(test_log_too_short, begin, end),
+        cmocka_unit_test(test_log_bounds),
         cmocka_unit_test_setup_teardown(test_half_a_message, begin, end),
         cmocka_unit_test_setup_teardown(test_random_rings, begin, end),
     };
