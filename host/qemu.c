@@ -264,6 +264,67 @@ int qemu_adopt(struct qemu *q, const char *run_dir, struct xm_error *e)
     return r;
 }
 
+static bool migration_ended(const char *status)
+{
+    static const char *const idle[] = {"none", "cancelled", "failed", "completed"};
+    for (unsigned i = 0; i < 4; i++) {
+        if (!strcmp(status, idle[i]))
+            return true;
+    }
+    return false;
+}
+
+int qemu_cancel_migration(struct qemu *q, uint64_t timeout_ns, struct xm_error *e)
+{
+    uint64_t deadline = xm_now() + timeout_ns;
+    bool asked = false;
+
+    for (;;) {
+        json_t *st = qmp_call(&q->qmp, "query-migrate", NULL, timeout_ns, e);
+        bool over = migration_ended(xm_json_str(st, "status", "none"));
+        json_decref(st);
+        if (!st)
+            return -EIO;
+        if (over)
+            return 0;
+        if (xm_now() > deadline)
+            return xm_error_set(e, ETIMEDOUT, "QEMU does not end its migration");
+        if (!asked && qmp_do(&q->qmp, "migrate_cancel", NULL, timeout_ns, e) < 0)
+            return -EIO;
+        asked = true;
+        qmp_pump(&q->qmp, 5, NULL);
+    }
+}
+
+int qemu_continue(struct qemu *q, uint64_t timeout_ns, struct xm_error *e)
+{
+    uint64_t deadline = xm_now() + timeout_ns;
+    struct xm_error why = {0};
+
+    for (;;) {
+        json_t *st = qmp_call(&q->qmp, "query-status", NULL, timeout_ns, e);
+        bool running = xm_json_bool(st, "running", false);
+        json_decref(st);
+        if (!st)
+            return -EIO;
+        if (running)
+            return 0;
+        if (xm_now() > deadline)
+            return xm_error_set(e, ETIMEDOUT, "QEMU does not let the guest run: %s", why.text);
+        if (qmp_do(&q->qmp, "cont", NULL, timeout_ns, &why) < 0)
+            qmp_pump(&q->qmp, 20, NULL); /* «finish-migrate» passes within milliseconds */
+    }
+}
+
+void qemu_leave(struct qemu *q)
+{
+    if (q->pidfd >= 0)
+        close(q->pidfd);
+    q->pid = 0;
+    q->pidfd = -1;
+    qmp_close(&q->qmp);
+}
+
 void qemu_end(struct qemu *q, const struct vm_spec *vm)
 {
     if (q->pid > 0 && qemu_alive(q)) {

@@ -24,6 +24,12 @@ void qemu_arguments_free(char **);
 int qemu_start(struct qemu *, const struct vm_spec *, const char *run_dir, bool incoming, struct xm_error *);
 /* Takes over a QEMU that an earlier shim of this VM left running. -ESRCH: there is none. */
 int qemu_adopt(struct qemu *, const char *run_dir, struct xm_error *);
+/* Whatever migration it is in, it is in none when this returns 0. */
+int qemu_cancel_migration(struct qemu *, uint64_t timeout_ns, struct xm_error *);
+/* The guest runs when this returns 0. */
+int qemu_continue(struct qemu *, uint64_t timeout_ns, struct xm_error *);
+/* Lets go of an adopted one, without ending it. */
+void qemu_leave(struct qemu *);
 bool qemu_alive(const struct qemu *);
 /* Ends it: asks by QMP, then SIGKILL after 5 s. Closes everything; removes the taps. */
 void qemu_end(struct qemu *, const struct vm_spec *);

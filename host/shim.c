@@ -19,6 +19,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#define RUN_TIMEOUT (20 * XM_NS_PER_S)
+
 static const char *const role_names[] = {"owner", "incoming", "undecided", "gone"};
 
 const char *shim_role_name(enum shim_role r)
@@ -115,26 +117,41 @@ static int learn_running(struct shim *s, struct xm_error *e)
     return st ? 0 : -EIO;
 }
 
+/* The guest runs only where the record says so (DESIGN §8); and if an earlier shim of ours died in a switch-over before it gave the VM
+ * away, the guest has to be brought back. */
+static int run_guest(struct shim *s, struct xm_error *e)
+{
+    struct owner_record rec;
+    int r = owner_load(s->state_dir, s->vm.name, &rec, e);
+
+    if (!r && !owner_may_run(&rec))
+        r = xm_error_set(e, EPERM, "it was given to %s (epoch %llu); see `xmigrate recover %s`", rec.to,
+                         (unsigned long long)rec.epoch, s->vm.name);
+    if (!r)
+        s->epoch = rec.epoch;
+    if (!r)
+        r = qemu_cancel_migration(&s->qemu, RUN_TIMEOUT, e);
+    return r ? r : qemu_continue(&s->qemu, RUN_TIMEOUT, e);
+}
+
 static int start_qemu(struct shim *s, struct xm_error *e)
 {
     int r = qemu_adopt(&s->qemu, s->run_dir, e);
-    bool adopted = r == 0;
 
+    s->adopted = r == 0;
     if (r == -ESRCH)
         r = qemu_start(&s->qemu, &s->vm, s->run_dir, s->role == SHIM_INCOMING, e);
     if (r)
         return r;
     s->qemu.qmp.ctx = s;
     s->qemu.qmp.event = on_qmp_event;
+    if (s->adopted)
+        xm_log(XM_LOG_WARN, "VM %s: took over its running QEMU (process %d)", s->vm.name, s->qemu.pid);
     if ((r = xm_ram_find(&s->ram, s->qemu.pid, e)) < 0)
         return r;
-    if ((r = learn_running(s, e)) < 0)
+    if (s->role == SHIM_OWNER && (r = run_guest(s, e)) < 0)
         return r;
-    if (s->role == SHIM_OWNER && !adopted)
-        r = qmp_do(&s->qemu.qmp, "cont", NULL, 20 * XM_NS_PER_S, e);
-    if (adopted)
-        xm_log(XM_LOG_WARN, "VM %s: took over its running QEMU (process %d)", s->vm.name, s->qemu.pid);
-    return r;
+    return learn_running(s, e);
 }
 
 /* ---- start ---- */
@@ -171,8 +188,11 @@ int shim_start(struct shim *s, struct xm_error *e)
         r = start_qemu(s, e);
     if (!r && s->role == SHIM_INCOMING)
         r = incoming_start(s->incoming, e);
-    if (r)
+    if (r) {
         xm_error_prefix(e, "VM %s", s->vm.name);
+        if (s->adopted) /* not ours to end because we failed */
+            qemu_leave(&s->qemu);
+    }
     return r;
 }
 

@@ -57,6 +57,7 @@ struct shim {
     bool ending; /* the main loop ends */
 
     struct qemu qemu;
+    bool adopted;       /* an earlier shim started it */
     bool guest_running; /* by QEMU's events */
     struct xm_ram ram;  /* fixed from QEMU's start to its end */
     bool shares_disks;  /* incoming, compute-only: the source has the same disks open until it hands over */

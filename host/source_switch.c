@@ -265,47 +265,17 @@ int source_switch(struct migration *m)
 
 /* ---- back ---- */
 
-static bool ended(const char *status)
-{
-    static const char *const idle[] = {"none", "cancelled", "failed", "completed"};
-    for (unsigned i = 0; i < 4; i++) {
-        if (!strcmp(status, idle[i]))
-            return true;
-    }
-    return false;
-}
-
 int source_resume(struct migration *m)
 {
-    struct qmp *q = &m->shim->qemu.qmp;
     struct xm_error e = {0};
-    uint64_t deadline = xm_now() + QEMU_TIMEOUT;
-    bool asked = false;
+    int r = qemu_cancel_migration(&m->shim->qemu, QEMU_TIMEOUT, &e);
 
-    for (;;) {
-        json_t *st = qmp_call(q, "query-migrate", NULL, QEMU_TIMEOUT, &e);
-        bool over = st && ended(xm_json_str(st, "status", "none"));
-        json_decref(st);
-        if (over || !st || xm_now() > deadline)
-            break;
-        if (!asked)
-            qmp_do(q, "migrate_cancel", NULL, QEMU_TIMEOUT, &e);
-        asked = true;
-        qmp_pump(q, 5, NULL);
-    }
     if (!m->storage && lock_disks(m, true) < 0)
         return -EBUSY;
-    for (;;) {
-        json_t *st = qmp_call(q, "query-status", NULL, QEMU_TIMEOUT, &e);
-        bool running = xm_json_bool(st, "running", false);
-        json_decref(st);
-        if (running)
-            return 0;
-        if (!st || xm_now() > deadline)
-            break;
-        if (qmp_do(q, "cont", NULL, QEMU_TIMEOUT, &e) < 0)
-            qmp_pump(q, 20, NULL); /* «finish-migrate» passes within milliseconds */
-    }
-    xm_log(XM_LOG_ERROR, "VM %s does not go on after the failed switch-over: %s", m->shim->vm.name, e.text);
-    return -EIO;
+    if (!r)
+        r = qemu_continue(&m->shim->qemu, QEMU_TIMEOUT, &e);
+    if (r)
+        xm_log(XM_LOG_ERROR, "VM %s does not go on after the failed switch-over: %s", m->shim->vm.name,
+               e.text);
+    return r;
 }
