@@ -22,6 +22,7 @@ struct known {
     struct owner_record rec; /* rec.owner NONE: no record */
     bool present;            /* it has a shim there */
     char role[16];           /* the shim's; "" without one */
+    char step[16];           /* of the migration it works on; "" without one */
     char state[16];
     char source[CONFIG_NAME_MAX + 1];
 };
@@ -38,6 +39,7 @@ static int know(struct agent *a, const char *vm, struct known *k, struct xm_erro
         snprintf(k->role, sizeof k->role, "%s", xm_json_str(st, "role", "?"));
         snprintf(k->state, sizeof k->state, "%s", xm_json_str(st, "state", "no answer"));
         snprintf(k->source, sizeof k->source, "%s", xm_json_str(st, "source", ""));
+        snprintf(k->step, sizeof k->step, "%s", xm_json_str(st, "step", ""));
         json_decref(st);
     }
     return r == -ENOENT ? 0 : r;
@@ -53,6 +55,9 @@ json_t *verb_peer_owner(struct conn *c, const json_t *request)
 
     if (vm_name_check(vm, &e) < 0 || know(c->agent, vm, &k, &e) < 0)
         return refusal(EXIT_FAILED, "%s", e.text);
+    /* What the record says now may be another thing in a moment, and who asks would act on it. */
+    if (!strcmp(k.role, "owner") && (!strcmp(k.step, "switch") || !strcmp(k.step, "handoff")))
+        return refusal(EXIT_UNKNOWN, "VM %s is being handed over at this moment: ask again", vm);
     json_t *answer = ok_answer();
     json_object_set_new(answer, "owner", json_string(sides[k.rec.owner]));
     json_object_set_new(answer, "epoch", json_integer((json_int_t)k.rec.epoch));
