@@ -95,5 +95,6 @@ void vm_state(const char *host, const char *vm, char *state, size_t size);
 void vm_must_run_at(const char *host, const char *vm);
 /* No VM, no process but the agent, no tap, no file in a datastore. */
 void host_must_be_clean(const char *host);
+void host_must_be_clean_but(const char *host, const char *files); /* files that end so may be left */
 
 #endif

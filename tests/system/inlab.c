@@ -173,6 +173,11 @@ static void must_be_empty(const char *what, const char *command)
 
 void host_must_be_clean(const char *host)
 {
+    host_must_be_clean_but(host, "");
+}
+
+void host_must_be_clean_but(const char *host, const char *files)
+{
     char command[1024];
 
     snprintf(command, sizeof(command),
@@ -180,7 +185,8 @@ void host_must_be_clean(const char *host)
              "'^xmigrated$'",
              lab_prefix(), host);
     must_be_empty("processes", command);
-    snprintf(command, sizeof(command), "find %s/%s/ds* -type f", lab_store_dir(), host);
+    snprintf(command, sizeof(command), "find %s/%s/ds* -type f ! -name '*%s'", lab_store_dir(), host,
+             *files ? files : "/");
     must_be_empty("files in datastores", command);
     snprintf(command, sizeof(command), "find %s/%s/run/vms -mindepth 1 2>/dev/null", lab_run_dir(), host);
     must_be_empty("run directory", command);
