@@ -207,6 +207,15 @@ bool truth(const json_t *o, const char *key)
     return json_is_true(json_object_get(o, key));
 }
 
+/* XM_TEST=pattern runs only the tests of that name. */
+__attribute__((constructor)) static void choose_tests(void)
+{
+    const char *pattern = getenv("XM_TEST");
+
+    if (pattern)
+        cmocka_set_test_filter(pattern);
+}
+
 /* ---- the lab ---- */
 
 const char *build_dir(void)

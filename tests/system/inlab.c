@@ -93,7 +93,7 @@ void guest_must(const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(words, sizeof(words), fmt, ap);
     va_end(ap);
-    code = sh(&out, 120, "%s", as_client("cmd %s %s", GUEST, words));
+    code = sh(&out, 60, "%s", as_client("cmd %s %s", GUEST, words));
     if (code != 0)
         fprintf(stderr, "guest: %s -> %d: %s\n", words, code, out ? out : "");
     free(out);

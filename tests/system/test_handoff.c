@@ -40,6 +40,14 @@ static bool runs_at(const char *host, const char *name)
     return strcmp(state, "running") == 0;
 }
 
+static bool knows_nothing(const char *host, const char *name)
+{
+    char state[32];
+
+    vm_state(host, name, state, sizeof(state));
+    return !*state;
+}
+
 /* Moves the VM with a fault on one host and sees where it comes to run. */
 static void scenario(const char *name, const char *fault_host, const char *fault, const char *home)
 {
@@ -56,7 +64,7 @@ static void scenario(const char *name, const char *fault_host, const char *fault
     /* The fault has struck, and strikes no more. */
     restart_agent("a", "");
     restart_agent("b", "");
-    for (int i = 0; i < 20 && !runs_at(home, name); i++) {
+    for (int i = 0; i < 20 && !(runs_at(home, name) && knows_nothing(other, name)); i++) {
         sh(NULL, 30, "%s", xmigrate("b", "recover %s", name));
         sh(NULL, 30, "%s", xmigrate("a", "recover %s", name));
         sh(NULL, 5, "sleep 0.5");
@@ -110,14 +118,26 @@ static void destination_shim_dies_after_its_record(void **state)
     scenario("vm5", "b", "run-after-record:1:kill", "b");
 }
 
+/* So that one that fails does not take the others with it. */
+static int stop_all(void **state)
+{
+    (void)state;
+    for (int i = 1; i <= 5; i++) {
+        sh(NULL, 20, "%s", xmigrate("a", "stop --force vm%d", i));
+        sh(NULL, 20, "%s", xmigrate("b", "stop --force vm%d", i));
+    }
+    sh(NULL, 10, "rm -f %s/?/ds?/vm*", lab_store_dir());
+    return 0;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(failure_with_the_vm_stopped),
-        cmocka_unit_test(source_shim_dies_with_the_vm_stopped),
-        cmocka_unit_test(source_shim_dies_before_its_record),
-        cmocka_unit_test(source_shim_dies_after_its_record),
-        cmocka_unit_test(destination_shim_dies_after_its_record),
+        cmocka_unit_test_teardown(failure_with_the_vm_stopped, stop_all),
+        cmocka_unit_test_teardown(source_shim_dies_with_the_vm_stopped, stop_all),
+        cmocka_unit_test_teardown(source_shim_dies_before_its_record, stop_all),
+        cmocka_unit_test_teardown(source_shim_dies_after_its_record, stop_all),
+        cmocka_unit_test_teardown(destination_shim_dies_after_its_record, stop_all),
     };
 
     return cmocka_run_group_tests(tests, lab_setup, lab_teardown);
