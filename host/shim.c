@@ -19,7 +19,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define RUN_TIMEOUT (20 * XM_NS_PER_S)
+#define RECONNECT_TIMEOUT (5 * XM_NS_PER_S) /* QEMU tries once a second */
+#define RUN_TIMEOUT       (20 * XM_NS_PER_S)
 
 static const char *const role_names[] = {"owner", "incoming", "undecided", "gone"};
 
@@ -129,6 +130,12 @@ static int run_guest(struct shim *s, struct xm_error *e)
                          (unsigned long long)rec.epoch, s->vm.name);
     if (!r)
         s->epoch = rec.epoch;
+    /* A QEMU that goes on before it has come back to its disks starts them in vain, and never again (7.2). */
+    uint64_t deadline = xm_now() + RECONNECT_TIMEOUT;
+    for (unsigned i = 0; !r && s->adopted && i < s->disks; i++) {
+        while (!xm_vhost_attached(s->disk[i].vhost) && xm_now() < deadline)
+            poll(NULL, 0, 10);
+    }
     if (!r)
         r = qemu_cancel_migration(&s->qemu, RUN_TIMEOUT, e);
     return r ? r : qemu_continue(&s->qemu, RUN_TIMEOUT, e);

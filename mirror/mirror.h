@@ -102,6 +102,7 @@ struct xm_vhost_opts {
 /* One vhost-user-blk device in front of a disk. It has a control thread (the socket's) of its own; rings run on the disk's engine. */
 struct xm_vhost;
 struct xm_vhost *xm_vhost_new(struct xm_disk *, const struct xm_vhost_opts *, struct xm_error *);
+bool xm_vhost_attached(struct xm_vhost *);   /* a front end is there */
 bool xm_vhost_connected(struct xm_vhost *);  /* a front end is there and has set its features */
 bool xm_vhost_stopped(struct xm_vhost *);    /* no ring runs and none has requests in flight; any thread */
 uint64_t xm_vhost_broken(struct xm_vhost *); /* how often a guest or front end broke the rules and its device was stopped */

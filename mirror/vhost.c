@@ -95,7 +95,10 @@ static void serve(struct xm_vhost *d)
     struct xm_error e = {0};
     int got = 1, err = 0;
 
-    d->protocol = 0;
+    /* QEMU whose VM was stopped when the process before us died comes back without negotiating anew (seen with 7.2): it goes by what
+     * it settled with that one, and it takes all that we offer. Others say what they want before they use it. */
+    d->protocol = vhost_protocol_features();
+    __atomic_store_n(&d->attached, true, __ATOMIC_RELEASE);
     vhost_on_engine(&j, connection_begins);
     while (!err && (got = vhost_msg_recv(d->sock, d->stop_fd, &m, &e)) == 1)
         err = serve_one(d, &m, &e);
@@ -103,6 +106,7 @@ static void serve(struct xm_vhost *d)
         __atomic_add_fetch(&d->broken_count, 1, __ATOMIC_RELAXED);
         xm_log(XM_LOG_WARN, "%s: hanging up on the front end: %s", d->path, e.text);
     }
+    __atomic_store_n(&d->attached, false, __ATOMIC_RELEASE);
     vhost_on_engine(&j, hang_up);
     vhost_drain(&j, DRAIN_ALL);
     vhost_on_engine(&j, forget);
@@ -217,6 +221,11 @@ struct xm_vhost *xm_vhost_new(struct xm_disk *disk, const struct xm_vhost_opts *
 failed:
     destroy(d);
     return NULL;
+}
+
+bool xm_vhost_attached(struct xm_vhost *d)
+{
+    return __atomic_load_n(&d->attached, __ATOMIC_ACQUIRE);
 }
 
 bool xm_vhost_connected(struct xm_vhost *d)

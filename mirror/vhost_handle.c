@@ -24,6 +24,11 @@ static const uint64_t protocol_features = 1ull << VHOST_PROTOCOL_MQ | 1ull << VH
                                           1ull << VHOST_PROTOCOL_REPLY_ACK | 1ull << VHOST_PROTOCOL_CONFIG |
                                           1ull << VHOST_PROTOCOL_INFLIGHT_SHMFD;
 
+uint64_t vhost_protocol_features(void)
+{
+    return protocol_features;
+}
+
 static uint64_t offered(const struct xm_vhost *d)
 {
     return blk_features(&d->blk) | 1ull << VIRTIO_RING_F_INDIRECT_DESC | 1ull << VIRTIO_RING_F_EVENT_IDX |

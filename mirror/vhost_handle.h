@@ -30,6 +30,7 @@ void vhost_drain(struct job *, int which);
 enum answer { ANSWER_ACK, ANSWER_REPLY };
 /* Does what the message says. Its payload becomes the reply's where there is one; *fd: to go with it. Control
  * thread. 0, or -errno with a sentence, and then the front end is hung up on. */
+uint64_t vhost_protocol_features(void);
 int vhost_handle(struct job *, enum answer *, int *fd);
 
 #endif

@@ -68,7 +68,7 @@ struct xm_vhost {
     /* Of any thread, atomic. */
     uint64_t broken_count;
     unsigned busy; /* rings that run + requests in flight */
-    bool connected;
+    bool attached, connected;
 
     /* Of the control thread. */
     pthread_t thread;
