@@ -77,9 +77,11 @@ char **qemu_arguments(const struct vm_spec *vm, const char *run_dir, bool incomi
         unsigned queues = d->queues ? d->queues : XM_MIN(vm->vcpus, 4u);
         add2(&a, "-chardev",
              xm_printf("socket,id=chr-%s,path=%s/disk-%s.sock,reconnect=1", d->name, run_dir, d->name));
+        /* config-wce=off: the guest cannot change the cache mode, which QEMU would not tell the driver again after a
+         * reconnect or a move. The disk is write-back, and the guest flushes. */
         add2(&a, "-device",
-             xm_printf("vhost-user-blk-pci,id=disk-%s,chardev=chr-%s,num-queues=%u", d->name, d->name,
-                       queues));
+             xm_printf("vhost-user-blk-pci,id=disk-%s,chardev=chr-%s,num-queues=%u,config-wce=off", d->name,
+                       d->name, queues));
     }
     for (unsigned i = 0; i < vm->nics; i++) {
         const struct vm_nic *n = &vm->nic[i];

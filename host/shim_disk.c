@@ -3,11 +3,29 @@
  * a sentence; later errors go to the guest as I/O errors. */
 #include "host/shim.h"
 
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#define ENGINE_DEPTH 256
+#define ENGINE_DEPTH  256
+#define LOCK_PATIENCE (5 * XM_NS_PER_S)
+
+/* A shim of this VM that was killed a moment ago: the kernel keeps its lock until the I/O that it had under way has ended, which also
+ * keeps those writes from landing after ours. */
+static int open_file(struct shim_disk *d, struct xm_error *e)
+{
+    char *left = xm_printf("%s/qemu.pid", d->shim->run_dir);
+    uint64_t deadline = xm_now() + (access(left, F_OK) == 0 ? LOCK_PATIENCE : 0);
+    int r;
+
+    while ((r = xm_file_open(d->file, d->spec->path, d->shim->shares_disks ? XM_FILE_SHARED : 0, 0, e)) ==
+               -EBUSY &&
+           xm_now() < deadline)
+        poll(NULL, 0, 10);
+    free(left);
+    return r;
+}
 
 static void *disk_main(void *arg)
 {
@@ -16,8 +34,7 @@ static void *disk_main(void *arg)
 
     pthread_setname_np(pthread_self(), d->spec->name[0] ? d->spec->name : "disk");
     d->file = calloc(1, sizeof *d->file);
-    if (d->file &&
-        xm_file_open(d->file, d->spec->path, d->shim->shares_disks ? XM_FILE_SHARED : 0, 0, e) == 0) {
+    if (d->file && open_file(d, e) == 0) {
         d->engine = xm_engine_open(d->shim->engine, ENGINE_DEPTH, e);
         if (d->engine) {
             xm_mailbox_own(&d->engine->mailbox);
