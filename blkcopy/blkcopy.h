@@ -213,6 +213,11 @@ struct xm_copier;
  * The pool's limit is the bound of bulk data in flight (DESIGN: 16 MiB). */
 struct xm_copier *xm_copier_new(struct xm_engine *, struct xm_file *, struct xm_replica *, struct xm_bufpool *, uint32_t chunk_size,
                                 bool target_zeroed, const struct xm_copier_ops *, void *ctx);
+/* How long chunks may wait for each other on the way to the replica; 25 ms until it is set. The copier finds how many it may have
+ * claimed at once for that, between 1 and what the pool has buffers for; a long round trip does not count as waiting. */
+void xm_copier_delay(struct xm_copier *, uint64_t target_ns);
+/* How many more it would claim now. Whoever claims on its behalf and lets it wait counts these as claimed. */
+unsigned xm_copier_room(const struct xm_copier *);
 void xm_copier_kick(struct xm_copier *); /* there may be chunks to claim (again) */
 void xm_copier_pause(struct xm_copier *, bool); /* claims nothing while paused */
 void xm_copier_stats(const struct xm_copier *, struct xm_copier_stats *);

@@ -11,10 +11,12 @@
  * - A read fails: it is tried again at once, READ_TRIES times in all; then the chunk settles with the error,
  * when what was under way for it has ended. Whether and when it is claimed again is the driver's business.
  * - The replica refuses a piece: the same.
+ * - The way to the replica is slow: fewer chunks are claimed at a time (depth.c).
  * - No buffer: the step waits until another has ended. None under way (memory is short): the chunk settles
  * with -ENOMEM.
  */
 #include "blkcopy/blkcopy.h"
+#include "blkcopy/depth.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -30,12 +32,19 @@
 /* Holes cost a system call and no waiting: after so many chunks and steps the guest's requests get their
  * turn. */
 #define LOOKS_MAX 256u
+/* Chunks without data are tiny on the wire and do not count as depth; but guest writes to them wait for an
+ * answer, too. On a round trip of 100 ms so many are 2.5 GB of holes a second. */
+#define BARE_MAX 256u
+/* Half of the driver's default write cap. */
+#define DELAY_DEFAULT (25 * XM_NS_PER_MS)
 
 struct job {
     struct xm_copier *copier;
     int64_t chunk;
     bool again;
+    bool bare;                  /* no data: does not count as depth */
     bool skip_zeros;            /* what is zero here need not be sent */
+    uint64_t since, data;       /* when it was claimed; bytes sent */
     uint64_t offset, end, next; /* next: up to where steps were started */
     uint64_t data_end;          /* up to here it is known not to be a hole */
     unsigned reading, unsettled;
@@ -69,8 +78,9 @@ struct xm_copier {
     const struct xm_copier_ops *ops;
     void *ctx;
     struct xm_timer more;
+    struct depth depth;
     struct job *current; /* claimed, and not all steps of it started; NULL: none */
-    unsigned busy, again, steps_busy;
+    unsigned busy, bare, again, steps_busy;
     struct step *free_steps;
     struct piece *free_pieces;
     struct xm_copier_stats stats;
@@ -101,7 +111,15 @@ struct xm_copier *xm_copier_new(struct xm_engine *engine, struct xm_file *file, 
     c->ops = ops;
     c->ctx = ctx;
     c->more.fire = more_fire;
+    /* A chunk with data holds at least one step's buffer. */
+    depth_init(&c->depth, (unsigned)(xm_bufpool_limit(pool) / c->step_size), DELAY_DEFAULT,
+               xm_engine_now(engine));
     return c;
+}
+
+void xm_copier_delay(struct xm_copier *c, uint64_t target_ns)
+{
+    c->depth.target = target_ns;
 }
 
 void xm_copier_free(struct xm_copier *c)
@@ -129,6 +147,16 @@ void xm_copier_stats(const struct xm_copier *c, struct xm_copier_stats *out)
 unsigned xm_copier_busy(const struct xm_copier *c)
 {
     return c->busy;
+}
+
+static unsigned depth_used(const struct xm_copier *c)
+{
+    return c->busy - c->bare;
+}
+
+unsigned xm_copier_room(const struct xm_copier *c)
+{
+    return c->depth.now > depth_used(c) ? c->depth.now - depth_used(c) : 0;
 }
 
 static struct piece *piece_get(struct job *j)
@@ -198,8 +226,10 @@ static void send_piece(struct job *j, struct step *s, uint64_t offset, uint64_t 
                                .length = length,
                                .buf = s ? (char *)s->buf + (offset - s->io.offset) : NULL,
                                .done = piece_settled};
-    if (s)
+    if (s) {
         s->pieces++;
+        j->data += length;
+    }
     j->unsettled++;
     xm_replica_submit(j->copier->replica, &p->rreq);
 }
@@ -272,6 +302,12 @@ static void count_zeros(struct job *j)
     }
 }
 
+static void set_bare(struct job *j)
+{
+    j->copier->bare += !j->bare;
+    j->bare = true;
+}
+
 /* Moves a job on when something of it has ended. May free it. */
 static void advance(struct job *j)
 {
@@ -285,6 +321,8 @@ static void advance(struct job *j)
         c->current = NULL;
     if (j->reading > 0)
         return;
+    if (j->data == 0)
+        set_bare(j);
     if (j->zeros && !j->skip_zeros && j->status == 0) {
         j->skip_zeros = true; /* once */
         j->unsettled++;       /* this function's hold on the job */
@@ -297,7 +335,10 @@ static void advance(struct job *j)
         count_zeros(j);
     int64_t chunk = j->chunk;
     int status = j->status;
+    if (j->data > 0 && status == 0)
+        depth_settled(&c->depth, j->since, xm_engine_now(c->engine), j->data, c->chunk_size);
     c->busy--;
+    c->bare -= j->bare;
     c->again -= j->again;
     free(j);
     c->ops->settled(c->ctx, chunk, status);
@@ -367,7 +408,7 @@ static bool start_job(struct xm_copier *c)
 {
     bool fresh = false;
 
-    if (c->paused || c->again >= AGAIN_MAX)
+    if (c->paused || c->again >= AGAIN_MAX || c->bare >= BARE_MAX || xm_copier_room(c) == 0)
         return false;
     int64_t chunk = c->ops->next(c->ctx, &fresh);
     if (chunk < 0)
@@ -387,10 +428,13 @@ static bool start_job(struct xm_copier *c)
     j->offset = j->next = (uint64_t)chunk * c->chunk_size;
     j->end = XM_MIN(j->offset + c->chunk_size, c->file->size);
     c->current = j;
+    j->since = xm_engine_now(c->engine);
     if (is_hole(c, j->offset, j->end - j->offset)) {
         mark_hole(j, j->offset, j->end - j->offset);
         j->next = j->end;
         advance(j);
+    } else {
+        depth_claimed(&c->depth, depth_used(c));
     }
     return true;
 }

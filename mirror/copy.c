@@ -39,7 +39,9 @@ static int64_t next_chunk(void *ctx, bool *fresh)
         *fresh = f->drained[f->ndrained].fresh;
         return (int64_t)f->drained[f->ndrained].chunk;
     }
-    while (f->draining < DRAIN_MAX) {
+    /* What drains is `copying` as well: it has its place in the copier's depth, so that its copy can start as soon
+     * as it has drained. */
+    while (f->draining < XM_MIN(DRAIN_MAX, xm_copier_room(d->copier))) {
         chunk = chunkmap_claim_next(&d->map, fresh);
         if (chunk < 0 || busy_drain(d, (uint64_t)chunk, *fresh))
             return chunk;
@@ -133,6 +135,7 @@ int xm_disk_mirror_on(struct xm_disk *d, struct xm_replica *replica, bool target
         mirror_teardown(d);
         return xm_error_set(e, ENOMEM, "no memory for the mirror of %s", d->file->path);
     }
+    xm_copier_delay(d->copier, d->opts.write_cap / 2);
     reset_stats(d);
     d->replica = replica;
     d->lost = false;

@@ -387,6 +387,7 @@ static void ack_arrives(struct sim_event *e)
 
     if (m) {
         l->link[f->link].inflight--;
+        l->unanswered -= m->length;
         /* Invariant 4: nobody touched the private copy. */
         l->changed += m->length && XXH3_64bits(m->payload, m->length) != f->wreq.hdr.hash;
         m->status = f->status;
@@ -429,6 +430,15 @@ static void frame_arrives(struct sim_event *e)
     xm_writer_submit(f->links->writer, &f->wreq);
 }
 
+/* How long until all of the frame has left. */
+static uint64_t serialize(struct sim_links *l, uint32_t length)
+{
+    if (!l->rate)
+        return 0;
+    l->wire_free = XM_MAX(l->wire_free, l->sim->now) + length * XM_NS_PER_S / l->rate;
+    return l->wire_free - l->sim->now;
+}
+
 static void transmit(struct sim_links *l, unsigned link, struct xm_msg *m)
 {
     struct sim_frame *f = calloc(1, sizeof *f);
@@ -447,7 +457,11 @@ static void transmit(struct sim_links *l, unsigned link, struct xm_msg *m)
     TAILQ_INSERT_TAIL(&l->frames, f, all);
     l->link[link].inflight++;
     l->sent++;
-    sim_event_set(l->sim, &f->event, sim_between(l->sim, l->delay_min, l->delay_max));
+    l->sent_bytes += m->length;
+    l->unanswered += m->length;
+    l->unanswered_max = XM_MAX(l->unanswered_max, l->unanswered);
+    sim_event_set(l->sim, &f->event,
+                  serialize(l, m->length) + sim_between(l->sim, l->delay_min, l->delay_max));
 }
 
 static struct xm_msg *take(struct sim_msgs *q)
@@ -560,6 +574,7 @@ void sim_links_down(struct sim_links *l, unsigned link)
         if (f->link != link || !f->msg)
             continue;
         STAILQ_INSERT_TAIL(&l->again, f->msg, link);
+        l->unanswered -= f->msg->length;
         l->resent++;
         abandon(l, f);
     }

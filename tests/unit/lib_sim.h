@@ -62,6 +62,9 @@ struct sim_links {
     struct xm_writer *writer;
     unsigned count, window; /* links; frames in flight per link */
     uint64_t delay_min, delay_max;
+    uint64_t rate,
+        wire_free; /* bytes a second, all links together, 0: any; when what was sent is on its way */
+    uint64_t unanswered, unanswered_max, sent_bytes; /* of payload */
     unsigned dup_late; /* per mille of a lost link's frames that come in later all the same */
     int dead;          /* -errno: lost for good */
     bool hold_acks;    /* what the writer answers stays on the way until sim_links_go */
