@@ -74,6 +74,16 @@ unit: $(UNIT)
 -include $(wildcard Makefile.tests Makefile.bench Makefile.fuzz)
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 
+PREFIX  ?= /usr/local
+.PHONY: install
+install: progs
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/etc/xmigrate
+	install -m 755 $(B)/xmigrated $(B)/xmigrate-shim $(DESTDIR)$(PREFIX)/sbin
+	install -m 755 $(B)/xmigrate $(DESTDIR)$(PREFIX)/bin
+	for s in 1 5 7 8; do install -d $(DESTDIR)$(PREFIX)/share/man/man$$s; \
+	  install -m 644 man/*.$$s $(DESTDIR)$(PREFIX)/share/man/man$$s; done
+	install -m 644 etc/xmigrated.conf.example $(DESTDIR)/etc/xmigrate
+
 .PHONY: format lint layers clean
 format:
 	clang-format -i $(shell git ls-files '*.c' '*.h')
