@@ -1,13 +1,12 @@
 /* recover: whose is this VM? (DESIGN §8)
  *
- * A hand-off that was cut in the middle leaves the VM stopped on both sides, and the source's record decides.
- * So: undecided here     the source is asked: given to us, then it runs here; still the source's, then this
- * side is taken away given by us to B   B is asked: B owns it, then what is left of it here ends; B is
- * undecided, then B is told to recover; B has nothing of it, durably and for certain, then we take it back,
- * in a new epoch, and start it from its disks ours               it runs, or is started, unless a peer owns a
- * higher epoch unknown here       all peers are asked Whoever cannot be asked keeps the question open: exit
- * status 4 and nothing is changed.
- */
+ * A hand-off that was cut in the middle leaves the VM stopped on both sides, and the source's record decides. So:
+ *   undecided here     the source is asked: given to us, then it runs here; still the source's, then this side is taken away
+ *   given by us to B   B is asked: B owns it, then what is left of it here ends; B is undecided, then B is told to recover; B has
+ *                      nothing of it, durably and for certain, then we take it back, in a new epoch, and start it from its disks
+ *   ours               it runs, or is started, unless a peer owns a higher epoch
+ *   unknown here       all peers are asked
+ * Whoever cannot be asked keeps the question open: exit status 4 and nothing is changed. */
 #include "host/agent.h"
 
 #include <stdio.h>

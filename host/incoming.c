@@ -2,15 +2,14 @@
  *
  *   begin     both sides have the same disks and RAM blocks; answers which disks read as zeros
  *   incoming  QEMU listens for its device state
- *   loaded    waits until QEMU has loaded all of it and is stopped; from the answer on the VM is *promised*:
- * the source may give it run       the source has recorded that the VM is ours: we record it too, then run it
+ *   loaded    waits until QEMU has loaded all of it and is stopped; from the answer on the VM is *promised*: the source may give it
+ *   handoff   the source has recorded that the VM is ours: we record it too, then run it (host/handoff.h)
  *
  * Frames of disks, RAM and device state go to their owners without passing this thread.
  *
- * Failures: until the VM is promised, anything (links gone, ABORT, a bad frame, QEMU's end, nobody calling
- * within a minute) ends this side: QEMU and disks made for it are deleted, the source still has everything.
- * Once it is promised and the links are lost, we do not know whether it was given: `undecided`. The VM stays
- * loaded and stopped until the source's record is known (incoming_decide). */
+ * Failures: until the VM is promised, anything (links gone, ABORT, a bad frame, QEMU's end, nobody calling within a minute) ends this side:
+ * QEMU and disks made for it are deleted, the source still has everything. Once it is promised and the links are lost, we do not know
+ * whether it was given: `undecided`. The VM stays loaded and stopped until the source's record is known (incoming_decide). */
 #include "host/incoming_inside.h"
 
 #include <stdlib.h>

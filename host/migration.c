@@ -1,13 +1,14 @@
 /* The source's thread.
  *
- * Happy path: prepare -> disks -> memory -> switch -> handoff -> settle -> done; each step is a function that
- * returns when its state is over. Failures: in prepare, disks, memory   mirror off, tracking off, links
- * aborted (the destination cleans up by itself): the VM was never touched in switch                   the
- * same, and QEMU is told to take back its migration and to go on: the VM runs here in handoff before the
- * record: as in switch. After it: the VM is not ours any more, whatever we hear. It stays stopped here, and
- * the state is `unknown` until the destination answers or `recover` asks. in settle                   the VM
- * runs there; what could not be cleaned up is said, and done again by the agent. An abort is a failure that
- * somebody wished for: honoured until the record is written. */
+ * Happy path: prepare -> disks -> memory -> switch -> handoff -> settle -> done; each step is a function that returns when its state is
+ * over. Failures:
+ *   in prepare, disks, memory   mirror off, tracking off, links aborted (the destination cleans up by itself): the VM was never touched
+ *   in switch                   the same, and QEMU is told to take back its migration and to go on: the VM runs here
+ *   in handoff                  before the record: as in switch, and the destination is told that the VM stays. After the record: the VM
+ *                               is not ours any more, whatever we hear. It stays stopped here, and the state is `unknown` until the
+ *                               destination answers or `recover` asks; unless the destination hands it back.
+ *   in settle                   the VM runs there; what could not be cleaned up is said, and done again by the agent.
+ * An abort is a failure that somebody wished for: honoured until the record is written. */
 #include "host/migration.h"
 
 #include <stdio.h>

@@ -1,12 +1,10 @@
-/* The hand-off at the source: drives host/handoff.h's machine with the record on disk and calls over the
- * links.
+/* The hand-off at the source: drives host/handoff.h's machine with the record on disk and calls over the links.
  *
- * Happy path: WANT -> «given to B, n+1» is durable -> RUN -> the destination has recorded it, runs the VM and
- * acknowledges -> our copy may go. Otherwise the machine says what follows; three ends are possible here:
+ * Happy path: WANT -> «given to B, n+1» is durable -> RUN -> the destination has recorded it, runs the VM and acknowledges -> our copy may
+ * go. Otherwise the machine says what follows; three ends are possible here:
  *   destroy    the VM runs there
- *   resume     it is ours (again), and runs here: the record could not be written, or the destination handed
- * it back neither    nobody has answered: the VM stays stopped here, with its disks, until `recover` has
- * asked the destination */
+ *   resume     it is ours (again), and runs here: the record could not be written, or the destination handed it back
+ *   neither    nobody has answered: the VM stays stopped here, with its disks, until `recover` has asked the destination */
 #include "host/handoff.h"
 #include "host/migration.h"
 

@@ -1,19 +1,17 @@
 /* The life of a guest write while the mirror is on.
  *
  *   START ─> enter the chunks it touches ─(overlaps an earlier write)─> BLOCKED ─UNBLOCKED─┐
- *              └──────────────────────────────────────────────────────────────────────────> route
- *   route: a chunk of it is being copied        ─> HELD, until that has settled (RETRY) or the cap has passed
- * (CAP) a chunk of it is present, no buffer  ─> NOBUF, likewise else                                 ─>
- * LOCAL: with the engine, and its pieces with the replica LOCAL ─> the guest gets its answer; in sync mode ─>
- * SYNC until the replica has settled it (MIRRORED) or the cap has passed
+ *              └───────────────────────────────────────────────────────────────────────────┴─> route
+ *   route:
+ *     a chunk of it is being copied          ─> HELD, until that has settled (RETRY) or the cap has passed (CAP)
+ *     a chunk of it is present, no buffer    ─> NOBUF, likewise
+ *     else                                   ─> LOCAL: with the engine, and its pieces with the replica
+ *   LOCAL ─> the guest gets its answer; in sync mode ─> SYNC until the replica has settled it (MIRRORED) or the cap has passed
  *
- * Past the cap the guest does not wait any more, whatever it waits for: a chunk that is being copied becomes
- * stale, a present chunk is given up; the copier brings both again (invariant 6). Each request has one budget
- * of write_cap for all its waiting.
+ * Past the cap the guest does not wait any more, whatever it waits for: a chunk that is being copied becomes stale, a present chunk is
+ * given up; the copier brings both again (invariant 6). Each request has one budget of write_cap for all its waiting.
  *
- * The local write's error is the guest's, and makes the chunks absent: what is on either side is not known
- * then.
- */
+ * The local write's error is the guest's, and makes the chunks absent: what is on either side is not known then. */
 #include "mirror/disk.h"
 
 #include <assert.h>

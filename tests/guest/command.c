@@ -1,12 +1,13 @@
-/* tests/guest/command.c: the commands, from the serial console and from TCP; one at a time, each answered by
- * one JSON line.
+/* tests/guest/command.c: the commands, from the serial console and from TCP; one at a time, each answered by one JSON line.
  *
  *   status                        figures, and how many failures there were so far
  *   verify                        pauses all writers, reads back everything, goes on
- *   pause | resume                disk and memory writers; after the answer to `pause` nothing is in flight
- * and all is flushed pause-disks | resume-disks    the disk writers alone io SECONDS DEPTH [DEV] verified
- * mixed load fs DEV SECONDS                ext4 with verified files (the host has made the file system) reset
- * forgets the longest gap and the slowest request quit                          powers off */
+ *   pause | resume                disk and memory writers; after the answer to `pause` nothing is in flight and all is flushed
+ *   pause-disks | resume-disks    the disk writers alone
+ *   io SECONDS DEPTH [DEV]        verified mixed load
+ *   fs DEV SECONDS                ext4 with verified files (the host has made the file system)
+ *   reset                         forgets the longest gap and the slowest request
+ *   quit                          powers off */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/reboot.h>

@@ -2,14 +2,13 @@
  *
  * Kernel command line (sizes take K, M, G):
  *   xm.disk=DEV[:rate=4M][:span=256M][:trim=16M][:threads=2][:prefilled|:blank][:name=NAME]
- *                              write records to the first `span` bytes of /dev/DEV at `rate` bytes a second;
- * the last `trim` of them see discards and write-zeroes too. NAME (default DEV) is the disk's name in the
- * records. xm.mem=64M:rate=32M        keep that much memory full of patterns, rewriting `rate` a second
+ *                              write records to the first `span` bytes of /dev/DEV at `rate` bytes a second; the last `trim` of
+ *                              them see discards and write-zeroes too. NAME (default DEV) is the disk's name in the records.
+ *   xm.mem=64M:rate=32M        keep that much memory full of patterns, rewriting `rate` a second
  *   xm.ip=10.9.0.2/24          address of the first NIC
  *   xm.seed=N                  of every pseudo-random choice
  * Ports: 7001 TCP echo; 7002 heartbeat, TCP and UDP; 7003 TCP commands, the same as on the serial console.
- * Anything wrong is printed at once as a line «XMGUEST FAIL ...» and counted; «XMGUEST READY ...» ends the
- * start. */
+ * Anything wrong is printed at once as a line «XMGUEST FAIL ...» and counted; «XMGUEST READY ...» ends the start. */
 #ifndef XM_TESTS_GUEST_GUEST_H
 #define XM_TESTS_GUEST_GUEST_H
 
