@@ -51,11 +51,13 @@ title "Two hosts, hosta and hostb, with an agent each, two links between them, a
 "$lab" xmigrate a list
 
 title "The guest writes to both disks, rewrites its memory and answers TCP"
-client cmd 10.9.0.2 status
+client cmd 10.9.0.2 status >"$out/status.json"
+echo "up for $(field $out/status.json uptime_ms) ms, $(field $out/status.json rewrites) pages of memory written, failures: $(field $out/status.json fails)"
 watch heartbeat
 watch pulse
 watch echo
 sleep 1
+client cmd 10.9.0.2 reset >"$out/status.json" # what counts is from here on
 
 title "xmigrate --with-storage web1 hostb"
 "$lab" xmigrate a --with-storage web1 hostb
@@ -76,10 +78,12 @@ echo "longest pause by the guest's own clock:              $(field $out/pulse.js
 echo "TCP connections kept: heartbeat ($(field $out/heartbeat.json beats) beats) and echo ($(field $out/echo.json rounds) rounds)"
 
 title "The guest verifies all that it ever wrote, disks and memory"
-client cmd 10.9.0.2 verify
+client cmd 10.9.0.2 verify >"$out/verify.json" || { cat "$out/verify.json"; echo "demo: the guest found damage" >&2; exit 1; }
+echo "$(field $out/verify.json blocks) blocks of the disks read back, wrong: $(field $out/verify.json wrong_blocks)"
+echo "$(field $out/verify.json pages) pages of memory read back, wrong: $(field $out/verify.json wrong_pages)"
 
 title "Clean-up"
-rm -f "$out"/heartbeat.json "$out"/pulse.json "$out"/echo.json "$out"/jobs.json
+for f in heartbeat pulse echo jobs status verify; do rm -f "$out/$f.json"; done
 trap - EXIT
 "$lab" down
 if ip netns list | grep -q "^$XM_PREFIX-" || losetup -a | grep -q "$XM_PREFIX" || [ -e "/run/$XM_PREFIX-lab" ]; then
