@@ -258,6 +258,7 @@ int incoming_start(struct incoming *in, struct xm_error *e)
     if ((r = handoff_start(&in->handoff, HANDOFF_DESTINATION, false, s->host, in->source, r ? NULL : &rec,
                            &none, e)) < 0)
         return r;
+    xm_links_set_nice(in->links, MIGRATION_NICE);
     xm_ramsink_populate(in->ramsink);
     for (unsigned i = 0; i < s->disks; i++) {
         shim_disk_call(&s->disk[i], writer_new, e);

@@ -47,6 +47,12 @@ static int do_begin(struct incoming *in, const json_t *o, json_t *reply, struct 
     return 0;
 }
 
+static void disk_nice(struct shim_disk *d, void *nice)
+{
+    (void)d;
+    thread_nice(*(int *)nice);
+}
+
 static int do_incoming(struct incoming *in, struct xm_error *e)
 {
     struct qmp *q = &in->shim->qemu.qmp;
@@ -75,6 +81,11 @@ static int do_incoming(struct incoming *in, struct xm_error *e)
     if (!r)
         r = shim_save_spec(in->shim,
                            e); /* now, while the guest still runs; without the record it means nothing */
+    /* The guest is about to be stopped: nothing gives way any more. */
+    int nice = 0;
+    xm_links_set_nice(in->links, nice);
+    for (unsigned i = 0; i < in->shim->disks; i++)
+        shim_disk_call(&in->shim->disk[i], disk_nice, &nice);
     if (!r)
         incoming_set_state(in, IN_LOADING);
     return r;

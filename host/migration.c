@@ -173,6 +173,7 @@ static int prepare(struct migration *m)
         return -m->error.code;
     m->to = xm_links_transport(m->links);
     xm_links_set_rate(m->links, m->opt.bandwidth);
+    xm_links_set_nice(m->links, MIGRATION_NICE);
     json_array_foreach (links, i, l)
         up += add_link(m, xm_json_str(l, "local", ""), xm_json_str(l, "remote", ""), port, token) == 0;
     if (!up)
@@ -200,7 +201,11 @@ static int walk(struct migration *m)
             return r;
     }
     migration_set_state(m, MIG_MEMORY);
-    if ((r = source_memory(m)) < 0)
+    thread_nice(MIGRATION_NICE);
+    r = source_memory(m);
+    thread_nice(0);
+    xm_links_set_nice(m->links, 0);
+    if (r < 0)
         return r;
     migration_set_state(m, MIG_SWITCH);
     if ((r = source_switch(m)) < 0)

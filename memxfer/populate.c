@@ -8,6 +8,8 @@
  */
 #include "memxfer/populate.h"
 
+#include <sys/resource.h>
+#include <unistd.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -43,10 +45,14 @@ static bool memory_left(void)
     return available > total / 8;
 }
 
+/* Other guests of the host need the processors more. */
+#define POPULATE_NICE 10
+
 static void *populate_main(void *arg)
 {
     struct populate *p = arg;
 
+    setpriority(PRIO_PROCESS, (id_t)gettid(), POPULATE_NICE);
     for (unsigned i = 0; i < p->ram->blocks; i++) {
         const struct xm_ram_block *b = &p->ram->block[i];
         for (uint64_t pos = 0; pos < b->size; pos += STEP) {

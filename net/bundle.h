@@ -69,6 +69,7 @@ struct link {
     struct xm_links *bundle;
     int number, fd, wake;
     pthread_t thread;
+    pid_t tid; /* under the bundle's lock; 0: not started or ended */
     char name[64];
     size_t window_bytes;
     unsigned window_frames;
@@ -138,6 +139,7 @@ struct xm_links {
     struct xm_meter answered;
     struct xm_bucket bucket;
     uint64_t hold_until; /* the rate limit's */
+    int nice;            /* of the links' threads */
 };
 
 /* links.c */

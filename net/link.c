@@ -26,6 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -285,11 +286,34 @@ static void tell_lost(struct xm_links *b)
         b->opts.event(b->opts.event_ctx, -1, XM_LINK_DOWN, &why);
 }
 
+static void link_set_tid(struct link *l, pid_t tid)
+{
+    struct xm_links *b = l->bundle;
+
+    pthread_mutex_lock(&b->lock);
+    l->tid = tid;
+    if (tid && b->nice)
+        setpriority(PRIO_PROCESS, (id_t)tid, b->nice);
+    pthread_mutex_unlock(&b->lock);
+}
+
+void xm_links_set_nice(struct xm_links *b, int nice)
+{
+    pthread_mutex_lock(&b->lock);
+    b->nice = nice;
+    for (int i = 0; i < b->links; i++) {
+        if (b->link[i]->tid)
+            setpriority(PRIO_PROCESS, (id_t)b->link[i]->tid, nice);
+    }
+    pthread_mutex_unlock(&b->lock);
+}
+
 void *link_main(void *arg)
 {
     struct link *l = arg;
     struct xm_links *b = l->bundle;
 
+    link_set_tid(l, gettid());
     if (b->opts.event)
         b->opts.event(b->opts.event_ctx, l->number, XM_LINK_UP, &(struct xm_error){0});
     while (!atomic_load_explicit(&b->ending, memory_order_relaxed) && turn(l) == 0) {
@@ -297,6 +321,7 @@ void *link_main(void *arg)
     bool ended = atomic_load(&b->ending);
     if (ended)
         say_goodbye(l);
+    link_set_tid(l, 0);
     tx_drop(l);
     rx_drop(l);
     close(l->fd);

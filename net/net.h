@@ -161,6 +161,9 @@ int xm_links_up(struct xm_links *);                                       /* how
 int xm_links_info(struct xm_links *, struct xm_link_info *out, int max); /* returns how many there are */
 double xm_links_rate(struct xm_links *); /* payload bytes a second answered lately, all links */
 void xm_links_set_rate(struct xm_links *, uint64_t bytes_per_s); /* limit of what is sent, all links together; 0: none */
+/* The nice value of the links' threads, present and future (setpriority(2)). A migration's bulk shall not take the processors from
+ * the guests; what happens while the guest is stopped shall have them. */
+void xm_links_set_nice(struct xm_links *, int nice);
 uint64_t xm_links_wire_bytes(struct xm_links *);                  /* sent and received so far */
 uint64_t xm_links_queued(struct xm_links *, uint64_t *max);       /* payload bytes that no link has taken; the most there ever were */
 /* Tells the peer why (ABORT) and settles everything with -ECANCELED. Any thread, more than once. */
