@@ -313,18 +313,43 @@ int lab_up(const char *name, const char *env)
     return rc == 0 ? 0 : -1;
 }
 
-void lab_down(void)
+/* Agents end regularly, so that a sanitizer has its last word; then nothing in any log may be one of its, or a guest's complaint. */
+static bool logs_are_clean(void)
 {
     char *out = NULL;
+    bool clean;
+
+    sh(NULL, 30,
+       "cd %s && kill $(cat a/agent.pid b/agent.pid); "
+       "for i in $(seq 100); do kill -0 $(cat a/agent.pid) $(cat b/agent.pid) 2>/dev/null || break; sleep "
+       "0.1; done",
+       lab.run);
+    clean =
+        sh(&out, 10,
+           "grep -rE -A 25 'Sanitizer: |runtime error: |XMGUEST FAIL' %s --include=*.log && exit 1; exit 0",
+           lab.run) == 0;
+    if (!clean)
+        fprintf(stderr, "in the lab's logs:\n%.8000s\n", out ? out : "");
+    free(out);
+    return clean;
+}
+
+int lab_down(void)
+{
+    char *out = NULL;
+    int rc = 0;
 
     if (!lab.wanted)
-        return;
+        return 0;
+    if (lab.up && !logs_are_clean())
+        rc = -1;
     if (getenv("XM_KEEP_LOGS"))
         sh(NULL, 10, "rm -rf /tmp/%s-logs; cp -r %s /tmp/%s-logs", lab.prefix, lab.run, lab.prefix);
     if (sh(&out, 60, "tests/system/lab.sh down") != 0)
         fprintf(stderr, "the lab was not taken down: %s\n", out ? out : "");
     free(out);
     lab.up = lab.wanted = false;
+    return rc;
 }
 
 int lab_group_setup(const char *name, const char *env)

@@ -50,7 +50,7 @@ bool wait_until(unsigned timeout_s, const char *fmt, ...) __attribute__((format(
 const char *lab_missing(void);
 /* Makes it; env: "XM_ENGINE=libaio ..." or "". 0 or -1, with the reason printed. */
 int lab_up(const char *name, const char *env);
-void lab_down(void);
+int lab_down(void); /* 0, or -1 when a log holds what no log may hold (a sanitizer's report, say) */
 const char *lab_prefix(void);
 const char *lab_run_dir(void);   /* /run/PREFIX-lab */
 const char *lab_store_dir(void); /* build/lab/PREFIX, absolute */
@@ -68,8 +68,7 @@ void need_lab(void);
     static int lab_teardown(void **state)                                                                    \
     {                                                                                                        \
         (void)state;                                                                                         \
-        lab_down();                                                                                          \
-        return 0;                                                                                            \
+        return lab_down();                                                                                   \
     }
 
 /* ---- in the lab: host is "a" or "b" ---- */

@@ -25,8 +25,7 @@ static int setup_libaio(void **state)
 static int teardown(void **state)
 {
     (void)state;
-    lab_down();
-    return 0;
+    return lab_down();
 }
 
 static bool shim_has_uring(void)
