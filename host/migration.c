@@ -323,6 +323,8 @@ static void *migration_main(void *arg)
     } else {
         fail(m, r);
     }
+    stream_free(m->stream); /* it sends on the links */
+    m->stream = NULL;
     if (m->links)
         xm_links_free(m->links);
     m->links = NULL;
