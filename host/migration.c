@@ -317,6 +317,8 @@ static void *migration_main(void *arg)
         emit_last(m, done);
     } else if (m->state == MIG_UNKNOWN) {
         source_disks_off(m);
+        xm_precopy_free(m->precopy);
+        m->precopy = NULL;
         emit_last(m, json_pack("{s:s s:s s:s s:s s:b s:b s:s}", "event", "failed", "job", m->job, "error",
                                m->error.text, "state", "unknown", "vm_safe", 0, "unknown", 1, "destination",
                                m->destination));
