@@ -14,14 +14,17 @@
 
 struct xm_file {
     int fd;
-    uint64_t size;      /* bytes; a multiple of `block` */
-    uint32_t block;     /* logical block: what offsets and lengths must be aligned to (512 to 4096; 1 when buffered) */
-    uint32_t mem_align; /* what memory must be aligned to, or it is bounced: at most `block`; 1 when buffered */
-    bool direct;        /* O_DIRECT */
+    uint64_t size; /* bytes; a multiple of `block` */
+    /* logical block: what offsets and lengths must be aligned to (512 to 4096; 1 when buffered) */
+    uint32_t block;
+    /* what memory must be aligned to, or it is bounced: at most `block`; 1 when buffered */
+    uint32_t mem_align;
+    bool direct; /* O_DIRECT */
     bool block_device;
     bool read_only;
     bool reads_zero_new; /* a fresh sparse file: what was never written reads as zeros */
-    bool no_punch, no_zero_range; /* learnt by the engine: the file cannot do that; zeros are made in another way */
+    /* learnt by the engine: the file cannot do that; zeros are made in another way */
+    bool no_punch, no_zero_range;
     char *path;
 };
 enum {
@@ -58,7 +61,7 @@ struct xm_io {
     void (*done)(struct xm_io *, int res);
     /* The engine's own: */
     TAILQ_ENTRY(xm_io) link;
-    uint64_t progress;   /* bytes done */
+    uint64_t progress; /* bytes done */
     struct bounce *bounce;
     struct iovec vec[2];
     void *priv;
@@ -92,19 +95,21 @@ struct xm_engine_ops {
     /* Queued; goes to the kernel in the next turn at the latest. Ends with xm_engine_end(), within turn(). */
     void (*submit)(struct xm_engine *, struct xm_io *);
     int (*watch)(struct xm_engine *, struct xm_watch *); /* 0, -EBADF, -ENOMEM */
-    void (*unwatch)(struct xm_engine *, struct xm_watch *); /* ready() is not called any more when it returns */
+    /* ready() is not called any more when it returns */
+    void (*unwatch)(struct xm_engine *, struct xm_watch *);
     /* Submits what is queued, waits until something happens or the nearest timer is due, handles all of it. */
     void (*turn)(struct xm_engine *);
     uint64_t (*now)(struct xm_engine *); /* NULL: xm_now() */
     /* NULL: xm_extent_is_hole(). For files that the kernel does not know. */
-    bool (*is_hole)(struct xm_engine *, const struct xm_file *, uint64_t offset, uint64_t length, uint64_t *hole_end);
-    void (*free)(struct xm_engine *);    /* the implementation's part; then frees the engine's memory */
+    bool (*is_hole)(struct xm_engine *, const struct xm_file *, uint64_t offset, uint64_t length,
+                    uint64_t *hole_end);
+    void (*free)(struct xm_engine *); /* the implementation's part; then frees the engine's memory */
 };
 struct xm_engine {
     const struct xm_engine_ops *ops;
-    struct xm_mailbox mailbox; /* run within turn() */
+    struct xm_mailbox mailbox;              /* run within turn() */
     TAILQ_HEAD(xm_timers, xm_timer) timers; /* sorted by when */
-    uint64_t firing;   /* while timers fire: the time they are judged by; else 0 */
+    uint64_t firing;                        /* while timers fire: the time they are judged by; else 0 */
     unsigned inflight; /* requests submitted and not done: counted by xm_engine_submit and xm_engine_end */
     /* Called once before each wait, when set: a last chance to batch (one notification for many completions). */
     void (*before_wait)(struct xm_engine *, void *);
@@ -117,17 +122,20 @@ struct xm_engine *xm_engine_open(enum xm_engine_kind, unsigned depth, struct xm_
 void xm_engine_own(struct xm_engine *); /* the calling thread is the owner from now on */
 void xm_engine_submit(struct xm_engine *, struct xm_io *);
 int xm_engine_watch(struct xm_engine *, struct xm_watch *);
-void xm_engine_unwatch(struct xm_engine *, struct xm_watch *); /* also of what is not watched; also within ready() */
+/* also of what is not watched; also within ready() */
+void xm_engine_unwatch(struct xm_engine *, struct xm_watch *);
 void xm_engine_turn(struct xm_engine *); /* not from within a callback of it */
 uint64_t xm_engine_now(struct xm_engine *);
-void xm_engine_timer_set(struct xm_engine *, struct xm_timer *, uint64_t when); /* moves it when it is armed */
+/* moves it when it is armed */
+void xm_engine_timer_set(struct xm_engine *, struct xm_timer *, uint64_t when);
 void xm_engine_timer_cancel(struct xm_engine *, struct xm_timer *);
 void xm_engine_free(struct xm_engine *); /* nothing in flight; NULL is allowed */
 
 /* For implementations. init: 0 or -errno; fini is init's reverse, to be called in ops->free. */
 int xm_engine_init(struct xm_engine *, const struct xm_engine_ops *);
 void xm_engine_fini(struct xm_engine *);
-void xm_engine_end(struct xm_engine *, struct xm_io *, int res); /* counts the request as done and calls done() */
+/* counts the request as done and calls done() */
+void xm_engine_end(struct xm_engine *, struct xm_io *, int res);
 /* Fires all timers that are due; what they set anew waits for the next call. Returns how many. */
 unsigned xm_engine_fire_timers(struct xm_engine *);
 
@@ -145,9 +153,11 @@ struct xm_writer; /* owned by an engine's thread */
 
 /* A write to apply. Owned by the writer until done. */
 struct xm_wreq {
-    struct xm_frame_hdr hdr; /* DISK_DATA, DISK_ZERO, DISK_FLUSH, DISK_DIGEST, DISK_HASH; only its meaning fields are used */
-    void *payload;           /* aligned as the file wants, or it is bounced */
-    void (*done)(struct xm_wreq *, int status, const void *reply, uint32_t reply_len); /* reply: valid during the call */
+    /* DISK_DATA, DISK_ZERO, DISK_FLUSH, DISK_DIGEST, DISK_HASH; only its meaning fields are used */
+    struct xm_frame_hdr hdr;
+    void *payload; /* aligned as the file wants, or it is bounced */
+    /* reply: valid during the call */
+    void (*done)(struct xm_wreq *, int status, const void *reply, uint32_t reply_len);
     /* The writer's own: */
     struct xm_io io;
     struct iovec iov;
@@ -169,11 +179,12 @@ void xm_writer_free(struct xm_writer *);
 /* ---- replica: the second copy of a disk, as the driver and the copier see it ---- */
 
 struct xm_replica;
-struct xm_rreq { /* one piece, within one chunk; owned by the replica until done (called on the engine's thread) */
+/* one piece, within one chunk; owned by the replica until done (called on the engine's thread) */
+struct xm_rreq {
     enum xm_io_op op; /* WRITE, ZERO, FLUSH */
     bool unmap, urgent;
     uint64_t offset, length;
-    const void *buf; /* WRITE: private copy, unchanged until done */
+    const void *buf;  /* WRITE: private copy, unchanged until done */
     uint8_t hash[16]; /* xm_replica_hash: the answer, when done with 0 */
     void (*done)(struct xm_rreq *, int status);
     /* The replica's own: */
@@ -186,13 +197,15 @@ struct xm_rreq { /* one piece, within one chunk; owned by the replica until done
 };
 /* Far: over a transport, as object number `object`. Near: through a writer on the same engine. Gives each request its seq and
  * its predecessor in the chunk (after), so that what is applied is applied in the order submitted, per chunk. */
-struct xm_replica *xm_replica_far(struct xm_engine *, struct xm_transport *, uint16_t object, uint32_t chunk_size);
+struct xm_replica *xm_replica_far(struct xm_engine *, struct xm_transport *, uint16_t object,
+                                  uint32_t chunk_size);
 struct xm_replica *xm_replica_near(struct xm_engine *, struct xm_writer *, uint32_t chunk_size);
 void xm_replica_submit(struct xm_replica *, struct xm_rreq *);
 /* Asks for the XXH3-128 (canonical) of what is there in [offset, offset+length), within one chunk, after all that was submitted
  * for that chunk before. Only offset, length and done of the request are used. */
 void xm_replica_hash(struct xm_replica *, struct xm_rreq *);
-void xm_replica_digest(const struct xm_replica *, struct xm_digest *); /* of what was settled with status 0 */
+/* of what was settled with status 0 */
+void xm_replica_digest(const struct xm_replica *, struct xm_digest *);
 uint64_t xm_replica_unsettled(const struct xm_replica *);
 void xm_replica_free(struct xm_replica *); /* nothing unsettled */
 
@@ -200,7 +213,8 @@ void xm_replica_free(struct xm_replica *); /* nothing unsettled */
 
 struct xm_copier_ops {
     /* Claims the next chunk that has to be copied (invariant 2: it is marked `copying` before this returns); -1: none now. */
-    int64_t (*next)(void *ctx, bool *fresh); /* *fresh: nothing of it was ever sent, so the target may still read as zeros there */
+    /* *fresh: nothing of it was ever sent, so the target may still read as zeros there */
+    int64_t (*next)(void *ctx, bool *fresh);
     /* The chunk's pieces are all acknowledged (0), or something of it failed (-errno). */
     void (*settled)(void *ctx, int64_t chunk, int status);
 };
@@ -211,14 +225,15 @@ struct xm_copier_stats {
 struct xm_copier;
 /* target_zeroed: the destination reads as zeros where nothing was written: holes and zeros of fresh chunks need not be sent.
  * The pool's limit is the bound of bulk data in flight (DESIGN: 16 MiB). */
-struct xm_copier *xm_copier_new(struct xm_engine *, struct xm_file *, struct xm_replica *, struct xm_bufpool *, uint32_t chunk_size,
-                                bool target_zeroed, const struct xm_copier_ops *, void *ctx);
+struct xm_copier *xm_copier_new(struct xm_engine *, struct xm_file *, struct xm_replica *,
+                                struct xm_bufpool *, uint32_t chunk_size, bool target_zeroed,
+                                const struct xm_copier_ops *, void *ctx);
 /* How long chunks may wait for each other on the way to the replica; 25 ms until it is set. The copier finds how many it may have
  * claimed at once for that, between 1 and what the pool has buffers for; a long round trip does not count as waiting. */
 void xm_copier_delay(struct xm_copier *, uint64_t target_ns);
 /* How many more it would claim now. Whoever claims on its behalf and lets it wait counts these as claimed. */
 unsigned xm_copier_room(const struct xm_copier *);
-void xm_copier_kick(struct xm_copier *); /* there may be chunks to claim (again) */
+void xm_copier_kick(struct xm_copier *);        /* there may be chunks to claim (again) */
 void xm_copier_pause(struct xm_copier *, bool); /* claims nothing while paused */
 void xm_copier_stats(const struct xm_copier *, struct xm_copier_stats *);
 unsigned xm_copier_busy(const struct xm_copier *); /* chunks claimed and not settled */

@@ -143,11 +143,11 @@ static int begin(struct migration *m)
     for (unsigned i = 0; i < s->ram.blocks; i++)
         json_array_append_new(ram, json_pack("{s:s s:I}", "name", s->ram.block[i].name, "size",
                                              (json_int_t)s->ram.block[i].size));
-    json_t *reply =
-        peer_call(m->links,
-                  json_pack("{s:s s:s s:I s:b s:o s:o}", "call", "begin", "job", m->job, "epoch",
-                            (json_int_t)(s->epoch + 1), "storage", m->storage, "disks", disks, "ram", ram),
-                  30 * XM_NS_PER_S, &m->error);
+    json_int_t epoch = (json_int_t)s->epoch + 1;
+    json_t *reply = peer_call(m->links,
+                              json_pack("{s:s s:s s:I s:b s:o s:o}", "call", "begin", "job", m->job, "epoch",
+                                        epoch, "storage", m->storage, "disks", disks, "ram", ram),
+                              30 * XM_NS_PER_S, &m->error);
     if (!reply)
         return -m->error.code;
     for (unsigned i = 0; i < s->disks; i++)

@@ -45,13 +45,14 @@ void migration_progress(struct migration *m, bool now)
     if (m->precopy)
         xm_precopy_progress(m->precopy, &ram_done, &ram_of);
     double rate = m->links ? xm_links_rate(m->links) : 0;
-    uint64_t left = total - done + (ram_of - ram_done) * XM_PAGE;
+    uint64_t dirty = (ram_of - ram_done) * XM_PAGE;
+    uint64_t left = total - done + dirty;
     json_object_set_new(o, "bytes_done", json_integer((json_int_t)done));
     json_object_set_new(o, "bytes_total", json_integer((json_int_t)total));
     json_object_set_new(o, "rate", json_real(rate));
     json_object_set_new(o, "eta_s", rate > 1 ? json_real((double)left / rate) : json_null());
     json_object_set_new(o, "round", json_integer(m->report.rounds));
-    json_object_set_new(o, "dirty_bytes", json_integer((json_int_t)((ram_of - ram_done) * XM_PAGE)));
+    json_object_set_new(o, "dirty_bytes", json_integer((json_int_t)dirty));
     json_object_set_new(o, "elapsed_s", json_real((double)(t - m->report.began) / 1e9));
     json_object_set_new(o, "wire_bytes",
                         json_integer(m->links ? (json_int_t)xm_links_wire_bytes(m->links) : 0));

@@ -79,6 +79,7 @@ int owner_prepare(const char *dir, struct xm_error *e)
 /* Opens and reads both slots. -ENOENT: no file. */
 static int slots_open(struct slots *s, const char *path, int flags, struct xm_error *e)
 {
+    memset(s->slot, 0, sizeof s->slot);
     s->fd = open(path, flags | O_CLOEXEC);
     if (s->fd < 0)
         return xm_error_errno(e, errno, "%s", path);
@@ -118,12 +119,13 @@ static int write_slot(struct slots *s, int i, uint64_t number, const char *vm, c
     int rc = 0;
 
     json_decref(o);
-    if (!text || strlen(text) >= SLOT) {
+    size_t len = text ? strlen(text) : SLOT;
+    if (len >= SLOT) {
         free(text);
         return xm_error_set(e, EINVAL, "%s: the record of VM %s cannot be written as JSON", path, vm);
     }
-    memset(line, ' ', sizeof line);
-    memcpy(line, text, strlen(text));
+    memcpy(line, text, len); /* and no 0: the slot is padded with spaces */
+    memset(line + len, ' ', SLOT - 1 - len);
     line[SLOT - 1] = '\n';
     free(text);
     ssize_t n = pwrite(s->fd, line, SLOT, (off_t)i * SLOT);

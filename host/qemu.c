@@ -177,7 +177,7 @@ static int spawn(struct qemu *q, const struct vm_spec *vm, const char *run_dir, 
     add(&a, xm_printf("%s", vm->qemu));
     for (char **p = args; p && *p; p++)
         add(&a, xm_printf("%s", *p));
-    pid_t pid = fork();
+    pid_t pid = a.v ? fork() : -1;
     if (pid == 0)
         child_exec(a.v, log);
     int code = errno;

@@ -328,7 +328,8 @@ void shim_run(struct shim *s)
         /* While a migration talks to QEMU its own thread reads the events. */
         p[4] =
             (struct pollfd){.fd = s->migration || s->incoming ? -1 : s->qemu.qmp.conn.fd, .events = POLLIN};
-        TAILQ_FOREACH (c, &s->clients, link) {
+        TAILQ_FOREACH (c, &s->clients,
+                       link) { /* NOLINT(clang-analyzer-unix.Malloc): TAILQ_REMOVE is not followed */
             if (n == MAX_FDS)
                 break;
             of[n] = c;
@@ -400,7 +401,7 @@ void shim_free(struct shim *s)
     xm_ram_close(&s->ram);
     delete_created(s);
     while (!TAILQ_EMPTY(&s->clients))
-        client_drop(s, TAILQ_FIRST(&s->clients));
+        client_drop(s, TAILQ_FIRST(&s->clients)); /* NOLINT(clang-analyzer-unix.Malloc): likewise */
     json_decref(s->last_event);
     if (s->listen_fd >= 0) {
         char *path = xm_printf("%s/shim.sock", s->run_dir);

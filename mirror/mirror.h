@@ -30,32 +30,34 @@ enum xm_chunk_state { XM_CHUNK_ABSENT, XM_CHUNK_COPYING, XM_CHUNK_PRESENT };
 enum xm_mirror_mode { XM_MIRROR_OFF, XM_MIRROR_STARTING, XM_MIRROR_ASYNC, XM_MIRROR_SYNC };
 
 struct xm_disk_opts {
-    uint32_t chunk_size;        /* power of two, 256 KiB to 4 MiB (tests: from 4 KiB); 0: 1 MiB */
-    uint64_t write_cap;         /* ns a guest write may be held; 0: 50 ms */
-    uint64_t mirror_buffer;     /* bytes; 0: 64 MiB */
-    uint64_t bulk_buffer;       /* bytes; 0: 16 MiB */
+    uint32_t chunk_size;    /* power of two, 256 KiB to 4 MiB (tests: from 4 KiB); 0: 1 MiB */
+    uint64_t write_cap;     /* ns a guest write may be held; 0: 50 ms */
+    uint64_t mirror_buffer; /* bytes; 0: 64 MiB */
+    uint64_t bulk_buffer;   /* bytes; 0: 16 MiB */
 };
 
 /* A snapshot; numbers only grow while a mirror is on, but for chunks[] and the buffer's. */
 struct xm_disk_status {
     enum xm_mirror_mode mode;
     uint64_t size, chunks_total;
-    uint64_t chunks[3];            /* by enum xm_chunk_state */
-    struct xm_copier_stats copied; /* acknowledged by the other side (invariant 9) */
+    uint64_t chunks[3];                       /* by enum xm_chunk_state */
+    struct xm_copier_stats copied;            /* acknowledged by the other side (invariant 9) */
     uint64_t mirrored_bytes, mirrored_writes; /* acknowledged */
     uint64_t buffer_bytes, buffer_max;
-    uint64_t to_sync, to_async;    /* mode switches */
-    uint64_t held, held_ns_max;    /* guest writes that waited for a chunk being copied */
-    uint64_t buffer_waits;         /* guest writes that waited for room in the mirror buffer */
-    uint64_t given_up;             /* chunks that went back to absent */
-    int failed;                    /* -errno when copying was given up for good, and why; 0: it goes on */
+    uint64_t to_sync, to_async; /* mode switches */
+    uint64_t held, held_ns_max; /* guest writes that waited for a chunk being copied */
+    uint64_t buffer_waits;      /* guest writes that waited for room in the mirror buffer */
+    uint64_t given_up;          /* chunks that went back to absent */
+    int failed;                 /* -errno when copying was given up for good, and why; 0: it goes on */
     char why[300];
-    uint64_t reads, writes, flushes, read_bytes, write_bytes, errors; /* of the guest, since the disk was opened */
-    struct xm_digest digest;       /* what the replica has acknowledged */
+    /* of the guest, since the disk was opened */
+    uint64_t reads, writes, flushes, read_bytes, write_bytes, errors;
+    struct xm_digest digest; /* what the replica has acknowledged */
 };
 
 struct xm_disk;
-struct xm_disk *xm_disk_new(struct xm_engine *, struct xm_file *, const struct xm_disk_opts *, struct xm_error *);
+struct xm_disk *xm_disk_new(struct xm_engine *, struct xm_file *, const struct xm_disk_opts *,
+                            struct xm_error *);
 void xm_disk_submit(struct xm_disk *, struct xm_breq *); /* engine's thread */
 struct xm_file *xm_disk_file(struct xm_disk *);
 struct xm_engine *xm_disk_engine(struct xm_disk *);
@@ -74,11 +76,13 @@ bool xm_disk_in_step(const struct xm_disk *);
 void xm_disk_settle(struct xm_disk *, void (*done)(void *, int status, const char *why), void *arg);
 /* Storage-only: from now on the disk is `file` (the near replica's); the old one is the caller's again. While the guest
  * runs: holds new requests for the moment that it takes to finish what is in flight and flush, then swaps. Engine's thread. */
-void xm_disk_pivot(struct xm_disk *, struct xm_file *file, void (*done)(void *, int status, const char *why), void *arg);
+void xm_disk_pivot(struct xm_disk *, struct xm_file *file, void (*done)(void *, int status, const char *why),
+                   void *arg);
 /* Compares both sides chunk by chunk (XXH3-128), while the guest runs and the mirror is on: each chunk is held for it as for a
  * copy. A chunk that differs goes absent and is copied again. Calls back once: 0 and how many differed, or -errno with a
  * sentence. Engine's thread. */
-void xm_disk_verify(struct xm_disk *, void (*done)(void *, int status, uint64_t differed, const char *why), void *arg);
+void xm_disk_verify(struct xm_disk *, void (*done)(void *, int status, uint64_t differed, const char *why),
+                    void *arg);
 void xm_disk_status(struct xm_disk *, struct xm_disk_status *); /* any thread */
 /* Links are all gone (true) or back (false): in-flight gives up, chunks go absent; the copier pauses. Engine's thread. */
 void xm_disk_replica_lost(struct xm_disk *, bool lost);
@@ -88,7 +92,8 @@ void xm_disk_replica_lost(struct xm_disk *, bool lost);
 /* A guest's memory as a front end gave it to us is written by us behind QEMU's back. Whoever tracks dirty pages gives, per
  * memfd, a bitmap (bit: 4 KiB page of the memfd) in which the front end sets what it has written, after writing it. */
 struct xm_guest_mem_ops {
-    struct xm_bitmap *(*bitmap)(void *ctx, int memfd, uint64_t size); /* NULL: not tracked. Any front end's thread */
+    /* NULL: not tracked. Any front end's thread */
+    struct xm_bitmap *(*bitmap)(void *ctx, int memfd, uint64_t size);
     void *ctx;
 };
 
@@ -102,10 +107,12 @@ struct xm_vhost_opts {
 /* One vhost-user-blk device in front of a disk. It has a control thread (the socket's) of its own; rings run on the disk's engine. */
 struct xm_vhost;
 struct xm_vhost *xm_vhost_new(struct xm_disk *, const struct xm_vhost_opts *, struct xm_error *);
-bool xm_vhost_attached(struct xm_vhost *);   /* a front end is there */
-bool xm_vhost_connected(struct xm_vhost *);  /* a front end is there and has set its features */
-bool xm_vhost_stopped(struct xm_vhost *);    /* no ring runs and none has requests in flight; any thread */
-uint64_t xm_vhost_broken(struct xm_vhost *); /* how often a guest or front end broke the rules and its device was stopped */
-void xm_vhost_free(struct xm_vhost *);       /* hangs up, waits for its requests; the engine's thread must be turning */
+bool xm_vhost_attached(struct xm_vhost *);  /* a front end is there */
+bool xm_vhost_connected(struct xm_vhost *); /* a front end is there and has set its features */
+bool xm_vhost_stopped(struct xm_vhost *);   /* no ring runs and none has requests in flight; any thread */
+/* how often a guest or front end broke the rules and its device was stopped */
+uint64_t xm_vhost_broken(struct xm_vhost *);
+/* hangs up, waits for its requests; the engine's thread must be turning */
+void xm_vhost_free(struct xm_vhost *);
 
 #endif

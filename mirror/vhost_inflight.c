@@ -65,7 +65,8 @@ int vhost_inflight_resume(struct inflight_queue *q, uint16_t num, uint16_t used,
         if (q->desc[i].counter >= *counter)
             *counter = q->desc[i].counter + 1;
     }
-    qsort(found, (size_t)n, sizeof *found, by_counter);
+    if (n > 0)
+        qsort(found, (size_t)n, sizeof *found, by_counter);
     for (int i = 0; i < n; i++)
         heads[i] = found[i].head;
     return n;

@@ -13,14 +13,12 @@
 #include <stdatomic.h>
 #include <sys/uio.h>
 
-#define LINKS_MAX  1024   /* in a bundle's life; a link that went down keeps its number */
-#define SLOTS_MAX  65536u /* unanswered frames of a link: 16 bits of an id */
-#define SLOT_BLOCK 256u
-#define POOL_LINKS 16  /* windows' worth of received payload that may be worked on */
-#define OUT_MAX    64u /* frames given to one sendmsg */
-#define OUT_BYTES                                                                                            \
-    ((size_t)256 << 10) /* hashed at once, so that it is still in the cache when it is copied                \
-                         */
+#define LINKS_MAX       1024   /* in a bundle's life; a link that went down keeps its number */
+#define SLOTS_MAX       65536u /* unanswered frames of a link: 16 bits of an id */
+#define SLOT_BLOCK      256u
+#define POOL_LINKS      16                  /* windows' worth of received payload that may be worked on */
+#define OUT_MAX         64u                 /* frames given to one sendmsg */
+#define OUT_BYTES       ((size_t)256 << 10) /* hashed at once, so that it is in the cache when it is copied */
 #define AHEAD_BYTES     ((size_t)16 << 10)
 #define DEFAULT_WINDOW  ((size_t)8 << 20)
 #define DEFAULT_FRAMES  512u
@@ -43,7 +41,8 @@ struct slot {
     struct xm_msg *msg;         /* NULL: free */
     uint16_t index, generation; /* make the frame's id */
     bool sent;                  /* all of it was given to the kernel: only then may an answer name it */
-    TAILQ_ENTRY(slot) order;    /* in the order taken, to give them back in it; or in the list of free ones */
+    /* in the order taken, to give them back in it; or in the list of free ones */
+    TAILQ_ENTRY(slot) order;
 };
 TAILQ_HEAD(slots, slot);
 

@@ -157,7 +157,7 @@ static int turn(struct link *l)
                 /* The peer may have said why, just before. */
                 xm_error_errno(&l->why, -err, "sending");
                 struct xm_error why = l->why;
-                while ((received = rx_receive(l)) > 0) {
+                while (rx_receive(l) > 0) {
                 }
                 if (!atomic_load(&l->bundle->ending))
                     l->why = why;

@@ -35,16 +35,19 @@ enum xm_frame_type {
     XM_FRAME_PING,      /* net's own: keeps an idle link known to be alive */
 
     XM_FRAME_DISK_DATA = 16, /* object: disk; offset, payload; applied in the order of (seq, after) */
-    XM_FRAME_DISK_ZERO,      /* offset, extent: reads as zeros afterwards; flag UNMAP: the space may be given back */
-    XM_FRAME_DISK_FLUSH,     /* everything applied so far is durable when this is answered */
-    XM_FRAME_DISK_DIGEST,    /* answered with struct xm_digest: what was applied so far */
-    XM_FRAME_DISK_HASH,      /* offset, extent: answered with 16 bytes, XXH3-128 of what is on the disk there */
+    /* offset, extent: reads as zeros afterwards; flag UNMAP: the space may be given back */
+    XM_FRAME_DISK_ZERO,
+    XM_FRAME_DISK_FLUSH,  /* everything applied so far is durable when this is answered */
+    XM_FRAME_DISK_DIGEST, /* answered with struct xm_digest: what was applied so far */
+    /* offset, extent: answered with 16 bytes, XXH3-128 of what is on the disk there */
+    XM_FRAME_DISK_HASH,
 
     XM_FRAME_RAM_PAGES = 32, /* object: RAM block; payload: table of runs, then pages (memxfer) */
     XM_FRAME_RAM_DIGEST,     /* answered with struct xm_digest */
 
-    XM_FRAME_STREAM = 48, /* QEMU's device state: bytes at `offset` of the stream; flag END on the last (may be empty) */
-    XM_FRAME_CALL,        /* shim to shim: payload is a JSON object; answered with one */
+    /* QEMU's device state: bytes at `offset` of the stream; flag END on the last (may be empty) */
+    XM_FRAME_STREAM = 48,
+    XM_FRAME_CALL, /* shim to shim: payload is a JSON object; answered with one */
     XM_FRAME_TYPE_MAX
 };
 
@@ -58,24 +61,27 @@ struct xm_frame_hdr {
     uint32_t length; /* payload bytes behind the header */
     uint32_t id;     /* the link's own number of this frame; an answer names it */
     uint64_t offset; /* bytes in the object */
-    uint64_t extent; /* bytes of the object concerned where there is no payload; REPLY: status in the low 32 bits */
-    uint64_t seq;    /* counted per (type's class, object) from 1 by the sender of the object */
-    uint64_t after;  /* the frame that has to be applied before this one; 0: none */
-    uint64_t hash;   /* XXH3-64 of the payload, 0 without one */
-    uint64_t check;  /* XXH3-64 of the 56 bytes before */
+    /* bytes of the object concerned where there is no payload; REPLY: status in the low 32 bits */
+    uint64_t extent;
+    uint64_t seq;   /* counted per (type's class, object) from 1 by the sender of the object */
+    uint64_t after; /* the frame that has to be applied before this one; 0: none */
+    uint64_t hash;  /* XXH3-64 of the payload, 0 without one */
+    uint64_t check; /* XXH3-64 of the 56 bytes before */
 };
 
 /* Order-independent digest of what was sent and applied: each side adds up the same numbers for the same frames, in whatever
  * order they were settled. Equal sums mean that what one side counts as sent is what the other has applied. */
 struct xm_digest {
-    uint64_t frames, bytes, sum; /* sum: of XXH3-64(type, object, offset, extent, seq, payload hash), modulo 2^64 */
+    /* sum: of XXH3-64(type, object, offset, extent, seq, payload hash), modulo 2^64 */
+    uint64_t frames, bytes, sum;
 };
 void xm_digest_add(struct xm_digest *, const struct xm_frame_hdr *);
 bool xm_digest_equal(const struct xm_digest *, const struct xm_digest *);
 
 /* A message: owned by the bundle (or another transport) between submit and post. */
 struct xm_msg {
-    struct xm_post post; /* run() is set by the owner; called on `home`'s thread when the message is settled */
+    /* run() is set by the owner; called on `home`'s thread when the message is settled */
+    struct xm_post post;
     struct xm_mailbox *home;
     uint8_t type, flags;
     bool urgent; /* goes before the bulk in the queue */
@@ -84,10 +90,10 @@ struct xm_msg {
     const void *payload; /* not touched, not freed by the transport; must not change until settled */
     uint64_t offset, extent, seq, after;
     /* The answer: */
-    int status;        /* 0: applied by the peer; -errno: refused by it, or never got there */
-    void *reply;       /* REPLY's bytes, malloc'ed, now the owner's; NULL with a plain ACK */
+    int status;  /* 0: applied by the peer; -errno: refused by it, or never got there */
+    void *reply; /* REPLY's bytes, malloc'ed, now the owner's; NULL with a plain ACK */
     uint32_t reply_len;
-    uint64_t hash;     /* of the payload, as it was sent */
+    uint64_t hash; /* of the payload, as it was sent */
     /* The transport's own: */
     STAILQ_ENTRY(xm_msg) link;
     uint32_t wire_id;
@@ -142,10 +148,11 @@ struct xm_link_info {
 struct xm_links_opts {
     uint8_t token[XM_TOKEN_BYTES]; /* both sides must hold the same */
     struct xm_sink sink;
-    size_t window_bytes;     /* unanswered payload per link; 0: 8 MiB */
-    unsigned window_frames;  /* unanswered frames per link; 0: 512 */
-    uint64_t link_timeout;   /* ns without any link until messages fail; 0: at once. Before the first link they just wait */
-    uint64_t silence;        /* ns without a sign of life until a link counts as failed; 0: 10 s */
+    size_t window_bytes;    /* unanswered payload per link; 0: 8 MiB */
+    unsigned window_frames; /* unanswered frames per link; 0: 512 */
+    /* ns without any link until messages fail; 0: at once. Before the first link they just wait */
+    uint64_t link_timeout;
+    uint64_t silence; /* ns without a sign of life until a link counts as failed; 0: 10 s */
     /* Called on a link thread when a link goes up or down (e: why), and once with link -1 when the bundle is lost for good. */
     void (*event)(void *ctx, int link, enum xm_link_state, const struct xm_error *e);
     void *event_ctx;
@@ -157,15 +164,17 @@ struct xm_links *xm_links_new(const struct xm_links_opts *, struct xm_error *);
  * its thread. Returns the link's number or -errno: another version, another token, no answer. Any thread. */
 int xm_links_add(struct xm_links *, int fd, bool client, const char *name, struct xm_error *);
 struct xm_transport *xm_links_transport(struct xm_links *);
-int xm_links_up(struct xm_links *);                                       /* how many are up */
+int xm_links_up(struct xm_links *);                                      /* how many are up */
 int xm_links_info(struct xm_links *, struct xm_link_info *out, int max); /* returns how many there are */
 double xm_links_rate(struct xm_links *); /* payload bytes a second answered lately, all links */
-void xm_links_set_rate(struct xm_links *, uint64_t bytes_per_s); /* limit of what is sent, all links together; 0: none */
+/* limit of what is sent, all links together; 0: none */
+void xm_links_set_rate(struct xm_links *, uint64_t bytes_per_s);
 /* The nice value of the links' threads, present and future (setpriority(2)). A migration's bulk shall not take the processors from
  * the guests; what happens while the guest is stopped shall have them. */
 void xm_links_set_nice(struct xm_links *, int nice);
-uint64_t xm_links_wire_bytes(struct xm_links *);                  /* sent and received so far */
-uint64_t xm_links_queued(struct xm_links *, uint64_t *max);       /* payload bytes that no link has taken; the most there ever were */
+uint64_t xm_links_wire_bytes(struct xm_links *); /* sent and received so far */
+/* payload bytes that no link has taken; the most there ever were */
+uint64_t xm_links_queued(struct xm_links *, uint64_t *max);
 /* Tells the peer why (ABORT) and settles everything with -ECANCELED. Any thread, more than once. */
 void xm_links_abort(struct xm_links *, const char *reason);
 /* Why the bundle was lost (the peer's ABORT, a corrupt frame, time-out), or code 0. */
@@ -177,7 +186,8 @@ void xm_links_free(struct xm_links *);
 int xm_transport_call(struct xm_transport *, struct xm_msg *, uint64_t timeout_ns, struct xm_error *);
 
 /* Connects to host:port from the local address (numeric), within timeout. Returns the socket or -errno. */
-int xm_tcp_connect(const char *local, const char *remote, uint16_t port, uint64_t timeout_ns, struct xm_error *);
+int xm_tcp_connect(const char *local, const char *remote, uint16_t port, uint64_t timeout_ns,
+                   struct xm_error *);
 int xm_tcp_listen(const char *address, uint16_t port, struct xm_error *);
 
 #endif
