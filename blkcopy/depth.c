@@ -54,7 +54,8 @@ static void shrink(struct depth *d, uint64_t now)
 {
     uint64_t base = d->round.latency - d->round.queued;
     unsigned used = XM_MAX(XM_MIN(d->round.used, d->now), 1u);
-    unsigned fits = (unsigned)((double)used * (double)(base + d->target / 2) / (double)d->round.latency);
+    unsigned fits =
+        (unsigned)((double)used * ((double)base + (double)d->target / 2) / (double)d->round.latency);
 
     d->doubling = false;
     d->ceiling = XM_MAX(used - 1, 1u);

@@ -128,9 +128,11 @@ static int open_sockets(struct agent *a, int *unix_fd, int *tcp_fd, struct xm_er
     if (*unix_fd < 0)
         return -1;
     a->port = a->conf.port;
-    if (!a->port && !getsockname(*tcp_fd, (struct sockaddr *)&ss, &len))
+    if (!a->port && !getsockname(*tcp_fd, (struct sockaddr *)&ss, &len)) {
+        /* NOLINTNEXTLINE(clang-analyzer-core.*): getsockname has filled it */
         a->port = ntohs(ss.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)(void *)&ss)->sin6_port
                                                  : ((struct sockaddr_in *)(void *)&ss)->sin_port);
+    }
     return 0;
 }
 

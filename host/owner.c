@@ -124,7 +124,8 @@ static int write_slot(struct slots *s, int i, uint64_t number, const char *vm, c
         free(text);
         return xm_error_set(e, EINVAL, "%s: the record of VM %s cannot be written as JSON", path, vm);
     }
-    memcpy(line, text, len); /* and no 0: the slot is padded with spaces */
+    /* NOLINTNEXTLINE(bugprone-not-null-terminated-result): the slot is padded with spaces */
+    memcpy(line, text, len);
     memset(line + len, ' ', SLOT - 1 - len);
     line[SLOT - 1] = '\n';
     free(text);

@@ -328,8 +328,7 @@ void shim_run(struct shim *s)
         /* While a migration talks to QEMU its own thread reads the events. */
         p[4] =
             (struct pollfd){.fd = s->migration || s->incoming ? -1 : s->qemu.qmp.conn.fd, .events = POLLIN};
-        TAILQ_FOREACH (c, &s->clients,
-                       link) { /* NOLINT(clang-analyzer-unix.Malloc): TAILQ_REMOVE is not followed */
+        TAILQ_FOREACH (c, &s->clients, link) {
             if (n == MAX_FDS)
                 break;
             of[n] = c;

@@ -68,7 +68,7 @@ static void copy_failed(struct xm_disk *d, uint64_t chunk, int status)
                  strerror(-status));
     else
         snprintf(d->why, sizeof d->why, "copying %s failed near offset %llu, %s: %s", d->file->path,
-                 (unsigned long long)(chunk << d->chunk_shift),
+                 (unsigned long long)chunk << d->chunk_shift,
                  reading ? "reading it" : "writing at the destination", strerror(-status));
     copier_pause(d, PAUSE_FAILED);
 }

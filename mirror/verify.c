@@ -93,7 +93,7 @@ static void lane_failed(struct lane *l)
     char why[300];
 
     snprintf(why, sizeof why, "verifying %s failed near offset %llu, %s: %s", d->file->path,
-             (unsigned long long)(l->chunk << d->chunk_shift),
+             (unsigned long long)l->chunk << d->chunk_shift,
              l->remote ? "at the destination" : "reading it here", strerror(-l->status));
     verify_end(l->verify, l->status, why);
 }

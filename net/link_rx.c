@@ -218,6 +218,7 @@ static bool find_buffer(struct link *l)
     l->starved = !buf;
     if (!buf)
         return false;
+    /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): RX_BUFFER is entered with a frame only (begin) */
     l->to = l->rx->payload = buf;
     l->rx_state = RX_PAYLOAD;
     return true;
