@@ -1,5 +1,8 @@
+/* Hosts, disks and processes of a benchmark, and their end: at exit, after a signal, and (processes) when we
+ * are killed. See bench.h. */
 #include "tests/bench/bench.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
@@ -7,37 +10,50 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-static char ns_name[2][32];
+static char ns_name[2][64];
+static bool ns_ours;
 static char dirs[2][128];
-static char loops[16][64];
-static unsigned loop_count, link_count;
-static pid_t kids[32];
+static char loops[32][64];
+static unsigned loop_count;
+static pid_t kids[64];
+static char last_words[8][400];
+static unsigned last_word_count;
 static pid_t owner;
+
+static void run_quietly(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 static void cleanup(void)
 {
-    if (getpid() != owner)
+    static bool done;
+
+    if (getpid() != owner || done)
         return;
+    done = true;
     for (unsigned i = 0; i < sizeof kids / sizeof *kids; i++)
         bench_kill(kids[i]);
+    while (last_word_count)
+        run_quietly("%s", last_words[--last_word_count]);
     for (unsigned i = 0; i < loop_count; i++)
-        bench_run("losetup -d %s 2>/dev/null || true", loops[i]);
+        run_quietly("losetup -d %s", loops[i]);
     for (int i = 0; i < 2; i++) {
-        if (ns_name[i][0])
-            bench_run("ip netns del %s 2>/dev/null || true", ns_name[i]);
+        if (ns_ours && ns_name[i][0])
+            run_quietly("ip netns del %s", ns_name[i]);
         if (dirs[i][0])
-            bench_run("rm -rf %s", dirs[i]);
+            run_quietly("rm -rf %s", dirs[i]);
     }
 }
 
 static void on_signal(int sig)
 {
     (void)sig;
-    exit(130); /* runs cleanup; a benchmark has nothing else to lose */
+    cleanup();
+    _exit(130);
 }
 
 static void own(void)
@@ -48,74 +64,162 @@ static void own(void)
     atexit(cleanup);
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
+    signal(SIGHUP, on_signal);
+    signal(SIGPIPE, SIG_IGN);
 }
 
-static int vrun(const char *fmt, va_list ap)
+/* ---- processes ---- */
+
+static void add_kid(pid_t pid)
 {
-    char cmd[2048];
-
-    vsnprintf(cmd, sizeof cmd, fmt, ap);
-    int r = system(cmd);
-    if (r)
-        fprintf(stderr, "bench: failed (%d): %s\n", r, cmd);
-    return r ? -1 : 0;
-}
-
-int bench_run(const char *fmt, ...)
-{
-    va_list ap;
-    va_start(ap, fmt);
-    int r = vrun(fmt, ap);
-    va_end(ap);
-    return r;
-}
-
-pid_t bench_spawn(const char *fmt, ...)
-{
-    char cmd[2048];
-    char line[2100];
-    va_list ap;
-
-    own();
-    va_start(ap, fmt);
-    vsnprintf(cmd, sizeof cmd, fmt, ap);
-    va_end(ap);
-    snprintf(line, sizeof line, "exec %s", cmd);
-    pid_t pid = fork();
-    if (pid == 0) {
-        execl("/bin/sh", "sh", "-c", line, (char *)NULL);
-        _exit(127);
-    }
     for (unsigned i = 0; i < sizeof kids / sizeof *kids; i++) {
         if (!kids[i]) {
             kids[i] = pid;
-            break;
+            return;
         }
     }
-    return pid;
 }
 
-void bench_kill(pid_t pid)
+static void drop_kid(pid_t pid)
 {
-    if (pid <= 0)
-        return;
-    kill(pid, SIGKILL);
-    waitpid(pid, NULL, 0);
     for (unsigned i = 0; i < sizeof kids / sizeof *kids; i++) {
         if (kids[i] == pid)
             kids[i] = 0;
     }
 }
 
+pid_t bench_fork(void)
+{
+    own();
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        setpgid(0, 0);
+        signal(SIGINT, SIG_DFL);
+        signal(SIGTERM, SIG_DFL);
+        signal(SIGHUP, SIG_DFL);
+        return 0;
+    }
+    setpgid(pid, pid); /* so that a kill reaches all that it starts */
+    add_kid(pid);
+    return pid;
+}
+
+int bench_wait(pid_t pid)
+{
+    int status = 0;
+
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+    }
+    drop_kid(pid);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+void bench_kill(pid_t pid)
+{
+    if (pid <= 0)
+        return;
+    kill(-pid, SIGKILL);
+    bench_wait(pid);
+}
+
+static pid_t shell(const char *cmd)
+{
+    pid_t pid = bench_fork();
+
+    if (pid == 0) {
+        execl("/bin/sh", "sh", "-c", cmd, (char *)NULL);
+        _exit(127);
+    }
+    return pid;
+}
+
+static void run_quietly(const char *fmt, ...)
+{
+    char cmd[600];
+    va_list ap;
+
+    va_start(ap, fmt);
+    int n = vsnprintf(cmd, sizeof cmd, fmt, ap);
+    va_end(ap);
+    snprintf(cmd + n, sizeof cmd - (size_t)n, " >/dev/null 2>&1");
+    bench_wait(shell(cmd));
+}
+
+int bench_run(const char *fmt, ...)
+{
+    char cmd[4096];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(cmd, sizeof cmd, fmt, ap);
+    va_end(ap);
+    int r = bench_wait(shell(cmd));
+    if (r)
+        fprintf(stderr, "bench: failed (%d): %s\n", r, cmd);
+    return r ? -1 : 0;
+}
+
+const char *bench_ask(const char *fmt, ...)
+{
+    static char line[4096];
+    char cmd[4096];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(cmd, sizeof cmd, fmt, ap);
+    va_end(ap);
+    FILE *f = popen(cmd, "r");
+    line[0] = 0;
+    if (f && !fgets(line, sizeof line, f))
+        line[0] = 0;
+    if (f)
+        pclose(f);
+    line[strcspn(line, "\n")] = 0;
+    return line;
+}
+
+pid_t bench_spawn(const char *fmt, ...)
+{
+    char cmd[4096] = "exec ";
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(cmd + 5, sizeof cmd - 5, fmt, ap);
+    va_end(ap);
+    return shell(cmd);
+}
+
+void bench_at_exit(const char *fmt, ...)
+{
+    va_list ap;
+
+    own();
+    va_start(ap, fmt);
+    if (last_word_count < sizeof last_words / sizeof *last_words)
+        vsnprintf(last_words[last_word_count++], sizeof *last_words, fmt, ap);
+    va_end(ap);
+}
+
+/* ---- hosts ---- */
+
 const char *bench_ns(char host)
 {
     return ns_name[host - 'A'];
 }
 
+void bench_use_ns(const char *a, const char *b)
+{
+    own();
+    snprintf(ns_name[0], sizeof ns_name[0], "%s", a);
+    snprintf(ns_name[1], sizeof ns_name[1], "%s", b);
+}
+
 int bench_hosts(unsigned links)
 {
     own();
-    link_count = links;
+    ns_ours = true;
     for (int i = 0; i < 2; i++) {
         snprintf(ns_name[i], sizeof ns_name[i], "xmb%d-%c", getpid() % 100000, 'a' + i);
         if (bench_run("ip netns add %s && ip -n %s link set lo up", ns_name[i], ns_name[i]))
@@ -135,7 +239,7 @@ int bench_hosts(unsigned links)
 
 int bench_enter(char host)
 {
-    char path[64];
+    char path[128];
 
     snprintf(path, sizeof path, "/run/netns/%s", bench_ns(host));
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -146,6 +250,8 @@ int bench_enter(char host)
         perror(path);
     return r;
 }
+
+/* ---- disks ---- */
 
 const char *bench_dir(bool in_memory)
 {
@@ -161,19 +267,14 @@ const char *bench_dir(bool in_memory)
 
 const char *bench_loop(const char *name, uint64_t size)
 {
-    char cmd[512];
-    char *out = loops[loop_count];
-
-    snprintf(cmd, sizeof cmd, "truncate -s %llu %s/%s && losetup --direct-io=off --show -f %s/%s",
-             (unsigned long long)size, bench_dir(true), name, bench_dir(true), name);
-    FILE *f = popen(cmd, "r");
-    if (!f || !fgets(out, sizeof loops[0], f)) {
-        if (f)
-            pclose(f);
+    if (loop_count == sizeof loops / sizeof *loops)
         return NULL;
-    }
-    pclose(f);
-    out[strcspn(out, "\n")] = 0;
+    char *out = loops[loop_count];
+    const char *dev = bench_ask("truncate -s %llu %s/%s && losetup --direct-io=off --show -f %s/%s",
+                                (unsigned long long)size, bench_dir(true), name, bench_dir(true), name);
+    if (!dev[0])
+        return NULL;
+    snprintf(out, sizeof loops[0], "%.60s", dev);
     loop_count++;
     return out;
 }
@@ -204,86 +305,36 @@ int bench_fill_random(const char *path, uint64_t size)
     return r;
 }
 
-void bench_add(struct bench_stat *s, double v)
+/* ---- CPU time ---- */
+
+double bench_cpu_children(void)
 {
-    if (s->n < 64)
-        s->v[s->n++] = v;
+    struct rusage r;
+
+    getrusage(RUSAGE_CHILDREN, &r);
+    return (double)(r.ru_utime.tv_sec + r.ru_stime.tv_sec) +
+           1e-6 * (double)(r.ru_utime.tv_usec + r.ru_stime.tv_usec);
 }
 
-static int by_value(const void *a, const void *b)
+double bench_cpu_of(pid_t pid)
 {
-    double x = *(const double *)a;
-    double y = *(const double *)b;
-    return (x > y) - (x < y);
-}
+    clockid_t clock;
+    struct timespec ts;
 
-static double at_fraction(const struct bench_stat *s, double f)
-{
-    struct bench_stat t = *s;
-
-    if (!t.n)
+    if (pid <= 0 || clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &ts))
         return 0;
-    qsort(t.v, t.n, sizeof *t.v, by_value);
-    if (f == 0.5 && t.n % 2 == 0)
-        return (t.v[t.n / 2 - 1] + t.v[t.n / 2]) / 2;
-    return t.v[(unsigned)(f * (double)(t.n - 1) + 0.5)];
+    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
 }
 
-double bench_median(const struct bench_stat *s)
+double bench_cpu_machine(void)
 {
-    return at_fraction(s, 0.5);
-}
-double bench_min(const struct bench_stat *s)
-{
-    return at_fraction(s, 0);
-}
-double bench_max(const struct bench_stat *s)
-{
-    return at_fraction(s, 1);
-}
+    unsigned long long user = 0, nice = 0, sys = 0, idle, wait, irq = 0, soft = 0;
+    FILE *f = fopen("/proc/stat", "r");
 
-static void append(json_t *row)
-{
-    const char *path = "build/bench/results.json";
-    bench_run("mkdir -p build/bench");
-    json_t *list = json_load_file(path, 0, NULL);
-
-    if (!json_is_array(list)) {
-        json_decref(list);
-        list = json_array();
-    }
-    const char *name = xm_json_str(row, "name", "");
-    const char *peer = xm_json_str(row, "peer_name", "");
-    for (size_t i = json_array_size(list); i-- > 0;) {
-        json_t *old = json_array_get(list, i);
-        if (!strcmp(xm_json_str(old, "name", ""), name) && !strcmp(xm_json_str(old, "peer_name", ""), peer))
-            json_array_remove(list, i);
-    }
-    json_array_append_new(list, row);
-    json_dump_file(list, path, JSON_INDENT(1) | JSON_REAL_PRECISION(5));
-    json_decref(list);
-}
-
-void bench_result(const char *name, const char *unit, const struct bench_stat *ours,
-                  const struct bench_stat *peer, const char *peer_name, double goal, bool higher_is_better)
-{
-    double o = bench_median(ours);
-    double p = bench_median(peer);
-    double ratio = p > 0 ? o / p : 0;
-    bool met = ours->n && peer->n && (higher_is_better ? ratio >= goal : ratio <= goal);
-
-    printf("%-18s ours %9.2f [%.2f..%.2f]  %s %9.2f [%.2f..%.2f] %s  ratio %.2f, goal %s %.2f: %s\n", name, o,
-           bench_min(ours), bench_max(ours), peer_name, p, bench_min(peer), bench_max(peer), unit, ratio,
-           higher_is_better ? ">=" : "<=", goal, met ? "met" : "NOT MET");
-    fflush(stdout);
-    append(json_pack("{s:s s:s s:f s:f s:s s:f s:f s:b s:f s:f s:f s:f}", "name", name, "unit", unit, "ours",
-                     o, "peer", p, "peer_name", peer_name, "ratio", ratio, "goal", goal, "met", met,
-                     "ours_min", bench_min(ours), "ours_max", bench_max(ours), "peer_min", bench_min(peer),
-                     "peer_max", bench_max(peer)));
-}
-
-void bench_unable(const char *name, const char *why)
-{
-    printf("%-18s cannot run here: %s\n", name, why);
-    append(json_pack("{s:s s:s s:b}", "name", name, "why", why, "met", 0));
+    if (!f || fscanf(f, "cpu %llu %llu %llu %llu %llu %llu %llu", &user, &nice, &sys, &idle, &wait, &irq,
+                     &soft) != 7)
+        user = nice = sys = irq = soft = 0;
+    if (f)
+        fclose(f);
+    return (double)(user + nice + sys + irq + soft) / (double)sysconf(_SC_CLK_TCK);
 }

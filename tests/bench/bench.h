@@ -1,29 +1,50 @@
-/* tests/bench/bench.h: what every benchmark shares: two hosts out of network namespaces, disks, statistics,
- * results.json. */
+/* tests/bench/bench.h: what every benchmark shares: two hosts out of network namespaces, disks, processes that end
+ * with us, statistics, and the rows of build/bench/results.json.
+ *
+ * A program measures one or more of the benches that `make bench-NAME` knows; NAME is its first argument.
+ * XM_BENCH_RUNS (5): runs of each side. XM_BENCH_SHRINK (1): divides all sizes, to try a bench out. */
 #ifndef XM_BENCH_H
 #define XM_BENCH_H
 
 #include "base/base.h"
 #include <sys/types.h>
 
+/* Begins a bench: its old rows go from results.json. Rows, notes and failures from now on are its. */
+void bench_begin(const char *name);
+unsigned bench_runs(void);
+uint64_t bench_size(uint64_t full); /* shrunk, a multiple of 1 MiB */
+
 /* Two namespaces «A» and «B» joined by `links` veth pairs: 10.(50+i).0.1 and .2. Gone at exit, also after a
  * signal. */
 int bench_hosts(unsigned links);
 int bench_enter(char host); /* the calling process (single-threaded) lives in that namespace from now on */
 const char *bench_ns(char host);
+/* The namespaces are others' (a lab's). */
+void bench_use_ns(const char *a, const char *b);
 
 /* Runs a shell command; 0 when it succeeds. Says the command when it fails. */
 int bench_run(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-pid_t bench_spawn(const char *fmt, ...)
-    __attribute__((format(printf, 1, 2))); /* exec'ed by sh; killed at exit */
+/* Its first line of output, without the newline; empty when it fails. Static storage. */
+const char *bench_ask(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* exec'ed by sh; killed at exit. */
+pid_t bench_spawn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+pid_t bench_fork(void); /* like fork; the child is killed when we end */
 void bench_kill(pid_t);
+int bench_wait(pid_t); /* its exit status */
+/* To be run by sh when we end, whatever the reason; before namespaces and directories go. */
+void bench_at_exit(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /* A scratch directory under build/bench (on the real disk) or /dev/shm; removed at exit. */
 const char *bench_dir(bool in_memory);
-/* A loop device over a new sparse file of that size in memory; detached at exit. Returns its path (static
- * storage per call). */
+/* A loop device over a new sparse file of that size in memory; detached at exit. Its path, static storage per
+ * call. */
 const char *bench_loop(const char *name, uint64_t size);
 int bench_fill_random(const char *path, uint64_t size);
+
+/* CPU seconds: of ended children that were waited for; of the whole machine since boot; of one process. */
+double bench_cpu_children(void);
+double bench_cpu_machine(void);
+double bench_cpu_of(pid_t);
 
 /* Statistics over the runs of one side. */
 struct bench_stat {
@@ -35,10 +56,14 @@ double bench_median(const struct bench_stat *);
 double bench_min(const struct bench_stat *);
 double bench_max(const struct bench_stat *);
 
-/* One line of results.json, and on stdout. goal: ratio ours/peer to reach (>= when higher is better, else
- * <=). */
-void bench_result(const char *name, const char *unit, const struct bench_stat *ours,
-                  const struct bench_stat *peer, const char *peer_name, double goal, bool higher_is_better);
-void bench_unable(const char *name, const char *why);
+/* One row of results.json, and a line on stdout. goal: the ratio ours/peer to reach. */
+void bench_result(const char *unit, const struct bench_stat *ours, const struct bench_stat *peer,
+                  const char *peer_name, double goal, bool higher_is_better);
+/* Goes into the next row: what the figures alone do not say. */
+void bench_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* A row that says why; the bench counts as not met. */
+void bench_unable(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* The same, and the end. */
+void bench_die(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
 
 #endif

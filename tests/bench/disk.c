@@ -1,325 +1,277 @@
-/* Bulk copy of a disk from one host to another: ours beside QEMU's blockdev-mirror and nbdcopy, over the same
- * veth pair and the same disks, sides alternating in one run. usage: bench-disk [SIZE [RUNS]]
+/* Bulk copy of a disk from one host to another over unshaped veth, sides alternating in one run, every copy compared
+ * with its original. usage: bench-disk disk-soft|disk-real|disk-sparse|disk-cpu
  *
- * disk-soft: loop devices over files in memory, so that software is the limit. Every run is verified (cmp of
- * both devices). */
-#include "host/qmp.h"
-#include "mirror/mirror.h"
-#include "tests/bench/bench.h"
+ * disk-soft    loop devices over files in memory, so that software is the limit; beside QEMU's blockdev-mirror to an
+ *              NBD export, nbdcopy to nbdkit, and the machine's limit: the least of fio reading the source and
+ *              writing the destination (256 KiB, direct) and iperf3 with as many streams
+ * disk-real    files of the real disk; beside QEMU and the same limit
+ * disk-sparse  files in memory, half data, a quarter holes, a quarter zeros; beside ours of all data
+ * disk-cpu     CPU seconds a GiB of the processes on both sides; and of the whole machine, kernel threads with it */
+#include "tests/bench/lib_copy.h"
+#include "tests/bench/lib_peer.h"
 
-#include <poll.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#define PORT  7999
 #define LINKS 2
 
 static const char *src_dev, *dst_dev;
-static uint64_t disk_size = 2ull << 30;
+static uint64_t disk_size;
+static bool files; /* not loop devices */
 
-static void die(const char *what, const struct xm_error *e)
-{
-    fprintf(stderr, "bench-disk: %s: %s\n", what, e->text);
-    exit(1);
-}
-
-/* ---- ours: the sink, a process in host B ---- */
-
-static struct xm_writer *writer;
-static struct xm_engine *sink_engine;
-static volatile bool links_over;
-
-struct frame {
-    struct xm_wreq req;
-    struct xm_rx *rx;
+struct run {
+    double seconds;
+    double cpu, machine; /* seconds of CPU time: both processes; the whole machine */
 };
 
-static void frame_done(struct xm_wreq *req, int status, const void *reply, uint32_t len)
+static bool run_ours(struct run *r)
 {
-    struct frame *f = xm_container_of(req, struct frame, req);
-    xm_rx_done(f->rx, status, reply, len);
-    free(f);
-}
+    struct copy_job j = {.disks = 1, .links = LINKS, .from = {src_dev}, .to = {dst_dev}, .size = disk_size};
+    struct copy_result c;
+    double cpu = bench_cpu_children(), machine = bench_cpu_machine();
 
-static void frame_run(struct xm_post *p)
-{
-    struct xm_rx *rx = xm_container_of(p, struct xm_rx, post);
-    struct frame *f = calloc(1, sizeof *f);
-    *f = (struct frame){.rx = rx, .req = {.hdr = rx->hdr, .payload = rx->payload, .done = frame_done}};
-    xm_writer_submit(writer, &f->req);
-}
-
-static void sink_frame(void *ctx, struct xm_rx *rx)
-{
-    (void)ctx;
-    rx->post.run = frame_run;
-    xm_mailbox_post(&sink_engine->mailbox, &rx->post);
-}
-
-static int sink_check(void *ctx, const struct xm_frame_hdr *h, struct xm_error *e)
-{
-    (void)ctx, (void)h, (void)e;
-    return 0;
-}
-
-static void link_event(void *ctx, int link, enum xm_link_state st, const struct xm_error *e)
-{
-    (void)ctx, (void)st;
-    if (link < 0) {
-        if (!strstr(e->text, "measured"))
-            fprintf(stderr, "bench-disk: the links are lost: %s\n", e->text);
-        links_over = true;
-    }
-}
-
-static void *sink_accept(void *arg)
-{
-    struct xm_links *links = arg;
-    struct xm_error e = {0};
-    int l = xm_tcp_listen("0.0.0.0", PORT, &e);
-
-    if (l < 0)
-        die("listen", &e);
-    for (int i = 0; i < LINKS; i++)
-        xm_links_add(links, accept(l, NULL, NULL), false, "in", &e);
-    close(l);
-    return NULL;
-}
-
-static void sink(void)
-{
-    struct xm_links_opts o = {.sink = {sink_check, sink_frame, NULL}, .event = link_event};
-    struct xm_error e = {0};
-    struct xm_file f;
-    pthread_t t;
-
-    if (bench_enter('B') || xm_file_open(&f, dst_dev, 0, 0, &e) < 0)
-        die("sink", &e);
-    sink_engine = xm_engine_open(XM_ENGINE_AUTO, 256, &e);
-    writer = xm_writer_new(sink_engine, &f, &e);
-    struct xm_links *links = xm_links_new(&o, &e);
-    pthread_create(&t, NULL, sink_accept, links);
-    struct xm_timer tick = {0};
-    while (!links_over) {
-        xm_engine_timer_set(sink_engine, &tick, xm_engine_now(sink_engine) + 50 * XM_NS_PER_MS);
-        xm_engine_turn(sink_engine);
-    }
-    _exit(0);
-}
-
-/* ---- ours: the source, a process in host A; prints the seconds it took ---- */
-
-static bool settled;
-static void on_settled(void *arg, int status, const char *why)
-{
-    (void)arg;
-    if (status) {
-        fprintf(stderr, "bench-disk: %s\n", why);
-        exit(1);
-    }
-    settled = true;
-}
-
-static void source(int out)
-{
-    struct xm_links_opts o = {.event = link_event};
-    struct xm_error e = {0};
-    struct xm_file f;
-
-    if (bench_enter('A') || xm_file_open(&f, src_dev, 0, 0, &e) < 0)
-        die("source", &e);
-    struct xm_engine *engine = xm_engine_open(XM_ENGINE_AUTO, 256, &e);
-    struct xm_links *links = xm_links_new(&o, &e);
-    for (int i = 0; i < LINKS; i++) {
-        char local[32];
-        char remote[32];
-        int fd = -1;
-        snprintf(local, sizeof local, "10.%d.0.1", 50 + i);
-        snprintf(remote, sizeof remote, "10.%d.0.2", 50 + i);
-        for (int tries = 0; fd < 0 && tries < 200; tries++) {
-            fd = xm_tcp_connect(local, remote, PORT, XM_NS_PER_S, &e);
-            if (fd < 0)
-                poll(NULL, 0, 10);
-        }
-        if (fd < 0 || xm_links_add(links, fd, true, local, &e) < 0)
-            die("link", &e);
-    }
-    uint64_t t0 = xm_now();
-    struct xm_disk *d = xm_disk_new(engine, &f, NULL, &e);
-    struct xm_replica *r = xm_replica_far(engine, xm_links_transport(links), 0, 1u << 20);
-    if (!d || !r || xm_disk_mirror_on(d, r, true, &e) < 0)
-        die("mirror", &e);
-    while (!xm_disk_in_step(d) && !links_over)
-        xm_engine_turn(engine);
-    xm_disk_settle(d, on_settled, NULL);
-    while (!settled)
-        xm_engine_turn(engine);
-    double s = (double)(xm_now() - t0) / 1e9;
-    if (write(out, &s, sizeof s) < 0)
-        exit(1);
-    xm_links_abort(links, "measured");
-    _exit(0);
-}
-
-static double run_ours(void)
-{
-    int p[2];
-    double s = 0;
-
-    if (pipe(p))
-        return 0;
-    fflush(NULL);
-    pid_t b = fork();
-    if (!b)
-        sink();
-    pid_t a = fork();
-    if (!a)
-        source(p[1]);
-    close(p[1]);
-    if (read(p[0], &s, sizeof s) != sizeof s)
-        s = 0;
-    close(p[0]);
-    waitpid(a, NULL, 0);
-    waitpid(b, NULL, 0);
-    return s;
-}
-
-/* ---- QEMU's blockdev-mirror to an NBD export ---- */
-
-static volatile bool job_ready;
-static void on_event(void *ctx, const char *name, const json_t *data, uint64_t when)
-{
-    (void)ctx, (void)when;
-    if (!strcmp(name, "BLOCK_JOB_READY"))
-        job_ready = true;
-    if (!strcmp(name, "BLOCK_JOB_ERROR"))
-        fprintf(stderr, "bench-disk: QEMU: block job error on %s\n", xm_json_str(data, "device", "?"));
-}
-
-static bool always(void *ctx)
-{
-    (void)ctx;
+    if (!copy_run(&j, &c))
+        return false;
+    *r = (struct run){c.seconds, bench_cpu_children() - cpu, bench_cpu_machine() - machine};
     return true;
 }
 
-static void wait_port(char host, uint16_t port)
+static bool run_qemu(struct run *r)
 {
-    char cmd[200];
-
-    snprintf(cmd, sizeof cmd, "ip netns exec %s ss -Hltn sport = :%u | grep -q .", bench_ns(host), port);
-    for (int i = 0; i < 500 && system(cmd) != 0; i++)
-        poll(NULL, 0, 20);
-}
-
-static double run_qemu(void)
-{
+    const char *driver = files ? "file" : "host_device";
+    struct peer_qemu q = {0};
     char sock[200];
-    struct qmp q = {.conn = {.fd = -1}};
-    struct xm_error e = {0};
+    bool good = false;
 
     snprintf(sock, sizeof sock, "%s/qmp.sock", bench_dir(true));
     unlink(sock);
     pid_t b =
         bench_spawn("ip netns exec %s qemu-storage-daemon "
-                    "--blockdev driver=host_device,node-name=d,filename=%s,cache.direct=on,aio=io_uring "
+                    "--blockdev driver=%s,node-name=d,filename=%s,cache.direct=on,aio=io_uring,discard=unmap "
                     "--nbd-server addr.type=inet,addr.host=0.0.0.0,addr.port=10809 "
                     "--export type=nbd,id=e,node-name=d,name=d,writable=on",
-                    bench_ns('B'), dst_dev);
-    wait_port('B', 10809);
-    pid_t a = bench_spawn(
-        "ip netns exec %s qemu-system-x86_64 -M none -accel tcg -S -nodefaults -display none -qmp "
-        "unix:%s,server=on,wait=off "
-        "-object iothread,id=io0 "
-        "-blockdev driver=host_device,node-name=src,filename=%s,cache.direct=on,aio=io_uring "
-        "-blockdev "
-        "driver=nbd,node-name=dst,server.type=inet,server.host=10.50.0.2,server.port=10809,export=d",
-        bench_ns('A'), sock, src_dev);
-    pthread_mutex_init(&q.lock, NULL);
-    if (qmp_open(&q, sock, xm_now() + 20 * XM_NS_PER_S, always, NULL, &e) < 0)
-        die("QEMU", &e);
-    q.event = on_event;
-    job_ready = false;
-    uint64_t t0 = xm_now();
-    if (qmp_do(&q, "blockdev-mirror",
-               json_pack("{s:s s:s s:s s:s s:s s:I s:I}", "job-id", "m", "device", "src", "target", "dst",
-                         "sync", "full", "copy-mode", "background", "buf-size", (json_int_t)(16 << 20),
-                         "granularity", (json_int_t)(1 << 20)),
-               10 * XM_NS_PER_S, &e) < 0)
-        die("QEMU", &e);
-    while (!job_ready && qmp_pump(&q, 1000, &e) == 0) {
+                    bench_ns('B'), driver, dst_dev);
+    if (peer_wait_port('B', 10809)) {
+        q.pid =
+            bench_spawn("ip netns exec %s qemu-system-x86_64 -M none -accel tcg -S -nodefaults -display none "
+                        "-qmp unix:%s,server=on,wait=off "
+                        "-blockdev driver=%s,node-name=src,filename=%s,cache.direct=on,aio=io_uring "
+                        "-blockdev driver=nbd,node-name=dst,server.type=inet,server.host=10.50.0.2,"
+                        "server.port=10809,export=d",
+                        bench_ns('A'), sock, driver, src_dev);
+        if (peer_qmp(&q, sock)) {
+            /* Not its start-up. */
+            double cpu = bench_cpu_of(q.pid) + bench_cpu_of(b), machine = bench_cpu_machine();
+            uint64_t t0 = xm_now();
+            if (peer_mirror(&q, "background") && peer_until(&q, &q.job_ready, 300) && !q.error[0]) {
+                r->seconds = (double)(xm_now() - t0) / 1e9;
+                r->cpu = bench_cpu_of(q.pid) + bench_cpu_of(b) - cpu;
+                r->machine = bench_cpu_machine() - machine;
+                good = true;
+            }
+        }
     }
-    double s = (double)(xm_now() - t0) / 1e9;
-    qmp_close(&q);
-    bench_kill(a);
+    peer_end(&q);
     bench_kill(b);
-    return job_ready ? s : 0;
+    return good;
 }
 
-/* ---- nbdcopy to nbdkit ---- */
-
-static double run_nbdcopy(void)
+static bool run_nbdcopy(struct run *r)
 {
     pid_t b = bench_spawn("ip netns exec %s nbdkit -f -p 10810 file %s", bench_ns('B'), dst_dev);
-    wait_port('B', 10810);
+    bool good = peer_wait_port('B', 10810);
     uint64_t t0 = xm_now();
-    int r = bench_run("ip netns exec %s nbdcopy --flush %s nbd://10.50.0.2:10810", bench_ns('A'), src_dev);
-    double s = (double)(xm_now() - t0) / 1e9;
+
+    good = good && !bench_run("ip netns exec %s nbdcopy --flush --connections=%d %s nbd://10.50.0.2:10810",
+                              bench_ns('A'), LINKS, src_dev);
+    *r = (struct run){.seconds = (double)(xm_now() - t0) / 1e9};
     bench_kill(b);
-    return r ? 0 : s;
+    return good;
 }
 
-/* ---- the run ---- */
+static const struct side {
+    const char *name;
+    bool (*run)(struct run *);
+} ours = {"xmigrate", run_ours}, qemu = {"QEMU", run_qemu}, nbdcopy = {"nbdcopy", run_nbdcopy};
 
-static bool verify(const char *who)
+/* The same start for each: the destination reads as zeros, nothing is dirty, and what is cached of files goes. */
+static bool start_again(void)
 {
-    if (bench_run("cmp %s %s", src_dev, dst_dev) == 0)
-        return true;
-    fprintf(stderr, "bench-disk: after %s the disks differ\n", who);
-    return false;
+    if (files)
+        return !bench_run("rm -f %s && truncate -s %llu %s && sync %s %s", dst_dev,
+                          (unsigned long long)disk_size, dst_dev, src_dev, dst_dev);
+    return !bench_run("blkdiscard -z %s && sync %s", dst_dev, dst_dev);
 }
 
-static int measure(struct bench_stat *st, const char *who, double (*run)(void))
+static struct run one(const struct side *s)
 {
-    /* The same start for each: the destination holds other bytes, nothing of either disk is in the loop's
-     * page cache as dirty. */
-    bench_run("blkdiscard -z %s && sync", dst_dev);
-    double s = run();
-    if (s <= 0 || !verify(who))
-        return -1;
-    bench_add(st, (double)disk_size / s / 1e6);
-    printf("  %-8s %8.1f MB/s\n", who, (double)disk_size / s / 1e6);
+    struct run r = {0};
+
+    if (!start_again() || !s->run(&r) || r.seconds <= 0)
+        bench_die("%s did not copy", s->name);
+    if (bench_run("cmp %s %s", src_dev, dst_dev))
+        bench_die("after %s the disks differ", s->name);
+    printf("  %-8s %8.1f MB/s, CPU %.2f s, machine %.2f s\n", s->name, (double)disk_size / r.seconds / 1e6,
+           r.cpu, r.machine);
     fflush(stdout);
-    return 0;
+    return r;
+}
+
+static void add_rate(struct bench_stat *st, const struct side *s)
+{
+    bench_add(st, (double)disk_size / one(s).seconds / 1e6);
+}
+
+/* MB/s: what this machine can do, each part alone. */
+static double limit(void)
+{
+    if (!start_again())
+        bench_die("the destination cannot be cleared");
+    double r = peer_fio(src_dev, false, disk_size), w = peer_fio(dst_dev, true, disk_size);
+    double n = peer_iperf("10.50.0.2", LINKS, 1);
+
+    if (r <= 0 || w <= 0 || n <= 0)
+        bench_die("fio or iperf3 did not measure the limit");
+    printf("  limit: read %.0f, write %.0f, network %.0f MB/s\n", r / 1e6, w / 1e6, n / 1e6);
+    return XM_MIN(r, XM_MIN(w, n)) / 1e6;
+}
+
+/* ---- the benches ---- */
+
+static void make_loops(void)
+{
+    disk_size = bench_size(2ull << 30);
+    src_dev = bench_loop("src", disk_size);
+    dst_dev = src_dev ? bench_loop("dst", disk_size) : NULL;
+    if (!dst_dev || bench_fill_random(src_dev, disk_size))
+        bench_die("no loop devices, or no memory for them");
+}
+
+static void make_files(bool in_memory, const char *from)
+{
+    static char path[2][200];
+
+    files = true;
+    disk_size = bench_size(2ull << 30);
+    snprintf(path[0], sizeof path[0], "%s/%s", bench_dir(in_memory), from);
+    snprintf(path[1], sizeof path[1], "%s/dst", bench_dir(in_memory));
+    src_dev = path[0];
+    dst_dev = path[1];
+    if (access(src_dev, F_OK) && bench_fill_random(src_dev, disk_size))
+        bench_die("no room for two files of %llu MiB", (unsigned long long)disk_size >> 20);
+}
+
+static void soft(void)
+{
+    struct bench_stat o = {0}, q = {0}, n = {0}, l = {0};
+
+    make_loops();
+    for (unsigned i = 0; i < bench_runs(); i++) {
+        add_rate(&o, &ours);
+        add_rate(&q, &qemu);
+        add_rate(&n, &nbdcopy);
+        bench_add(&l, limit());
+    }
+    bench_result("MB/s", &o, &q, "QEMU blockdev-mirror", 2.5, true);
+    bench_result("MB/s", &o, &n, "nbdcopy", 1.3, true);
+    bench_result("MB/s", &o, &l, "limit: fio, iperf3", 0.9, true);
+}
+
+static void real(void)
+{
+    struct bench_stat o = {0}, q = {0}, l = {0};
+
+    make_files(false, "src");
+    for (unsigned i = 0; i < bench_runs(); i++) {
+        add_rate(&o, &ours);
+        add_rate(&q, &qemu);
+        bench_add(&l, limit());
+    }
+    bench_result("MB/s", &o, &l, "limit: fio, iperf3", 0.9, true);
+    bench_result("MB/s", &o, &q, "QEMU blockdev-mirror", 1.5, true);
+}
+
+/* 16 MiB at a time: 8 of data, 4 of zeros written, 4 of hole. */
+static void make_sparse(const char *full, const char *path)
+{
+    static char buf[1 << 20], zeros[1 << 20];
+    int in = open(full, O_RDONLY | O_CLOEXEC),
+        out = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+    if (in < 0 || out < 0 || ftruncate(out, (off_t)disk_size) < 0)
+        bench_die("%s cannot be made", path);
+    for (uint64_t at = 0; at < disk_size; at += sizeof buf) {
+        unsigned piece = (unsigned)(at / sizeof buf % 16);
+        bool data = piece < 8;
+        if (piece >= 12)
+            continue;
+        if ((data && pread(in, buf, sizeof buf, (off_t)at) != sizeof buf) ||
+            pwrite(out, data ? buf : zeros, sizeof buf, (off_t)at) != sizeof buf)
+            bench_die("%s cannot be written", path);
+    }
+    close(in);
+    close(out);
+}
+
+static void sparse(void)
+{
+    struct bench_stat half = {0}, full = {0};
+    char path[200];
+
+    make_files(true, "full");
+    snprintf(path, sizeof path, "%s/half", bench_dir(true));
+    make_sparse(src_dev, path);
+    const char *all = src_dev;
+    for (unsigned i = 0; i < bench_runs(); i++) {
+        src_dev = path;
+        bench_add(&half, one(&ours).seconds);
+        uint64_t blocks = strtoull(bench_ask("stat -c %%b %s", dst_dev), NULL, 10);
+        if (blocks * 512 > disk_size / 2 + (disk_size >> 6))
+            bench_die("the copy is not sparse: %llu MiB", (unsigned long long)blocks >> 11);
+        src_dev = all;
+        bench_add(&full, one(&ours).seconds);
+    }
+    bench_note("the copy takes no more space than the data");
+    bench_result("s", &half, &full, "ours, all data", 0.55, false);
+}
+
+static void cpu(void)
+{
+    struct bench_stat o[2] = {0}, q[2] = {0};
+    double gib;
+
+    make_loops();
+    gib = (double)disk_size / (double)(1 << 30);
+    for (unsigned i = 0; i < bench_runs(); i++) {
+        struct run a = one(&ours), b = one(&qemu);
+        bench_add(&o[0], a.cpu / gib);
+        bench_add(&o[1], a.machine / gib);
+        bench_add(&q[0], b.cpu / gib);
+        bench_add(&q[1], b.machine / gib);
+    }
+    bench_result("CPU s/GiB", &o[0], &q[0], "QEMU blockdev-mirror, processes", 0.5, false);
+    bench_result("CPU s/GiB", &o[1], &q[1], "QEMU blockdev-mirror, whole machine", 0.5, false);
 }
 
 int main(int argc, char **argv)
 {
-    struct bench_stat ours = {0};
-    struct bench_stat qemu = {0};
-    struct bench_stat nbd = {0};
-    struct xm_error e = {0};
-    unsigned runs = argc > 2 ? (unsigned)atoi(argv[2]) : 5;
+    static const struct {
+        const char *name;
+        void (*run)(void);
+    } benches[] = {{"disk-soft", soft}, {"disk-real", real}, {"disk-sparse", sparse}, {"disk-cpu", cpu}};
 
-    if (argc > 1 && xm_parse_size(argv[1], &disk_size, &e) < 0)
-        die("size", &e);
-    if (bench_hosts(LINKS))
-        return 1;
-    src_dev = bench_loop("src", disk_size);
-    dst_dev = bench_loop("dst", disk_size);
-    if (!src_dev || !dst_dev || bench_fill_random(src_dev, disk_size)) {
-        bench_unable("disk-soft", "no loop devices, or no memory for them");
-        return 1;
+    for (unsigned i = 0; i < sizeof benches / sizeof *benches; i++) {
+        if (argc == 2 && !strcmp(argv[1], benches[i].name)) {
+            bench_begin(argv[1]);
+            if (bench_hosts(LINKS))
+                bench_die("no network namespaces");
+            benches[i].run();
+            return 0;
+        }
     }
-    for (unsigned i = 0; i < runs; i++) {
-        if (measure(&ours, "xmigrate", run_ours) || measure(&qemu, "QEMU", run_qemu) ||
-            measure(&nbd, "nbdcopy", run_nbdcopy))
-            return 1;
-    }
-    bench_result("disk-soft", "MB/s", &ours, &qemu, "QEMU blockdev-mirror", 2.5, true);
-    bench_result("disk-soft-nbdcopy", "MB/s", &ours, &nbd, "nbdcopy", 1.3, true);
-    return 0;
+    fprintf(stderr, "usage: bench-disk disk-soft|disk-real|disk-sparse|disk-cpu\n");
+    return 2;
 }

@@ -1,250 +1,114 @@
-/* The first round of guest RAM: a process with incompressible pages, its memory tracked, read and sent from
- * one namespace to another over one unshaped veth pair, into a memfd that was populated ahead; beside iperf3
- * with as many connections, alternating, medians. The memory on both sides is compared after each run.
+/* Guest RAM: 1 GiB of incompressible pages from one host to the other over one unshaped veth pair, two connections on
+ * each side. Ours: the first round out of a process whose memory is tracked (bench/lib_ram.h), into memory populated
+ * ahead. Beside QEMU's multifd with two channels between two real, stopped QEMUs whose RAM has been filled (and is
+ * populated ahead, too), and iperf3. Both sides' memories are compared after each run.
  *
- * usage: bench-ram [GIB_PER_RUN [RUNS [CONNECTIONS]]]     (1 3 1)
- * `bench-ram -s GIB RUNS N` runs only ours, for profiling; it says where the time of a round goes. */
-#include "memxfer/memxfer.h"
-#include "tests/bench/bench.h"
+ * usage: bench/ram ram | bench/ram -s GIB RUNS CONNECTIONS (only ours, for profiling: where the time goes) */
+#include "tests/bench/lib_peer.h"
+#include "tests/bench/lib_ram.h"
 
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/random.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#define PORT 7997
+#define STREAMS 2
 
-static void die(const char *what, const struct xm_error *e)
+static uint64_t size;
+
+static pid_t start_qemu(char host, const char *ram, const char *sock, const char *more)
 {
-    fprintf(stderr, "bench-ram: %s: %s\n", what, e ? e->text : strerror(errno));
-    exit(1);
+    return bench_spawn("ip netns exec %s qemu-system-x86_64 -M pc,memory-backend=m -accel tcg -S -nodefaults "
+                       "-display none -m %lluM "
+                       "-object memory-backend-file,id=m,size=%lluM,mem-path=%s,share=on,prealloc=on "
+                       "-qmp unix:%s,server=on,wait=off %s",
+                       bench_ns(host), (unsigned long long)size >> 20, (unsigned long long)size >> 20, ram,
+                       sock, more);
 }
 
-static double cpu(int who)
+static bool set_up(struct peer_qemu *q)
 {
-    struct rusage r;
-    getrusage(who, &r);
-    return (double)(r.ru_utime.tv_sec + r.ru_stime.tv_sec) +
-           1e-6 * (double)(r.ru_utime.tv_usec + r.ru_stime.tv_usec);
+    return peer_do(q, "migrate-set-capabilities", "{s:[{s:s s:b},{s:s s:b}]}", "capabilities", "capability",
+                   "multifd", "state", 1, "capability", "events", "state", 1) &&
+           peer_do(q, "migrate-set-parameters", "{s:i s:I s:I}", "multifd-channels", STREAMS, "max-bandwidth",
+                   (json_int_t)100 << 30, "downtime-limit", (json_int_t)100);
 }
 
-/* ---- the guest: fills its memory, then touches each page again whenever a byte comes ---- */
-
-struct guest {
-    pid_t pid;
-    int memfd, order[2], answer[2];
-    uint8_t *va;
-};
-
-static void guest_start(struct guest *g, uint64_t size)
+/* Bytes per ns, 0 when it failed. */
+static double run_multifd(void)
 {
-    char x;
+    char ram[2][200], sock[2][200];
+    struct peer_qemu a = {0}, b = {0};
+    double rate = 0;
 
-    g->memfd = memfd_create("bench-ram", 0);
-    if (g->memfd < 0 || ftruncate(g->memfd, (off_t)size) < 0 || pipe(g->order) < 0 || pipe(g->answer) < 0)
-        die("guest", NULL);
-    g->va = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, g->memfd, 0);
-    fflush(NULL);
-    g->pid = fork();
-    if (g->pid == 0) {
-        close(g->order[1]);
-        for (uint64_t at = 0; at < size; at += 1 << 20)
-            for (uint64_t n = 0; n < 1 << 20; n += 256)
-                if (getrandom(g->va + at + n, 256, 0) < 0)
-                    exit(1);
-        do {
-            for (uint64_t at = 0; at < size; at += XM_PAGE)
-                g->va[at]++;
-        } while (write(g->answer[1], "x", 1) == 1 && read(g->order[0], &x, 1) == 1);
-        exit(0);
-    }
-    if (read(g->answer[0], &x, 1) != 1)
-        die("guest", NULL);
-}
-
-static void guest_write_all(struct guest *g)
-{
-    char x;
-
-    if (write(g->order[1], "x", 1) != 1 || read(g->answer[0], &x, 1) != 1)
-        die("guest", NULL);
-}
-
-/* ---- the destination, a process in host B ---- */
-
-static int gone_fd[2];
-
-static int sink_check(void *ctx, const struct xm_frame_hdr *h, struct xm_error *e)
-{
-    return xm_ramsink_check(ctx, h, e);
-}
-
-static void sink_frame(void *ctx, struct xm_rx *rx)
-{
-    xm_ramsink_frame(ctx, rx);
-}
-
-static void sink_event(void *ctx, int link, enum xm_link_state state, const struct xm_error *e)
-{
-    (void)ctx, (void)state, (void)e;
-    if (link < 0 && write(gone_fd[1], "x", 1) != 1)
-        exit(1);
-}
-
-static void destination(int memfd, int ready, int connections)
-{
-    struct xm_error e = {0};
-    struct xm_ram ram = {0};
-    char x;
-
-    bench_enter('B');
-    if (xm_ram_add(&ram, "ram", memfd, 0, &e) < 0)
-        die("memory", &e);
-    struct xm_ramsink *sink = xm_ramsink_new(&ram, &e);
-    struct xm_links_opts o = {.sink = {sink_check, sink_frame, sink}, .event = sink_event};
-    struct xm_links *links = xm_links_new(&o, &e);
-    int listener = xm_tcp_listen("10.50.0.2", PORT, &e);
-    if (!sink || !links || listener < 0)
-        die("destination", &e);
-    xm_ramsink_populate(sink);
-    uint64_t was =
-        UINT64_MAX; /* as in a migration, where disks come first: until nothing is added any more */
-    for (struct stat st; !fstat(memfd, &st) && (uint64_t)st.st_blocks != was; usleep(100000))
-        was = (uint64_t)st.st_blocks;
-    if (write(ready, "x", 1) != 1)
-        exit(1);
-    for (int i = 0; i < connections; i++) {
-        if (xm_links_add(links, accept(listener, NULL, NULL), false, "b", &e) < 0)
-            die("accepting", &e);
-    }
-    if (read(gone_fd[0], &x, 1) != 1)
-        exit(1);
-    xm_links_free(links);
-    xm_ramsink_free(sink);
-    exit(0);
-}
-
-struct costs {
-    double open_s, round_s, own_cpu, far_cpu, second_s;
-};
-
-/* GB/s of round 1. */
-static double run_ours(struct guest *g, uint64_t size, int connections, struct costs *c)
-{
-    struct xm_error e = {0};
-    struct xm_ram ram = {.pid = g->pid};
-    struct xm_round one, two;
-    int ready[2], to = memfd_create("bench-to", 0);
-    char x;
-
-    if (to < 0 || ftruncate(to, (off_t)size) < 0 || pipe(ready) < 0 || pipe(gone_fd) < 0)
-        die("destination", NULL);
-    double kids = cpu(RUSAGE_CHILDREN);
-    fflush(NULL);
-    pid_t far = fork();
-    if (far == 0)
-        destination(to, ready[1], connections);
-    if (read(ready[0], &x, 1) != 1)
-        exit(1);
-    struct xm_links_opts o = {.sink = {sink_check, sink_frame, NULL}};
-    struct xm_links *links = xm_links_new(&o, &e);
-    for (int i = 0; i < connections; i++) {
-        int fd = xm_tcp_connect("10.50.0.1", "10.50.0.2", PORT, XM_NS_PER_S, &e);
-        if (fd < 0 || xm_links_add(links, fd, true, "a", &e) < 0)
-            die("connecting", &e);
-    }
-    if (xm_ram_add(&ram, "ram", g->memfd, (uintptr_t)g->va, &e) < 0)
-        die("memory", &e);
-    double start = (double)xm_now();
-    struct xm_precopy *p = xm_precopy_new(&ram, xm_links_transport(links), &e);
-    if (!p)
-        die("tracking", &e);
-    c->open_s = ((double)xm_now() - start) / 1e9;
-    double own = cpu(RUSAGE_SELF);
-    if (xm_precopy_round(p, false, NULL, &one, &e) < 0)
-        die("round 1", &e);
-    c->own_cpu = cpu(RUSAGE_SELF) - own;
-    c->round_s = (double)one.ns / 1e9;
-    guest_write_all(g);
-    if (xm_precopy_round(p, true, NULL, &two, &e) < 0)
-        die("round 2", &e);
-    c->second_s = (double)two.ns / 1e9;
-    xm_precopy_free(p);
-    xm_links_free(links);
-    waitpid(far, NULL, 0);
-    c->far_cpu = cpu(RUSAGE_CHILDREN) - kids;
-    uint8_t *there = mmap(NULL, size, PROT_READ, MAP_SHARED, to, 0);
-    if (two.pages_dirty != size / XM_PAGE || memcmp(there, g->va, size)) {
-        fprintf(stderr, "bench-ram: the memories differ\n");
-        exit(1);
-    }
-    munmap(there, size);
-    xm_ram_close(&ram);
-    close(to);
     for (int i = 0; i < 2; i++) {
-        close(ready[i]);
-        close(gone_fd[i]);
+        snprintf(ram[i], sizeof ram[i], "%s/ram%d", bench_dir(true), i);
+        snprintf(sock[i], sizeof sock[i], "%s/qmp%d", bench_dir(true), i);
     }
-    return (double)size / (double)one.ns;
+    bench_run("rm -f %s %s %s", ram[1], sock[0], sock[1]);
+    if (access(ram[0], F_OK) && bench_fill_random(ram[0], size))
+        bench_die("no room for the guest's memory");
+    a.pid = start_qemu('A', ram[0], sock[0], "");
+    b.pid = start_qemu('B', ram[1], sock[1], "-incoming defer");
+    if (peer_qmp(&a, sock[0]) && peer_qmp(&b, sock[1]) && set_up(&a) && set_up(&b) &&
+        peer_do(&b, "migrate-incoming", "{s:s}", "uri", "tcp:10.50.0.2:4444")) {
+        uint64_t t0 = xm_now();
+        if (peer_do(&a, "migrate", "{s:s}", "uri", "tcp:10.50.0.2:4444") &&
+            peer_until_migration(&a, "completed", 60))
+            rate = (double)size / (double)(xm_now() - t0);
+        if (rate > 0 && !peer_until_migration(&b, "completed", 10))
+            rate = 0;
+    }
+    peer_end(&a);
+    peer_end(&b);
+    if (rate > 0 && bench_run("cmp %s %s", ram[0], ram[1]))
+        bench_die("after QEMU's migration the memories differ");
+    return rate;
 }
 
-/* GB/s received, or 0. */
-static double run_iperf(int connections)
+static void profile(char **arg)
 {
-    char cmd[200];
-    double bits = 0;
+    struct ram_guest g;
 
-    pid_t server =
-        bench_spawn("ip netns exec %s iperf3 -s -1 -B 10.50.0.2 -p 5299 >/dev/null 2>&1", bench_ns('B'));
-    bench_run("for i in $(seq 100); do ip netns exec %s ss -Hltn | grep -q :5299 && exit 0; sleep 0.05; "
-              "done; exit 1",
-              bench_ns('B'));
-    snprintf(cmd, sizeof cmd, "iperf3 -J -c 10.50.0.2 -p 5299 -P %d -t 1 -l 256K", connections);
-    FILE *f = popen(cmd, "r");
-    json_t *all = f ? json_loadf(f, 0, NULL) : NULL;
-    json_unpack(all, "{s:{s:{s:F}}}", "end", "sum_received", "bits_per_second", &bits);
-    json_decref(all);
-    if (f)
-        pclose(f);
-    bench_kill(server);
-    return bits / 8e9;
+    size = strtoull(arg[2], NULL, 10) << 30;
+    double gb = (double)size / 1e9;
+    ram_guest_start(&g, size);
+    for (int i = atoi(arg[3]); i > 0; i--) {
+        struct ram_costs c;
+        ram_run(&g, size, atoi(arg[4]), &c);
+        printf("round 1 %.3f s, %.2f GB/s (tracking set up in %.1f ms; source %.2f CPU s/GB); round 2, all "
+               "dirty, "
+               "%.3f s; destination with populating, both rounds %.2f CPU s/GB\n",
+               c.round_s, gb / c.round_s, c.open_s * 1e3, c.own_cpu / gb, c.second_s, c.far_cpu / gb / 2);
+    }
 }
 
 int main(int argc, char **argv)
 {
-    bool only_ours = argc > 1 && !strcmp(argv[1], "-s");
-    char **arg = argv + only_ours;
-    struct bench_stat ours = {0}, peer = {0};
-    struct guest g;
-    argc -= only_ours;
-    uint64_t size = (argc > 1 ? strtoull(arg[1], NULL, 10) : 1) << 30;
-    unsigned runs = argc > 2 ? (unsigned)strtoul(arg[2], NULL, 10) : 3;
-    int connections = argc > 3 ? atoi(arg[3]) : 1;
+    bool only_ours = argc == 5 && !strcmp(argv[1], "-s");
+    struct bench_stat ours = {0}, multifd = {0}, iperf = {0};
+    struct ram_guest g;
 
-    if (!size || connections < 1 || bench_hosts(1) || bench_enter('A'))
-        return 1;
-    guest_start(&g, size);
-    for (unsigned r = 0; r < runs; r++) {
-        struct costs c;
-        double gb = (double)size / 1e9;
-        bench_add(&ours, run_ours(&g, size, connections, &c));
-        if (!only_ours)
-            bench_add(&peer, run_iperf(connections));
-        else
-            printf("round 1 %.3f s, %.2f GB/s (tracking set up in %.1f ms; source %.2f CPU s/GB); round 2, "
-                   "all dirty, %.3f s; "
-                   "destination with populating, both rounds %.2f CPU s/GB\n",
-                   c.round_s, gb / c.round_s, c.open_s * 1e3, c.own_cpu / gb, c.second_s, c.far_cpu / gb / 2);
-    }
-    kill(g.pid, SIGKILL);
     if (!only_ours)
-        bench_result("ram-round", "GB/s", &ours, &peer, "iperf3", 0.85, true);
+        bench_begin("ram");
+    if (bench_hosts(1) || bench_enter('A'))
+        bench_die("no network namespaces");
+    if (only_ours) {
+        profile(argv);
+        return 0;
+    }
+    size = bench_size(1ull << 30);
+    ram_guest_start(&g, size);
+    for (unsigned r = 0; r < bench_runs(); r++) {
+        struct ram_costs c;
+        bench_add(&ours, ram_run(&g, size, STREAMS, &c) * 1e3);
+        double m = run_multifd(), n = peer_iperf("10.50.0.2", STREAMS, 1);
+        if (m <= 0 || n <= 0)
+            bench_die("%s did not run", m <= 0 ? "QEMU's migration" : "iperf3");
+        bench_add(&multifd, m * 1e3);
+        bench_add(&iperf, n / 1e6);
+    }
+    bench_result("MB/s", &ours, &iperf, "iperf3, 2 streams", 0.85, true);
+    bench_result("MB/s", &ours, &multifd, "QEMU multifd, 2 channels", 1.2, true);
     return 0;
 }

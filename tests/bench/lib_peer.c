@@ -1,0 +1,171 @@
+#include "tests/bench/lib_peer.h"
+
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+
+bool peer_wait_port(char host, uint16_t port)
+{
+    for (int i = 0; i < 1000; i++) {
+        if (bench_ask("ip netns exec %s ss -Hltn sport = :%u", bench_ns(host), port)[0])
+            return true;
+        poll(NULL, 0, 20);
+    }
+    fprintf(stderr, "bench: nobody listens on port %u\n", port);
+    return false;
+}
+
+double peer_iperf(const char *address, unsigned streams, unsigned seconds)
+{
+    char cmd[300];
+    double bits = 0;
+    pid_t server =
+        bench_spawn("ip netns exec %s iperf3 -s -1 -B %s -p 5299 >/dev/null 2>&1", bench_ns('B'), address);
+
+    if (peer_wait_port('B', 5299)) {
+        snprintf(cmd, sizeof cmd, "ip netns exec %s iperf3 -J -c %s -p 5299 -P %u -t %u -l 256K",
+                 bench_ns('A'), address, streams, seconds);
+        FILE *f = popen(cmd, "r");
+        json_t *all = f ? json_loadf(f, 0, NULL) : NULL;
+        json_unpack(all, "{s:{s:{s:F}}}", "end", "sum_received", "bits_per_second", &bits);
+        json_decref(all);
+        if (f)
+            pclose(f);
+    }
+    bench_kill(server);
+    return bits / 8;
+}
+
+double peer_fio(const char *path, bool write, uint64_t size)
+{
+    const char *what = write ? "write" : "read";
+    double kib = 0;
+    char cmd[600];
+
+    snprintf(cmd, sizeof cmd,
+             "fio --name=limit --filename=%s --rw=%s --bs=256k --iodepth=16 --ioengine=io_uring --direct=1 "
+             "--size=%llu --end_fsync=%d --output-format=json 2>/dev/null",
+             path, what, (unsigned long long)size, write);
+    FILE *f = popen(cmd, "r");
+    json_t *all = f ? json_loadf(f, JSON_DISABLE_EOF_CHECK, NULL) : NULL;
+    json_t *job = json_array_get(json_object_get(all, "jobs"), 0);
+    kib = json_number_value(json_object_get(json_object_get(job, what), "bw"));
+    json_decref(all);
+    if (f)
+        pclose(f);
+    return kib * 1024;
+}
+
+/* ---- QEMU ---- */
+
+static void on_event(void *ctx, const char *name, const json_t *data, uint64_t when)
+{
+    struct peer_qemu *q = ctx;
+
+    (void)when;
+    if (!strcmp(name, "BLOCK_JOB_READY"))
+        q->job_ready = true;
+    else if (!strcmp(name, "BLOCK_JOB_COMPLETED") || !strcmp(name, "BLOCK_JOB_CANCELLED"))
+        q->job_over = true;
+    else if (!strcmp(name, "STOP"))
+        q->stopped = true;
+    else if (!strcmp(name, "RESUME"))
+        q->resumed = true;
+    else if (!strcmp(name, "MIGRATION"))
+        snprintf(q->migration, sizeof q->migration, "%s", xm_json_str(data, "status", ""));
+    if (!strcmp(name, "BLOCK_JOB_ERROR") || (q->job_over && data && json_object_get(data, "error"))) {
+        snprintf(q->error, sizeof q->error, "%s", xm_json_str(data, "error", "a block job failed"));
+        fprintf(stderr, "bench: QEMU: %s\n", q->error);
+    }
+}
+
+static bool lives(void *ctx)
+{
+    struct peer_qemu *q = ctx;
+    siginfo_t i = {0};
+    return waitid(P_PID, (id_t)q->pid, &i, WEXITED | WNOHANG | WNOWAIT) == 0 && i.si_pid == 0;
+}
+
+bool peer_qmp(struct peer_qemu *q, const char *socket)
+{
+    struct xm_error e = {0};
+
+    q->qmp = (struct qmp){.conn = {.fd = -1}};
+    pthread_mutex_init(&q->qmp.lock, NULL);
+    q->open = qmp_open(&q->qmp, socket, xm_now() + 20 * XM_NS_PER_S, lives, q, &e) == 0;
+    if (!q->open)
+        fprintf(stderr, "bench: QEMU: %s\n", e.text);
+    q->qmp.event = on_event;
+    q->qmp.ctx = q;
+    return q->open;
+}
+
+bool peer_do(struct peer_qemu *q, const char *command, const char *format, ...)
+{
+    struct xm_error e = {0};
+    json_t *args = NULL;
+    va_list ap;
+
+    va_start(ap, format);
+    if (format)
+        args = json_vpack_ex(NULL, 0, format, ap);
+    va_end(ap);
+    if (format && !args) {
+        fprintf(stderr, "bench: %s: wrong arguments\n", command);
+        return false;
+    }
+    if (qmp_do(&q->qmp, command, args, 30 * XM_NS_PER_S, &e) == 0)
+        return true;
+    fprintf(stderr, "bench: QEMU: %s: %s\n", command, e.text);
+    return false;
+}
+
+json_t *peer_get(struct peer_qemu *q, const char *command)
+{
+    struct xm_error e = {0};
+    return qmp_call(&q->qmp, command, NULL, 30 * XM_NS_PER_S, &e);
+}
+
+bool peer_until(struct peer_qemu *q, const bool *flag, unsigned seconds)
+{
+    uint64_t until = xm_now() + seconds * XM_NS_PER_S;
+    struct xm_error e = {0};
+
+    while (!*flag && xm_now() < until && qmp_pump(&q->qmp, 100, &e) == 0) {
+    }
+    return *flag;
+}
+
+bool peer_until_migration(struct peer_qemu *q, const char *state, unsigned seconds)
+{
+    uint64_t until = xm_now() + seconds * XM_NS_PER_S;
+    struct xm_error e = {0};
+
+    while (strcmp(q->migration, state) && strcmp(q->migration, "failed") && xm_now() < until &&
+           qmp_pump(&q->qmp, 100, &e) == 0) {
+    }
+    if (!strcmp(q->migration, state))
+        return true;
+    fprintf(stderr, "bench: QEMU's migration is '%s', not '%s'\n", q->migration, state);
+    return false;
+}
+
+void peer_end(struct peer_qemu *q)
+{
+    if (q->open)
+        qmp_close(&q->qmp);
+    bench_kill(q->pid);
+    *q = (struct peer_qemu){0};
+}
+
+/* Best of what was tried on this job: 1 MiB granularity, 16 MiB of buffer. */
+bool peer_mirror(struct peer_qemu *q, const char *copy_mode)
+{
+    q->job_ready = q->job_over = false;
+    return peer_do(q, "blockdev-mirror", "{s:s s:s s:s s:s s:s s:I s:I}", "job-id", "m", "device", "src",
+                   "target", "dst", "sync", "full", "copy-mode", copy_mode, "buf-size",
+                   (json_int_t)(16 << 20), "granularity", (json_int_t)(1 << 20));
+}

@@ -1,0 +1,38 @@
+/* tests/bench/lib_peer.h: what we are measured against, in the hosts of bench.h. */
+#ifndef XM_BENCH_LIB_PEER_H
+#define XM_BENCH_LIB_PEER_H
+
+#include "host/qmp.h"
+#include "tests/bench/bench.h"
+
+/* Waits, at most 20 s, until something listens there. */
+bool peer_wait_port(char host, uint16_t port);
+/* Bytes a second from A to B; 0 when it failed. From memory, for about `seconds`. */
+double peer_iperf(const char *address, unsigned streams, unsigned seconds);
+/* Sequential, direct, 256 KiB, 16 deep, over the first `size` bytes, bytes a second; 0 when it failed. */
+double peer_fio(const char *path, bool write, uint64_t size);
+
+/* A QEMU (or qemu-storage-daemon) that we talk to. */
+struct peer_qemu {
+    pid_t pid;
+    struct qmp qmp;
+    bool open;
+    /* Set by events. */
+    bool job_ready, job_over, stopped, resumed;
+    char migration[32]; /* the state */
+    char error[200];    /* of a block job */
+};
+/* Connects to its QMP socket; false and a sentence on stderr. */
+bool peer_qmp(struct peer_qemu *, const char *socket);
+/* args: jansson's format and values, or NULL. False and QEMU's words on stderr. */
+bool peer_do(struct peer_qemu *, const char *command, const char *format, ...);
+json_t *peer_get(struct peer_qemu *, const char *command); /* may be NULL */
+/* Turns until *flag, at most `seconds`. */
+bool peer_until(struct peer_qemu *, const bool *flag, unsigned seconds);
+bool peer_until_migration(struct peer_qemu *, const char *state, unsigned seconds);
+void peer_end(struct peer_qemu *);
+
+/* blockdev-mirror of node «src» to node «dst» as QEMU does it best here. */
+bool peer_mirror(struct peer_qemu *, const char *copy_mode);
+
+#endif
