@@ -33,7 +33,7 @@
 struct link *link_new(struct xm_links *b, int fd, const char *name)
 {
     struct link *l = calloc(1, sizeof *l);
-    int one = 1;
+    int one = 1, unsent = (int)UNSENT_BYTES;
 
     if (!l)
         return NULL;
@@ -52,6 +52,7 @@ struct link *link_new(struct xm_links *b, int fd, const char *name)
     xm_meter_init(&l->tx_meter, XM_NS_PER_S, l->heard);
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one); /* not for unix sockets */
+    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent);
     return l;
 }
 
@@ -115,7 +116,8 @@ static int wait_for_work(struct link *l)
 
     if (!queue_sleep(l, &until))
         return 0;
-    if (atomic_load(&l->answered) || atomic_load(&l->bundle->ending)) {
+    /* A full socket takes no answers either: only poll tells when it is not full any more. */
+    if ((atomic_load(&l->answered) && !l->blocked) || atomic_load(&l->bundle->ending)) {
         atomic_store(&l->asleep, false);
         return 0;
     }
@@ -148,7 +150,8 @@ static int turn(struct link *l)
         return received;
     if (!l->blocked) {
         tx_answers(l);
-        if (tx_idle(l) || l->out_n < OUT_MAX / 2)
+        /* What is taken goes out before whatever urgent comes next. */
+        if (l->out_n < OUT_MAX / 2 && tx_unsent(l) < UNSENT_BYTES)
             tx_messages(l);
         if (!tx_idle(l)) {
             moved = true;

@@ -17,6 +17,15 @@ bool tx_idle(const struct link *l)
     return l->out_first == l->out_n;
 }
 
+size_t tx_unsent(const struct link *l)
+{
+    size_t bytes = 0;
+
+    for (unsigned i = l->out_first; i < l->out_n; i++)
+        bytes += FRAME_HDR + l->out[i].length;
+    return bytes - l->out_done;
+}
+
 static struct out *add(struct link *l, const struct xm_frame_hdr *h, const void *payload)
 {
     struct out *o = &l->out[l->out_n++];

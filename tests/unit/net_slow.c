@@ -1,0 +1,91 @@
+/* A link of 20 MB/s with a short queue, as a namespace of our own with a shaped loopback: what is urgent must not
+ * wait for what the socket has taken already. Needs root, ip and tc. */
+#include "tests/unit/lib_netpair.h"
+
+#include <sched.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <stdlib.h>
+
+#define BULK   (256u << 10)
+#define MBIT   "160mbit" /* 20 MB/s */
+#define ROUNDS 60
+
+static struct end a, b;
+static bool slow;
+
+static bool shape(void)
+{
+    /* Of the kernel's ways those that look at losses alone fill the most: where there is one. */
+    return unshare(CLONE_NEWNET) == 0 &&
+           system("sysctl -qw net.ipv4.tcp_congestion_control=cubic 2>/dev/null || "
+                  "sysctl -qw net.ipv4.tcp_congestion_control=reno 2>/dev/null; true") == 0 &&
+           system("ip link set lo mtu 1500 up 2>/dev/null") == 0 &&
+           system("tc qdisc add dev lo root tbf rate " MBIT " burst 64kb latency 5ms 2>/dev/null") == 0;
+}
+
+static int compare(const void *x, const void *y)
+{
+    uint64_t l = *(const uint64_t *)x, r = *(const uint64_t *)y;
+    return (l > r) - (l < r);
+}
+
+static void urgent_does_not_wait_for_the_socket(void **state)
+{
+    struct load bulk;
+    pthread_t t;
+    uint64_t took[ROUNDS];
+    uint8_t page[4096] = {1};
+
+    (void)state;
+    if (!slow) {
+        print_message("no namespace with a shaped loopback here (root, ip, tc)\n");
+        skip();
+    }
+    end_init(&a, 0);
+    end_init(&b, 100000);
+    end_open(&a);
+    end_open(&b);
+    end_join_tcp(&a, &b, 1, NULL);
+    /* 40 MB: 2 s; 16 MiB at a time, as the rounds of RAM do. */
+    load_init(&bulk, xm_links_transport(a.links), 1, 160, 64, BULK);
+    bulk.fixed = true;
+    uint64_t start = xm_now();
+    assert_int_equal(0, pthread_create(&t, NULL, load_thread, &bulk));
+    assert_true(end_wait(&b, b.frames >= 20)); /* the socket's buffer has grown to what it likes */
+    unsigned n = 0;
+    while (n < ROUNDS && b.frames < 100) {
+        struct xm_msg m = {.type = XM_FRAME_DISK_DATA,
+                           .object = 1,
+                           .urgent = true,
+                           .length = 4096,
+                           .payload = page,
+                           .offset = 4096ull * n,
+                           .seq = 1000 + n};
+        uint64_t from = xm_now();
+        assert_int_equal(0, xm_transport_call(xm_links_transport(a.links), &m, 10 * XM_NS_PER_S, NULL));
+        took[n++] = xm_now() - from;
+    }
+    pthread_join(t, NULL);
+    double s = (double)(xm_now() - start) / 1e9;
+    qsort(took, n, sizeof *took, compare);
+    print_message("%u urgent messages: median %.1f ms, longest %.1f ms; bulk: %.1f MB/s\n", n,
+                  (double)took[n / 2] / 1e6, (double)took[n - 1] / 1e6, 160 * (double)BULK / s / 1e6);
+    assert_true(n > 0);
+    /* 28 ms; 13 of them are one frame of bulk. A socket that takes what it likes: 75 to 95 ms. */
+    assert_true(took[n / 2] < 50 * XM_NS_PER_MS);
+    load_free(&bulk);
+    end_free(&a);
+    end_free(&b);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(urgent_does_not_wait_for_the_socket),
+    };
+
+    slow = shape();
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
