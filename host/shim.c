@@ -332,6 +332,7 @@ void shim_run(struct shim *s)
             if (n == MAX_FDS)
                 break;
             of[n] = c;
+            /* TAILQ_REMOVE is not followed: NOLINTNEXTLINE(clang-analyzer-unix.Malloc) */
             p[n++] = (struct pollfd){.fd = c->conn.fd, .events = POLLIN};
         }
         if (poll(p, (nfds_t)n, -1) < 0)
