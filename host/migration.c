@@ -86,6 +86,7 @@ static void link_event(void *ctx, int link, enum xm_link_state st, const struct 
 
     xm_log(XM_LOG_INFO, "job %s: link %d is %s%s%s", m->job, link, st == XM_LINK_UP ? "up" : "down",
            e && e->code ? ": " : "", e && e->code ? e->text : "");
+    source_disks_links(m);
 }
 
 static int add_link(struct migration *m, const char *local, const char *remote, uint16_t port,

@@ -86,7 +86,11 @@ void migration_join(struct shim *); /* main thread: waits for its end and frees 
  */
 int source_disks(struct migration *);
 void source_disks_off(struct migration *); /* mirror off, replicas freed; on failure and at the end */
-int source_storage(struct migration *);    /* storage-only, all of it */
+/* Links have come or gone: without any the guest does not wait for the mirror. Any thread. */
+void source_disks_links(struct migration *);
+bool source_disks_in_step(struct migration *); /* every chunk of every disk is there, at this look */
+int source_disks_wait(struct migration *);     /* until they are */
+int source_storage(struct migration *);        /* storage-only, all of it */
 int source_memory(struct migration *);
 int source_switch(struct migration *);
 int source_handoff_prepare(struct migration *); /* the record says that the VM is ours to give */

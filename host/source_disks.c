@@ -93,29 +93,43 @@ static int check_disk(struct migration *m, struct shim_disk *d)
     return 0;
 }
 
-/* Without any link the guest is not to wait for the mirror. */
+/* Judged on the disk's own thread: of two changes that come at once the later look sees both. In the switch the
+ * guest is stopped, and what is on its way may wait for links that come back. */
 static void note_links(struct shim_disk *d, void *arg)
 {
-    xm_disk_replica_lost(d->disk, *(bool *)arg);
+    struct migration *m = arg;
+    bool guest_runs = m->state == MIG_DISKS || m->state == MIG_MEMORY;
+
+    xm_disk_replica_lost(d->disk, guest_runs && xm_links_up(m->links) == 0);
 }
 
-/* Until all disks are in step at the same look. */
-static int wait_in_step(struct migration *m)
+void source_disks_links(struct migration *m)
+{
+    for (unsigned i = 0; m->storage && i < m->shim->disks; i++)
+        shim_disk_call(&m->shim->disk[i], note_links, m);
+}
+
+bool source_disks_in_step(struct migration *m)
+{
+    bool all = true;
+
+    for (unsigned i = 0; m->storage && i < m->shim->disks; i++) {
+        bool one = false;
+        shim_disk_call(&m->shim->disk[i], in_step, &one);
+        all &= one;
+    }
+    return all;
+}
+
+int source_disks_wait(struct migration *m)
 {
     for (;;) {
         int r = migration_interrupted(m);
-        bool all = true, lost = xm_links_up(m->links) == 0;
-        for (unsigned i = 0; !r && i < m->shim->disks; i++) {
-            struct shim_disk *d = &m->shim->disk[i];
-            bool one = false;
-            r = check_disk(m, d);
-            shim_disk_call(d, note_links, &lost);
-            shim_disk_call(d, in_step, &one);
-            all &= one;
-        }
+        for (unsigned i = 0; !r && i < m->shim->disks; i++)
+            r = check_disk(m, &m->shim->disk[i]);
         if (r)
             return r;
-        if (all)
+        if (source_disks_in_step(m))
             return 0;
         migration_progress(m, false);
         qmp_pump(&m->shim->qemu.qmp, 10, NULL); /* waits, and hears what QEMU has to say */
@@ -203,11 +217,12 @@ int source_disks(struct migration *m)
             return o.result;
         }
     }
-    int r = wait_in_step(m);
+    source_disks_links(m); /* they may have gone before there was a mirror to tell */
+    int r = source_disks_wait(m);
     if (!r && m->opt.verify) {
         r = verify_disks(m);
         if (!r)
-            r = wait_in_step(m);
+            r = source_disks_wait(m);
     }
     return r;
 }

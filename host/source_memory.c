@@ -67,7 +67,12 @@ int source_memory(struct migration *m)
         switch (
             xm_converge_judge(&judge, in.dirty_bytes, m->report.estimate, m->opt.downtime, m->opt.patience)) {
         case XM_CONVERGE_SWITCH:
-            return 0;
+            /* Chunks that the mirror gave up meanwhile are copied while the guest runs, not while it is stopped. */
+            if (source_disks_in_step(m))
+                return 0;
+            if ((r = source_disks_wait(m)) < 0)
+                return r;
+            break;
         case XM_CONVERGE_STUCK:
             return stuck(m, in.dirty_bytes, &round);
         case XM_CONVERGE_AGAIN:

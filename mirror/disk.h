@@ -201,6 +201,7 @@ struct xm_disk {
     enum pivot_step pivot;
     unsigned pivot_tries;
     bool gate;
+    struct xm_timer gate_limit; /* of a closed gate; then of the wait before the next try */
     struct xm_file *pivot_file;
     void (*pivot_done)(void *, int, const char *);
     void *pivot_arg;

@@ -75,7 +75,7 @@ bool xm_disk_in_step(const struct xm_disk *);
  * requests), and stay so. */
 void xm_disk_settle(struct xm_disk *, void (*done)(void *, int status, const char *why), void *arg);
 /* Storage-only: from now on the disk is `file` (the near replica's); the old one is the caller's again. While the guest
- * runs: holds new requests for the moment that it takes to finish what is in flight and flush, then swaps. Engine's thread. */
+ * runs: holds new requests for the moment that it takes to finish what is in flight and flush, then swaps; never longer than 1 s at a time, and after 10 such tries it says -ETIMEDOUT. Engine's thread. */
 void xm_disk_pivot(struct xm_disk *, struct xm_file *file, void (*done)(void *, int status, const char *why),
                    void *arg);
 /* Compares both sides chunk by chunk (XXH3-128), while the guest runs and the mirror is on: each chunk is held for it as for a

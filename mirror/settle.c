@@ -11,14 +11,18 @@
  * Pivot: the guest runs on. IN_STEP waits for all chunks; PREFLUSH flushes the replica while the guest still
  * writes, so that the flush at the end is short; DRAIN holds new requests outside and lets the others end;
  * FLUSH; then the files are swapped and the held requests go to the new one. A chunk that is given up
- * meanwhile sends it back to IN_STEP, with the gate open, at most PIVOT_TRIES times. Any failure opens the
- * gate, with the disk where it was.
+ * meanwhile sends it back to IN_STEP, with the gate open, and so does a gate that stays closed for GATE_MAX: at
+ * most PIVOT_TRIES times. Any failure opens the gate, with the disk where it was.
  */
 #include "mirror/disk.h"
 
 #include <assert.h>
 
 #define PIVOT_TRIES 10u
+/* How long the guest may be kept waiting outside; then it goes on, and the next try comes later. A disk that
+ * has been flushed a moment ago flushes again in a few ms, if others leave it alone. */
+#define GATE_MAX   XM_NS_PER_S
+#define GATE_RETRY XM_NS_PER_S
 
 void progress(struct xm_disk *d)
 {
@@ -59,6 +63,7 @@ static void end_pivot(struct xm_disk *d, int status, const char *why)
 {
     void (*done)(void *, int, const char *) = d->pivot_done;
 
+    xm_engine_timer_cancel(d->engine, &d->gate_limit);
     d->pivot_done = NULL;
     d->pivot = PIVOT_NONE;
     done(d->pivot_arg, status, why);
@@ -140,15 +145,40 @@ static void pivot_swap(struct xm_disk *d)
     end_pivot(d, 0, NULL);
 }
 
-static void pivot_back(struct xm_disk *d)
+static void pivot_back(struct xm_disk *d, int status, const char *why)
 {
+    xm_engine_timer_cancel(d->engine, &d->gate_limit);
     if (++d->pivot_tries >= PIVOT_TRIES) {
-        end_pivot(d, -EIO, "the new disk keeps falling behind");
+        end_pivot(d, status, why);
         return;
     }
     d->pivot = PIVOT_IN_STEP;
     open_gate(d);
     progress(d);
+}
+
+static void gate_retry(struct xm_timer *t)
+{
+    progress(xm_container_of(t, struct xm_disk, gate_limit));
+}
+
+/* The flush that was too slow goes on; what it brings does not count any more. */
+static void gate_too_long(struct xm_timer *t)
+{
+    struct xm_disk *d = xm_container_of(t, struct xm_disk, gate_limit);
+
+    pivot_back(d, -ETIMEDOUT, "the new disk is too slow to switch to it while the guest waits");
+    if (!d->pivot_done)
+        return;
+    d->gate_limit.fire = gate_retry;
+    xm_engine_timer_set(d->engine, &d->gate_limit, xm_engine_now(d->engine) + GATE_RETRY);
+}
+
+static void close_gate(struct xm_disk *d)
+{
+    d->gate = true;
+    d->gate_limit.fire = gate_too_long;
+    xm_engine_timer_set(d->engine, &d->gate_limit, xm_engine_now(d->engine) + GATE_MAX);
 }
 
 static void pivot_step(struct xm_disk *d)
@@ -163,13 +193,13 @@ static void pivot_step(struct xm_disk *d)
     case PIVOT_NONE:
         break;
     case PIVOT_IN_STEP:
-        if (!xm_disk_in_step(d))
+        if (!xm_disk_in_step(d) || d->gate_limit.armed)
             break;
         d->pivot = PIVOT_PREFLUSH;
         flush_replica(d);
         break;
     case PIVOT_PREFLUSH:
-        d->gate = true;
+        close_gate(d);
         d->pivot = PIVOT_DRAIN;
         d->flushed = false;
         progress(d);
@@ -178,7 +208,7 @@ static void pivot_step(struct xm_disk *d)
         if (d->requests > 0 || !mirror_quiet(d))
             break;
         if (!xm_disk_in_step(d)) {
-            pivot_back(d);
+            pivot_back(d, -EIO, "the new disk keeps falling behind");
             break;
         }
         d->pivot = PIVOT_FLUSH;
@@ -188,7 +218,7 @@ static void pivot_step(struct xm_disk *d)
         if (at_rest(d))
             pivot_swap(d);
         else
-            pivot_back(d);
+            pivot_back(d, -EIO, "the new disk keeps falling behind");
         break;
     }
 }

@@ -847,6 +847,52 @@ static void test_pivot_holds_requests_only_while_it_swaps(void **state)
     assert_int_not_equal(r->source->data[4096], 2);
 }
 
+static void test_pivot_lets_the_guest_go_on_when_the_flush_is_slow(void **state)
+{
+    (void)state;
+    rig_mirror_on(r, true);
+    rig_in_step(r);
+    r->target->gate = hold_flushes;
+    rig_pivot(r);
+    rig_run(r, 5);
+    sim_disk_go(r->target);
+    rig_run(r, 5);
+    struct rig_op *w = rig_write(r, 4096, 4096, 2);
+    rig_run(r, 900);
+    assert_false(w->done);
+    rig_run(r, 200);
+    assert_true(w->done && !r->ended);
+    assert_int_equal(r->source->data[4096], 2);
+    /* The flush that was too slow must not end it now. */
+    go(r->target);
+    rig_run(r, 100);
+    assert_false(r->ended);
+    rig_run(r, 2000);
+    assert_true(r->ended && r->status == 0);
+    assert_int_equal(r->target->data[4096], 2);
+}
+
+static void test_pivot_to_a_disk_that_never_flushes_in_time_is_given_up(void **state)
+{
+    uint64_t waited = 0;
+
+    (void)state;
+    rig_mirror_on(r, true);
+    rig_in_step(r);
+    r->target->latency_min = r->target->latency_max = 1500 * XM_NS_PER_MS;
+    rig_pivot(r);
+    for (unsigned i = 0; i < 1000 && !r->ended; i++) {
+        struct rig_op *read = rig_io(r, XM_IO_READ, 0, 4096, 0);
+        rig_run(r, 1100);
+        assert_true(read->done);
+        waited = XM_MAX(waited, read->took);
+    }
+    assert_true(r->ended);
+    assert_int_equal(r->status, -ETIMEDOUT);
+    assert_true(waited <= 1010 * XM_NS_PER_MS);
+    assert_ptr_equal(xm_disk_file(r->disk), &r->source->file);
+}
+
 static void test_pivot_that_fails_leaves_the_disk_where_it_was(void **state)
 {
     (void)state;
@@ -911,6 +957,8 @@ int main(void)
         T(test_requests_outside_the_disk_are_refused),
         NEAR(test_pivot_while_the_guest_writes),
         NEAR(test_pivot_holds_requests_only_while_it_swaps),
+        NEAR(test_pivot_lets_the_guest_go_on_when_the_flush_is_slow),
+        NEAR(test_pivot_to_a_disk_that_never_flushes_in_time_is_given_up),
         NEAR(test_pivot_that_fails_leaves_the_disk_where_it_was),
     };
 
