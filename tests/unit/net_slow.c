@@ -31,6 +31,14 @@ static int compare(const void *x, const void *y)
     return (l > r) - (l < r);
 }
 
+static uint64_t arrived(struct end *e)
+{
+    pthread_mutex_lock(&e->lock);
+    uint64_t n = e->frames;
+    pthread_mutex_unlock(&e->lock);
+    return n;
+}
+
 static void urgent_does_not_wait_for_the_socket(void **state)
 {
     struct load bulk;
@@ -55,7 +63,7 @@ static void urgent_does_not_wait_for_the_socket(void **state)
     assert_int_equal(0, pthread_create(&t, NULL, load_thread, &bulk));
     assert_true(end_wait(&b, b.frames >= 20)); /* the socket's buffer has grown to what it likes */
     unsigned n = 0;
-    while (n < ROUNDS && b.frames < 100) {
+    while (n < ROUNDS && arrived(&b) < 100) {
         struct xm_msg m = {.type = XM_FRAME_DISK_DATA,
                            .object = 1,
                            .urgent = true,
