@@ -66,7 +66,7 @@ static bool run_qemu(struct run *r)
             /* Not its start-up. */
             double cpu = bench_cpu_of(q.pid) + bench_cpu_of(b), machine = bench_cpu_machine();
             uint64_t t0 = xm_now();
-            if (peer_mirror(&q, "background") && peer_until(&q, &q.job_ready, 300) && !q.error[0]) {
+            if (peer_mirror(&q, "src", "background") && peer_until(&q, &q.job_ready, 300) && !q.error[0]) {
                 r->seconds = (double)(xm_now() - t0) / 1e9;
                 r->cpu = bench_cpu_of(q.pid) + bench_cpu_of(b) - cpu;
                 r->machine = bench_cpu_machine() - machine;

@@ -162,10 +162,10 @@ void peer_end(struct peer_qemu *q)
 }
 
 /* Best of what was tried on this job: 1 MiB granularity, 16 MiB of buffer. */
-bool peer_mirror(struct peer_qemu *q, const char *copy_mode)
+bool peer_mirror(struct peer_qemu *q, const char *node, const char *copy_mode)
 {
     q->job_ready = q->job_over = false;
-    return peer_do(q, "blockdev-mirror", "{s:s s:s s:s s:s s:s s:I s:I}", "job-id", "m", "device", "src",
+    return peer_do(q, "blockdev-mirror", "{s:s s:s s:s s:s s:s s:I s:I}", "job-id", "m", "device", node,
                    "target", "dst", "sync", "full", "copy-mode", copy_mode, "buf-size",
                    (json_int_t)(16 << 20), "granularity", (json_int_t)(1 << 20));
 }

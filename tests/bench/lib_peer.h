@@ -32,7 +32,7 @@ bool peer_until(struct peer_qemu *, const bool *flag, unsigned seconds);
 bool peer_until_migration(struct peer_qemu *, const char *state, unsigned seconds);
 void peer_end(struct peer_qemu *);
 
-/* blockdev-mirror of node «src» to node «dst» as QEMU does it best here. */
-bool peer_mirror(struct peer_qemu *, const char *copy_mode);
+/* blockdev-mirror of a node to node «dst» as QEMU does it best here. */
+bool peer_mirror(struct peer_qemu *, const char *node, const char *copy_mode);
 
 #endif

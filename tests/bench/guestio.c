@@ -1,0 +1,224 @@
+/* What a guest notices of its disk being mirrored: 4 KiB writes at random places, depth 1 and 32, through
+ * vhost-user-blk, driven by our own small front end: before, while the copy runs, and when it has finished and the mirror
+ * stays on. Ours asynchronous and held to synchronous; beside qemu-storage-daemon with blockdev-mirror, background and
+ * write-blocking. Loop devices over files in memory, unshaped veth. usage: bench/guestio guest-io-mirrored
+ *
+ * Each mode is a new back end, its disk without a mirror first: what «unmirrored» means for this run. */
+#include "mirror/disk.h"
+#include "tests/bench/lib_copy.h"
+#include "tests/bench/lib_front.h"
+#include "tests/bench/lib_peer.h"
+
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define LINKS 2
+#define PIECE (500 * XM_NS_PER_MS) /* of each measurement */
+
+static const char *src_dev, *dst_dev;
+static uint64_t disk_size;
+static char sock[200], qmp_sock[200];
+
+enum mode { OURS_ASYNC, OURS_SYNC, QEMU_BACKGROUND, QEMU_BLOCKING, MODES };
+enum phase { BEFORE, COPYING, STEADY, PHASES };
+enum { DEPTHS = 2 };
+static const unsigned depths[DEPTHS] = {1, 32};
+static const char *const mode_name[MODES] = {"ours async", "ours sync", "QEMU background",
+                                             "QEMU write-blocking"};
+
+struct figures {
+    struct bench_stat iops, p50, p99;
+};
+static struct figures all[MODES][PHASES][DEPTHS];
+
+/* ---- our back end: a disk process in host A; an event turns the mirror on, another says when all is copied ---- */
+
+struct backend {
+    pid_t pid, sink;
+    int start, copied; /* eventfds */
+    struct peer_qemu qemu;
+};
+
+static void serve(const struct backend *b, bool sync)
+{
+    struct xm_error e = {0};
+    struct xm_file file;
+    struct xm_vhost_opts o = {.socket_path = sock, .serial = "bench", .queues = 1};
+    struct xm_timer tick = {0};
+    eventfd_t v;
+    bool told = false;
+
+    if (bench_enter('A') || xm_file_open(&file, src_dev, 0, 0, &e))
+        _exit(1);
+    struct xm_engine *engine = xm_engine_open(XM_ENGINE_AUTO, 256, &e);
+    struct xm_disk *d = engine ? xm_disk_new(engine, &file, NULL, &e) : NULL;
+    struct xm_links *links = d ? copy_connect(LINKS) : NULL;
+    struct xm_replica *r = links ? xm_replica_far(engine, xm_links_transport(links), 0, 1u << 20) : NULL;
+    if (!r || !xm_vhost_new(d, &o, &e)) {
+        fprintf(stderr, "bench: %s\n", e.text);
+        _exit(1);
+    }
+    for (;;) {
+        if (d->mode == XM_MIRROR_OFF && eventfd_read(b->start, &v) == 0 &&
+            xm_disk_mirror_on(d, r, true, &e) < 0)
+            _exit(1);
+        if (sync && d->mode == XM_MIRROR_ASYNC) { /* the driver would go back by itself */
+            d->mode = XM_MIRROR_SYNC;
+            d->low_since = 0;
+        }
+        if (!told && d->mode > XM_MIRROR_STARTING && xm_disk_in_step(d)) {
+            told = true;
+            eventfd_write(b->copied, 1);
+        }
+        xm_engine_timer_set(engine, &tick, xm_engine_now(engine) + XM_NS_PER_MS);
+        xm_engine_turn(engine);
+    }
+}
+
+static void start_ours(struct backend *b, bool sync)
+{
+    struct copy_job j = {.disks = 1, .links = LINKS, .to = {dst_dev}};
+
+    b->start = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    b->copied = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    b->sink = copy_start_sink(&j);
+    b->pid = bench_fork();
+    if (b->pid == 0)
+        serve(b, sync);
+}
+
+/* ---- QEMU's ---- */
+
+static void start_qemu(struct backend *b)
+{
+    b->start = b->copied = -1;
+    b->sink =
+        bench_spawn("ip netns exec %s qemu-storage-daemon "
+                    "--blockdev driver=host_device,node-name=d,filename=%s,cache.direct=on,aio=io_uring "
+                    "--nbd-server addr.type=inet,addr.host=0.0.0.0,addr.port=10809 "
+                    "--export type=nbd,id=e,node-name=d,name=d,writable=on",
+                    bench_ns('B'), dst_dev);
+    if (!peer_wait_port('B', 10809))
+        bench_die("the NBD server does not start");
+    b->pid = bench_spawn(
+        "ip netns exec %s qemu-storage-daemon --object iothread,id=t "
+        "--blockdev driver=host_device,node-name=src,filename=%s,cache.direct=on,aio=io_uring "
+        "--blockdev "
+        "driver=nbd,node-name=dst,server.type=inet,server.host=10.50.0.2,server.port=10809,export=d "
+        "--chardev socket,id=c,path=%s,server=on,wait=off --monitor chardev=c "
+        "--export type=vhost-user-blk,id=e,node-name=src,writable=on,iothread=t,addr.type=unix,addr.path=%s",
+        bench_ns('A'), src_dev, qmp_sock, sock);
+    b->qemu.pid = b->pid;
+    if (!peer_qmp(&b->qemu, qmp_sock))
+        bench_die("qemu-storage-daemon does not start");
+}
+
+static void mirror_on(struct backend *b, enum mode m)
+{
+    if (b->start >= 0)
+        eventfd_write(b->start, 1);
+    else if (!peer_mirror(&b->qemu, "src", m == QEMU_BLOCKING ? "write-blocking" : "background"))
+        bench_die("QEMU does not mirror");
+}
+
+/* Waits until all is copied once. */
+static void wait_copied(struct backend *b)
+{
+    struct pollfd p = {b->copied, POLLIN, 0};
+
+    if (b->start >= 0 ? poll(&p, 1, 60000) != 1 : !peer_until(&b->qemu, &b->qemu.job_ready, 60))
+        bench_die("the copy does not end in a minute");
+}
+
+static void stop(struct backend *b)
+{
+    if (b->qemu.open)
+        peer_end(&b->qemu);
+    else
+        bench_kill(b->pid);
+    bench_kill(b->sink);
+    if (b->start >= 0) {
+        close(b->start);
+        close(b->copied);
+    }
+}
+
+/* ---- the measurement ---- */
+
+static void measure(struct vf *f, enum mode m, enum phase p, unsigned d, uint64_t ns)
+{
+    struct front_result r = front_measure(f, VIRTIO_BLK_T_OUT, depths[d], disk_size, ns, 0);
+    struct figures *to = &all[m][p][d];
+
+    bench_add(&to->iops, r.iops);
+    bench_add(&to->p50, r.p50);
+    bench_add(&to->p99, r.p99);
+}
+
+/* A depth at a time, so that both see a copy from its beginning. */
+static void run(enum mode m, unsigned d)
+{
+    static struct vf front;
+    struct backend b = {0};
+
+    bench_run("rm -f %s %s && blkdiscard -z %s", sock, qmp_sock, dst_dev);
+    if (m <= OURS_SYNC)
+        start_ours(&b, m == OURS_SYNC);
+    else
+        start_qemu(&b);
+    front_connect(&front, sock);
+    front_measure(&front, VIRTIO_BLK_T_OUT, depths[d], disk_size, PIECE / 5, 0); /* warms up */
+    measure(&front, m, BEFORE, d, PIECE);
+    mirror_on(&b, m);
+    measure(&front, m, COPYING, d, PIECE);
+    wait_copied(&b);
+    measure(&front, m, STEADY, d, PIECE);
+    vf_free(&front);
+    stop(&b);
+}
+
+static void rows(void)
+{
+    char name[100];
+
+    for (enum phase p = COPYING; p <= STEADY; p++) {
+        const char *when = p == COPYING ? "while copying" : "when copied";
+        for (unsigned d = 0; d < DEPTHS; d++) {
+            for (enum mode m = OURS_ASYNC; m <= OURS_SYNC; m++) {
+                struct figures *mine = &all[m][p][d], *none = &all[m][BEFORE][d], *qemu = &all[m + 2][p][d];
+                snprintf(name, sizeof name, "unmirrored; %s, %s, depth %u", mode_name[m], when, depths[d]);
+                bench_note("IOPS %.0f, unmirrored %.0f; p50 %.1f us, unmirrored %.1f us",
+                           bench_median(&mine->iops), bench_median(&none->iops), bench_median(&mine->p50),
+                           bench_median(&none->p50));
+                bench_result("p99 us", &mine->p99, &none->p99, name, 1.5, false);
+                snprintf(name, sizeof name, "%s; %s, %s, depth %u", mode_name[m + 2], mode_name[m], when,
+                         depths[d]);
+                bench_note("p99 %.1f us, QEMU's %.1f us", bench_median(&mine->p99), bench_median(&qemu->p99));
+                bench_result("IOPS", &mine->iops, &qemu->iops, name, 1.0, true);
+            }
+        }
+    }
+}
+
+int main(void)
+{
+    bench_begin("guest-io-mirrored");
+    disk_size = bench_size(2ull << 30);
+    snprintf(sock, sizeof sock, "%s/vhost", bench_dir(true));
+    snprintf(qmp_sock, sizeof qmp_sock, "%s/qmp", bench_dir(true));
+    src_dev = bench_loop("src", disk_size);
+    dst_dev = src_dev ? bench_loop("dst", disk_size) : NULL;
+    if (bench_hosts(LINKS) || !dst_dev || bench_fill_random(src_dev, disk_size))
+        bench_die("no namespaces, no loop devices, or no memory for them");
+    for (unsigned i = 0; i < bench_runs(); i++) {
+        for (unsigned d = 0; d < DEPTHS; d++) {
+            for (enum mode k = OURS_ASYNC; k < MODES; k++)
+                run((enum mode)((k * 2 + k / 2) % 4), d); /* ours, QEMU, ours, QEMU */
+        }
+    }
+    rows();
+    return 0;
+}

@@ -1,0 +1,131 @@
+/* Whole migrations of a real guest with its disk: xmigrate beside two plain QEMUs (blockdev-mirror over NBD, then RAM
+ * with multifd) between the same hosts, the same files, sides alternating. The guest verifies its disk and its memory
+ * after each. usage: bench/whole whole|downtime-idle|downtime-busy
+ *
+ * whole          a disk of 2 GiB full of random data, 1 GiB of RAM with 640 MiB of patterns, and it writes to both:
+ *                from the command until the guest runs at the destination and nothing is left to do
+ * downtime-idle  the longest silence that a client in another namespace sees (UDP, 1 ms beat)
+ * downtime-busy  the same, memory being dirtied at half the wire's rate; the wire is 1 Gbit/s: two links of half of it
+ *                for us, one link for QEMU, which has no use for two
+ * Both have the same limit for the estimated downtime, 100 ms. The silence of a guest that stays is noted beside. */
+#include "tests/bench/lib_lab.h"
+
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static struct lab_guest guest = {.ip = LAB_IP, .memory = 1024, .disks = 1, .file = {"bench.img"}};
+static bool busy;
+static struct bench_stat still; /* silences of the guest that stays, ms */
+
+struct outcome {
+    double seconds, gap; /* gap in ms */
+};
+
+static void watch_still(void)
+{
+    struct lab_pulse p;
+
+    lab_pulse_start(&p, LAB_IP);
+    poll(NULL, 0, 1000);
+    double gap = lab_pulse_end(&p);
+    if (gap > 0)
+        bench_add(&still, gap);
+}
+
+static struct outcome run_ours(void)
+{
+    static unsigned number;
+    struct lab_pulse p;
+    struct outcome o;
+
+    if (busy)
+        lab_shape("500mbit", "500mbit");
+    snprintf(guest.name, sizeof guest.name, "ours%u", ++number); /* its name is known at B from now on */
+    lab_start(&guest);
+    watch_still();
+    lab_pulse_start(&p, LAB_IP);
+    uint64_t t0 = xm_now();
+    if (lab_xmigrate('A', "--with-storage --keep-source %s hostb:ds1 >/dev/null", guest.name))
+        bench_die("xmigrate did not move the guest");
+    o.seconds = (double)(xm_now() - t0) / 1e9;
+    o.gap = lab_pulse_end(&p);
+    lab_finish(&guest, true);
+    return o;
+}
+
+static struct outcome run_qemu(void)
+{
+    struct peer_qemu a = {0}, b = {0};
+    struct lab_pulse p;
+    struct outcome o;
+
+    if (busy)
+        lab_shape("1gbit", "");
+    lab_qemu_start(&a, &guest, 'A', false);
+    if (!lab_wait_guest(LAB_IP))
+        bench_die("the guest does not start in QEMU");
+    lab_pulse_start(&p, LAB_IP);
+    uint64_t t0 = xm_now();
+    if (!lab_qemu_migrate(&a, &b, &guest))
+        bench_die("QEMU did not move the guest");
+    o.seconds = (double)(xm_now() - t0) / 1e9;
+    o.gap = lab_pulse_end(&p);
+    peer_end(&a);
+    if (!lab_verify_guest(LAB_IP))
+        bench_die("after QEMU's migration the guest finds its data wrong");
+    peer_end(&b);
+    bench_run("rm -f %s", lab_path('B', guest.file[0]));
+    return o;
+}
+
+static void say(const char *who, struct outcome o)
+{
+    if (o.gap < 0)
+        bench_die("the watcher lost the guest under %s", who);
+    printf("  %-8s %.2f s, silent for %.1f ms\n", who, o.seconds, o.gap);
+    fflush(stdout);
+}
+
+int main(int argc, char **argv)
+{
+    const char *name = argc == 2 ? argv[1] : "";
+    bool whole = !strcmp(name, "whole"), idle = !strcmp(name, "downtime-idle");
+    struct bench_stat t[2] = {0}, gap[2] = {0}, budget = {0};
+
+    busy = !strcmp(name, "downtime-busy");
+    if (!whole && !idle && !busy) {
+        fprintf(stderr, "usage: bench/whole whole|downtime-idle|downtime-busy\n");
+        return 2;
+    }
+    bench_begin(name);
+    guest.append = whole  ? "xm.disk=vda:rate=4M:span=256M xm.mem=640M:rate=16M"
+                   : idle ? "xm.mem=256M"
+                          : "xm.disk=vda:rate=1M:span=64M xm.mem=192M:rate=62M";
+    lab_up();
+    if (bench_fill_random(lab_path('A', guest.file[0]), whole ? bench_size(2ull << 30) : 256ull << 20))
+        bench_die("no room for the disk");
+    for (unsigned i = 0; i < bench_runs(); i++) {
+        struct outcome o = run_ours();
+        say("xmigrate", o);
+        struct outcome q = run_qemu();
+        say("QEMU", q);
+        bench_add(&t[0], o.seconds);
+        bench_add(&t[1], q.seconds);
+        bench_add(&gap[0], o.gap);
+        bench_add(&gap[1], q.gap);
+        bench_add(&budget, 15);
+    }
+    if (whole) {
+        bench_note("longest silence %.1f ms, QEMU's %.1f ms", bench_median(&gap[0]), bench_median(&gap[1]));
+        bench_result("s", &t[0], &t[1], "QEMU: blockdev-mirror, multifd", 0.5, false);
+        return 0;
+    }
+    bench_note("a guest that stays is silent for %.1f ms [%.1f..%.1f]", bench_median(&still),
+               bench_min(&still), bench_max(&still));
+    bench_result("ms", &gap[0], &gap[1], "QEMU: blockdev-mirror, multifd", 0.5, false);
+    if (idle)
+        bench_result("ms", &gap[0], &budget, "15 ms", 1.0, false);
+    return 0;
+}
