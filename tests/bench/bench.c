@@ -279,6 +279,13 @@ const char *bench_loop(const char *name, uint64_t size)
     return out;
 }
 
+int bench_clear(const char *dev)
+{
+    return bench_run(
+        "for i in $(seq 100); do blkdiscard -z %s 2>/dev/null && exec sync %s; sleep 0.05; done; exit 1", dev,
+        dev);
+}
+
 /* A cheap generator whose output does not compress: xorshift, seeded by the kernel. */
 int bench_fill_random(const char *path, uint64_t size)
 {

@@ -39,6 +39,8 @@ const char *bench_dir(bool in_memory);
 /* A loop device over a new sparse file of that size in memory; detached at exit. Its path, static storage per
  * call. */
 const char *bench_loop(const char *name, uint64_t size);
+/* The device reads as zeros; waits for a killed process that still has it open. */
+int bench_clear(const char *dev);
 int bench_fill_random(const char *path, uint64_t size);
 
 /* CPU seconds: of ended children that were waited for; of the whole machine since boot; of one process. */

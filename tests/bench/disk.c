@@ -103,7 +103,7 @@ static bool start_again(void)
     if (files)
         return !bench_run("rm -f %s && truncate -s %llu %s && sync %s %s", dst_dev,
                           (unsigned long long)disk_size, dst_dev, src_dev, dst_dev);
-    return !bench_run("blkdiscard -z %s && sync %s", dst_dev, dst_dev);
+    return !bench_clear(dst_dev);
 }
 
 static struct run one(const struct side *s)

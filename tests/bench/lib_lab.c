@@ -206,8 +206,15 @@ static bool mirror_disk(struct peer_qemu *from, struct peer_qemu *to)
            !from->error[0];
 }
 
+static double seconds_since(uint64_t began)
+{
+    return (double)(xm_now() - began) / 1e9;
+}
+
 bool lab_qemu_migrate(struct peer_qemu *from, struct peer_qemu *to, const struct lab_guest *g)
 {
+    uint64_t began = xm_now();
+    double mirrored;
     struct stat st;
 
     if (g->disks) {
@@ -219,7 +226,7 @@ bool lab_qemu_migrate(struct peer_qemu *from, struct peer_qemu *to, const struct
     lab_qemu_start(to, g, 'B', true);
     if (!set_up(from) || !set_up(to) ||
         !peer_do(to, "migrate-incoming", "{s:s}", "uri", "tcp:10.1.0.2:4444") ||
-        (g->disks && !mirror_disk(from, to)) ||
+        (g->disks && !mirror_disk(from, to)) || (mirrored = seconds_since(began)) < 0 ||
         !peer_do(from, "migrate", "{s:s}", "uri", "tcp:10.1.0.2:4444") ||
         !peer_until_migration(from, "pre-switchover", 120))
         return false;
@@ -232,5 +239,7 @@ bool lab_qemu_migrate(struct peer_qemu *from, struct peer_qemu *to, const struct
     if (!peer_do(from, "migrate-continue", "{s:s}", "state", "pre-switchover") ||
         !peer_until_migration(from, "completed", 30))
         return false;
+    double done = seconds_since(began);
+    printf("  (QEMU: the disk was mirrored after %.2f s, all was over after %.2f s)\n", mirrored, done);
     return peer_until(to, &to->resumed, 30);
 }

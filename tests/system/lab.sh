@@ -11,7 +11,7 @@
 #
 # Environment: XM_PREFIX (xm; another one for each lab at once), XM_BUILD (build), XM_ENGINE (auto), XM_LAB_VM=no (no guest),
 # XM_LAB_RATE (1gbit, say: shapes both links), XM_LAB_SYSTEM, XM_LAB_DATA (disk sizes: 1G, 512M), XM_LAB_APPEND (guest's parameters),
-# XM_LAB_FS=yes (ext4 on «data» instead of records), XM_LAB_LINK_TIMEOUT (5s), XM_LAB_PROXY=yes (host B is reached by
+# XM_LAB_FS=yes (ext4 on «data» instead of records), XM_LAB_LINK_TIMEOUT (5s), XM_LAB_LIMITS (more lines of [limits]), XM_LAB_PROXY=yes (host B is reached by
 # xm-client proxy 10.8.0.2,10.1.0.2,10.2.0.2 7070 ... alone).
 set -e
 here=$(cd "$(dirname "$0")" && pwd)
@@ -160,6 +160,7 @@ port = 7070
 
 [limits]
 link_timeout = ${XM_LAB_LINK_TIMEOUT:-5s}
+${XM_LAB_LIMITS:-}
 
 [datastore shared]
 path = $store/shared

@@ -1,0 +1,160 @@
+/* What tracking of dirty pages costs who writes memory. usage: bench/tracked tracked
+ *
+ * A real guest in a plain QEMU rewrites 128 MiB as fast as it can; the pages it rewrites in the two seconds after all its
+ * memory has been armed once, by our tracker from outside or by QEMU's own dirty logging (a migration to nowhere at
+ * 1 MiB/s), beside what it does untracked just before. And a process of our own that writes memory natively: in the
+ * note, for there a write costs so little that its first to a page, the one that is caught, shows. */
+#include "memxfer/memxfer.h"
+#include "tests/bench/lib_lab.h"
+
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define WINDOW_MS 2000
+
+/* ---- the guest ---- */
+
+/* Pages a second in the window that begins now, by the guest's own clock. */
+static double guest_rate(void)
+{
+    double pages[2] = {0}, ms[2] = {0};
+
+    for (int i = 0; i < 2; i++) {
+        json_t *s = lab_status(LAB_IP);
+        if (!s)
+            bench_die("the guest does not answer");
+        pages[i] = json_number_value(json_object_get(json_object_get(s, "memory"), "rewrites"));
+        ms[i] = json_number_value(json_object_get(s, "uptime_ms"));
+        json_decref(s);
+        if (i == 0)
+            poll(NULL, 0, WINDOW_MS);
+    }
+    return ms[1] > ms[0] ? (pages[1] - pages[0]) * 1000 / (ms[1] - ms[0]) : 0;
+}
+
+static double under_our_tracker(pid_t pid)
+{
+    struct xm_tracker *t;
+    struct xm_error e = {0};
+    struct xm_ram ram;
+
+    if (xm_ram_find(&ram, pid, &e) < 0 || xm_tracker_open(&t, &ram, &e) < 0)
+        bench_die("%s", e.text);
+    double rate = guest_rate();
+    xm_tracker_close(t);
+    xm_ram_close(&ram);
+    return rate;
+}
+
+static double under_qemu(struct peer_qemu *q)
+{
+    q->migration[0] = 0;
+    if (!peer_do(q, "migrate", "{s:s}", "uri", "exec:cat >/dev/null") ||
+        !peer_until_migration(q, "active", 10))
+        bench_die("QEMU does not log dirty pages");
+    double rate = guest_rate();
+    if (!peer_do(q, "migrate_cancel", NULL) || !peer_until_migration(q, "cancelled", 10))
+        bench_die("QEMU does not end its migration");
+    return rate;
+}
+
+/* ---- a process ---- */
+
+struct writer {
+    pid_t pid;
+    int memfd;
+    uint8_t *va;
+    atomic_ullong *pages;
+};
+
+static void writer_start(struct writer *w, uint64_t size)
+{
+    w->memfd = memfd_create("bench-tracked", MFD_CLOEXEC);
+    w->pages = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (w->memfd < 0 || ftruncate(w->memfd, (off_t)size) < 0 || w->pages == MAP_FAILED)
+        bench_die("no memory for a process");
+    w->va = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, w->memfd, 0);
+    w->pid = bench_fork();
+    if (w->pid == 0) {
+        for (unsigned n = 0;; n++) {
+            for (uint64_t at = 0; at < size; at += XM_PAGE) {
+                memset(w->va + at, (int)n, XM_PAGE);
+                atomic_fetch_add_explicit(w->pages, 1, memory_order_relaxed);
+            }
+        }
+    }
+}
+
+static double writer_rate(struct writer *w)
+{
+    unsigned long long before = *w->pages;
+    uint64_t t0 = xm_now();
+
+    poll(NULL, 0, WINDOW_MS / 2);
+    return (double)(*w->pages - before) * 1e9 / (double)(xm_now() - t0);
+}
+
+/* Armed again ten times a second would be more than any migration does; once, as above. */
+static double writer_tracked(struct writer *w)
+{
+    struct xm_ram ram = {.pid = w->pid};
+    struct xm_tracker *t;
+    struct xm_error e = {0};
+
+    if (xm_ram_add(&ram, "ram", w->memfd, (uintptr_t)w->va, &e) < 0 || xm_tracker_open(&t, &ram, &e) < 0)
+        bench_die("%s", e.text);
+    double rate = writer_rate(w);
+    xm_tracker_close(t);
+    xm_ram_close(&ram);
+    return rate;
+}
+
+/* Per cent; below a tenth of one nothing can be told. */
+static double loss(double rate, double free_rate)
+{
+    return free_rate > 0 ? XM_MAX((1 - rate / free_rate) * 100, 0.1) : 100;
+}
+
+int main(void)
+{
+    struct lab_guest g = {.ip = LAB_IP, .memory = 512, .append = "xm.mem=128M:rate=100G"};
+    struct bench_stat ours = {0}, qemu = {0}, process = {0}, rate = {0};
+    struct peer_qemu q;
+    struct writer w;
+
+    bench_begin("tracked");
+    writer_start(&w, 256 << 20);
+    writer_rate(&w); /* touches all */
+    for (unsigned i = 0; i < bench_runs(); i++) {
+        double free_rate = writer_rate(&w);
+        bench_add(&process, loss(writer_tracked(&w), free_rate));
+    }
+    bench_kill(w.pid);
+    lab_up();
+    lab_qemu_start(&q, &g, 'A', false);
+    if (!lab_wait_guest(LAB_IP) ||
+        !peer_do(&q, "migrate-set-capabilities", "{s:[{s:s s:b}]}", "capabilities", "capability", "events",
+                 "state", 1) ||
+        !peer_do(&q, "migrate-set-parameters", "{s:I}", "max-bandwidth", (json_int_t)1 << 20))
+        bench_die("the guest does not start");
+    guest_rate(); /* QEMU translates code only once */
+    for (unsigned i = 0; i < bench_runs(); i++) {
+        double free_rate = guest_rate();
+        bench_add(&rate, free_rate);
+        bench_add(&ours, loss(under_our_tracker(q.pid), free_rate));
+        free_rate = guest_rate();
+        bench_add(&qemu, loss(under_qemu(&q), free_rate));
+    }
+    peer_end(&q);
+    bench_note(
+        "the guest rewrites %.0f pages a second untracked [%.0f..%.0f]; a native process (256 MiB, again and "
+        "again) loses %.1f %% [%.1f..%.1f] in its first second under our tracker",
+        bench_median(&rate), bench_min(&rate), bench_max(&rate), bench_median(&process), bench_min(&process),
+        bench_max(&process));
+    bench_result("% lost", &ours, &qemu, "QEMU's dirty logging of the same guest", 1.1, false);
+    return 0;
+}
