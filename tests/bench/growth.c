@@ -1,8 +1,8 @@
 /* How time and our own memory grow with what is moved. usage: bench/growth growth
  *
  * disk size (sparse; full), number of disks, RAM: our copier and our rounds, without agents and guests, in memory over
- * unshaped veth. VMs at once: real guests under xmigrate, there and back. For each a row that compares the slope between
- * the two larger sizes with that between the two smaller (a straight line: 1), and one that compares the most memory
+ * unshaped veth. VMs at once: real guests under xmigrate, there and back. For each a row that compares what a unit costs
+ * at the largest size with what it costs at the middle one (a straight line: 1), and one that compares the most memory
  * used with the bound of DESIGN's numbers: 64 MiB, 64 MiB of mirror buffer a disk, a thousandth of the guest's RAM. */
 #include "tests/bench/lib_copy.h"
 #include "tests/bench/lib_lab.h"
@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #define GIB       (1ull << 30)
-#define STRAIGHT  1.25 /* the second slope may be so much steeper */
+#define STRAIGHT  1.25 /* a unit of the largest may cost so much more than one of the middle */
 #define SMALL_MIB 64.0
 
 /* Three sizes and what was measured at each. */
@@ -28,25 +28,28 @@ struct line {
     double bound;                         /* MiB */
 };
 
+static double slope(const struct line *l, unsigned from, unsigned to)
+{
+    return (bench_median(&l->seconds[to]) - bench_median(&l->seconds[from])) / (l->x[to] - l->x[from]);
+}
+
 static void rows(const struct line *l)
 {
-    struct bench_stat first = {0}, second = {0}, bound = {0};
-    char name[120];
+    struct bench_stat middle = {0}, most = {0}, bound = {0};
+    char name[120], unit[60];
 
     for (unsigned i = 0; i < l->seconds[0].n; i++) {
-        bench_add(&first, (l->seconds[1].v[i] - l->seconds[0].v[i]) / (l->x[1] - l->x[0]));
-        bench_add(&second, (l->seconds[2].v[i] - l->seconds[1].v[i]) / (l->x[2] - l->x[1]));
+        bench_add(&middle, l->seconds[1].v[i] / l->x[1]);
+        bench_add(&most, l->seconds[2].v[i] / l->x[2]);
         bench_add(&bound, l->bound);
     }
-    snprintf(name, sizeof name, "%s: slope %g to %g beside %g to %g", l->what, l->x[1], l->x[2], l->x[0],
-             l->x[1]);
-    bench_note("%.3f, %.3f and %.3f s at %g, %g and %g %s", bench_median(&l->seconds[0]),
-               bench_median(&l->seconds[1]), bench_median(&l->seconds[2]), l->x[0], l->x[1], l->x[2],
-               l->unit);
-    char unit[40];
+    snprintf(name, sizeof name, "%s: %g beside %g", l->what, l->x[2], l->x[1]);
     snprintf(unit, sizeof unit, "s a %s", l->unit);
-    bench_result(unit, &second, &first, name, STRAIGHT, false);
-    snprintf(name, sizeof name, "%s: the bound on memory", l->what);
+    bench_note("%.4f, %.4f and %.4f s at %g, %g and %g; slopes %.4f and %.4f s a %s",
+               bench_median(&l->seconds[0]), bench_median(&l->seconds[1]), bench_median(&l->seconds[2]),
+               l->x[0], l->x[1], l->x[2], slope(l, 0, 1), slope(l, 1, 2), l->unit);
+    bench_result(unit, &most, &middle, name, STRAIGHT, false);
+    snprintf(name, sizeof name, "%s: the bound on memory at %g", l->what, l->x[2]);
     bench_result("MiB", &l->memory, &bound, name, 1.0, false);
 }
 

@@ -241,5 +241,12 @@ bool lab_qemu_migrate(struct peer_qemu *from, struct peer_qemu *to, const struct
         return false;
     double done = seconds_since(began);
     printf("  (QEMU: the disk was mirrored after %.2f s, all was over after %.2f s)\n", mirrored, done);
-    return peer_until(to, &to->resumed, 30);
+    if (peer_until(to, &to->resumed, 10))
+        return true;
+    json_t *status = peer_get(to, "query-status"), *migration = peer_get(to, "query-migrate");
+    fprintf(stderr, "bench: QEMU's guest does not run at the destination: %s, migration %s\n",
+            xm_json_str(status, "status", "?"), xm_json_str(migration, "status", "?"));
+    json_decref(status);
+    json_decref(migration);
+    return false;
 }
