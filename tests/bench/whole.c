@@ -74,7 +74,7 @@ static struct outcome run_qemu(void)
     o.gap = lab_pulse_end(&p);
     peer_end(&a);
     if (!lab_verify_guest(LAB_IP))
-        bench_die("after QEMU's migration the guest finds its data wrong");
+        bench_die("after QEMU's migration the guest does not answer, or finds its data wrong");
     peer_end(&b);
     bench_run("rm -f %s", lab_path('B', guest.file[0]));
     return o;
