@@ -30,7 +30,7 @@
 
 struct agent;
 
-/* ---- VMs (agent_vms.c) ---- */
+/* ---- VMs (agent_vms.c: the list and the files; agent_watch.c: the shims) ---- */
 
 enum vm_phase {
     VM_STARTING, /* claimed by a request that is bringing its shim up */
@@ -78,6 +78,11 @@ bool vm_wait_ending(struct agent *, const char *name);
 /* Ends what is left of a VM here that is another host's, and has no shim. False: it has one, or does not end.
  */
 bool vm_end_orphan(struct agent *, const char *name);
+/* No shim any more: what is left of the VM here? False: its QEMU, which nobody may end before it is known
+ * whose the VM is. incoming: as in struct vm. */
+bool vm_clean_up(struct agent *, const char *name, const json_t *incoming);
+/* The process that FILE (shim.pid, qemu.pid) names, if it is still the VM's; 0 when not. */
+pid_t vm_process(struct agent *, const char *name, const char *file);
 /* One request to the shim; the reference `request` is stolen. The answer (ok is true) or NULL with a
  * sentence. */
 json_t *shim_call(struct agent *, const char *name, json_t *request, int pass_fd, uint64_t timeout_ns,
@@ -90,8 +95,9 @@ char *vm_state_path(const struct agent *, const char *name,
 bool vm_owned(struct agent *, const char *name, uint64_t *epoch);
 int owner_read(struct agent *, const char *name, struct owner_record *, struct xm_error *);
 int owner_write(struct agent *, const char *name, const struct owner_record *, struct xm_error *);
-int write_json(const char *path, const json_t *, struct xm_error *); /* atomically, durable */
-json_t *read_json(const char *path, struct xm_error *);              /* an object, or NULL */
+int write_json(const char *path, const json_t *, struct xm_error *);      /* atomically, durable */
+json_t *read_json(const char *path, struct xm_error *);                   /* an object, or NULL */
+json_t *read_vm_json(struct agent *, const char *name, const char *file); /* likewise, in the run directory */
 
 /* ---- jobs (agent_jobs.c) ---- */
 
