@@ -27,10 +27,25 @@ struct move {
     struct job *job;
 };
 
+/* ---- agent_move.c ---- */
+
 void move_free(struct move *);
+void move_let_go(struct move *); /* of the VM, unless a job holds it */
 /* Reads, checks, and (unless only_check) begins what the request asks for. The job, with a reference for the
  * caller; or NULL with the refusal in *no; or NULL in both: there is nothing against it and only_check was
  * set, or nothing has to be moved, and then *nothing (if asked for) is the event «done» to tell of it. */
 struct job *move_begin(struct agent *, const json_t *request, bool only_check, json_t **nothing, json_t **no);
+
+/* ---- agent_reasons.c ---- */
+
+json_t *move_reasons(struct move *); /* all that speaks against it; an empty array: nothing */
+void move_count_off(struct move *);  /* it has a job now, or will have none; under the lock */
+/* The request `verb` (peer.check, peer.prepare) to the destination, with fresh probes. job: "" without one. */
+json_t *move_peer_request(struct move *, const char *verb, const char *job);
+
+/* ---- agent_launch.c ---- */
+
+/* The VM is held, nothing is against it. The job, or NULL with the refusal. Takes the move over. */
+struct job *move_start(struct move *, json_t **no);
 
 #endif
