@@ -74,10 +74,10 @@ if [ -f host/config.c ]; then
         }
       }' "$1"
   }
-  { table_keys host/config.c; table_keys host/vm.c; } >"$tmp/a"
+  { table_keys host/config.c; table_keys host/vm_ini.c; } >"$tmp/a"
   awk '/^\.SS \[/ { s = $2; gsub(/[][]/, "", s) } /^\.SH/ { s = "" } s != "" && /^\.TP/ { getline; if ($1 == ".B") print s, $2 }' \
     man/xmigrate.conf.5 >"$tmp/b"
-  same "host/config.c and host/vm.c" man/xmigrate.conf.5
+  same "host/config.c and host/vm_ini.c" man/xmigrate.conf.5
 fi
 
 # The example is good: with its directories put elsewhere, since here they are not, and every key in it uncommented.
