@@ -230,8 +230,8 @@ bool lab_qemu_migrate(struct peer_qemu *from, struct peer_qemu *to, const struct
         !peer_do(from, "migrate", "{s:s}", "uri", "tcp:10.1.0.2:4444") ||
         !peer_until_migration(from, "pre-switchover", 120))
         return false;
-    /* The NBD connection ends before the disk is the guest's. With an iothread for the disk QEMU 7.2 asserts when it ends
-     * later, and the guest's requests hang at the destination when it ends now: so there is none. */
+    /* The NBD connection ends before the disk is the guest's: with an iothread QEMU 7.2 asserts when it ends later.
+     * The disks have no iothread for that. */
     if (g->disks && (!peer_do(from, "block-job-cancel", "{s:s}", "device", "m") ||
                      !peer_until(from, &from->job_over, 30) ||
                      !peer_do(from, "blockdev-del", "{s:s}", "node-name", "dst") ||
