@@ -12,7 +12,7 @@
  * A job is kept by counting (job_get, job_put).
  *
  * Nothing that matters lives here alone. VMs are found again by their run directories, what is reserved is
- * computed from what stands there (incoming.json), ended jobs and owners' records are files in the state
+ * computed from what stands there (shim.json), ended jobs and owners' records are files in the state
  * directory.
  */
 #ifndef XM_HOST_AGENT_H
@@ -52,7 +52,7 @@ struct vm {
     unsigned revived;    /* how often its shim was started anew since: */
     uint64_t revived_at; /* xm_now() */
     /* It is expected, by a migration: */
-    json_t *incoming; /* what stands in incoming.json; NULL when the VM is this host's own */
+    json_t *incoming; /* what stands in shim.json; NULL when the VM is this host's own */
 };
 
 /* Under the lock: */
