@@ -23,7 +23,11 @@
 #include <string.h>
 
 /* 256 KiB reads beat larger ones by staying in the cache (FACTS, io_uring). */
-#define STEP_MAX   (256u << 10)
+#define STEP_MAX (256u << 10)
+/* Reads in the disk's queue are in the way of the guest's requests, and hold its writes to their chunks. From 2 to 64 of
+ * them a copy between loop devices in memory takes the same time within the noise (1.76 to 2.15 GB/s), and between files
+ * of the real disk, too (0.57 to 0.70). */
+#define READS_MAX  4u
 #define GRANULE    4u /* a step is looked at for zeros in so many parts */
 #define READ_TRIES 3u
 /* Chunks copied again are those that the guest writes to. Few of them at a time: each is in the guest's way
@@ -44,6 +48,7 @@ struct job {
     bool again;
     bool bare;                  /* no data: does not count as depth */
     bool skip_zeros;            /* what is zero here need not be sent */
+    bool told;                  /* that all of it was read */
     uint64_t since, data;       /* when it was claimed; bytes sent */
     uint64_t offset, end, next; /* next: up to where steps were started */
     uint64_t data_end;          /* up to here it is known not to be a hole */
@@ -79,8 +84,8 @@ struct xm_copier {
     void *ctx;
     struct xm_timer more;
     struct depth depth;
-    struct job *current; /* claimed, and not all steps of it started; NULL: none */
-    unsigned busy, bare, again, steps_busy;
+    struct job *current;                           /* claimed, and not all steps of it started; NULL: none */
+    unsigned busy, bare, again, steps_busy, reads; /* reads: steps with the engine */
     struct step *free_steps;
     struct piece *free_pieces;
     struct xm_copier_stats stats;
@@ -285,6 +290,7 @@ static void read_done(struct xm_io *io, int res)
     if (--s->pieces == 0)
         step_put(c, s);
     j->reading--;
+    c->reads--;
     advance(j);
     fill(c);
 }
@@ -329,6 +335,12 @@ static void advance(struct job *j)
         send_runs(j, NULL, j->offset, j->end, true);
         j->unsettled--;
     }
+    if (j->status == 0 && !j->told && c->ops->read) {
+        j->told = true;
+        j->unsettled++; /* what is called may settle pieces */
+        c->ops->read(c->ctx, j->chunk);
+        j->unsettled--;
+    }
     if (j->unsettled > 0)
         return;
     if (j->status == 0)
@@ -369,6 +381,8 @@ static bool start_step(struct xm_copier *c)
     uint64_t offset = j->next, length = XM_MIN(j->end - offset, c->step_size);
     struct step *s = c->free_steps;
 
+    if (c->reads >= READS_MAX)
+        return false;
     if (j->data_end <= offset && is_hole(c, offset, length)) {
         mark_hole(j, offset, length);
         j->next += length;
@@ -396,6 +410,7 @@ static bool start_step(struct xm_copier *c)
                            .iovcnt = 1,
                            .done = read_done};
     c->steps_busy++;
+    c->reads++;
     j->next += length;
     j->reading++;
     if (j->next == j->end)

@@ -5,6 +5,8 @@
  * writer applies it after that one. Requests of a chunk whose predecessor has been settled need none: what
  * was settled was applied (or refused), and so was all before it.
  *
+ * Urgent requests pass the others on the way, but not those that they have to follow.
+ *
  * What can happen instead:
  * - The other side refuses a request (its disk is full or broken): it settles with that error. Order is not
  * disturbed.
@@ -114,6 +116,14 @@ static struct xm_rreq *predecessor(struct xm_replica *p, const struct xm_rreq *r
     return before;
 }
 
+/* r waits at the other side until `before` is applied. It must not overtake it on the way: it would fill a window that the
+ * other needs. */
+static void follow(struct xm_rreq *r, const struct xm_rreq *before)
+{
+    r->msg.after = before->msg.seq;
+    r->msg.urgent = r->msg.urgent && before->msg.urgent;
+}
+
 /* Gives r its place in the order. */
 static void number(struct xm_replica *p, struct xm_rreq *r)
 {
@@ -123,7 +133,7 @@ static void number(struct xm_replica *p, struct xm_rreq *r)
     r->msg.seq = ++p->last_seq;
     r->msg.after = 0;
     if (before) {
-        r->msg.after = before->msg.seq;
+        follow(r, before);
         before->latest = false;
         TAILQ_REMOVE(bucket, before, by_chunk);
     }
@@ -197,7 +207,8 @@ static void send_one(struct xm_replica *p, struct xm_rreq *r)
         number(p, r);
     } else if (r->is_hash) {
         struct xm_rreq *before = predecessor(p, r);
-        r->msg.after = before ? before->msg.seq : 0;
+        if (before)
+            follow(r, before);
     }
     if (p->transport)
         p->transport->submit(p->transport, &r->msg);

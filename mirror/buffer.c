@@ -144,7 +144,7 @@ void mirrored_send(struct mirrored *m)
     for (uint64_t at = m->offset, to; at < end; at = to) {
         uint64_t chunk = at >> d->chunk_shift;
         to = XM_MIN(end, (chunk + 1) << d->chunk_shift);
-        if (chunkmap_state(&d->map, chunk) != XM_CHUNK_PRESENT)
+        if (!chunkmap_is_followed(&d->map, chunk))
             continue;
         struct piece *p = piece_get(d);
         if (!p) {

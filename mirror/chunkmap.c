@@ -75,6 +75,25 @@ void chunkmap_set_stale(struct chunkmap *m, uint64_t chunk)
     m->byte[chunk] |= CHUNK_STALE;
 }
 
+void chunkmap_set_read(struct chunkmap *m, uint64_t chunk)
+{
+    assert(chunkmap_state(m, chunk) == XM_CHUNK_COPYING);
+    m->byte[chunk] |= CHUNK_READ;
+}
+
+bool chunkmap_is_followed(const struct chunkmap *m, uint64_t chunk)
+{
+    switch (chunkmap_state(m, chunk)) {
+    case XM_CHUNK_PRESENT:
+        return true;
+    case XM_CHUNK_COPYING:
+        return (m->byte[chunk] & (CHUNK_READ | CHUNK_STALE)) == CHUNK_READ;
+    case XM_CHUNK_ABSENT:
+        break;
+    }
+    return false;
+}
+
 int64_t chunkmap_claim_next(struct chunkmap *m, bool *fresh)
 {
     if (m->count[XM_CHUNK_ABSENT] == 0)

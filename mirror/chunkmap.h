@@ -7,8 +7,11 @@
 
 enum {
     CHUNK_SENT = 4, /* something of it was sent once: the other side need not read as zeros there any more */
-    CHUNK_STALE =
-        8 /* copying only: what is being copied is out of date already; it goes absent when it settles */
+    /* copying only: what is being copied is out of date already; it goes absent when it settles */
+    CHUNK_STALE = 8,
+    /* copying only: all of it has been read and has its place in the order of the replica; what is sent after it
+     * lands on top of it */
+    CHUNK_READ = 16
 };
 
 struct chunkmap {
@@ -26,6 +29,9 @@ enum xm_chunk_state chunkmap_state(const struct chunkmap *, uint64_t chunk);
 void chunkmap_set_state(struct chunkmap *, uint64_t chunk, enum xm_chunk_state);
 bool chunkmap_is_stale(const struct chunkmap *, uint64_t chunk);
 void chunkmap_set_stale(struct chunkmap *, uint64_t chunk); /* copying only */
+void chunkmap_set_read(struct chunkmap *, uint64_t chunk);  /* copying only */
+/* Whether a write to it has to go to both sides: present, or copying, read and not stale. */
+bool chunkmap_is_followed(const struct chunkmap *, uint64_t chunk);
 /* The next absent chunk, now copying, or -1. *fresh: nothing of it was ever sent before. */
 int64_t chunkmap_claim_next(struct chunkmap *, bool *fresh);
 

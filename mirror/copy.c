@@ -86,6 +86,19 @@ void chunk_release(struct xm_disk *d, uint64_t chunk, bool ok)
     request_event_all(&held, REQ_EV_RETRY);
 }
 
+/* Who waited for the chunk to be read goes on: its piece follows the chunk's. */
+static void chunk_read(void *ctx, int64_t chunk)
+{
+    struct disk_reqs held = TAILQ_HEAD_INITIALIZER(held);
+    struct xm_disk *d = ctx;
+
+    if (!is_mirroring(d))
+        return;
+    chunkmap_set_read(&d->map, (uint64_t)chunk);
+    busy_held(d, (uint64_t)chunk, &held);
+    request_event_all(&held, REQ_EV_RETRY);
+}
+
 static void chunk_settled(void *ctx, int64_t settled, int status)
 {
     struct xm_disk *d = ctx;
@@ -120,7 +133,8 @@ static void reset_stats(struct xm_disk *d)
 
 int xm_disk_mirror_on(struct xm_disk *d, struct xm_replica *replica, bool target_zeroed, struct xm_error *e)
 {
-    static const struct xm_copier_ops ops = {.next = next_chunk, .settled = chunk_settled};
+    static const struct xm_copier_ops ops = {
+        .next = next_chunk, .read = chunk_read, .settled = chunk_settled};
 
     if (d->mode != XM_MIRROR_OFF || d->copier)
         return xm_error_set(e, EBUSY, "%s is being mirrored already", d->file->path);

@@ -145,7 +145,7 @@ struct mirrored {
 struct mirrored *mirrored_new(struct xm_disk_req *);
 /* Copies the part's bytes out of guest memory. */
 void mirrored_fill(struct mirrored *, const struct iovec *, int iovcnt, uint64_t skip);
-/* Sends the present chunks' pieces. */
+/* Sends the pieces of the chunks that are followed (chunkmap.h). */
 void mirrored_send(struct mirrored *);
 /* The local write is done with the buffer; nobody waits for it any more. */
 void mirrored_local_done(struct mirrored *);

@@ -3,9 +3,12 @@
  *   START ─> enter the chunks it touches ─(overlaps an earlier write)─> BLOCKED ─UNBLOCKED─┐
  *              └───────────────────────────────────────────────────────────────────────────┴─> route
  *   route:
- *     a chunk of it is being copied          ─> HELD, until that has settled (RETRY) or the cap has passed (CAP)
- *     a chunk of it is present, no buffer    ─> NOBUF, likewise
+ *     a chunk of it is being read            ─> HELD, until all of it is (RETRY) or the cap has passed (CAP)
+ *     a chunk of it is followed, no buffer   ─> NOBUF, likewise
  *     else                                   ─> LOCAL: with the engine, and its pieces with the replica
+ *   A chunk is followed when it is present, or when its copy has been read and is on its way: pieces land per chunk in the order
+ *   in which the replica got them (invariant 5), so those of a write that begins now land on top of the copy's. Only a write
+ *   that begins while the chunk is being read must not: a read that has begun may still see the disk as it was before it.
  *   LOCAL ─> the guest gets its answer; in sync mode ─> SYNC until the replica has settled it (MIRRORED) or the cap has passed
  *
  * Past the cap the guest does not wait any more, whatever it waits for: a chunk that is being copied becomes stale, a present chunk is
@@ -193,8 +196,9 @@ static int local_submit(struct xm_disk_req *r)
     return rc;
 }
 
+/* What there is among the part's chunks: such as have to be written on both sides, such as are being read. */
 struct view {
-    bool present, copying;
+    bool followed, reading;
 };
 
 static struct view look_at_chunks(const struct xm_disk_req *r)
@@ -205,21 +209,22 @@ static struct view look_at_chunks(const struct xm_disk_req *r)
     if (!is_mirroring(d))
         return v;
     for (uint64_t c = first_chunk(r); c <= last_chunk(r); c++) {
-        enum xm_chunk_state s = chunkmap_state(&d->map, c);
-        v.present |= s == XM_CHUNK_PRESENT;
+        bool followed = chunkmap_is_followed(&d->map, c);
+        v.followed |= followed;
         /* A stale copy is not worth waiting for. */
-        v.copying |= s == XM_CHUNK_COPYING && !chunkmap_is_stale(&d->map, c);
+        v.reading |=
+            !followed && chunkmap_state(&d->map, c) == XM_CHUNK_COPYING && !chunkmap_is_stale(&d->map, c);
     }
     return v;
 }
 
-/* Chunks of the part that will not get it: those in `state` are given up. */
-static void give_up_part(struct xm_disk_req *r, enum xm_chunk_state state)
+/* Gives up the part's chunks that will not get it: those that are being read, and, unless it is mirrored, the others. */
+static void give_up_part(struct xm_disk_req *r)
 {
     struct xm_disk *d = r->disk;
 
     for (uint64_t c = first_chunk(r); c <= last_chunk(r); c++)
-        if (chunkmap_state(&d->map, c) == state)
+        if (!r->mirrored || !chunkmap_is_followed(&d->map, c))
             give_up_chunk(d, c);
 }
 
@@ -231,12 +236,12 @@ static void route(struct xm_disk_req *r, bool first_in_queue)
     struct view v = look_at_chunks(r);
     bool may_wait = r->budget > 0 && !d->lost;
 
-    if (v.copying && may_wait) {
+    if (v.reading && may_wait) {
         d->stats.held++;
         wait_enter(r, REQ_HELD);
         return;
     }
-    if (v.present && !d->lost) {
+    if (v.followed && !d->lost) {
         bool queue_up = may_wait && !first_in_queue && !TAILQ_EMPTY(&d->nobuf);
         r->mirrored = queue_up ? NULL : mirrored_new(r);
         if (!r->mirrored && may_wait) {
@@ -248,10 +253,8 @@ static void route(struct xm_disk_req *r, bool first_in_queue)
     /* From here on it happens. Active first: a chunk that is claimed from now on waits for it. */
     r->state = REQ_LOCAL;
     busy_activate(r);
-    if (v.copying || v.present)
-        give_up_part(r, XM_CHUNK_COPYING);
-    if (v.present && !r->mirrored)
-        give_up_part(r, XM_CHUNK_PRESENT);
+    if (v.reading || v.followed)
+        give_up_part(r);
     if (r->mirrored) {
         if (r->mirrored->buf)
             mirrored_fill(r->mirrored, r->breq->iov, r->breq->iovcnt, r->at);

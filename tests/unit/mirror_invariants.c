@@ -262,6 +262,50 @@ static void test_invariant_5_bulk_never_lands_over_a_newer_write(void **state)
     assert_true(rig_same(r));
 }
 
+/* The guest need not wait for a slow way: what has been read is on it, and the write follows. */
+static void test_invariant_5_write_follows_the_copy_under_way(void **state)
+{
+    (void)state;
+    memset(r->source->data, 1, RIG_SIZE);
+    r->target->gate = hold_writes;
+    rig_mirror_on(r, true);
+    rig_run(r, 5); /* read, and nothing is applied */
+    assert_int_equal(rig_status(r).chunks[XM_CHUNK_PRESENT], 0);
+    assert_true(rig_status(r).chunks[XM_CHUNK_COPYING] >= 1);
+    struct rig_op *w = rig_write(r, 4096, 4096, 7), *two = rig_write(r, 8192, 4096, 8);
+    rig_run(r, 5);
+    assert_true(w->done && two->done);
+    assert_int_equal(rig_status(r).held, 0);
+    assert_int_equal(r->target->data[4096], 0);
+    go(r->target);
+    rig_in_step(r);
+    rig_run(r, 10);
+    assert_int_equal(r->target->data[4096], 7);
+    assert_int_equal(r->target->data[8192], 8);
+    assert_true(rig_same(r));
+    assert_int_equal(rig_status(r).given_up, 0);
+}
+
+/* Nor may it count as mirrored when the copy below it has failed. */
+static void test_invariant_5_write_follows_a_copy_that_fails(void **state)
+{
+    (void)state;
+    memset(r->source->data, 1, RIG_SIZE);
+    r->target->gate = hold_writes;
+    rig_mirror_on(r, true);
+    rig_run(r, 5);
+    rig_write(r, 4096, 4096, 7);
+    rig_run(r, 5);
+    r->target->write_errors = 1000;
+    go(r->target);
+    rig_run(r, 5);
+    r->target->write_errors = 0;
+    assert_true(rig_status(r).chunks[XM_CHUNK_PRESENT] < RIG_CHUNKS);
+    rig_in_step(r);
+    rig_run(r, 10);
+    assert_true(rig_same(r));
+}
+
 /* ---- 6 ---- */
 
 static void test_invariant_6_target_errors_are_not_the_guests(void **state)
@@ -926,6 +970,8 @@ int main(void)
         T(test_invariant_4_both_sides_write_the_same_copy),
         T(test_invariant_5_order_kept_over_links_that_reorder),
         T(test_invariant_5_bulk_never_lands_over_a_newer_write),
+        T(test_invariant_5_write_follows_the_copy_under_way),
+        T(test_invariant_5_write_follows_a_copy_that_fails),
         T(test_invariant_6_target_errors_are_not_the_guests),
         TINY(test_invariant_6_target_errors_are_not_the_guests_in_sync_mode),
         T(test_local_errors_are_the_guests_and_are_copied_again),

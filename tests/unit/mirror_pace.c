@@ -180,7 +180,7 @@ static double measure(struct pace *p, uint64_t ms)
     return (double)(p->links->sent_bytes - before) * 1e3 / (double)ms;
 }
 
-static void test_a_slow_link_wastes_nothing_and_holds_the_guest_shortly(void **state)
+static void test_a_slow_link_wastes_nothing_and_does_not_hold_the_guest(void **state)
 {
     struct pace *p = pace_new(512, SLOW, MS);
 
@@ -194,7 +194,7 @@ static void test_a_slow_link_wastes_nothing_and_holds_the_guest_shortly(void **s
         (double)took / 1e9, (double)ideal(p, p->size + st.mirrored_bytes) / 1e9,
         (unsigned long long)p->writes, (unsigned long long)st.held, (double)st.held_ns_max / 1e6,
         (double)p->waited / (double)p->writes / 1e6, (unsigned long long)st.given_up);
-    assert_true(st.held > 0);
+    assert_true(st.held_ns_max < MS); /* what is on its way has been read */
     assert_true(st.given_up <= 512 * 4 / 100);
     assert_true(p->waited / p->writes < CAP / 20);
     assert_true(took < ideal(p, p->size + st.mirrored_bytes) * 115 / 100);
@@ -332,7 +332,7 @@ static void test_holes_do_not_wait_for_each_other(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_a_slow_link_wastes_nothing_and_holds_the_guest_shortly),
+        cmocka_unit_test(test_a_slow_link_wastes_nothing_and_does_not_hold_the_guest),
         cmocka_unit_test(test_a_long_round_trip_is_filled),
         cmocka_unit_test(test_a_slow_link_with_a_long_round_trip_is_filled_too),
         cmocka_unit_test(test_a_fast_link_loses_nothing),
