@@ -1,5 +1,6 @@
 /* Bulk copy of a disk from one host to another over unshaped veth, sides alternating in one run, every copy compared
- * with its original. usage: bench-disk disk-soft|disk-real|disk-sparse|disk-cpu
+ * with its original. usage: bench/disk disk-soft|disk-real|disk-sparse|disk-cpu
+ *                           bench/disk -s loop|file|memory RUNS (only ours, for profiling)
  *
  * disk-soft    loop devices over files in memory, so that software is the limit; beside QEMU's blockdev-mirror to an
  *              NBD export, nbdcopy to nbdkit, and the machine's limit: the least of fio reading the source and
@@ -20,7 +21,8 @@
 
 static const char *src_dev, *dst_dev;
 static uint64_t disk_size;
-static bool files; /* not loop devices */
+static bool files;     /* not loop devices */
+static bool unchecked; /* copies are not compared, so that a profile shows nothing else */
 
 struct run {
     double seconds;
@@ -112,7 +114,7 @@ static struct run one(const struct side *s)
 
     if (!start_again() || !s->run(&r) || r.seconds <= 0)
         bench_die("%s did not copy", s->name);
-    if (bench_run("cmp %s %s", src_dev, dst_dev))
+    if (!unchecked && bench_run("cmp %s %s", src_dev, dst_dev))
         bench_die("after %s the disks differ", s->name);
     printf("  %-8s %8.1f MB/s, CPU %.2f s, machine %.2f s\n", s->name, (double)disk_size / r.seconds / 1e6,
            r.cpu, r.machine);
@@ -256,6 +258,17 @@ static void cpu(void)
     bench_result("CPU s/GiB", &o[1], &q[1], "QEMU blockdev-mirror, whole machine", 0.5, false);
 }
 
+static void profile(const char *where, int runs)
+{
+    if (!strcmp(where, "loop"))
+        make_loops();
+    else
+        make_files(!strcmp(where, "memory"), "src");
+    unchecked = true;
+    while (runs-- > 0)
+        one(&ours);
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -272,6 +285,13 @@ int main(int argc, char **argv)
             return 0;
         }
     }
-    fprintf(stderr, "usage: bench-disk disk-soft|disk-real|disk-sparse|disk-cpu\n");
+    if (argc == 4 && !strcmp(argv[1], "-s")) {
+        if (bench_hosts(LINKS))
+            bench_die("no network namespaces");
+        profile(argv[2], atoi(argv[3]));
+        return 0;
+    }
+    fprintf(stderr,
+            "usage: bench/disk disk-soft|disk-real|disk-sparse|disk-cpu, or -s loop|file|memory RUNS\n");
     return 2;
 }
