@@ -215,6 +215,8 @@ struct xm_copier_ops {
     /* Claims the next chunk that has to be copied (invariant 2: it is marked `copying` before this returns); -1: none now. */
     /* *fresh: nothing of it was ever sent, so the target may still read as zeros there */
     int64_t (*next)(void *ctx, bool *fresh);
+    /* Whether somebody else uses the disk now, for whom the copier has to leave it free as much as it can. May be NULL. */
+    bool (*shared)(void *ctx);
     /* All of the chunk has been read, and the replica has all its pieces in their order: what is submitted for the chunk
      * from now on lands on top of them. Once, before settled(); not for a chunk that failed before. May be NULL. */
     void (*read)(void *ctx, int64_t chunk);

@@ -8,6 +8,7 @@
  * the copy. */
 #define FAILURES_MAX 8u
 #define BACKOFF      (20 * XM_NS_PER_MS)
+#define GUEST_RECENT (2 * XM_NS_PER_MS)
 
 void copier_pause(struct xm_disk *d, unsigned reason)
 {
@@ -114,6 +115,14 @@ static void chunk_settled(void *ctx, int64_t settled, int status)
     chunk_release(d, chunk, status == 0);
 }
 
+/* A guest that was there just now will be there again. */
+static bool guest_is_there(void *ctx)
+{
+    struct xm_disk *d = ctx;
+
+    return d->requests > 0 || (d->guest_at && xm_engine_now(d->engine) - d->guest_at < GUEST_RECENT);
+}
+
 static void backoff_fire(struct xm_timer *t)
 {
     copier_resume(xm_container_of(t, struct xm_disk, backoff), PAUSE_BACKOFF);
@@ -134,7 +143,7 @@ static void reset_stats(struct xm_disk *d)
 int xm_disk_mirror_on(struct xm_disk *d, struct xm_replica *replica, bool target_zeroed, struct xm_error *e)
 {
     static const struct xm_copier_ops ops = {
-        .next = next_chunk, .read = chunk_read, .settled = chunk_settled};
+        .next = next_chunk, .shared = guest_is_there, .read = chunk_read, .settled = chunk_settled};
 
     if (d->mode != XM_MIRROR_OFF || d->copier)
         return xm_error_set(e, EBUSY, "%s is being mirrored already", d->file->path);

@@ -198,6 +198,8 @@ void xm_disk_submit(struct xm_disk *d, struct xm_breq *b)
         return;
     }
     d->requests++;
+    if (d->mode != XM_MIRROR_OFF)
+        d->guest_at = xm_engine_now(d->engine);
     if (modifies && d->mode != XM_MIRROR_OFF) {
         d->settle_spoiled = true;
         request_tracked(r);

@@ -170,6 +170,7 @@ struct xm_disk {
     /* Guest requests: */
     unsigned requests;  /* not done, without the gated */
     unsigned untracked; /* of them, writes that began while the mirror was off */
+    uint64_t guest_at;  /* when the last one came, while the mirror is on */
     struct disk_reqs free_reqs, gated, waits, nobuf;
     struct busy_table busy;
     struct xm_timer cap; /* for the first of waits */

@@ -2,6 +2,7 @@
  * vhost-user-blk, driven by our own small front end: before, while the copy runs, and when it has finished and the mirror
  * stays on. Ours asynchronous and held to synchronous; beside qemu-storage-daemon with blockdev-mirror, background and
  * write-blocking. Loop devices over files in memory, unshaped veth. usage: bench/guestio guest-io-mirrored
+ *                                                                         bench/guestio -s MODE DEPTH RUNS (0 to 3, 0 to 1)
  *
  * Each mode is a new back end, its disk without a mirror first: what «unmirrored» means for this run. */
 #include "mirror/disk.h"
@@ -11,6 +12,7 @@
 
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -214,9 +216,26 @@ static void rows(void)
     }
 }
 
-int main(void)
+static void profile(enum mode m, unsigned d, int runs)
 {
-    bench_begin("guest-io-mirrored");
+    static const char *const phase[PHASES] = {"before", "copying", "copied"};
+
+    for (int i = 0; i < runs; i++) {
+        run(m, d);
+        for (enum phase p = BEFORE; p < PHASES; p++) {
+            struct figures *f = &all[m][p][d];
+            printf("    %-8s %7.0f IOPS, p50 %7.1f us, p99 %8.1f us\n", phase[p], f->iops.v[i], f->p50.v[i],
+                   f->p99.v[i]);
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    bool only = argc == 5 && !strcmp(argv[1], "-s");
+
+    if (!only)
+        bench_begin("guest-io-mirrored");
     disk_size = bench_size(1ull << 30);
     snprintf(sock, sizeof sock, "%s/vhost", bench_dir(true));
     snprintf(qmp_sock, sizeof qmp_sock, "%s/qmp", bench_dir(true));
@@ -224,6 +243,10 @@ int main(void)
     dst_dev = src_dev ? bench_loop("dst", disk_size) : NULL;
     if (bench_hosts(LINKS) || !dst_dev || bench_fill_random(src_dev, disk_size))
         bench_die("no namespaces, no loop devices, or no memory for them");
+    if (only) {
+        profile((enum mode)(atoi(argv[2]) % MODES), (unsigned)atoi(argv[3]) % DEPTHS, atoi(argv[4]));
+        return 0;
+    }
     for (unsigned i = 0; i < bench_runs(); i++) {
         for (unsigned d = 0; d < DEPTHS; d++) {
             for (enum mode k = OURS_ASYNC; k < MODES; k++)
