@@ -18,7 +18,7 @@ bool peer_wait_port(char host, uint16_t port)
     return false;
 }
 
-double peer_iperf(const char *address, unsigned streams, unsigned seconds)
+double peer_iperf(const char *address, unsigned streams, unsigned seconds, const char *congestion)
 {
     char cmd[300];
     double bits = 0;
@@ -26,8 +26,9 @@ double peer_iperf(const char *address, unsigned streams, unsigned seconds)
         bench_spawn("ip netns exec %s iperf3 -s -1 -B %s -p 5299 >/dev/null 2>&1", bench_ns('B'), address);
 
     if (peer_wait_port('B', 5299)) {
-        snprintf(cmd, sizeof cmd, "ip netns exec %s iperf3 -J -c %s -p 5299 -P %u -t %u -l 256K",
-                 bench_ns('A'), address, streams, seconds);
+        snprintf(cmd, sizeof cmd, "ip netns exec %s iperf3 -J -c %s -p 5299 -P %u -t %u -l 256K %s %s",
+                 bench_ns('A'), address, streams, seconds, congestion ? "-C" : "",
+                 congestion ? congestion : "");
         FILE *f = popen(cmd, "r");
         json_t *all = f ? json_loadf(f, 0, NULL) : NULL;
         json_unpack(all, "{s:{s:{s:F}}}", "end", "sum_received", "bits_per_second", &bits);
@@ -39,24 +40,74 @@ double peer_iperf(const char *address, unsigned streams, unsigned seconds)
     return bits / 8;
 }
 
-double peer_fio(const char *path, bool write, uint64_t size)
+void peer_congestion(const char *algorithm)
 {
-    const char *what = write ? "write" : "read";
-    double kib = 0;
-    char cmd[600];
+    static char first[32];
 
-    snprintf(cmd, sizeof cmd,
-             "fio --name=limit --filename=%s --rw=%s --bs=256k --iodepth=16 --ioengine=io_uring --direct=1 "
-             "--size=%llu --end_fsync=%d --output-format=json 2>/dev/null",
-             path, what, (unsigned long long)size, write);
+    if (!first[0])
+        snprintf(first, sizeof first, "%s",
+                 bench_ask("ip netns exec %s sysctl -n net.ipv4.tcp_congestion_control", bench_ns('A')));
+    for (char h = 'A'; h <= 'B'; h++)
+        bench_run("ip netns exec %s sysctl -qw net.ipv4.tcp_congestion_control=%s", bench_ns(h),
+                  algorithm ? algorithm : first);
+}
+
+/* The jobs' bandwidths, in bytes a second, in the order of the words; 0: not measured. */
+static void run_fio(const char *words, unsigned jobs, double *bytes)
+{
+    char cmd[1200];
+
+    snprintf(cmd, sizeof cmd, "fio --ioengine=io_uring --direct=1 --output-format=json %s 2>/dev/null",
+             words);
     FILE *f = popen(cmd, "r");
     json_t *all = f ? json_loadf(f, JSON_DISABLE_EOF_CHECK, NULL) : NULL;
-    json_t *job = json_array_get(json_object_get(all, "jobs"), 0);
-    kib = json_number_value(json_object_get(json_object_get(job, what), "bw"));
+    for (unsigned i = 0; i < jobs; i++) {
+        json_t *job = json_array_get(json_object_get(all, "jobs"), i);
+        double r = json_number_value(json_object_get(json_object_get(job, "read"), "bw"));
+        double w = json_number_value(json_object_get(json_object_get(job, "write"), "bw"));
+        bytes[i] = (r + w) * 1024;
+    }
     json_decref(all);
     if (f)
         pclose(f);
-    return kib * 1024;
+}
+
+double peer_fio(const char *path, bool write, uint64_t size)
+{
+    char words[400];
+    double bytes;
+
+    snprintf(words, sizeof words,
+             "--name=limit --filename=%s --rw=%s --bs=256k --iodepth=16 --size=%llu --end_fsync=%d", path,
+             write ? "write" : "read", (unsigned long long)size, write);
+    run_fio(words, 1, &bytes);
+    return bytes;
+}
+
+double peer_fio_both(const char *from, const char *to, uint64_t size)
+{
+    char words[800];
+    double bytes[2];
+
+    snprintf(words, sizeof words,
+             "--bs=256k --iodepth=16 --size=%llu --name=r --filename=%s --rw=read "
+             "--name=w --filename=%s --rw=write --end_fsync=1",
+             (unsigned long long)size, from, to);
+    run_fio(words, 2, bytes);
+    return XM_MIN(bytes[0], bytes[1]);
+}
+
+double peer_fio_iops(const char *path, bool write, unsigned depth, uint64_t size, unsigned ms)
+{
+    char words[400];
+    double bytes;
+
+    snprintf(
+        words, sizeof words,
+        "--name=limit --filename=%s --rw=%s --bs=4k --iodepth=%u --size=%llu --time_based --runtime=%ums",
+        path, write ? "randwrite" : "randread", depth, (unsigned long long)size, ms);
+    run_fio(words, 1, &bytes);
+    return bytes / 4096;
 }
 
 /* ---- QEMU ---- */

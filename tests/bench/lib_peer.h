@@ -7,10 +7,17 @@
 
 /* Waits, at most 20 s, until something listens there. */
 bool peer_wait_port(char host, uint16_t port);
-/* Bytes a second from A to B; 0 when it failed. From memory, for about `seconds`. */
-double peer_iperf(const char *address, unsigned streams, unsigned seconds);
+/* Bytes a second from A to B; 0 when it failed. From memory, for about `seconds`. congestion: the algorithm, or NULL for the
+ * hosts' default. */
+double peer_iperf(const char *address, unsigned streams, unsigned seconds, const char *congestion);
 /* Sequential, direct, 256 KiB, 16 deep, over the first `size` bytes, bytes a second; 0 when it failed. */
 double peer_fio(const char *path, bool write, uint64_t size);
+/* The same, reading one and writing the other at once: the slower rate. */
+double peer_fio_both(const char *from, const char *to, uint64_t size);
+/* 4 KiB at random places, requests a second. */
+double peer_fio_iops(const char *path, bool write, unsigned depth, uint64_t size, unsigned ms);
+/* What TCP connections made from now on use in both hosts; NULL: what they used at first. */
+void peer_congestion(const char *algorithm);
 
 /* A QEMU (or qemu-storage-daemon) that we talk to. */
 struct peer_qemu {

@@ -212,7 +212,7 @@ static void unshaped(void)
             double c;
             bench_add(&o, run_ours((struct path){0, 1, n}, bench_size(1 << 30), &c) / 1e6);
             bench_add(&cpu, c);
-            bench_add(&p, peer_iperf("10.50.0.2", n, 1) / 1e6);
+            bench_add(&p, peer_iperf("10.50.0.2", n, 1, NULL) / 1e6);
         }
         snprintf(name, sizeof name, "iperf3, unshaped, %u stream%s", n, n > 1 ? "s" : "");
         bench_note("ours hashes every byte at both ends: %.2f CPU s a GB", bench_median(&cpu));

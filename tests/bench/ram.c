@@ -86,7 +86,7 @@ static void profile(char **arg)
 int main(int argc, char **argv)
 {
     bool only_ours = argc == 5 && !strcmp(argv[1], "-s");
-    struct bench_stat ours = {0}, multifd = {0}, iperf = {0};
+    struct bench_stat ours = {0}, multifd[2] = {0}, iperf[2] = {0};
     struct ram_guest g;
 
     if (!only_ours)
@@ -102,13 +102,21 @@ int main(int argc, char **argv)
     for (unsigned r = 0; r < bench_runs(); r++) {
         struct ram_costs c;
         bench_add(&ours, ram_run(&g, size, STREAMS, &c) * 1e3);
-        double m = run_multifd(), n = peer_iperf("10.50.0.2", STREAMS, 1);
-        if (m <= 0 || n <= 0)
-            bench_die("%s did not run", m <= 0 ? "QEMU's migration" : "iperf3");
-        bench_add(&multifd, m * 1e3);
-        bench_add(&iperf, n / 1e6);
+        for (int cubic = 0; cubic < 2; cubic++) {
+            peer_congestion(cubic ? "cubic" : NULL);
+            double m = run_multifd(), n = peer_iperf("10.50.0.2", STREAMS, 1, NULL);
+            if (m <= 0 || n <= 0)
+                bench_die("%s did not run", m <= 0 ? "QEMU's migration" : "iperf3");
+            bench_add(&multifd[cubic], m * 1e3);
+            bench_add(&iperf[cubic], n / 1e6);
+        }
+        peer_congestion(NULL);
     }
-    bench_result("MB/s", &ours, &iperf, "iperf3, 2 streams", 0.85, true);
-    bench_result("MB/s", &ours, &multifd, "QEMU multifd, 2 channels", 1.2, true);
+    bench_result("MB/s", &ours, &iperf[0], "iperf3, 2 streams", 0.85, true);
+    bench_result("MB/s", &ours, &iperf[1], "iperf3, 2 streams, cubic, from and to memory in the cache", 0.85,
+                 true);
+    bench_result("MB/s", &ours, &multifd[0], "QEMU multifd, 2 channels", 1.2, true);
+    bench_result("MB/s", &ours, &multifd[1], "QEMU multifd, 2 channels, the hosts told to use cubic", 1.2,
+                 true);
     return 0;
 }
