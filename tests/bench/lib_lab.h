@@ -24,7 +24,7 @@ struct lab_guest {
 void lab_start(const struct lab_guest *); /* on host A; returns when the guest answers */
 /* Runs on host B after a migration: is verified, ended, and its disks there are deleted. */
 void lab_finish(const struct lab_guest *, bool verify);
-bool lab_wait_guest(const char *ip);
+bool lab_wait_guest(const char *ip, unsigned seconds);
 bool lab_verify_guest(const char *ip);
 json_t *lab_status(const char *ip); /* the guest's own words; NULL: no answer */
 
@@ -36,8 +36,9 @@ struct lab_pulse {
 void lab_pulse_start(struct lab_pulse *, const char *ip);
 double lab_pulse_end(struct lab_pulse *); /* ms; -1: it failed */
 
-/* The same guest in a plain QEMU on host h. */
+/* The same guest in a plain QEMU on host h, with 128 KiB less memory (lib_lab.c says why). */
 void lab_qemu_start(struct peer_qemu *, const struct lab_guest *, char h, bool incoming);
+bool lab_qemu_clean_bitmap(struct peer_qemu *); /* before its migration is measured */
 /* Mirror over NBD, then RAM with multifd; `to` is started here. False: QEMU said why. */
 bool lab_qemu_migrate(struct peer_qemu *from, struct peer_qemu *to, const struct lab_guest *);
 

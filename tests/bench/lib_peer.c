@@ -185,7 +185,7 @@ bool peer_until(struct peer_qemu *q, const bool *flag, unsigned seconds)
     uint64_t until = xm_now() + seconds * XM_NS_PER_S;
     struct xm_error e = {0};
 
-    while (!*flag && xm_now() < until && qmp_pump(&q->qmp, 100, &e) == 0) {
+    while (!*flag && !q->error[0] && xm_now() < until && qmp_pump(&q->qmp, 100, &e) == 0) {
     }
     return *flag;
 }

@@ -34,7 +34,7 @@ bool peer_qmp(struct peer_qemu *, const char *socket);
 /* args: jansson's format and values, or NULL. False and QEMU's words on stderr. */
 bool peer_do(struct peer_qemu *, const char *command, const char *format, ...);
 json_t *peer_get(struct peer_qemu *, const char *command); /* may be NULL */
-/* Turns until *flag, at most `seconds`. */
+/* Turns until *flag, at most `seconds`; no longer when a block job has failed. */
 bool peer_until(struct peer_qemu *, const bool *flag, unsigned seconds);
 bool peer_until_migration(struct peer_qemu *, const char *state, unsigned seconds);
 void peer_end(struct peer_qemu *);

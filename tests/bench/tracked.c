@@ -146,7 +146,7 @@ int main(void)
     bench_kill(w.pid);
     lab_up();
     lab_qemu_start(&q, &g, 'A', false);
-    if (!lab_wait_guest(LAB_IP) ||
+    if (!lab_wait_guest(LAB_IP, 90) ||
         !peer_do(&q, "migrate-set-capabilities", "{s:[{s:s s:b}]}", "capabilities", "capability", "events",
                  "state", 1) ||
         !peer_do(&q, "migrate-set-parameters", "{s:I}", "max-bandwidth", (json_int_t)1 << 20))

@@ -19,6 +19,9 @@ static struct lab_guest guest = {.ip = LAB_IP, .memory = 1024, .disks = 1, .file
 static bool busy;
 static struct bench_stat still; /* silences of the guest that stays, ms */
 
+#define QEMU_TRIES 3 /* for one figure */
+static unsigned qemu_runs, qemu_lost;
+
 struct outcome {
     double seconds, gap; /* gap in ms */
 };
@@ -55,29 +58,44 @@ static struct outcome run_ours(void)
     return o;
 }
 
-static struct outcome run_qemu(void)
+/* False: QEMU did not move the guest, or the guest has not survived it. */
+static bool try_qemu(struct outcome *o)
 {
     struct peer_qemu a = {0}, b = {0};
     struct lab_pulse p;
-    struct outcome o;
 
     if (busy)
         lab_shape("1gbit", "");
     lab_qemu_start(&a, &guest, 'A', false);
-    if (!lab_wait_guest(LAB_IP))
+    if (!lab_wait_guest(LAB_IP, 90) || !lab_qemu_clean_bitmap(&a))
         bench_die("the guest does not start in QEMU");
     lab_pulse_start(&p, LAB_IP);
     uint64_t t0 = xm_now();
-    if (!lab_qemu_migrate(&a, &b, &guest))
-        bench_die("QEMU did not move the guest");
-    o.seconds = (double)(xm_now() - t0) / 1e9;
-    o.gap = lab_pulse_end(&p);
+    bool moved = lab_qemu_migrate(&a, &b, &guest);
+    o->seconds = (double)(xm_now() - t0) / 1e9;
+    o->gap = lab_pulse_end(&p);
     peer_end(&a);
-    if (!lab_verify_guest(LAB_IP))
-        bench_die("after QEMU's migration the guest does not answer, or finds its data wrong");
+    bool survived = moved && lab_wait_guest(LAB_IP, 20) && lab_verify_guest(LAB_IP);
     peer_end(&b);
     bench_run("rm -f %s", lab_path('B', guest.file[0]));
-    return o;
+    if (moved && !survived)
+        fprintf(stderr, "bench: after QEMU's migration the guest does not answer, or finds its data wrong\n");
+    return survived;
+}
+
+/* Under TCG a guest may not survive QEMU's migration: its page is marked dirty before it is written, and the migration thread can come
+ * between. That is told, not hidden, and tried again. */
+static struct outcome run_qemu(void)
+{
+    struct outcome o;
+
+    for (unsigned n = 0; n < QEMU_TRIES; n++) {
+        qemu_runs++;
+        if (try_qemu(&o))
+            return o;
+        qemu_lost++;
+    }
+    bench_die("QEMU's guest did not survive %u of %u of its migrations", qemu_lost, qemu_runs);
 }
 
 static void say(const char *who, struct outcome o)
@@ -86,6 +104,16 @@ static void say(const char *who, struct outcome o)
         bench_die("the watcher lost the guest under %s", who);
     printf("  %-8s %.2f s, silent for %.1f ms\n", who, o.seconds, o.gap);
     fflush(stdout);
+}
+
+static const char *told_of_qemu(void)
+{
+    static char s[100];
+
+    if (qemu_lost)
+        snprintf(s, sizeof s, "; QEMU's guest did not survive %u of %u of its migrations", qemu_lost,
+                 qemu_runs);
+    return s;
 }
 
 int main(int argc, char **argv)
@@ -118,12 +146,13 @@ int main(int argc, char **argv)
         bench_add(&budget, 15);
     }
     if (whole) {
-        bench_note("longest silence %.1f ms, QEMU's %.1f ms", bench_median(&gap[0]), bench_median(&gap[1]));
+        bench_note("longest silence %.1f ms, QEMU's %.1f ms%s", bench_median(&gap[0]), bench_median(&gap[1]),
+                   told_of_qemu());
         bench_result("s", &t[0], &t[1], "QEMU: blockdev-mirror, multifd", 0.5, false);
         return 0;
     }
-    bench_note("a guest that stays is silent for %.1f ms [%.1f..%.1f]", bench_median(&still),
-               bench_min(&still), bench_max(&still));
+    bench_note("a guest that stays is silent for %.1f ms [%.1f..%.1f]%s", bench_median(&still),
+               bench_min(&still), bench_max(&still), told_of_qemu());
     bench_result("ms", &gap[0], &gap[1], "QEMU: blockdev-mirror, multifd", 0.5, false);
     if (idle)
         bench_result("ms", &gap[0], &budget, "15 ms", 1.0, false);
