@@ -1,12 +1,13 @@
-/* A guest's 4 KiB requests through vhost-user-blk: our back end beside qemu-storage-daemon's, driven by the
- * same small front end over files of the same size on the same file system, sides alternating. IOPS, latency,
- * and CPU time of the back end per request.
+/* A guest's 4 KiB requests through vhost-user-blk: our back end beside qemu-storage-daemon's, driven by the same small
+ * front end, sides alternating; on loop devices over files in memory, where software is the limit, and on files of the real
+ * disk, where fio tells what the disk can do. IOPS, latency, and CPU time of the back end per request.
  *
- * usage: bench/vhost vhost-iops [MS_PER_RUN [disk|memory]]    (400 disk)
+ * usage: bench/vhost vhost-iops
  *        bench/vhost -s SOCKET FILE       serve FILE, to be measured or to boot a guest from
  *        bench/vhost -c SOCKET [MS]       measure whatever listens there */
 #include "mirror/mirror.h"
 #include "tests/bench/lib_front.h"
+#include "tests/bench/lib_peer.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 #include <unistd.h>
 
 #define DISK_SIZE (1ull << 30)
+#define PIECE     (400 * XM_NS_PER_MS) /* of each measurement */
 
 static uint64_t disk_size;
 
@@ -52,25 +54,77 @@ static pid_t start_ours(const char *sock, const char *img)
     return pid;
 }
 
-static pid_t start_peer(const char *sock, const char *img)
+static pid_t start_peer(const char *sock, const char *img, bool device)
 {
     return bench_spawn("qemu-storage-daemon --object iothread,id=t "
-                       "--blockdev driver=file,node-name=n,filename=%s,aio=io_uring,cache.direct=on "
+                       "--blockdev driver=%s,node-name=n,filename=%s,aio=io_uring,cache.direct=on "
                        "--export type=vhost-user-blk,id=e,node-name=n,writable=on,iothread=t,addr.type=unix,"
                        "addr.path=%s",
-                       img, sock);
+                       device ? "host_device" : "file", img, sock);
 }
 
-static void report(unsigned c, struct bench_stat s[2][4])
-{
-    char name[100];
+/* of one case and one side */
+struct figures {
+    struct bench_stat iops, p50, p99, cpu;
+};
 
-    bench_note("p50 %.1f and %.1f us, p99 %.1f and %.1f us (ours, peer)", bench_median(&s[OURS][1]),
-               bench_median(&s[PEER][1]), bench_median(&s[OURS][2]), bench_median(&s[PEER][2]));
-    snprintf(name, sizeof name, "qemu-storage-daemon, %s", cases[c].name);
-    bench_result("IOPS", &s[OURS][0], &s[PEER][0], name, 1.2, true);
-    snprintf(name, sizeof name, "qemu-storage-daemon, %s, CPU", cases[c].name);
-    bench_result("CPU us a request", &s[OURS][3], &s[PEER][3], name, 1.0, false);
+static void report(unsigned c, const char *medium, const struct figures f[2], const struct bench_stat *fio)
+{
+    char name[100], limit[60] = "";
+
+    if (fio->n)
+        snprintf(limit, sizeof limit, "; fio alone %.0f IOPS", bench_median(fio));
+    bench_note("p50 %.1f and %.1f us, p99 %.1f and %.1f us (ours, peer)%s", bench_median(&f[OURS].p50),
+               bench_median(&f[PEER].p50), bench_median(&f[OURS].p99), bench_median(&f[PEER].p99), limit);
+    snprintf(name, sizeof name, "qemu-storage-daemon, %s, %s", medium, cases[c].name);
+    bench_result("IOPS", &f[OURS].iops, &f[PEER].iops, name, 1.2, true);
+    snprintf(name, sizeof name, "qemu-storage-daemon, %s, %s, CPU", medium, cases[c].name);
+    bench_result("CPU us a request", &f[OURS].cpu, &f[PEER].cpu, name, 1.0, false);
+}
+
+static void compare(bool memory)
+{
+    static struct vf front[2];
+    struct figures f[CASES][2] = {0};
+    struct bench_stat fio[CASES] = {0};
+    const char *medium = memory ? "memory" : "disk";
+    char img[2][256], sock[2][256];
+    pid_t pid[2];
+
+    for (int s = 0; s < 2; s++) {
+        snprintf(sock[s], sizeof sock[s], "%s/%s%d", bench_dir(true), medium, s);
+        snprintf(img[s], sizeof img[s], "%s/disk%d", bench_dir(false), s);
+        if (memory)
+            snprintf(img[s], sizeof img[s], "%s", bench_loop(s ? "b" : "a", disk_size));
+        if (bench_fill_random(img[s], disk_size))
+            bench_die("%s cannot be written", img[s]);
+        pid[s] = s == OURS ? start_ours(sock[s], img[s]) : start_peer(sock[s], img[s], memory);
+        front_connect(&front[s], sock[s]);
+    }
+    for (int run = -1; run < (int)bench_runs(); run++) { /* the first warms up */
+        for (unsigned c = 0; c < CASES; c++) {
+            for (int i = 0; i < 2; i++) {
+                int s = (run & 1) ^ i;
+                struct front_result r =
+                    front_measure(&front[s], cases[c].type, cases[c].depth, disk_size, PIECE, pid[s]);
+                if (run < 0)
+                    continue;
+                bench_add(&f[c][s].iops, r.iops);
+                bench_add(&f[c][s].p50, r.p50);
+                bench_add(&f[c][s].p99, r.p99);
+                bench_add(&f[c][s].cpu, r.cpu);
+            }
+            if (!memory && run >= 0)
+                bench_add(&fio[c], peer_fio_iops(img[PEER], cases[c].type == VIRTIO_BLK_T_OUT, cases[c].depth,
+                                                 disk_size, PIECE / XM_NS_PER_MS));
+        }
+    }
+    for (int s = 0; s < 2; s++) {
+        vf_free(&front[s]);
+        bench_kill(pid[s]);
+    }
+    for (unsigned c = 0; c < CASES; c++)
+        report(c, medium, f[c], &fio[c]);
 }
 
 static void measure_that(const char *sock, uint64_t ns)
@@ -87,10 +141,6 @@ static void measure_that(const char *sock, uint64_t ns)
 
 int main(int argc, char **argv)
 {
-    static struct bench_stat stats[CASES][2][4];
-    static struct vf front[2];
-    pid_t pid[2];
-
     if (argc == 4 && !strcmp(argv[1], "-s")) {
         xm_log_open("bench-vhost", XM_LOG_INFO);
         serve(argv[2], argv[3]);
@@ -100,36 +150,10 @@ int main(int argc, char **argv)
         return 0;
     }
     bench_begin("vhost-iops");
-    uint64_t ns = (argc > 2 ? strtoull(argv[2], NULL, 0) : 400) * XM_NS_PER_MS;
-    const char *dir = bench_dir(argc > 3 && !strcmp(argv[3], "memory"));
     disk_size = bench_size(DISK_SIZE);
     if (!bench_ask("command -v qemu-storage-daemon")[0])
         bench_die("there is no qemu-storage-daemon");
-    for (int s = 0; s < 2; s++) {
-        char img[256], sock[256];
-        snprintf(img, sizeof img, "%s/disk%d", dir, s);
-        snprintf(sock, sizeof sock, "%s/sock%d", dir, s);
-        if (bench_fill_random(img, disk_size))
-            bench_die("%s cannot be written", img);
-        pid[s] = s == OURS ? start_ours(sock, img) : start_peer(sock, img);
-        front_connect(&front[s], sock);
-    }
-    for (int run = -1; run < (int)bench_runs(); run++) { /* the first warms up */
-        for (unsigned c = 0; c < CASES; c++) {
-            for (int i = 0; i < 2; i++) {
-                int s = (run & 1) ^ i;
-                struct front_result r =
-                    front_measure(&front[s], cases[c].type, cases[c].depth, disk_size, ns, pid[s]);
-                if (run < 0)
-                    continue;
-                bench_add(&stats[c][s][0], r.iops);
-                bench_add(&stats[c][s][1], r.p50);
-                bench_add(&stats[c][s][2], r.p99);
-                bench_add(&stats[c][s][3], r.cpu);
-            }
-        }
-    }
-    for (unsigned c = 0; c < CASES; c++)
-        report(c, stats[c]);
+    compare(true);
+    compare(false);
     return 0;
 }
