@@ -90,7 +90,9 @@ void source_disks_off(struct migration *); /* mirror off, replicas freed; on fai
 void source_disks_links(struct migration *);
 bool source_disks_in_step(struct migration *); /* every chunk of every disk is there, at this look */
 int source_disks_wait(struct migration *);     /* until they are */
-int source_storage(struct migration *);        /* storage-only, all of it */
+/* All disks, at the destination, once; before each round, so that little is left of it for the switch. */
+int source_disks_flush(struct migration *);
+int source_storage(struct migration *); /* storage-only, all of it */
 int source_memory(struct migration *);
 int source_switch(struct migration *);
 int source_handoff_prepare(struct migration *); /* the record says that the VM is ours to give */

@@ -10,6 +10,9 @@
 #include <string.h>
 #include <unistd.h>
 
+/* An abort waits so long for a flush at the destination. */
+#define FLUSH_PATIENCE XM_NS_PER_S
+
 struct mirror_on {
     struct migration *m;
     bool zeroed;
@@ -134,6 +137,37 @@ int source_disks_wait(struct migration *m)
         migration_progress(m, false);
         qmp_pump(&m->shim->qemu.qmp, 10, NULL); /* waits, and hears what QEMU has to say */
     }
+}
+
+/* ---- flush ahead ---- */
+
+/* What the destination has of the disks becomes durable while the guest runs, so that the flush of the switch is short. Only an answer
+ * that tells of an error counts as one: a flush that takes long goes on there, and is asked for again. */
+static int flush_ahead(struct migration *m, struct shim_disk *d)
+{
+    for (;;) {
+        struct xm_msg msg = {.type = XM_FRAME_DISK_FLUSH, .object = d->object};
+        struct xm_error e = {0};
+        int r = xm_transport_call(m->to, &msg, FLUSH_PATIENCE, &e);
+        int gone = migration_interrupted(m);
+
+        free(msg.reply);
+        if (gone || r == 0)
+            return gone;
+        if (r != -ETIMEDOUT)
+            return xm_error_set(&m->error, -r, "disk %s: flushing it at %s: %s", d->spec->name,
+                                m->destination, e.text);
+        migration_progress(m, false);
+    }
+}
+
+int source_disks_flush(struct migration *m)
+{
+    int r = 0;
+
+    for (unsigned i = 0; m->storage && !r && i < m->shim->disks; i++)
+        r = flush_ahead(m, &m->shim->disk[i]);
+    return r;
 }
 
 /* ---- --verify ---- */

@@ -40,6 +40,8 @@ int source_memory(struct migration *m)
         uint64_t pages = 0;
         int r = migration_interrupted(m);
         if (!r)
+            r = source_disks_flush(m);
+        if (!r)
             r = xm_precopy_round(m->precopy, false, &m->abort, &round, &m->error);
         if (r)
             return migration_interrupted(m) ? -m->error.code : r;
