@@ -114,6 +114,9 @@ struct xm_engine {
     /* Called once before each wait, when set: a last chance to batch (one notification for many completions). */
     void (*before_wait)(struct xm_engine *, void *);
     void *before_wait_ctx;
+    /* Somebody waits for the few requests that are in flight, and for nothing else: the wait may begin by watching for them
+     * instead of sleeping. Set by before_wait, for one wait; an engine may ignore it. */
+    bool watched;
 };
 enum xm_engine_kind { XM_ENGINE_AUTO, XM_ENGINE_URING, XM_ENGINE_LIBAIO };
 /* depth: requests the kernel is given at once (1 to 4096; more wait inside). AUTO: io_uring, libaio where it is disabled. Created on

@@ -12,6 +12,8 @@
  * our own waking up. */
 #define TURN_QUICK_NS 64000u
 #define TURN_CREDIT   4
+/* With more requests in flight a wake-up is for several of them. */
+#define TURN_FEW 2
 
 TAILQ_HEAD(rings, ring);
 
@@ -84,18 +86,21 @@ static struct ring *find_work(struct turn *t)
     return NULL;
 }
 
-/* Neither with the engine nor, for all that it has done, on its way to another host. */
-static bool nothing_in_flight(struct turn *t)
+static bool guests_wait(struct turn *t)
 {
     struct ring *r;
 
-    if (t->engine->inflight)
-        return false;
     LIST_FOREACH (r, &t->running, run_link) {
         if (ring_waits(r))
-            return false;
+            return true;
     }
-    return true;
+    return false;
+}
+
+/* Neither with the engine nor, for all that it has done, on its way to another host. */
+static bool nothing_in_flight(struct turn *t)
+{
+    return !t->engine->inflight && !guests_wait(t);
 }
 
 /* Watches all rings for a moment. True: one has got something, which was taken. */
@@ -135,6 +140,7 @@ static void turn_end(struct xm_engine *e, void *ctx)
         turn_remove(t, r);
         ring_sleep(r);
     }
+    e->watched = told && !idle && !took && e->inflight > 0 && e->inflight <= TURN_FEW && guests_wait(t);
     if (told)
         t->idle_since = idle && !took ? xm_now() : 0;
     if (t->next)
