@@ -70,6 +70,29 @@ static void test_stale_ends_with_the_copy(void **state)
     chunkmap_destroy(&m);
 }
 
+static void test_followed_once_it_is_read(void **state)
+{
+    struct chunkmap m;
+    bool fresh;
+
+    (void)state;
+    assert_int_equal(chunkmap_init(&m, 1), 0);
+    assert_false(chunkmap_is_followed(&m, 0));
+    chunkmap_claim_next(&m, &fresh);
+    assert_false(chunkmap_is_followed(&m, 0));
+    chunkmap_set_read(&m, 0);
+    assert_true(chunkmap_is_followed(&m, 0));
+    chunkmap_set_stale(&m, 0);
+    assert_false(chunkmap_is_followed(&m, 0));
+    chunkmap_set_state(&m, 0, XM_CHUNK_ABSENT);
+    chunkmap_claim_next(&m, &fresh);
+    assert_false(chunkmap_is_followed(&m, 0)); /* it has to be read again */
+    chunkmap_set_read(&m, 0);
+    chunkmap_set_state(&m, 0, XM_CHUNK_PRESENT);
+    assert_true(chunkmap_is_followed(&m, 0));
+    chunkmap_destroy(&m);
+}
+
 static void test_counts_follow(void **state)
 {
     struct chunkmap m;
@@ -90,9 +113,9 @@ static void test_counts_follow(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_begins_absent_and_fresh), cmocka_unit_test(test_claims_go_round_and_end),
+        cmocka_unit_test(test_begins_absent_and_fresh),   cmocka_unit_test(test_claims_go_round_and_end),
         cmocka_unit_test(test_copied_again_is_not_fresh), cmocka_unit_test(test_stale_ends_with_the_copy),
-        cmocka_unit_test(test_counts_follow)};
+        cmocka_unit_test(test_followed_once_it_is_read),  cmocka_unit_test(test_counts_follow)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
