@@ -306,12 +306,13 @@ static void *migration_main(void *arg)
         json_t *done = migration_report(m);
         json_object_set_new(done, "event", json_string("done"));
         source_disks_off(m);
-        xm_precopy_free(m->precopy);
-        m->precopy = NULL;
+        /* QEMU goes before the tracker: letting go of a live one's memory page by page costs 13 ms of CPU for each GiB. */
         if (!m->local) {
             qemu_end(&m->shim->qemu, &m->shim->vm);
             delete_source_disks(m);
         }
+        xm_precopy_free(m->precopy);
+        m->precopy = NULL;
         json_object_set_new(done, "total_s", json_real((double)(xm_now() - m->report.began) / 1e9));
         migration_set_state(m, MIG_DONE);
         json_object_set_new(done, "state", json_string("done"));
