@@ -4,7 +4,8 @@
  * instead of 64 pages of 4 KiB (7 % of all CPU time of a disk copy between loop devices in memory).
  *
  * A buffer that comes back keeps its size and is the first to be used again, since it is in the cache. Neighbours
- * become one only when a size has run out. So a bound may be met early by what lies scattered, never passed.
+ * become one only when a size has run out. What lies scattered then may leave no room in one piece although the bound
+ * is not reached: such a buffer gets a mapping of its own until it comes back.
  */
 #include "base/bufpool.h"
 
@@ -24,6 +25,7 @@
 struct block {
     uint32_t next, prev; /* in the list of free ones of its order */
     uint8_t free;        /* its order + 1; 0: handed out, or no block begins here */
+    uint8_t taken;       /* its order + 1 while it is handed out */
 };
 
 struct xm_bufpool {
@@ -144,6 +146,19 @@ struct xm_bufpool *xm_bufpool_new(size_t max_bytes)
     return p;
 }
 
+/* A mapping for one buffer, which is counted already. */
+static void *get_own(struct xm_bufpool *p, size_t bytes)
+{
+    void *buf = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (buf != MAP_FAILED)
+        return buf;
+    pthread_mutex_lock(&p->lock);
+    p->used -= bytes;
+    pthread_mutex_unlock(&p->lock);
+    return NULL;
+}
+
 void *xm_bufpool_get(struct xm_bufpool *p, size_t len)
 {
     assert(len > 0 && len <= XM_BUF_MAX);
@@ -151,17 +166,21 @@ void *xm_bufpool_get(struct xm_bufpool *p, size_t len)
     uint32_t at = NONE;
 
     pthread_mutex_lock(&p->lock);
-    if (p->used + (UNIT << order) <= p->max) {
+    bool may = p->used + (UNIT << order) <= p->max;
+    if (may) {
         at = take(p, order);
         if (at == NONE) {
             merge_all(p);
             at = take(p, order);
         }
-        if (at != NONE)
-            p->used += UNIT << order;
+        p->used += UNIT << order;
     }
+    if (at != NONE)
+        p->block[at].taken = (uint8_t)(order + 1);
     pthread_mutex_unlock(&p->lock);
-    return at == NONE ? NULL : p->base + ((size_t)at << UNIT_SHIFT);
+    if (!may)
+        return NULL;
+    return at == NONE ? get_own(p, UNIT << order) : p->base + ((size_t)at << UNIT_SHIFT);
 }
 
 void xm_bufpool_put(struct xm_bufpool *p, void *buf, size_t len)
@@ -169,13 +188,20 @@ void xm_bufpool_put(struct xm_bufpool *p, void *buf, size_t len)
     if (!buf)
         return;
     unsigned order = order_of(len);
-    uint32_t at = (uint32_t)((size_t)((uint8_t *)buf - p->base) >> UNIT_SHIFT);
+    uintptr_t offset = (uintptr_t)buf - (uintptr_t)p->base; /* of a mapping of its own: beyond all units */
+    bool own = offset >> UNIT_SHIFT >= p->units;
 
+    if (own)
+        munmap(buf, UNIT << order);
     pthread_mutex_lock(&p->lock);
     /* Invariant: what is handed out was counted, and comes back once. */
-    assert(p->used >= UNIT << order && at < p->units && !p->block[at].free);
+    assert(p->used >= UNIT << order);
     p->used -= UNIT << order;
-    put_free(p, at, order);
+    if (!own) {
+        uint32_t at = (uint32_t)(offset >> UNIT_SHIFT);
+        assert(p->block[at].taken == order + 1);
+        put_free(p, at, order);
+    }
     pthread_mutex_unlock(&p->lock);
 }
 

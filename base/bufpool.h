@@ -11,8 +11,7 @@
 struct xm_bufpool;
 struct xm_bufpool *xm_bufpool_new(size_t max_bytes); /* NULL: no memory */
 void xm_bufpool_free(struct xm_bufpool *);           /* all buffers are back */
-/* len 1 to XM_BUF_MAX. NULL when the pool's bound would be passed, or nothing of that size is left in one piece. Contents
- * undefined. */
+/* len 1 to XM_BUF_MAX. NULL when the pool's bound would be passed or memory is short. Contents undefined. */
 void *xm_bufpool_get(struct xm_bufpool *, size_t len);
 void xm_bufpool_put(struct xm_bufpool *, void *buf, size_t len); /* the same len; NULL buf is allowed */
 size_t xm_bufpool_used(struct xm_bufpool *);                     /* bytes handed out, in whole classes */

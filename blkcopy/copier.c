@@ -1,6 +1,6 @@
 /* The bulk copier: brings chunks to the replica, several at a time.
  *
- * Happy path: a chunk is claimed from the driver (from then on guest writes to it are held), and only then
+ * Happy path: a chunk is claimed from the driver (from then on, until it has been read, guest writes to it are held), and only then
  * looked at (invariant 2). A hole is not read. The rest is read in steps, each into a buffer of its own; what
  * is not zero of a step goes to the replica at once, without waiting for the chunk's other steps. When all of
  * the chunk has been read, its zeros and holes follow as ZERO requests with UNMAP, neighbours as one, so that
@@ -11,6 +11,7 @@
  * - A read fails: it is tried again at once, READ_TRIES times in all; then the chunk settles with the error,
  * when what was under way for it has ended. Whether and when it is claimed again is the driver's business.
  * - The replica refuses a piece: the same.
+ * - Somebody else uses the disk: it is read from time to time only (READ_GAP).
  * - The way to the replica is slow: fewer chunks are claimed at a time (depth.c).
  * - No buffer: the step waits until another has ended. None under way (memory is short): the chunk settles
  * with -ENOMEM.
@@ -40,8 +41,7 @@
 /* Holes cost a system call and no waiting: after so many chunks and steps the guest's requests get their
  * turn. */
 #define LOOKS_MAX 256u
-/* Chunks without data are tiny on the wire and do not count as depth; but guest writes to them wait for an
- * answer, too. On a round trip of 100 ms so many are 2.5 GB of holes a second. */
+/* Chunks without data are tiny on the wire and do not count as depth. On a round trip of 100 ms so many are 2.5 GB of holes a second. */
 #define BARE_MAX 256u
 /* Half of the driver's default write cap. */
 #define DELAY_DEFAULT (25 * XM_NS_PER_MS)
@@ -392,7 +392,7 @@ static bool may_read(struct xm_copier *c)
     return false;
 }
 
-/* Starts the next step of the current job. False: it has to wait for a buffer. */
+/* Starts the next step of the current job. False: it has to wait, for a buffer or its turn to read. */
 static bool start_step(struct xm_copier *c)
 {
     struct job *j = c->current;

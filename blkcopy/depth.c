@@ -1,8 +1,8 @@
 /* How many chunks the copier may have claimed at once: as many as keep the way to the replica busy, and no more.
  *
- * A claimed chunk holds the guest's writes to it, for the write cap at most; past it the copy is worth nothing
- * and is made again. On a way of 20 MB/s, 16 MiB of chunks are 0.8 s of queue: each chunk that the guest writes
- * to meanwhile was sent in vain. So what is bounded is the time that a chunk waits for others: its latency,
+ * What the guest writes to a claimed chunk follows the chunk's copy; in sync mode, or with a full mirror buffer,
+ * the guest waits for that, for the write cap at most; past it the copy is worth nothing and is made again. On a
+ * way of 20 MB/s, 16 MiB of chunks are 0.8 s of queue: each chunk written to meanwhile was sent in vain. So what is bounded is the time that a chunk waits for others: its latency,
  * from claimed to settled, less the shortest latency seen (`base`). A long round trip is in both, and does not
  * count.
  *

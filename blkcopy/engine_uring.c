@@ -272,7 +272,7 @@ static void enter(struct uring *u, uint64_t patience)
         rc = io_uring_submit_and_get_events(&u->ring);
     else
         rc = io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, patience == UINT64_MAX ? NULL : &ts, NULL);
-    if (watched && !u->credit && xm_now() - slept < QUICK_NS)
+    if (watched && !u->credit && rc >= 0 && xm_now() - slept < QUICK_NS)
         u->credit = 1;
     /* Short of memory, or completions that have to be taken first: the queue stays as it is until the next
      * turn. */

@@ -117,7 +117,7 @@ static struct xm_rreq *predecessor(struct xm_replica *p, const struct xm_rreq *r
 }
 
 /* r waits at the other side until `before` is applied. It must not overtake it on the way: it would fill a window that the
- * other needs. */
+ * other needs. So in a chunk that always has a write under way, what follows its copy goes with the bulk for as long. */
 static void follow(struct xm_rreq *r, const struct xm_rreq *before)
 {
     r->msg.after = before->msg.seq;

@@ -10,9 +10,6 @@
 #include <string.h>
 #include <unistd.h>
 
-/* An abort waits so long for a flush at the destination. */
-#define FLUSH_PATIENCE XM_NS_PER_S
-
 struct mirror_on {
     struct migration *m;
     bool zeroed;
@@ -141,24 +138,29 @@ int source_disks_wait(struct migration *m)
 
 /* ---- flush ahead ---- */
 
-/* What the destination has of the disks becomes durable while the guest runs, so that the flush of the switch is short. Only an answer
- * that tells of an error counts as one: a flush that takes long goes on there, and is asked for again. */
+static bool flush_over(void *ctx)
+{
+    struct migration *m = ctx;
+
+    migration_progress(m, false);
+    return migration_interrupted(m);
+}
+
+/* What the destination has of the disks becomes durable while the guest runs, so that the flush of the switch is short. However long
+ * it takes its answer is waited for: the kernel tells of a failed write only once, and who does not hear it takes the next flush for
+ * good. */
 static int flush_ahead(struct migration *m, struct shim_disk *d)
 {
-    for (;;) {
-        struct xm_msg msg = {.type = XM_FRAME_DISK_FLUSH, .object = d->object};
-        struct xm_error e = {0};
-        int r = xm_transport_call(m->to, &msg, FLUSH_PATIENCE, &e);
-        int gone = migration_interrupted(m);
+    struct xm_msg msg = {.type = XM_FRAME_DISK_FLUSH, .object = d->object};
+    struct xm_error e = {0};
+    int r = xm_transport_call_until(m->to, &msg, flush_over, m, &e);
+    int gone = migration_interrupted(m);
 
-        free(msg.reply);
-        if (gone || r == 0)
-            return gone;
-        if (r != -ETIMEDOUT)
-            return xm_error_set(&m->error, -r, "disk %s: flushing it at %s: %s", d->spec->name,
-                                m->destination, e.text);
-        migration_progress(m, false);
-    }
+    free(msg.reply);
+    if (gone || r == 0)
+        return gone;
+    return xm_error_set(&m->error, -r, "disk %s: flushing it at %s: %s", d->spec->name, m->destination,
+                        e.text);
 }
 
 int source_disks_flush(struct migration *m)

@@ -336,6 +336,7 @@ int xm_precopy_round(struct xm_precopy *pc, bool final, const volatile bool *abo
     pc->round = &round;
     pc->abort = abort;
     pc->first_submit = 0;
+    pc->way_ns = 0; /* links may have changed */
     r = trouble(pc);
     if (!r)
         r = collect(pc);

@@ -10,7 +10,7 @@ enum {
     /* copying only: what is being copied is out of date already; it goes absent when it settles */
     CHUNK_STALE = 8,
     /* copying only: all of it has been read and has its place in the order of the replica; what is sent after it
-     * lands on top of it */
+     * lands on top of it. Every change of state clears it: a chunk that is copying to be compared has none. */
     CHUNK_READ = 16
 };
 

@@ -115,12 +115,13 @@ static void chunk_settled(void *ctx, int64_t settled, int status)
     chunk_release(d, chunk, status == 0);
 }
 
-/* A guest that was there just now will be there again. */
+/* A guest that was there just now will be there again. One that waits for a chunk to be read is served best by reading it. */
 static bool guest_is_there(void *ctx)
 {
     struct xm_disk *d = ctx;
 
-    return d->requests > 0 || (d->guest_at && xm_engine_now(d->engine) - d->guest_at < GUEST_RECENT);
+    return d->held == 0 &&
+           (d->requests > 0 || (d->guest_at && xm_engine_now(d->engine) - d->guest_at < GUEST_RECENT));
 }
 
 static void backoff_fire(struct xm_timer *t)

@@ -23,7 +23,7 @@ enum req_state {
     REQ_PLAIN,   /* not the mirror's business: reads, flushes, and writes that began while it was off */
     REQ_GATED,   /* waits outside while the disk is swapped */
     REQ_BLOCKED, /* an earlier write overlaps it */
-    REQ_HELD,    /* waits for a chunk that is being copied */
+    REQ_HELD,    /* waits for a chunk that is being read, or compared */
     REQ_NOBUF,   /* waits for room in the mirror buffer */
     REQ_LOCAL,   /* with the engine */
     REQ_SYNC     /* written here, waits for the replica */
@@ -171,6 +171,7 @@ struct xm_disk {
     unsigned requests;  /* not done, without the gated */
     unsigned untracked; /* of them, writes that began while the mirror was off */
     uint64_t guest_at;  /* when the last one came, while the mirror is on */
+    unsigned held;      /* in REQ_HELD */
     struct disk_reqs free_reqs, gated, waits, nobuf;
     struct busy_table busy;
     struct xm_timer cap; /* for the first of waits */

@@ -45,7 +45,7 @@ struct xm_disk_status {
     uint64_t mirrored_bytes, mirrored_writes; /* acknowledged */
     uint64_t buffer_bytes, buffer_max;
     uint64_t to_sync, to_async; /* mode switches */
-    uint64_t held, held_ns_max; /* guest writes that waited for a chunk being copied */
+    uint64_t held, held_ns_max; /* guest writes that waited for a chunk being read */
     uint64_t buffer_waits;      /* guest writes that waited for room in the mirror buffer */
     uint64_t given_up;          /* chunks that went back to absent */
     int failed;                 /* -errno when copying was given up for good, and why; 0: it goes on */

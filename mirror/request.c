@@ -11,7 +11,7 @@
  *   that begins while the chunk is being read must not: a read that has begun may still see the disk as it was before it.
  *   LOCAL ─> the guest gets its answer; in sync mode ─> SYNC until the replica has settled it (MIRRORED) or the cap has passed
  *
- * Past the cap the guest does not wait any more, whatever it waits for: a chunk that is being copied becomes stale, a present chunk is
+ * Past the cap the guest does not wait any more, whatever it waits for: a chunk whose copy is under way becomes stale, a present chunk is
  * given up; the copier brings both again (invariant 6). Each request has one budget of write_cap for all its waiting.
  *
  * The local write's error is the guest's, and makes the chunks absent: what is on either side is not known then. */
@@ -40,6 +40,7 @@ static void wait_enter(struct xm_disk_req *r, enum req_state state)
     struct xm_disk_req *before;
 
     r->state = state;
+    d->held += state == REQ_HELD;
     r->wait_from = xm_engine_now(d->engine);
     r->deadline = r->wait_from + r->budget;
     for (before = TAILQ_LAST(&d->waits, disk_reqs); before && before->deadline > r->deadline;)
@@ -62,8 +63,10 @@ static void wait_leave(struct xm_disk_req *r)
     TAILQ_REMOVE(&d->waits, r, wait);
     if (r->state == REQ_NOBUF)
         TAILQ_REMOVE(&d->nobuf, r, queue);
-    if (r->state == REQ_HELD)
+    if (r->state == REQ_HELD) {
+        d->held--;
         d->stats.held_ns_max = XM_MAX(d->stats.held_ns_max, waited);
+    }
     r->budget -= XM_MIN(r->budget, waited);
 }
 

@@ -47,7 +47,22 @@ void calls_sweep(void)
     pthread_mutex_unlock(&lock);
 }
 
-int xm_transport_call(struct xm_transport *t, struct xm_msg *m, uint64_t timeout_ns, struct xm_error *e)
+/* How often a caller without a time of its own is asked whether it still waits. */
+#define ASK_EVERY 200 /* ms */
+
+/* Until the answer is there, or the deadline, or `over` says so. */
+static void await(struct call *c, uint64_t deadline, bool (*over)(void *), void *ctx)
+{
+    for (uint64_t now; !c->settled && (now = xm_now()) < deadline;) {
+        uint64_t ms = XM_MIN((deadline - now) / XM_NS_PER_MS + 1, over ? ASK_EVERY : 3600000u);
+        if (over && over(ctx))
+            return;
+        xm_mailbox_wait(&c->box, (int)ms);
+    }
+}
+
+static int call(struct xm_transport *t, struct xm_msg *m, uint64_t timeout_ns, bool (*over)(void *),
+                void *ctx, struct xm_error *e)
 {
     const struct frame_kind *k = frame_kind(m->type);
     const char *name = k ? k->name : "unknown";
@@ -72,13 +87,15 @@ int xm_transport_call(struct xm_transport *t, struct xm_msg *m, uint64_t timeout
         c->msg.payload = c->payload;
     }
     t->submit(t, &c->msg);
-    while (!c->settled && (now = xm_now()) < deadline)
-        xm_mailbox_wait(&c->box, (int)XM_MIN((deadline - now) / XM_NS_PER_MS + 1, 3600000u));
+    await(c, deadline, over, ctx);
     if (!c->settled) {
         pthread_mutex_lock(&lock);
         LIST_INSERT_HEAD(&orphans, c, link);
         pthread_mutex_unlock(&lock);
-        m->status = -ETIMEDOUT;
+        m->status = over ? -ECANCELED : -ETIMEDOUT;
+        if (over)
+            return xm_error_set(e, ECANCELED, "the answer of the other side (%s) is not waited for any more",
+                                name);
         return xm_error_set(e, ETIMEDOUT, "the other side has not answered (%s) within %s", name,
                             xm_format_time(timeout_ns).s);
     }
@@ -91,4 +108,15 @@ int xm_transport_call(struct xm_transport *t, struct xm_msg *m, uint64_t timeout
     if (m->status < 0)
         xm_error_errno(e, -m->status, "calling the other side (%s)", name);
     return m->status;
+}
+
+int xm_transport_call(struct xm_transport *t, struct xm_msg *m, uint64_t timeout_ns, struct xm_error *e)
+{
+    return call(t, m, timeout_ns, NULL, NULL, e);
+}
+
+int xm_transport_call_until(struct xm_transport *t, struct xm_msg *m, bool (*over)(void *), void *ctx,
+                            struct xm_error *e)
+{
+    return call(t, m, UINT64_MAX, over, ctx, e);
 }

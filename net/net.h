@@ -184,6 +184,9 @@ void xm_links_free(struct xm_links *);
 
 /* Submits and waits for the answer: for owners without a mailbox of their own. Returns the status. reply as in xm_msg. */
 int xm_transport_call(struct xm_transport *, struct xm_msg *, uint64_t timeout_ns, struct xm_error *);
+/* The same for as long as it takes, until over(ctx), asked several times a second, is true: then -ECANCELED. */
+int xm_transport_call_until(struct xm_transport *, struct xm_msg *, bool (*over)(void *), void *ctx,
+                            struct xm_error *);
 
 /* Connects to host:port from the local address (numeric), within timeout. Returns the socket or -errno. */
 int xm_tcp_connect(const char *local, const char *remote, uint16_t port, uint64_t timeout_ns,

@@ -62,6 +62,27 @@ static void idle_buffers_of_one_size_make_way_for_another(void **state)
     xm_bufpool_free(p);
 }
 
+static void what_lies_scattered_does_not_stop_a_large_one(void **state)
+{
+    (void)state;
+    struct xm_bufpool *p = xm_bufpool_new(2 * MIB);
+    void *small[512];
+    char *large;
+
+    for (int i = 0; i < 512; i++)
+        assert_non_null(small[i] = xm_bufpool_get(p, 4096));
+    for (int i = 0; i < 512; i += 2)
+        xm_bufpool_put(p, small[i], 4096);
+    assert_non_null(large = xm_bufpool_get(p, MIB)); /* half of it is free, in no piece larger than 4 KiB */
+    memset(large, 1, MIB);
+    assert_null(xm_bufpool_get(p, 4096)); /* the bound */
+    xm_bufpool_put(p, large, MIB);
+    assert_int_equal(xm_bufpool_used(p), MIB);
+    for (int i = 1; i < 512; i += 2)
+        xm_bufpool_put(p, small[i], 4096);
+    xm_bufpool_free(p);
+}
+
 static void a_buffer_put_back_is_the_next_one_got(void **state)
 {
     (void)state;
@@ -116,6 +137,7 @@ int main(void)
         cmocka_unit_test(buffers_are_page_aligned_and_writable_to_their_end),
         cmocka_unit_test(the_bound_holds_and_put_makes_room),
         cmocka_unit_test(idle_buffers_of_one_size_make_way_for_another),
+        cmocka_unit_test(what_lies_scattered_does_not_stop_a_large_one),
         cmocka_unit_test(a_buffer_put_back_is_the_next_one_got),
         cmocka_unit_test(threads_never_share_a_buffer),
     };

@@ -142,6 +142,28 @@ static void a_call_gives_up_in_time(void **state)
     assert_non_null(strstr(e.text, "DISK_FLUSH"));
 }
 
+static bool asked_thrice(void *ctx)
+{
+    return ++*(unsigned *)ctx == 3;
+}
+
+static void a_call_without_a_time_waits_until_it_is_told_not_to(void **state)
+{
+    struct xm_msg m = {.type = XM_FRAME_DISK_FLUSH, .object = 3};
+    struct xm_error e = {0};
+    unsigned asked = 0;
+
+    (void)state;
+    b.hold = true;
+    end_open(&a);
+    end_open(&b);
+    end_join_tcp(&a, &b, 1, NULL);
+    assert_int_equal(-ECANCELED,
+                     xm_transport_call_until(xm_links_transport(a.links), &m, asked_thrice, &asked, &e));
+    assert_int_equal(asked, 3);
+    assert_non_null(strstr(e.text, "DISK_FLUSH"));
+}
+
 static void what_cannot_be_sent_is_refused_at_once(void **state)
 {
     struct xm_msg bad[] = {{.type = 99},
@@ -300,6 +322,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(messages_wait_for_the_first_link, setup, teardown),
         cmocka_unit_test_setup_teardown(calls_are_answered_with_bytes, setup, teardown),
         cmocka_unit_test_setup_teardown(a_call_gives_up_in_time, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_call_without_a_time_waits_until_it_is_told_not_to, setup, teardown),
         cmocka_unit_test_setup_teardown(what_cannot_be_sent_is_refused_at_once, setup, teardown),
         cmocka_unit_test_setup_teardown(urgent_goes_first, setup, teardown),
         cmocka_unit_test_setup_teardown(the_rate_limit_holds, setup, teardown),
