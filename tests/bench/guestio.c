@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 #define LINKS 2
-#define PIECE (400 * XM_NS_PER_MS) /* of each measurement */
+#define PIECE (300 * XM_NS_PER_MS) /* of each measurement */
 
 static const char *src_dev, *dst_dev;
 static uint64_t disk_size;

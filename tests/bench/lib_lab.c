@@ -129,7 +129,7 @@ void lab_pulse_start(struct lab_pulse *p, const char *ip)
 
     snprintf(p->path, sizeof p->path, "%s/pulse%u", bench_dir(true), n++);
     p->pid = bench_spawn(LAB " run client " CLIENT " pulse %s 0 >%s", ip, p->path);
-    poll(NULL, 0, 1000); /* so that some beats come before what is watched */
+    poll(NULL, 0, 300); /* so that some beats come before what is watched */
 }
 
 double lab_pulse_end(struct lab_pulse *p)

@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #define DISK_SIZE (1ull << 30)
-#define PIECE     (400 * XM_NS_PER_MS) /* of each measurement */
+#define PIECE     (300 * XM_NS_PER_MS) /* of each measurement */
 
 static uint64_t disk_size;
 
