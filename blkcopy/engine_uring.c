@@ -213,15 +213,6 @@ static void reap(struct uring *u)
     }
 }
 
-static void relax(void)
-{
-#ifdef __x86_64__
-    __builtin_ia32_pause();
-#else
-    __asm__ __volatile__("" ::: "memory");
-#endif
-}
-
 static void complain(struct uring *u, const char *what, int rc)
 {
     if (rc == u->complained)
@@ -249,7 +240,7 @@ static bool spin(struct uring *u, uint64_t patience)
                 u->credit = SPIN_CREDIT;
                 return true;
             }
-            relax();
+            xm_relax();
         }
     } while (xm_now() < until);
     u->credit--;

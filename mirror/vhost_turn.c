@@ -66,15 +66,6 @@ void turn_woken(struct turn *t)
     }
 }
 
-static void relax(void)
-{
-#ifdef __x86_64__
-    __builtin_ia32_pause();
-#else
-    __asm__ __volatile__("" ::: "memory");
-#endif
-}
-
 static struct ring *find_work(struct turn *t)
 {
     struct ring *r;
@@ -117,7 +108,7 @@ static bool watch_rings(struct turn *t)
                 turn_add(t, r);
                 return ring_catch_up(r, false);
             }
-            relax();
+            xm_relax();
         }
     } while (xm_now() < until);
     t->credit--;

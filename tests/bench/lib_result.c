@@ -137,8 +137,11 @@ void bench_result(const char *unit, const struct bench_stat *ours, const struct 
                      "runs", (int)ours->n));
 }
 
-static void unable(const char *why)
+static void unable(const char *fmt, va_list ap)
 {
+    char why[400];
+
+    vsnprintf(why, sizeof why, fmt, ap);
     printf("%s: cannot run here: %s\n", current, why);
     fflush(stdout);
     append(json_pack("{s:s s:s s:b}", "name", current, "why", why, "met", 0));
@@ -146,23 +149,19 @@ static void unable(const char *why)
 
 void bench_unable(const char *fmt, ...)
 {
-    char why[400];
     va_list ap;
 
     va_start(ap, fmt);
-    vsnprintf(why, sizeof why, fmt, ap);
+    unable(fmt, ap);
     va_end(ap);
-    unable(why);
 }
 
 void bench_die(const char *fmt, ...)
 {
-    char why[400];
     va_list ap;
 
     va_start(ap, fmt);
-    vsnprintf(why, sizeof why, fmt, ap);
+    unable(fmt, ap);
     va_end(ap);
-    unable(why);
     exit(1);
 }

@@ -84,8 +84,7 @@ static bool try_qemu(struct outcome *o)
     return survived;
 }
 
-/* Under TCG a guest may not survive QEMU's migration: its page is marked dirty before it is written, and the migration thread can come
- * between. That is told, not hidden, and tried again. */
+/* Under TCG a guest may not survive QEMU's migration (docs/performance.md). That is told, not hidden, and tried again. */
 static struct outcome run_qemu(void)
 {
     struct outcome o;
