@@ -242,11 +242,13 @@ int incoming_start(struct incoming *in, struct xm_error *e)
 {
     struct shim *s = in->shim;
     struct xm_links_opts o = {
-        .sink = {incoming_check_frame, incoming_take_frame, in},
+        .sink = {.check = incoming_check_frame, .frame = incoming_take_frame, .ctx = in},
     };
 
     memcpy(o.token, in->token, sizeof o.token);
     in->ramsink = xm_ramsink_new(&s->ram, e);
+    if (in->ramsink)
+        o.sink.placer = xm_ramsink_placer(in->ramsink);
     in->links = in->ramsink ? xm_links_new(&o, e) : NULL;
     if (!in->links)
         return -XM_MAX(e->code, 1);

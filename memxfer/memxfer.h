@@ -104,10 +104,11 @@ enum xm_converge xm_converge_judge(struct xm_converge_state *, uint64_t dirty_by
 
 struct xm_ramsink;
 struct xm_ramsink *xm_ramsink_new(struct xm_ram *, struct xm_error *);
-/* For xm_sink: types RAM_PAGES and RAM_DIGEST. check() judges the header, frame() the table of runs, then
- * writes the pages. */
+/* For xm_sink: types RAM_PAGES and RAM_DIGEST; the placer passes all others by. check() judges the header; the placer the table
+ * of runs, and has the pages received where they belong; frame() counts them. */
 int xm_ramsink_check(struct xm_ramsink *, const struct xm_frame_hdr *, struct xm_error *);
 void xm_ramsink_frame(struct xm_ramsink *, struct xm_rx *);
+struct xm_placer xm_ramsink_placer(struct xm_ramsink *);
 /* Touches RAM ahead of the data, so that first-touch faults do not cost wire time: a background thread, until
  * done or freed. */
 void xm_ramsink_populate(struct xm_ramsink *);

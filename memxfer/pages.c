@@ -132,6 +132,11 @@ void pages_end(struct pages_writer *w, struct xm_msg *m)
     m->extent = end << XM_PAGE_SHIFT;
 }
 
+uint32_t pages_head(const struct xm_frame_hdr *h)
+{
+    return h->length < 64 ? h->length : (h->length - 64) % XM_PAGE + 64;
+}
+
 int pages_check_header(const struct xm_frame_hdr *h, uint64_t block_bytes, struct xm_error *e)
 {
     if (h->offset % XM_PAGE || h->extent % XM_PAGE || !h->extent || h->offset > block_bytes ||

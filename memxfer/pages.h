@@ -68,10 +68,12 @@ void pages_end(struct pages_writer *, struct xm_msg *);
 struct pages_run {
     uint64_t page, count; /* in the block */
     bool zero;
-    const uint8_t *data;
+    const uint8_t *data; /* where it would be right behind the table */
 };
+/* How many bytes of the payload come before the data, by the header alone; a table of another length is refused by pages_check. */
+uint32_t pages_head(const struct xm_frame_hdr *);
 /* The whole judgement of a header (without knowing the block's size beyond `block_bytes`), and of a payload
- * against its header. Nothing of a payload may be used before. */
+ * against its header: it looks at the head alone. Nothing of a payload may be used before. */
 int pages_check_header(const struct xm_frame_hdr *, uint64_t block_bytes, struct xm_error *);
 int pages_check(const struct xm_frame_hdr *, const uint8_t *payload, struct xm_error *);
 /* After pages_check: how many runs, and the i-th; `data` walks on from run to run (begin with pages_data, i

@@ -70,7 +70,12 @@ struct room {
     size_t bytes;
 };
 
-enum rx_state { RX_HEADER, RX_BUFFER /* waits for one */, RX_PAYLOAD };
+enum rx_state {
+    RX_HEADER,
+    RX_BUFFER,  /* waits for one */
+    RX_PAYLOAD, /* into `to`, up to `head` */
+    RX_PLACE    /* the rest, in place (link_place.c) */
+};
 
 struct link {
     struct xm_links *bundle;
@@ -113,10 +118,11 @@ struct link {
     enum rx_state rx_state;
     struct xm_frame_hdr hdr;
     struct xm_rx *rx; /* of a request */
-    uint8_t *to;      /* where the payload goes */
-    uint32_t got;
-    void *reply;  /* of a REPLY */
-    bool starved; /* no buffer for the payload: not reading until one is back */
+    uint8_t *to;      /* where the payload goes, or only its head */
+    uint32_t got, head;
+    struct xm_place *place; /* made when the first payload is received in place */
+    void *reply;            /* of a REPLY */
+    bool starved;           /* no buffer for the payload: not reading until one is back */
     size_t ahead_at, ahead_n;
     uint8_t ahead[AHEAD_BYTES];
     uint8_t own[ACKS_MAX * 8]; /* payloads of net's own frames */
@@ -194,6 +200,15 @@ size_t tx_unsent(const struct link *); /* bytes queued in link.out */
  * is lost. */
 int rx_receive(struct link *);
 void rx_drop(struct link *); /* what was half received */
+
+/* link_place.c */
+int place_begin(struct link *); /* the head is there: RX_PLACE. 0 or -ENOMEM (link.why) */
+/* Where the rest goes: iovecs from piece[0] on, at most XM_PIECES_MAX; returns how many. From a place_lock to a place_took. */
+unsigned place_lock(struct link *, struct iovec *piece);
+void place_took(struct link *, size_t n); /* so many bytes are there */
+bool place_intact(const struct link *);   /* all is there: does it have its hash (or does nobody want it)? */
+void place_cut(struct xm_rx *);
+void place_free(struct link *);
 
 /* hello.c */
 int hello_exchange(int fd, bool client, const struct xm_links_opts *, const char *name, struct hello *peer,

@@ -52,6 +52,37 @@ uint64_t frame_hash(const void *payload, size_t len)
     return len ? XXH3_64bits(payload, len) : 0;
 }
 
+/* A name of our own for the library's state. */
+static XXH3_state_t *state_of(const struct frame_hasher *h)
+{
+    return (XXH3_state_t *)(uintptr_t)h;
+}
+
+struct frame_hasher *frame_hasher_new(void)
+{
+    return (struct frame_hasher *)(void *)XXH3_createState();
+}
+
+void frame_hasher_reset(struct frame_hasher *h)
+{
+    XXH3_64bits_reset(state_of(h));
+}
+
+void frame_hasher_add(struct frame_hasher *h, const void *part, size_t len)
+{
+    XXH3_64bits_update(state_of(h), part, len);
+}
+
+uint64_t frame_hasher_end(const struct frame_hasher *h)
+{
+    return XXH3_64bits_digest(state_of(h));
+}
+
+void frame_hasher_free(struct frame_hasher *h)
+{
+    XXH3_freeState(state_of(h));
+}
+
 static void swap_order(struct xm_frame_hdr *to, const struct xm_frame_hdr *from)
 {
     *to = (struct xm_frame_hdr){.magic = htole32(from->magic),

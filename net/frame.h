@@ -29,6 +29,13 @@ void frame_encode(uint8_t wire[static 64], const struct xm_frame_hdr *);
  * way) or -EPROTO (whole, but not what this protocol allows). */
 int frame_decode(struct xm_frame_hdr *, const uint8_t wire[static 64], struct xm_error *);
 uint64_t frame_hash(const void *payload, size_t len); /* 0 for no bytes */
+/* The same in parts: reset, add each part in order, end. */
+struct frame_hasher;
+struct frame_hasher *frame_hasher_new(void); /* NULL: no memory */
+void frame_hasher_reset(struct frame_hasher *);
+void frame_hasher_add(struct frame_hasher *, const void *part, size_t len);
+uint64_t frame_hasher_end(const struct frame_hasher *);
+void frame_hasher_free(struct frame_hasher *);
 /* Whether a message can be sent at all: 0 or -EINVAL. */
 int frame_judge_msg(const struct xm_msg *);
 

@@ -69,6 +69,7 @@ void link_free(struct link *l)
     if (l->fd >= 0)
         close(l->fd);
     close(l->wake);
+    place_free(l);
     free(l);
 }
 

@@ -1,8 +1,9 @@
 /* net/link_rx.c: what a link receives.
  *
  * Many small frames come with one recv into link.ahead; a large payload is received where it will stay, in an
- * aligned buffer of the pool, and the same recv takes the next header along into link.ahead. So the bytes of
- * large payloads are copied once, by the kernel, and a header costs no system call of its own.
+ * aligned buffer of the pool (or where the sink has a place for it: link_place.c), and the same recv takes the next
+ * header along into link.ahead. So the bytes of large payloads are copied once, by the kernel, and a header costs no
+ * system call of its own.
  *
  * Everything that comes is judged before it has an effect: the header by frame_decode and the sink's check(),
  * the payload by its hash, an answer by the frame that it names (which must be under way and wholly sent).
@@ -19,6 +20,7 @@
 
 #define TURN_BYTES ((size_t)1 << 20)  /* received before answers and messages are looked at again */
 #define LARGE      ((size_t)16 << 10) /* payloads from here on are not read ahead of */
+#define HEAD_MIN   ((size_t)64)       /* the least head of a payload that is received in place */
 #define STATUS_MAX 4095
 
 /* "DISK_DATA frame of object 3 at offset 4096" */
@@ -97,14 +99,14 @@ static int on_abort(struct link *l)
 /* A whole frame is there. */
 static int finish(struct link *l)
 {
-    const void *payload = l->rx ? l->rx->payload : l->to;
     char what[100];
+    bool intact = l->rx_state == RX_PLACE ? place_intact(l) : frame_hash(l->to, l->hdr.length) == l->hdr.hash;
 
-    l->rx_state = RX_HEADER;
-    if (frame_hash(payload, l->hdr.length) != l->hdr.hash)
+    if (!intact)
         return link_violation(l, EBADMSG,
                               "the payload of a %s does not have its checksum: damaged on the way",
                               told(what, &l->hdr));
+    l->rx_state = RX_HEADER;
     atomic_fetch_add_explicit(&l->frames_rx, 1, memory_order_relaxed);
     switch (l->hdr.type) {
     case XM_FRAME_ACK:
@@ -143,7 +145,7 @@ static void links_rx_done(struct xm_rx *rx, int status, const void *reply, uint3
     }
     if (reply_len)
         memcpy(copy, reply, reply_len); /* it may lie in the payload */
-    xm_bufpool_put(b->pool, rx->payload, rx->hdr.length);
+    xm_bufpool_put(b->pool, rx->payload, rx->buffered);
     rx->payload = copy;
     rx->hdr.length = reply_len;
     if (atomic_load(&b->starved) && atomic_exchange(&b->starved, false))
@@ -175,6 +177,7 @@ static int begin(struct link *l)
     if (err < 0)
         return link_violation(l, e.code, "%s", e.text);
     l->got = 0;
+    l->head = l->hdr.length;
     l->rx_state = RX_PAYLOAD;
     l->to = l->own;
     if (l->hdr.type == XM_FRAME_REPLY) {
@@ -196,8 +199,12 @@ static int begin(struct link *l)
             return xm_error_set(&l->why, ENOMEM, "no memory for a frame");
         l->rx->hdr = l->hdr;
         l->rx->done = links_rx_done;
+        l->rx->cut = place_cut;
         l->rx->transport = l;
-        l->rx_state = l->hdr.length ? RX_BUFFER : RX_PAYLOAD;
+        if (b->opts.sink.placer.head)
+            l->head = XM_MIN(l->head, b->opts.sink.placer.head(b->opts.sink.placer.ctx, &l->hdr));
+        l->rx->buffered = l->head;
+        l->rx_state = l->head ? RX_BUFFER : RX_PAYLOAD;
     } else if (l->hdr.length > sizeof l->own) {
         return link_violation(l, EPROTO,
                               "a frame longer than there is room for"); /* the table of kinds forbids it */
@@ -209,11 +216,11 @@ static int begin(struct link *l)
 static bool find_buffer(struct link *l)
 {
     struct xm_links *b = l->bundle;
-    void *buf = xm_bufpool_get(b->pool, l->hdr.length);
+    void *buf = xm_bufpool_get(b->pool, l->head);
 
     if (!buf) {
         atomic_store(&b->starved, true);
-        buf = xm_bufpool_get(b->pool, l->hdr.length); /* one may have come back just before */
+        buf = xm_bufpool_get(b->pool, l->head); /* one may have come back just before */
     }
     l->starved = !buf;
     if (!buf)
@@ -222,6 +229,27 @@ static bool find_buffer(struct link *l)
     l->to = l->rx->payload = buf;
     l->rx_state = RX_PAYLOAD;
     return true;
+}
+
+/* What was read ahead becomes payload, as much of it as belongs there. */
+static void take_ahead(struct link *l)
+{
+    struct iovec piece[XM_PIECES_MAX] = {{l->to + l->got, l->head - l->got}};
+    bool place = l->rx_state == RX_PLACE;
+    unsigned n = place ? place_lock(l, piece) : 1;
+    size_t took = 0;
+
+    for (unsigned i = 0; i < n && l->ahead_n; i++) {
+        size_t part = XM_MIN(l->ahead_n, piece[i].iov_len);
+        memcpy(piece[i].iov_base, l->ahead + l->ahead_at, part);
+        l->ahead_at += part;
+        l->ahead_n -= part;
+        took += part;
+    }
+    if (place)
+        place_took(l, took);
+    else
+        l->got += (uint32_t)took;
 }
 
 /* Works off what was read ahead. */
@@ -236,18 +264,16 @@ static int consume(struct link *l)
         }
         if (!err && l->rx_state == RX_BUFFER && !find_buffer(l))
             return 0;
-        if (!err && l->ahead_n && l->got < l->hdr.length) {
-            size_t n = XM_MIN(l->ahead_n, l->hdr.length - l->got);
-            memcpy(l->to + l->got, l->ahead + l->ahead_at, n);
-            l->got += (uint32_t)n;
-            l->ahead_at += n;
-            l->ahead_n -= n;
-        }
-        if (!err) {
-            if (l->got < l->hdr.length)
+        while (!err && l->got < l->hdr.length) {
+            if (l->rx_state == RX_PAYLOAD && l->got == l->head)
+                err = place_begin(l);
+            else if (l->ahead_n)
+                take_ahead(l);
+            else
                 return 0;
-            err = finish(l);
         }
+        if (!err)
+            err = finish(l);
         if (err)
             return err;
     }
@@ -255,26 +281,35 @@ static int consume(struct link *l)
 
 static ssize_t receive(struct link *l, size_t *asked)
 {
-    struct iovec iov[2];
-    struct msghdr msg = {.msg_iov = iov};
-    size_t rest = l->rx_state == RX_PAYLOAD ? l->hdr.length - l->got : 0;
-    /* After a large payload only the next header, so that not much of the payload behind it has to be copied.
-     */
-    size_t ahead = l->hdr.length >= LARGE ? FRAME_HDR : AHEAD_BYTES;
+    struct iovec piece[XM_PIECES_MAX + 1];
+    struct msghdr msg = {.msg_iov = piece};
+    bool place = l->rx_state == RX_PLACE;
+    /* After a large payload only the next header (and the table of a RAM frame), so that not much of the payload behind it
+     * has to be copied. */
+    size_t ahead = l->hdr.length >= LARGE ? FRAME_HDR + (place ? HEAD_MIN : 0) : AHEAD_BYTES, rest = 0;
 
     if (l->ahead_n)
         memmove(l->ahead, l->ahead + l->ahead_at, l->ahead_n); /* a part of a header */
     l->ahead_at = 0;
-    if (rest)
-        iov[msg.msg_iovlen++] = (struct iovec){l->to + l->got, rest};
-    iov[msg.msg_iovlen++] = (struct iovec){l->ahead + l->ahead_n, ahead - l->ahead_n};
-    *asked = rest + ahead - l->ahead_n;
-    ssize_t n = recvmsg(l->fd, &msg, MSG_DONTWAIT);
-    if (n > 0) {
-        size_t direct = XM_MIN((size_t)n, rest);
-        l->got += (uint32_t)direct;
-        l->ahead_n += (size_t)n - direct;
+    if (place)
+        msg.msg_iovlen = place_lock(l, piece);
+    else if (l->rx_state == RX_PAYLOAD)
+        piece[msg.msg_iovlen++] = (struct iovec){l->to + l->got, l->head - l->got};
+    for (unsigned i = 0; i < msg.msg_iovlen; i++)
+        rest += piece[i].iov_len;
+    *asked = rest;
+    if (l->rx_state == RX_HEADER || l->got + rest == l->hdr.length) {
+        piece[msg.msg_iovlen++] = (struct iovec){l->ahead + l->ahead_n, ahead - l->ahead_n};
+        *asked += ahead - l->ahead_n;
     }
+    ssize_t n = recvmsg(l->fd, &msg, MSG_DONTWAIT);
+    size_t direct = n > 0 ? XM_MIN((size_t)n, rest) : 0;
+    if (place)
+        place_took(l, direct);
+    else
+        l->got += (uint32_t)direct;
+    if (n > 0)
+        l->ahead_n += (size_t)n - direct;
     return n;
 }
 
@@ -289,6 +324,8 @@ int rx_receive(struct link *l)
             continue;
         if (n < 0 && errno == EAGAIN)
             break;
+        if (n < 0 && errno == EFAULT && l->rx_state == RX_PLACE)
+            return xm_error_set(&l->why, ENOMEM, "receiving: no memory where the payload goes");
         if (n < 0)
             return xm_error_errno(&l->why, errno, "receiving");
         if (n == 0)
@@ -311,7 +348,9 @@ int rx_receive(struct link *l)
 void rx_drop(struct link *l)
 {
     if (l->rx) {
-        xm_bufpool_put(l->bundle->pool, l->rx->payload, l->hdr.length);
+        if (l->rx_state == RX_PLACE)
+            l->bundle->opts.sink.placer.dropped(l->bundle->opts.sink.placer.ctx, l->rx);
+        xm_bufpool_put(l->bundle->pool, l->rx->payload, l->rx->buffered);
         free(l->rx);
         l->rx = NULL;
     }

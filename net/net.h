@@ -19,6 +19,7 @@
 #define XM_NET_H
 
 #include "base/base.h"
+#include <sys/uio.h>
 
 #define XM_PROTOCOL_VERSION 1
 #define XM_FRAME_MAGIC      0x31464d58u /* "XMF1" */
@@ -116,7 +117,10 @@ struct xm_rx {
     void *owner;         /* for the handler */
     /* Private to the transport: */
     void (*done)(struct xm_rx *, int status, const void *reply, uint32_t reply_len);
+    void (*cut)(struct xm_rx *);
     void *transport;
+    uint32_t buffered; /* bytes of payload: less than hdr.length where the rest was received in place */
+    bool is_cut;
     STAILQ_ENTRY(xm_rx) link;
     int32_t status;
     struct xm_rx *next_ack;
@@ -124,6 +128,25 @@ struct xm_rx {
 /* Answers the frame: status 0 or -errno, and bytes when the type is answered with some. Frees rx and its payload.
  * Must be called once for each frame, also after the link it came by has gone. Any thread. */
 void xm_rx_done(struct xm_rx *, int status, const void *reply, uint32_t reply_len);
+
+/* Payloads that are received where they stay, and not into a buffer: copied once, by the kernel. On link threads, like all of
+ * a sink. The bytes are written before their hash is known, and a link may die in the middle of them. */
+#define XM_PIECES_MAX 256u
+struct xm_placer {
+    /* How many bytes of this frame's payload come into a buffer first (rx->payload), for place() to tell from; as many as there
+     * are: all of it. NULL: always all of it. */
+    uint32_t (*head)(void *ctx, const struct xm_frame_hdr *);
+    /* The head is there. Fills in at most XM_PIECES_MAX pieces of memory, as long together as the rest, and returns how many:
+     * the link writes there from now on until frame() or dropped(), or until xm_rx_cut() has returned. 0: nobody wants the rest,
+     * it is received and thrown away, unhashed. */
+    unsigned (*place)(void *ctx, struct xm_rx *, struct iovec *piece);
+    /* Instead of frame(): the link has ended before all of the frame had come; rx is freed afterwards. */
+    void (*dropped)(void *ctx, struct xm_rx *);
+    void *ctx;
+};
+/* Takes the place back, from another thread than the link's, before frame() or dropped() have returned: no byte is written there
+ * any more. The rest is thrown away, and frame() comes all the same. */
+void xm_rx_cut(struct xm_rx *);
 
 /* Who serves the peer's frames. Called on link threads, several at once; must not block for long. */
 struct xm_sink {
@@ -133,6 +156,7 @@ struct xm_sink {
     /* A whole, hash-checked frame. Takes ownership. */
     void (*frame)(void *ctx, struct xm_rx *);
     void *ctx;
+    struct xm_placer placer; /* zeros: none */
 };
 
 enum xm_link_state { XM_LINK_UP, XM_LINK_DOWN };

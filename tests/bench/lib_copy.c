@@ -98,7 +98,7 @@ static void look_again(struct xm_timer *t)
 
 static void sink(const struct copy_job *j)
 {
-    struct xm_links_opts o = {.sink = {sink_check, sink_frame, NULL}, .event = link_event};
+    struct xm_links_opts o = {.sink = {.check = sink_check, .frame = sink_frame}, .event = link_event};
     struct accepting a = {.count = j->links};
     struct xm_file f[COPY_DISKS];
     struct xm_error e = {0};

@@ -96,7 +96,8 @@ static void destination(int memfd, int ready, int connections)
     if (xm_ram_add(&ram, "ram", memfd, 0, &e) < 0)
         fail("memory", &e);
     struct xm_ramsink *sink = xm_ramsink_new(&ram, &e);
-    struct xm_links_opts o = {.sink = {sink_check, sink_frame, sink}, .event = sink_event};
+    struct xm_links_opts o = {.sink = {sink_check, sink_frame, sink, xm_ramsink_placer(sink)},
+                              .event = sink_event};
     struct xm_links *links = xm_links_new(&o, &e);
     int listener = xm_tcp_listen("10.50.0.2", PORT, &e);
     if (!sink || !links || listener < 0)
@@ -137,7 +138,7 @@ double ram_run(struct ram_guest *g, uint64_t size, int connections, struct ram_c
     close(ready[1]);
     if (read(ready[0], &x, 1) != 1)
         bench_die("the destination did not start");
-    struct xm_links_opts o = {.sink = {sink_check, sink_frame, NULL}};
+    struct xm_links_opts o = {.sink = {.check = sink_check, .frame = sink_frame}};
     struct xm_links *links = xm_links_new(&o, &e);
     for (int i = 0; i < connections; i++) {
         int fd = xm_tcp_connect("10.50.0.1", "10.50.0.2", PORT, XM_NS_PER_S, &e);

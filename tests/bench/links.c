@@ -44,7 +44,7 @@ static void sink_event(void *ctx, int link, enum xm_link_state state, const stru
 
 static void receiver(int ready, unsigned streams)
 {
-    struct xm_links_opts o = {.sink = {sink_check, sink_frame, NULL}, .event = sink_event};
+    struct xm_links_opts o = {.sink = {.check = sink_check, .frame = sink_frame}, .event = sink_event};
     struct xm_error e = {0};
     struct xm_links *links = xm_links_new(&o, &e);
     char x;
@@ -126,7 +126,7 @@ static double run_ours(struct path w, uint64_t bytes, double *cpu_per_gb)
     close(ready[1]);
     if (read(ready[0], &x, 1) != 1)
         bench_die("the receiver did not start");
-    struct xm_links_opts o = {.sink = {sink_check, sink_frame, NULL}};
+    struct xm_links_opts o = {.sink = {.check = sink_check, .frame = sink_frame}};
     struct xm_links *links = xm_links_new(&o, &e);
     for (unsigned i = 0; i < w.streams; i++) {
         char local[32], remote[32];

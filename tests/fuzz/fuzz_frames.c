@@ -7,19 +7,21 @@
  * which:
  * - 0..199: a frame: type, flags, object, length (3 bytes), id (4), a byte whose bits 0 to 3 say which of
  * offset, extent, seq and after follow (8 bytes each), the payload. Checksums are made right, except that bit
- * 4 spoils the header's, bit 5 the payload's. What is missing of the payload at the end of the input is
+ * 4 spoils the header's, bit 5 the payload's; without bit 6 the fields of RAM_PAGES are made to fit. What is missing of the payload at the end of the input is
  * zeros.
  * - 200..229: up to 63 bytes go as they are.
  * - 230..254: handlers answer what they hold.
  * - 255: the peer hangs up.
  *
  * Must hold: no report of a sanitizer, no hang, each message settled exactly once, every received frame
- * freed. */
+ * freed. RAM_PAGES and RAM_DIGEST go to a real receiving side of 64 pages, in place. */
+#include "memxfer/memxfer.h"
 #include "net/bundle.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -53,15 +55,24 @@ static uint64_t take(struct input *in, size_t bytes)
     return v;
 }
 
+static bool is_ram(uint8_t type)
+{
+    return type == XM_FRAME_RAM_PAGES || type == XM_FRAME_RAM_DIGEST;
+}
+
 static int check(void *ctx, const struct xm_frame_hdr *h, struct xm_error *e)
 {
-    (void)ctx;
+    if (is_ram(h->type))
+        return xm_ramsink_check(ctx, h, e);
     return h->object > 200 ? xm_error_set(e, ENODEV, "no such object") : 0;
 }
 
 static void frame(void *ctx, struct xm_rx *rx)
 {
-    (void)ctx;
+    if (is_ram(rx->hdr.type)) {
+        xm_ramsink_frame(ctx, rx);
+        return;
+    }
     must(!rx->payload == !rx->hdr.length, "payload and length differ");
     must((uintptr_t)rx->payload % 4096 == 0, "payload is not aligned");
     must(frame_hash(rx->payload, rx->hdr.length) == rx->hdr.hash, "a payload without its hash came through");
@@ -110,6 +121,34 @@ static void feed(struct link *l, int peer, const void *bytes, size_t len)
     }
 }
 
+/* Runs that fit each other, or nearly so. */
+static void make_table(struct xm_frame_hdr *h, uint8_t *payload, struct input *in)
+{
+    uint32_t runs = 1 + (uint32_t)take(in, 1) % 7, pages = 0, at = 0;
+
+    memset(payload, 0, 128);
+    for (uint32_t i = 0; i < runs; i++) {
+        uint8_t b = (uint8_t)take(in, 1);
+        uint32_t first = at + (i ? b >> 6 : 0), count = 1 + b % 5, zero = (uint32_t)(b >> 5 & 1) << 31;
+        uint32_t run[2] = {first, count | zero};
+        memcpy(payload + 8 + 8 * i, run, sizeof run);
+        at = first + count;
+        pages += zero ? 0 : count;
+    }
+    memcpy(payload, &runs, 4);
+    memcpy(payload + 4, &pages, 4);
+    uint8_t spoil = (uint8_t)take(in, 1);
+    if (spoil > 200)
+        payload[spoil % 64] ^= (uint8_t)take(in, 1);
+    h->flags = 0;
+    h->object = 0;
+    h->offset = h->offset % 16 * XM_PAGE;
+    h->extent = at * XM_PAGE;
+    h->seq = 1 + h->seq % 8;
+    h->after = 1 + h->after % 3;
+    h->length = 64 + pages * XM_PAGE;
+}
+
 static void feed_frame(struct link *l, int peer, uint8_t type, struct input *in)
 {
     static uint8_t wire[64 + XM_PAYLOAD_MAX];
@@ -124,8 +163,11 @@ static void feed_frame(struct link *l, int peer, uint8_t type, struct input *in)
     h.extent = more & 2 ? take(in, 8) : 0;
     h.seq = more & 4 ? take(in, 8) : 0;
     h.after = more & 8 ? take(in, 8) : 0;
+    if (h.type == XM_FRAME_RAM_PAGES && !(more & 64))
+        make_table(&h, wire + 64, in);
+    else if (h.length <= XM_PAYLOAD_MAX)
+        memcpy(wire + 64, in->at, XM_MIN(h.length, in->left));
     size_t len = h.length <= XM_PAYLOAD_MAX ? h.length : 0, given = XM_MIN(len, in->left);
-    memcpy(wire + 64, in->at, given);
     memset(wire + 64 + given, 0, len - given);
     in->at += given;
     in->left -= given;
@@ -137,7 +179,14 @@ static void feed_frame(struct link *l, int peer, uint8_t type, struct input *in)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    struct xm_links_opts o = {.sink = {check, frame, NULL}, .window_bytes = 65536};
+    static struct xm_ram ram;
+    if (!ram.blocks) {
+        int memfd = memfd_create("ram", MFD_CLOEXEC);
+        must(!ftruncate(memfd, 64 * XM_PAGE) && !xm_ram_add(&ram, "ram", memfd, 0, NULL), "memory");
+    }
+    struct xm_ramsink *ramsink = xm_ramsink_new(&ram, NULL);
+    struct xm_links_opts o = {.sink = {check, frame, ramsink, xm_ramsink_placer(ramsink)},
+                              .window_bytes = 65536};
     struct xm_links *b = xm_links_new(&o, NULL);
     struct xm_msg msg[MESSAGES];
     struct input in = {data, size};
@@ -193,6 +242,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     free(l->block);
     link_free(l);
     xm_mailbox_run(&box);
+    xm_ramsink_free(ramsink);
     must(settled == MESSAGES, "a message was not settled exactly once");
     xm_mailbox_destroy(&box);
     close(fd[1]);

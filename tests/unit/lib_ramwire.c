@@ -10,12 +10,18 @@
 #include <stddef.h>
 #include <cmocka.h>
 
-/* A frame as the sink gets it, with a payload of its own. */
+/* A frame as the sink gets it, with a payload of its own, and a link's manners: what follows the head goes where place() says,
+ * part by part, until it is cut. */
 struct ramwire_copy {
     STAILQ_ENTRY(ramwire_copy) next;
     struct xm_rx rx;
     int status;
     uint8_t reply[64];
+    uint8_t *bytes; /* all of the payload; rx.payload is its beginning */
+    struct iovec piece[XM_PIECES_MAX];
+    unsigned pieces;
+    size_t from, placed;  /* of the bytes: where the pieces begin, and how many are there */
+    pthread_mutex_t lock; /* held while bytes are placed; protects rx.is_cut */
 };
 
 static void copy_done(struct xm_rx *rx, int status, const void *reply, uint32_t len)
@@ -25,6 +31,15 @@ static void copy_done(struct xm_rx *rx, int status, const void *reply, uint32_t 
     c->status = status;
     if (reply)
         memcpy(c->reply, reply, XM_MIN(len, sizeof c->reply));
+}
+
+static void copy_cut(struct xm_rx *rx)
+{
+    struct ramwire_copy *c = xm_container_of(rx, struct ramwire_copy, rx);
+
+    pthread_mutex_lock(&c->lock);
+    rx->is_cut = true;
+    pthread_mutex_unlock(&c->lock);
 }
 
 static uint64_t roll(struct ramwire *w)
@@ -41,29 +56,98 @@ static struct ramwire_copy *copy_make(const struct xm_msg *m, const struct xm_fr
 
     c->rx.hdr = *h;
     c->rx.done = copy_done;
+    c->rx.cut = copy_cut;
     c->status = 1;
+    pthread_mutex_init(&c->lock, NULL);
     if (m->length) {
-        c->rx.payload = aligned_alloc(4096, XM_ROUND_UP(m->length, 4096));
-        memcpy(c->rx.payload, m->payload, m->length);
+        c->bytes = aligned_alloc(4096, XM_ROUND_UP(m->length, 4096));
+        memcpy(c->bytes, m->payload, m->length);
     }
     return c;
 }
 
-/* Frees it; returns the sink's status. */
-static int copy_deliver(struct ramwire *w, struct ramwire_copy *c)
+static void copy_free(struct ramwire_copy *c)
 {
-    struct xm_error e = {0};
-    int status = xm_ramsink_check(w->sink, &c->rx.hdr, &e);
-
-    if (!status) {
-        xm_ramsink_frame(w->sink, &c->rx);
-        status = c->status;
-    }
-    if (status)
-        atomic_fetch_add(&w->refused, 1);
+    pthread_mutex_destroy(&c->lock);
+    free(c->bytes);
     free(c->rx.payload);
     free(c);
+}
+
+/* The head comes, as a link brings it. False: refused. */
+static bool copy_begin(struct ramwire *w, struct ramwire_copy *c)
+{
+    struct xm_placer p = xm_ramsink_placer(w->sink);
+    uint32_t length = c->rx.hdr.length, head = p.head(p.ctx, &c->rx.hdr);
+    struct xm_error e = {0};
+
+    c->status = xm_ramsink_check(w->sink, &c->rx.hdr, &e);
+    if (c->status)
+        return false;
+    c->from = length;
+    if (!length)
+        return true;
+    c->rx.payload = malloc(head); /* not a byte more may be looked at */
+    memcpy(c->rx.payload, c->bytes, head);
+    if (head == length)
+        return true;
+    c->from = head;
+    c->pieces = p.place(p.ctx, &c->rx, c->piece);
+    size_t room = 0;
+    for (unsigned i = 0; i < c->pieces; i++)
+        room += c->piece[i].iov_len;
+    assert_true(!c->pieces || room == length - head);
+    return true;
+}
+
+/* The rest comes up to `until` bytes, in parts. */
+static void copy_bring(struct ramwire_copy *c, size_t until)
+{
+    for (bool more = true; more;) {
+        pthread_mutex_lock(&c->lock);
+        size_t at = c->placed, i = 0;
+        while (i < c->pieces && at >= c->piece[i].iov_len)
+            at -= c->piece[i++].iov_len;
+        more = i < c->pieces && c->placed < until && !c->rx.is_cut;
+        if (more) {
+            size_t n = XM_MIN(XM_MIN(c->piece[i].iov_len - at, 10000u), until - c->placed);
+            memcpy((uint8_t *)c->piece[i].iov_base + at, c->bytes + c->from + c->placed, n);
+            c->placed += n;
+        }
+        pthread_mutex_unlock(&c->lock);
+    }
+}
+
+/* The rest comes, and it is a frame. Frees it; returns the sink's status. */
+static int copy_end(struct ramwire *w, struct ramwire_copy *c)
+{
+    copy_bring(c, SIZE_MAX);
+    xm_ramsink_frame(w->sink, &c->rx);
+    int status = c->status;
+    if (status && status != -ESTALE)
+        atomic_fetch_add(&w->refused, 1);
+    copy_free(c);
     return status;
+}
+
+static int copy_deliver(struct ramwire *w, struct ramwire_copy *c)
+{
+    if (copy_begin(w, c))
+        return copy_end(w, c);
+    int status = c->status;
+    atomic_fetch_add(&w->refused, 1);
+    copy_free(c);
+    return status;
+}
+
+/* The link has died in the middle of it. */
+static void copy_drop(struct ramwire *w, struct ramwire_copy *c)
+{
+    struct xm_placer p = xm_ramsink_placer(w->sink);
+
+    if (c->from < c->rx.hdr.length)
+        p.dropped(p.ctx, &c->rx);
+    copy_free(c);
 }
 
 static void pause_us(uint64_t us)
@@ -96,8 +180,14 @@ static void *wire_main(void *arg)
         if (late && (w->end || roll(w) % 8 == 0)) {
             STAILQ_REMOVE_HEAD(&w->late, next);
             w->late_delivered++;
+            bool dies = late->from && roll(w) % 4 == 0;
             pthread_mutex_unlock(&w->lock);
-            copy_deliver(w, late);
+            if (dies)
+                copy_drop(w, late);
+            else if (late->from)
+                copy_end(w, late);
+            else
+                copy_deliver(w, late);
             pthread_mutex_lock(&w->lock);
             continue;
         }
@@ -109,7 +199,8 @@ static void *wire_main(void *arg)
             continue;
         }
         uint64_t delay = w->max_delay_us ? roll(w) % w->max_delay_us : 0;
-        bool twice = roll(w) % 100 < w->duplicate_percent, at_once = roll(w) % 2;
+        bool twice = roll(w) % 100 < w->duplicate_percent, at_once = roll(w) % 2, half = roll(w) % 2;
+        size_t part = roll(w) % (m->length + 1);
         bool fails = w->fail_after && w->taken >= w->fail_after;
         w->taken++;
         pthread_mutex_unlock(&w->lock);
@@ -121,9 +212,14 @@ static void *wire_main(void *arg)
         if (!fails) {
             struct ramwire_copy *second = twice ? copy_make(m, &h) : NULL;
             pause_us(delay);
+            if (second && half && copy_begin(w, second)) /* a link that stops in the middle of it */
+                copy_bring(second, part);
             m->status = copy_deliver(w, copy_make(m, &h));
             if (second && at_once) {
-                copy_deliver(w, second);
+                if (second->from)
+                    copy_end(w, second);
+                else
+                    copy_deliver(w, second);
             } else if (second) {
                 pthread_mutex_lock(&w->lock);
                 STAILQ_INSERT_TAIL(&w->late, second, next);

@@ -320,23 +320,57 @@ static void note_status(struct xm_rx *rx, int status, const void *reply, uint32_
     last_status = status;
 }
 
+static void note_cut(struct xm_rx *rx)
+{
+    rx->is_cut = true;
+}
+
+/* A frame with page 5 as a link brings it: the head, and where the page goes. */
+struct brought {
+    struct xm_rx rx;
+    uint8_t payload[64 + 4096] __attribute__((aligned(4096)));
+    uint8_t *place; /* NULL: nobody wants it */
+};
+
+static void bring(struct xm_ramsink *s, struct brought *f, uint64_t seq, uint64_t round, uint32_t claimed)
+{
+    struct xm_placer p = xm_ramsink_placer(s);
+    struct iovec piece[XM_PIECES_MAX];
+    const uint32_t head[4] = {1, 1, 0, claimed};
+
+    memset(f, 0, sizeof *f);
+    memcpy(f->payload, head, sizeof head);
+    f->rx = (struct xm_rx){.hdr = {.type = XM_FRAME_RAM_PAGES,
+                                   .offset = 5 * 4096,
+                                   .extent = 4096,
+                                   .length = sizeof f->payload,
+                                   .seq = seq,
+                                   .after = round},
+                           .payload = f->payload,
+                           .done = note_status,
+                           .cut = note_cut};
+    assert_int_equal(p.head(p.ctx, &f->rx.hdr), 64);
+    if (p.place(p.ctx, &f->rx, piece)) {
+        assert_int_equal(piece[0].iov_len, 4096);
+        f->place = piece[0].iov_base;
+    }
+}
+
+/* The rest comes. Returns the answer. */
+static int complete(struct xm_ramsink *s, struct brought *f, uint8_t fill)
+{
+    if (f->place && !f->rx.is_cut)
+        memset(f->place, fill, 4096);
+    last_status = 1;
+    xm_ramsink_frame(s, &f->rx);
+    return last_status;
+}
+
 static void send_table(struct xm_ramsink *s, uint64_t seq, uint64_t round, uint8_t fill, uint32_t claimed)
 {
-    static uint8_t payload[64 + 4096] __attribute__((aligned(4096)));
-    uint32_t head[4] = {1, 1, 0, claimed};
-    memset(payload, 0, 64);
-    memcpy(payload, head, sizeof head);
-    memset(payload + 64, fill, 4096);
-    struct xm_rx rx = {.hdr = {.type = XM_FRAME_RAM_PAGES,
-                               .offset = 5 * 4096,
-                               .extent = 4096,
-                               .length = sizeof payload,
-                               .seq = seq,
-                               .after = round},
-                       .payload = payload,
-                       .done = note_status};
-    last_status = 1;
-    xm_ramsink_frame(s, &rx);
+    static struct brought f;
+    bring(s, &f, seq, round, claimed);
+    complete(s, &f, fill);
 }
 
 static void the_sink_takes_each_frame_once_and_never_an_old_one(void **state)
@@ -387,6 +421,58 @@ static void the_sink_takes_each_frame_once_and_never_an_old_one(void **state)
     assert_int_equal(page[7], 0xcc);
     ramwire_digest(&wire, &d);
     assert_int_equal(d.frames, 3);
+    xm_ramsink_free(wire.sink);
+    xm_ram_close(&ram);
+    close(fd);
+}
+
+static void a_place_is_taken_back_in_time(void **state)
+{
+    (void)state;
+    static struct brought one, again, other;
+    struct xm_error e = {0};
+    struct xm_ram ram = {0};
+    struct xm_digest d;
+    struct ramwire wire = {0};
+    int fd = memfd_create("to", MFD_CLOEXEC);
+    assert_int_equal(ftruncate(fd, 16 * 4096), 0);
+    assert_int_equal(xm_ram_add(&ram, "ram", fd, 0, &e), 0);
+    wire.sink = xm_ramsink_new(&ram, &e);
+    struct xm_placer p = xm_ramsink_placer(wire.sink);
+    const uint8_t *page = ram.block[0].map + 5 * 4096;
+
+    /* The same frame by another link. */
+    bring(wire.sink, &one, 1, 1, 1);
+    bring(wire.sink, &again, 1, 1, 1);
+    assert_ptr_equal(again.place, page);
+    assert_true(one.rx.is_cut);
+    assert_int_equal(complete(wire.sink, &again, 0xaa), 0);
+    assert_int_equal(complete(wire.sink, &one, 0xbb), -ESTALE);
+    assert_int_equal(page[9], 0xaa);
+    /* The link that took it dies, too: the third one gets it. */
+    bring(wire.sink, &one, 2, 1, 1);
+    bring(wire.sink, &again, 2, 1, 1);
+    p.dropped(p.ctx, &again.rx);
+    bring(wire.sink, &other, 2, 1, 1);
+    assert_int_equal(complete(wire.sink, &one, 0xbb), -ESTALE);
+    assert_int_equal(complete(wire.sink, &other, 0xcc), 0);
+    assert_int_equal(page[9], 0xcc);
+    /* A newer round has begun. */
+    bring(wire.sink, &one, 3, 1, 1);
+    bring(wire.sink, &other, 4, 2, 1);
+    assert_true(one.rx.is_cut);
+    assert_int_equal(complete(wire.sink, &other, 0xdd), 0);
+    assert_int_equal(complete(wire.sink, &one, 0xbb), -ESTALE);
+    bring(wire.sink, &one, 3, 1, 1);
+    assert_null(one.place);
+    assert_int_equal(complete(wire.sink, &one, 0xbb), 0); /* as a duplicate */
+    assert_int_equal(page[9], 0xdd);
+    /* The digest is asked for: the VM may run next. */
+    bring(wire.sink, &one, 5, 2, 1);
+    ramwire_digest(&wire, &d);
+    assert_true(one.rx.is_cut);
+    assert_int_equal(d.frames, 3);
+    p.dropped(p.ctx, &one.rx);
     xm_ramsink_free(wire.sink);
     xm_ram_close(&ram);
     close(fd);
@@ -478,6 +564,7 @@ int main(void)
         cmocka_unit_test_teardown(a_lost_wire_is_told, teardown),
         cmocka_unit_test_teardown(an_abort_is_heard_at_once, teardown),
         cmocka_unit_test(the_sink_takes_each_frame_once_and_never_an_old_one),
+        cmocka_unit_test(a_place_is_taken_back_in_time),
         cmocka_unit_test(an_answer_means_that_it_is_in_ram),
         cmocka_unit_test_teardown(random_migrations_end_equal, teardown),
     };

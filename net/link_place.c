@@ -1,0 +1,127 @@
+/* net/link_place.c: payloads that are received where they stay.
+ *
+ * Happy path, on the link's thread: the head of a payload is in its buffer, the sink's place() says where the rest goes, and
+ * recvmsg puts it there, piece after piece; its hash is made of each part right behind, while the part is in the cache.
+ *
+ * Failures:
+ * - The link ends in the middle: dropped() tells the sink; what has been written stays, and nobody counts on it.
+ * - Another link brings the same frame, since the sender has given this link up (its own end may be down for long before ours
+ *   notices): the sink takes the place back with xm_rx_cut. That waits for the recvmsg that may be under way, which never
+ *   blocks; from then on this link's bytes go nowhere, and a newer page is safe from them.
+ * - The hash is wrong: the whole bundle is lost, like for any frame (link_rx.c). What lies in the place is garbage then: the
+ *   sink must not need it before frame() has come.
+ *
+ * Lock: place.lock is held while bytes are written, and protects xm_rx.is_cut. Taken with locks of the sink held (xm_rx_cut), and
+ * no callback is called under it.
+ */
+#include "net/bundle.h"
+
+#include <stdlib.h>
+
+struct xm_place {
+    struct frame_hasher *hasher;
+    unsigned pieces; /* 0: nobody wants it */
+    unsigned at;     /* the first piece that is not full */
+    size_t at_done;  /* bytes of it that are there */
+    bool cut;        /* seen to be cut: for good, nothing of the frame is hashed any more */
+    pthread_mutex_t lock;
+    struct iovec piece[XM_PIECES_MAX];
+};
+
+static struct xm_place *place_new(void)
+{
+    struct xm_place *p = calloc(1, sizeof *p);
+
+    if (p && !(p->hasher = frame_hasher_new())) {
+        free(p);
+        return NULL;
+    }
+    if (p)
+        pthread_mutex_init(&p->lock, NULL);
+    return p;
+}
+
+void place_free(struct link *l)
+{
+    if (!l->place)
+        return;
+    frame_hasher_free(l->place->hasher);
+    pthread_mutex_destroy(&l->place->lock);
+    free(l->place);
+}
+
+int place_begin(struct link *l)
+{
+    const struct xm_placer *placer = &l->bundle->opts.sink.placer;
+
+    if (!l->place && !(l->place = place_new()))
+        return xm_error_set(&l->why, ENOMEM, "no memory to receive payloads in place");
+    struct xm_place *p = l->place;
+    p->at = 0;
+    p->at_done = 0;
+    p->cut = false;
+    frame_hasher_reset(p->hasher);
+    frame_hasher_add(p->hasher, l->rx->payload, l->head);
+    p->pieces = placer->place(placer->ctx, l->rx, p->piece);
+    l->rx_state = RX_PLACE;
+    return 0;
+}
+
+unsigned place_lock(struct link *l, struct iovec *piece)
+{
+    struct xm_place *p = l->place;
+    unsigned n = 0;
+
+    pthread_mutex_lock(&p->lock);
+    p->cut = p->cut || l->rx->is_cut;
+    if (p->cut || !p->pieces) {
+        piece[n++] = (struct iovec){l->own, XM_MIN(sizeof l->own, l->hdr.length - l->got)};
+        return n;
+    }
+    for (unsigned i = p->at; i < p->pieces; i++)
+        piece[n++] = p->piece[i];
+    piece[0].iov_base = (uint8_t *)piece[0].iov_base + p->at_done;
+    piece[0].iov_len -= p->at_done;
+    return n;
+}
+
+void place_took(struct link *l, size_t n)
+{
+    struct xm_place *p = l->place;
+    bool wanted = p->pieces && !p->cut;
+
+    l->got += (uint32_t)n;
+    while (wanted && n) {
+        struct iovec *v = &p->piece[p->at];
+        size_t part = XM_MIN(n, v->iov_len - p->at_done);
+        frame_hasher_add(p->hasher, (uint8_t *)v->iov_base + p->at_done, part);
+        p->at_done += part;
+        n -= part;
+        if (p->at_done == v->iov_len) {
+            p->at++;
+            p->at_done = 0;
+        }
+    }
+    pthread_mutex_unlock(&p->lock);
+}
+
+bool place_intact(const struct link *l)
+{
+    const struct xm_place *p = l->place;
+
+    return p->cut || !p->pieces || frame_hasher_end(p->hasher) == l->hdr.hash;
+}
+
+void place_cut(struct xm_rx *rx)
+{
+    struct link *l = rx->transport;
+
+    pthread_mutex_lock(&l->place->lock);
+    rx->is_cut = true;
+    pthread_mutex_unlock(&l->place->lock);
+}
+
+void xm_rx_cut(struct xm_rx *rx)
+{
+    rx->cut(rx);
+}
