@@ -40,16 +40,17 @@ double peer_iperf(const char *address, unsigned streams, unsigned seconds, const
     return bits / 8;
 }
 
+/* By the hosts' routes: a namespace may not choose every algorithm for itself (tcp_allowed_congestion_control). */
 void peer_congestion(const char *algorithm)
 {
-    static char first[32];
-
-    if (!first[0])
-        snprintf(first, sizeof first, "%s",
-                 bench_ask("ip netns exec %s sysctl -n net.ipv4.tcp_congestion_control", bench_ns('A')));
-    for (char h = 'A'; h <= 'B'; h++)
-        bench_run("ip netns exec %s sysctl -qw net.ipv4.tcp_congestion_control=%s", bench_ns(h),
-                  algorithm ? algorithm : first);
+    for (char h = 'A'; h <= 'B'; h++) {
+        if (bench_run("ip -n %s -o route show proto kernel | while read -r r; do ip -n %s route change "
+                      "${r%%%%congctl*} %s%s || "
+                      "exit 1; done",
+                      bench_ns(h), bench_ns(h), algorithm ? "congctl " : "", algorithm ? algorithm : ""))
+            bench_die("the hosts cannot be told to use %s",
+                      algorithm ? algorithm : "their own congestion control");
+    }
 }
 
 /* The jobs' bandwidths, in bytes a second, in the order of the words; 0: not measured. */
