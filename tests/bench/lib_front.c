@@ -11,10 +11,11 @@ static int by_value(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-void front_connect(struct vf *f, const char *socket)
+void front_connect(struct vf *f, const char *socket, uint64_t watch_ns)
 {
     if (vf_init(f, 1, 256) || vf_connect(f, socket, 0) || vf_start(f))
         bench_die("the back end at %s cannot be driven", socket);
+    f->watch_ns = watch_ns;
     memset(f->mem + VF_DATA, 0x5a, 64 * BLOCK);
 }
 

@@ -1,4 +1,5 @@
 #include "tests/unit/lib_vhost_front.h"
+#include "base/base.h"
 
 #include <errno.h>
 #include <linux/vhost_types.h>
@@ -504,8 +505,13 @@ bool vf_wait(struct vf *f, unsigned qi, int timeout_ms)
     /* Call us for the next one. */
     __atomic_store_n(&q->avail->ring[f->size], q->last_used, __ATOMIC_RELEASE);
     __sync_synchronize();
-    if (__atomic_load_n(&q->used->idx, __ATOMIC_ACQUIRE) != q->last_used)
-        return true;
+    for (uint64_t until = f->watch_ns ? xm_now() + f->watch_ns : 0;;) {
+        if (__atomic_load_n(&q->used->idx, __ATOMIC_ACQUIRE) != q->last_used)
+            return true;
+        if (!until || xm_now() >= until)
+            break;
+        xm_relax();
+    }
     if (poll(&p, 1, timeout_ms) != 1)
         return false;
     eventfd_read(q->call, &v);
