@@ -1,7 +1,8 @@
 /* What a guest notices of its disk being mirrored: 4 KiB writes at random places, depth 1 and 32, through
  * vhost-user-blk, driven by our own small front end: before, while the copy runs, and when it has finished and the mirror
  * stays on. Ours asynchronous and held to synchronous; beside qemu-storage-daemon with blockdev-mirror, background and
- * write-blocking. Loop devices over files in memory, unshaped veth. usage: bench/guestio guest-io-mirrored
+ * write-blocking. Loop devices over files in memory, unshaped veth. In the notes: the same guest, unmirrored, while we copy
+ * another disk: what it cannot but notice where two processors carry it and both hosts. usage: bench/guestio guest-io-mirrored
  *                                                                         bench/guestio -s MODE DEPTH RUNS (0 to 3, 0 to 1)
  *
  * Each mode is a new back end, its disk without a mirror first: what «unmirrored» means for this run. */
@@ -20,12 +21,12 @@
 #define LINKS 2
 #define PIECE (300 * XM_NS_PER_MS) /* of each measurement */
 
-static const char *src_dev, *dst_dev;
+static const char *src_dev, *dst_dev, *other_dev[2]; /* other: of a disk that nobody uses */
 static uint64_t disk_size;
 static char sock[200], qmp_sock[200];
 
 enum mode { OURS_ASYNC, OURS_SYNC, QEMU_BACKGROUND, QEMU_BLOCKING, MODES };
-enum phase { BEFORE, COPYING, STEADY, PHASES };
+enum phase { BEFORE, NEIGHBOUR, COPYING, STEADY, PHASES };
 enum { DEPTHS = 2 };
 static const unsigned depths[DEPTHS] = {1, 32};
 static const char *const mode_name[MODES] = {"ours async", "ours sync", "QEMU background",
@@ -165,6 +166,29 @@ static void measure(struct vf *f, enum mode m, enum phase p, unsigned d, uint64_
     bench_add(&to->p99, r.p99);
 }
 
+static void *copy_other(void *arg)
+{
+    struct copy_job j = {
+        .disks = 1, .links = LINKS, .from = {other_dev[0]}, .to = {other_dev[1]}, .size = disk_size};
+    struct copy_result r;
+
+    (void)arg;
+    if (!copy_run(&j, &r))
+        bench_die("the other disk was not copied");
+    return NULL;
+}
+
+static void beside_a_copy(struct vf *f, enum mode m, unsigned d)
+{
+    pthread_t t;
+
+    if (pthread_create(&t, NULL, copy_other, NULL))
+        bench_die("no thread");
+    poll(NULL, 0, 100); /* it has begun */
+    measure(f, m, NEIGHBOUR, d, PIECE / 2);
+    pthread_join(t, NULL);
+}
+
 /* A depth at a time, so that both see a copy from its beginning. */
 static void run(enum mode m, unsigned d)
 {
@@ -183,6 +207,8 @@ static void run(enum mode m, unsigned d)
     front_connect(&front, sock, 0);
     front_measure(&front, VIRTIO_BLK_T_OUT, depths[d], disk_size, PIECE / 5, 0); /* warms up */
     measure(&front, m, BEFORE, d, PIECE);
+    if (m == OURS_ASYNC)
+        beside_a_copy(&front, m, d);
     mirror_on(&b, m);
     measure(&front, m, COPYING, d, PIECE);
     wait_copied(&b);
@@ -201,12 +227,16 @@ static void rows(void)
     for (enum phase p = COPYING; p <= STEADY; p++) {
         const char *when = p == COPYING ? "while copying" : "when copied";
         for (unsigned d = 0; d < DEPTHS; d++) {
+            const struct figures *beside = &all[OURS_ASYNC][NEIGHBOUR][d];
             for (enum mode m = OURS_ASYNC; m <= OURS_SYNC; m++) {
                 struct figures *mine = &all[m][p][d], *none = &all[m][BEFORE][d], *qemu = &all[m + 2][p][d];
                 snprintf(name, sizeof name, "unmirrored; %s, %s, depth %u", mode_name[m], when, depths[d]);
-                bench_note("IOPS %.0f, unmirrored %.0f; p50 %.1f us, unmirrored %.1f us",
+                bench_note("IOPS %.0f, unmirrored %.0f; p50 %.1f us, unmirrored %.1f us; unmirrored while "
+                           "another disk is "
+                           "copied: IOPS %.0f, p50 %.1f us, p99 %.1f us",
                            bench_median(&mine->iops), bench_median(&none->iops), bench_median(&mine->p50),
-                           bench_median(&none->p50));
+                           bench_median(&none->p50), bench_median(&beside->iops), bench_median(&beside->p50),
+                           bench_median(&beside->p99));
                 bench_result("p99 us", &mine->p99, &none->p99, name, 1.5, false);
                 snprintf(name, sizeof name, "%s; %s, %s, depth %u", mode_name[m + 2], mode_name[m], when,
                          depths[d]);
@@ -219,12 +249,14 @@ static void rows(void)
 
 static void profile(enum mode m, unsigned d, int runs)
 {
-    static const char *const phase[PHASES] = {"before", "copying", "copied"};
+    static const char *const phase[PHASES] = {"before", "beside", "copying", "copied"};
 
     for (int i = 0; i < runs; i++) {
         run(m, d);
         for (enum phase p = BEFORE; p < PHASES; p++) {
             struct figures *f = &all[m][p][d];
+            if (f->iops.n == 0)
+                continue;
             printf("    %-8s %7.0f IOPS, p50 %7.1f us, p99 %8.1f us\n", phase[p], f->iops.v[i], f->p50.v[i],
                    f->p99.v[i]);
         }
@@ -242,7 +274,10 @@ int main(int argc, char **argv)
     snprintf(qmp_sock, sizeof qmp_sock, "%s/qmp", bench_dir(true));
     src_dev = bench_loop("src", disk_size);
     dst_dev = src_dev ? bench_loop("dst", disk_size) : NULL;
-    if (bench_hosts(LINKS) || !dst_dev || bench_fill_random(src_dev, disk_size))
+    other_dev[0] = dst_dev ? bench_loop("from", disk_size) : NULL;
+    other_dev[1] = other_dev[0] ? bench_loop("to", disk_size) : NULL;
+    if (bench_hosts(LINKS) || !other_dev[1] || bench_fill_random(src_dev, disk_size) ||
+        bench_fill_random(other_dev[0], disk_size) || bench_fill_random(other_dev[1], disk_size))
         bench_die("no namespaces, no loop devices, or no memory for them");
     if (only) {
         profile((enum mode)(atoi(argv[2]) % MODES), (unsigned)atoi(argv[3]) % DEPTHS, atoi(argv[4]));
