@@ -5,9 +5,11 @@
  * invisible to who receives pages or punches holes meanwhile. Zero runs give the pages back; steps that were wholly in such a run
  * before are left out. A step that loses this race costs memory until the guest uses it, nothing else.
  *
- * Page tables take 0.2 % of what is mapped. Beyond POPULATE_AHEAD the thread keeps that much mapped before the place where data
- * comes, and gives the tables behind it back (by mapping the same again: works on all kernels, and a page that is still
- * to come there is faulted in).
+ * Page tables take 0.2 % of what is mapped. Beyond POPULATE_AHEAD the thread keeps, in the first round, that much mapped before the
+ * place where data comes, and gives the tables behind it back (by mapping the same again: works on all kernels, and a page that
+ * is still to come there is faulted in). In later rounds of such a guest pages are faulted in as they come.
+ *
+ * No memory: nothing is populated any more; what is to come says so, where it matters. Tables are given back all the same.
  */
 #include "memxfer/populate.h"
 
@@ -97,21 +99,23 @@ static void *populate_main(void *arg)
 {
     struct populate *p = arg;
     uint64_t given_back = 0;
+    bool memory = true;
 
     setpriority(PRIO_PROCESS, (id_t)gettid(), POPULATE_NICE);
     for (unsigned i = 0; i < p->ram->blocks; i++) {
         const struct xm_ram_block *b = &p->ram->block[i];
         for (uint64_t pos = 0; pos < b->size; pos += STEP) {
-            if (!wait_for(p, p->first[i] + pos, &given_back) ||
-                (pos / STEP % LOOK_EVERY == 0 && !memory_left()))
+            if (!wait_for(p, p->first[i] + pos, &given_back))
                 return NULL;
-            if (p->first[i] + pos < given_back || xm_bitmap_test(&p->skip[i], pos / STEP))
-                continue; /* the data was faster; or it is none */
+            memory = memory && (pos / STEP % LOOK_EVERY != 0 || memory_left());
+            /* No more where the data was faster, or where there are none. */
+            if (!memory || p->first[i] + pos + STEP <= atomic_load(&p->passed) ||
+                xm_bitmap_test(&p->skip[i], pos / STEP))
+                continue;
             if (madvise(b->map + pos, XM_MIN(STEP, b->size - pos), MADV_POPULATE_WRITE) < 0 &&
                 errno != EINTR) {
-                /* No memory: what is to come will say so, where it matters. */
                 xm_log(XM_LOG_DEBUG, "RAM block %s is not populated ahead: errno %d", b->name, errno);
-                return NULL;
+                memory = false;
             }
         }
     }
@@ -160,8 +164,8 @@ void populate_passed(struct populate *p, unsigned block, uint64_t offset)
 {
     uint64_t place = p->first[block] + offset;
 
-    /* Looked at in steps: most guests fit into what is mapped at once, and nobody waits. */
-    if (p->total <= p->ahead || place < atomic_load_explicit(&p->passed, memory_order_relaxed) + STEP)
+    /* Told in steps. */
+    if (place < atomic_load_explicit(&p->passed, memory_order_relaxed) + STEP)
         return;
     pthread_mutex_lock(&p->lock);
     if (place > atomic_load(&p->passed))

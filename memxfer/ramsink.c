@@ -9,25 +9,25 @@
  * see populate.c.)
  *
  * Frames of one round concern different pages, so any number of them may be received at once. A link failure makes the other
- * side send frames again, and the first copy may turn up much later, or be half received by a link that has not noticed yet.
- * Never may an old page land on a newer one, or on a VM that runs already:
+ * side send frames again; the first copy may turn up before the second, in the middle of it, or much later, and may be half
+ * received by a link that has not noticed yet. The first copy that is whole is the one that counts. Never may an old page land
+ * on a newer one, or on a VM that runs already:
  *
- * -  who receives into RAM holds the claim on (block, seq), and there is one at most. A frame that comes again takes an open
- *    claim away from the link that has it (xm_rx_cut: that link writes nothing any more when this returns): the sender repeats
- *    a frame only when it has given the first link up;
+ * -  who receives into RAM holds the claim on (block, seq), and there is one at most. A copy that begins meanwhile is received
+ *    into memory of its own; if it is whole first, it takes the claim away (xm_rx_cut: the other link writes nothing any more when
+ *    this returns) and is written from there;
  *
  * -  a frame that is applied, or of an older round than the newest seen, is a duplicate: thrown away as it comes, and answered
  *    only when its first copy has been applied, so that to be answered means to be in RAM;
  *
- * -  a round begins when all of the one before is answered, so a claim that is still open then is a duplicate's: it is cut.
- *    The digest cuts all, and waits until nothing is being applied.
+ * -  a newer round takes back what is open of older ones, as the digest does with everything; an honest source has nothing open
+ *    then, since a round, and the digest, begin when all before is answered. After the digest no frame is taken any more.
  *
- * Failures: a bad table, a sequence number out of the window, an error while holes are punched: answered with -errno, which ends
- * the migration at the source. A link that dies with a frame half received gives the claim up: those pages are garbage until
- * the frame comes again, which the round at the source waits for. A frame that lost its claim is answered with -ESTALE, which
- * nobody hears: its link was given up.
+ * Failures: a bad table, a sequence number out of the window, a write error: answered with -errno, which ends the migration at the
+ * source. A link that dies with a frame half received gives the claim up: those pages are garbage until the frame comes again,
+ * which the round at the source waits for. No memory where pages go: the link says so, and the bundle is lost.
  *
- * Lock: one mutex, held for a few instructions per frame, and while a place is taken back.
+ * Lock: one mutex, held for a few instructions per frame, and while a place is taken back (which takes the link's place.lock).
  */
 #include "memxfer/pages.h"
 #include "memxfer/populate.h"
@@ -38,14 +38,15 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The right to change the pages of one frame. Belongs to the link thread that has the frame; others change it under the lock. */
+/* A frame that is being received, or applied. Belongs to the link thread that has the frame; others change it under the lock. */
 struct claim {
-    LIST_ENTRY(claim) link; /* while it is not lost */
+    LIST_ENTRY(claim) link; /* while it is held */
     struct xm_rx *rx;
     unsigned block;
     uint64_t seq, round;
-    bool whole,
-        lost; /* whole: all has come, and is being applied; lost: another one has it, or it is too old */
+    bool held;     /* it has the right to change the pages; else it never had (copy), or it was taken away */
+    bool whole;    /* all has come, and is being applied */
+    uint8_t *copy; /* of the data, where another one held the claim when it began */
 };
 
 struct xm_ramsink {
@@ -55,6 +56,7 @@ struct xm_ramsink {
     pthread_cond_t applied;
     LIST_HEAD(, claim) claims;
     uint64_t round; /* the newest seen */
+    bool closed;    /* the digest was asked for */
     struct xm_digest digest;
     struct {
         uint64_t low;                         /* all up to this were applied, or are being so */
@@ -64,9 +66,9 @@ struct xm_ramsink {
 
 static bool seq_seen(const struct xm_ramsink *s, unsigned block, uint64_t seq)
 {
-    uint64_t bit = seq % PAGES_SEQ_WINDOW;
+    uint64_t bit = seq % PAGES_SEQ_WINDOW, low = s->block[block].low;
 
-    return seq <= s->block[block].low || (s->block[block].seen[bit / 64] >> bit % 64 & 1);
+    return seq <= low || (seq - low <= PAGES_SEQ_WINDOW && (s->block[block].seen[bit / 64] >> bit % 64 & 1));
 }
 
 static void seq_mark(struct xm_ramsink *s, unsigned block, uint64_t seq)
@@ -94,10 +96,16 @@ static struct claim *claim_of(struct xm_ramsink *s, unsigned block, uint64_t seq
     return NULL;
 }
 
-static void claim_lose(struct claim *c)
+static void hold(struct xm_ramsink *s, struct claim *c)
+{
+    c->held = true;
+    LIST_INSERT_HEAD(&s->claims, c, link);
+}
+
+static void take_away(struct claim *c)
 {
     xm_rx_cut(c->rx);
-    c->lost = true;
+    c->held = false;
     LIST_REMOVE(c, link);
 }
 
@@ -109,65 +117,82 @@ static void cut_older(struct xm_ramsink *s, uint64_t round)
     for (c = LIST_FIRST(&s->claims); c; c = next) {
         next = LIST_NEXT(c, link);
         if (!c->whole && c->round < round)
-            claim_lose(c);
+            take_away(c);
     }
 }
 
-static bool is_duplicate(const struct xm_ramsink *s, unsigned block, uint64_t seq, uint64_t round)
+static void begin_round(struct xm_ramsink *s, uint64_t round)
 {
-    return seq_seen(s, block, seq) || round < s->round;
+    if (round > s->round)
+        cut_older(s, round);
+    s->round = round;
 }
 
-/* 1: the claim is ours; 0: a duplicate of what was applied, or is being so; -errno. */
-static int claim_take(struct xm_ramsink *s, struct claim *c, struct xm_error *e)
+static bool is_duplicate(const struct xm_ramsink *s, const struct claim *c)
 {
-    int r = 0;
+    return seq_seen(s, c->block, c->seq) || c->round < s->round;
+}
 
+/* 1: it may be received; 0: a duplicate of what was applied, or is being so; -errno. With the lock held. */
+static int judge_order(struct xm_ramsink *s, const struct claim *c, struct xm_error *e)
+{
+    if (is_duplicate(s, c))
+        return 0;
+    if (s->closed)
+        return xm_error_set(e, EPROTO, "frame %llu of RAM block %u comes after the digest",
+                            (unsigned long long)c->seq, c->block);
+    if (c->seq - s->block[c->block].low > PAGES_SEQ_WINDOW)
+        return xm_error_set(e, EPROTO, "frame %llu of RAM block %u comes too far ahead",
+                            (unsigned long long)c->seq, c->block);
+    return 1;
+}
+
+/* Its data begin to come. As judge_order; 1: into RAM if it is held then, else into a copy. */
+static int claim_begin(struct xm_ramsink *s, struct claim *c, struct xm_error *e)
+{
     pthread_mutex_lock(&s->lock);
-    if (is_duplicate(s, c->block, c->seq, c->round)) {
-        r = 0;
-    } else if (c->seq - s->block[c->block].low > PAGES_SEQ_WINDOW) {
-        r = xm_error_set(e, EPROTO, "frame %llu of RAM block %u comes too far ahead",
-                         (unsigned long long)c->seq, c->block);
-    } else {
-        struct claim *other = claim_of(s, c->block, c->seq);
-        if (other)
-            claim_lose(other);
-        if (c->round > s->round)
-            cut_older(s, c->round);
-        s->round = c->round;
-        if (c->whole)
-            seq_mark(s, c->block, c->seq);
-        LIST_INSERT_HEAD(&s->claims, c, link);
-        r = 1;
+    int r = judge_order(s, c, e);
+    if (r > 0) {
+        begin_round(s, c->round);
+        if (!claim_of(s, c->block, c->seq))
+            hold(s, c);
     }
     pthread_mutex_unlock(&s->lock);
     return r;
 }
 
-/* All of the frame has come: from here on it counts as seen. False: the claim was lost meanwhile. */
-static bool claim_whole(struct xm_ramsink *s, struct claim *c)
+/* All of it has come. As judge_order; 1: it is the first, and holds the claim until claim_end. (Its data are in place or in its
+ * copy then: who lost a place is a duplicate of who took it, or of an older round, or too late.) */
+static int claim_whole(struct xm_ramsink *s, struct claim *c, struct xm_error *e)
 {
     pthread_mutex_lock(&s->lock);
-    bool ours = !c->lost;
-    if (ours && !c->whole) {
+    int r = judge_order(s, c, e);
+    if (r > 0) {
+        if (!c->held) {
+            struct claim *other = claim_of(s, c->block, c->seq);
+            if (other)
+                take_away(other);
+            begin_round(s, c->round);
+            hold(s, c);
+        }
         c->whole = true;
         seq_mark(s, c->block, c->seq);
     }
     pthread_mutex_unlock(&s->lock);
-    return ours;
+    return r;
 }
 
 /* h: it is applied; NULL: it is not. */
 static void claim_end(struct xm_ramsink *s, struct claim *c, const struct xm_frame_hdr *h)
 {
     pthread_mutex_lock(&s->lock);
-    if (!c->lost)
+    if (c->held)
         LIST_REMOVE(c, link);
     if (h)
         xm_digest_add(&s->digest, h);
     pthread_cond_broadcast(&s->applied);
     pthread_mutex_unlock(&s->lock);
+    free(c->copy);
 }
 
 /* Until the first copy is applied. */
@@ -179,6 +204,25 @@ static void wait_applied(struct xm_ramsink *s, unsigned block, uint64_t seq)
     while ((c = claim_of(s, block, seq)) && c->whole)
         pthread_cond_wait(&s->applied, &s->lock);
     pthread_mutex_unlock(&s->lock);
+}
+
+static int write_all(const struct xm_ram_block *b, const uint8_t *data, uint64_t offset, uint64_t len)
+{
+    while (len) {
+        ssize_t n = pwrite(b->memfd, data, len, (off_t)offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && (errno == EINVAL || errno == EOPNOTSUPP)) { /* hugetlbfs has no write() */
+            memcpy(b->map + offset, data, len);
+            return 0;
+        }
+        if (n <= 0)
+            return n < 0 ? -errno : -EIO;
+        data += n;
+        offset += (uint64_t)n;
+        len -= (uint64_t)n;
+    }
+    return 0;
 }
 
 /* For files that cannot punch single pages (huge pages): zeros over what is there. */
@@ -211,22 +255,30 @@ static void apply_zeros(struct xm_ramsink *s, const struct xm_ram_block *b, cons
     }
 }
 
-/* What is not received in place. */
-static void apply(struct xm_ramsink *s, const struct xm_rx *rx)
+/* What is not in place already. */
+static int apply(struct xm_ramsink *s, const struct xm_rx *rx, const struct claim *c, struct xm_error *e)
 {
     const struct xm_ram_block *b = &s->ram->block[rx->hdr.object];
-    const uint8_t *data = pages_data(rx->payload);
+    const uint8_t *data = c->copy ? c->copy : pages_data(rx->payload);
 
     for (unsigned i = 0; i < pages_runs(rx->payload); i++) {
         struct pages_run run = pages_run_at(&rx->hdr, rx->payload, i, &data);
+        int r = 0;
         if (run.zero)
             apply_zeros(s, b, &run);
+        else if (c->copy)
+            r = write_all(b, run.data, run.page << XM_PAGE_SHIFT, run.count << XM_PAGE_SHIFT);
+        if (r < 0)
+            return xm_error_errno(e, -r, "cannot write guest RAM %s at page %llu", b->name,
+                                  (unsigned long long)run.page);
     }
+    return 0;
 }
 
 static void answer_digest(struct xm_ramsink *s, struct xm_rx *rx)
 {
     pthread_mutex_lock(&s->lock);
+    s->closed = true;
     cut_older(s, UINT64_MAX);
     while (!LIST_EMPTY(&s->claims))
         pthread_cond_wait(&s->applied, &s->lock);
@@ -254,6 +306,7 @@ static uint32_t head(void *ctx, const struct xm_frame_hdr *h)
     return h->type == XM_FRAME_RAM_PAGES ? pages_head(h) : h->length;
 }
 
+/* The header and the table. */
 static int judge(struct xm_ramsink *s, const struct xm_rx *rx, struct xm_error *e)
 {
     int r = xm_ramsink_check(s, &rx->hdr, e);
@@ -261,60 +314,51 @@ static int judge(struct xm_ramsink *s, const struct xm_rx *rx, struct xm_error *
     return r ? r : pages_check(&rx->hdr, rx->payload, e);
 }
 
-/* Judges the table and takes the claim. 1: rx->owner has it; 0: a duplicate; -errno. whole: nothing more is to come. */
-static int admit(struct xm_ramsink *s, struct xm_rx *rx, bool whole, struct xm_error *e)
+static struct claim *claim_new(struct xm_rx *rx)
 {
-    int r = judge(s, rx, e);
-
-    rx->owner = NULL;
-    if (r < 0)
-        return r;
     struct claim *c = calloc(1, sizeof *c);
-    if (!c)
-        return xm_error_set(e, ENOMEM, "no memory for a frame");
-    *c = (struct claim){
-        .rx = rx, .block = rx->hdr.object, .seq = rx->hdr.seq, .round = rx->hdr.after, .whole = whole};
-    r = claim_take(s, c, e);
-    if (r > 0)
-        rx->owner = c;
-    else
-        free(c);
-    return r;
+
+    if (c)
+        *c = (struct claim){.rx = rx, .block = rx->hdr.object, .seq = rx->hdr.seq, .round = rx->hdr.after};
+    return c;
 }
 
-/* What is wrong with a frame is said in frame(), when all of it has come. */
-static unsigned place(void *ctx, struct xm_rx *rx, struct iovec *piece)
+/* The pieces of RAM that the runs name. */
+static unsigned pieces_of(const struct xm_ram_block *b, const struct xm_rx *rx, struct iovec *piece)
 {
-    struct xm_ramsink *s = ctx;
-    struct xm_error ignored;
+    const uint8_t *data = pages_data(rx->payload);
     unsigned n = 0;
 
-    if (admit(s, rx, false, &ignored) <= 0)
-        return 0;
-    const struct xm_ram_block *b = &s->ram->block[rx->hdr.object];
-    const uint8_t *data = pages_data(rx->payload);
     for (unsigned i = 0; i < pages_runs(rx->payload); i++) {
         struct pages_run run = pages_run_at(&rx->hdr, rx->payload, i, &data);
         if (!run.zero)
             piece[n++] = (struct iovec){b->map + (run.page << XM_PAGE_SHIFT), run.count << XM_PAGE_SHIFT};
     }
-    populate_passed(s->populate, rx->hdr.object, rx->hdr.offset);
     return n;
 }
 
-/* Why a frame got no place: 0: it is a duplicate; -errno. */
-static int why_not(struct xm_ramsink *s, const struct xm_rx *rx, struct xm_error *e)
+/* What is wrong with a frame, or what it is a duplicate of, is found again and told in frame(), when all of it has come. */
+static unsigned place(void *ctx, struct xm_rx *rx, struct iovec *piece)
 {
-    int r = judge(s, rx, e);
+    struct xm_ramsink *s = ctx;
+    struct xm_error ignored;
+    size_t rest = rx->hdr.length - pages_head(&rx->hdr);
 
-    if (r < 0)
-        return r;
-    pthread_mutex_lock(&s->lock);
-    bool duplicate = is_duplicate(s, rx->hdr.object, rx->hdr.seq, rx->hdr.after);
-    pthread_mutex_unlock(&s->lock);
-    return duplicate ? 0
-                     : xm_error_set(e, EPROTO, "frame %llu of RAM block %u came too far ahead",
-                                    (unsigned long long)rx->hdr.seq, rx->hdr.object);
+    rx->owner = NULL;
+    struct claim *c = judge(s, rx, &ignored) == 0 ? claim_new(rx) : NULL;
+    if (!c)
+        return 0;
+    if (claim_begin(s, c, &ignored) <= 0 || (!c->held && !(c->copy = malloc(rest)))) {
+        free(c);
+        return 0;
+    }
+    rx->owner = c;
+    if (c->copy) {
+        piece[0] = (struct iovec){c->copy, rest};
+        return 1;
+    }
+    populate_passed(s->populate, rx->hdr.object, rx->hdr.offset);
+    return pieces_of(&s->ram->block[rx->hdr.object], rx, piece);
 }
 
 static void dropped(void *ctx, struct xm_rx *rx)
@@ -326,24 +370,41 @@ static void dropped(void *ctx, struct xm_rx *rx)
     free(c);
 }
 
+/* Nothing of the data was kept: that is right for a duplicate only. */
+static int judge_unplaced(struct xm_ramsink *s, const struct xm_rx *rx, struct xm_error *e)
+{
+    struct claim c = {.block = rx->hdr.object, .seq = rx->hdr.seq, .round = rx->hdr.after};
+    int r = judge(s, rx, e);
+
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&s->lock);
+    r = judge_order(s, &c, e);
+    pthread_mutex_unlock(&s->lock);
+    return r > 0 ? xm_error_set(e, ENOMEM, "frame %llu of RAM block %u could not be taken when it came",
+                                (unsigned long long)c.seq, c.block)
+                 : r;
+}
+
 /* All of it has come. 1: applied; 0: a duplicate of what is; -errno. */
 static int take_pages(struct xm_ramsink *s, struct xm_rx *rx, struct xm_error *e)
 {
-    int r;
+    bool placed = pages_head(&rx->hdr) < rx->hdr.length; /* place() was asked */
+    struct claim *c = placed ? rx->owner : NULL;
+    int r = c ? 0 : placed ? judge_unplaced(s, rx, e) : judge(s, rx, e);
 
-    if (pages_head(&rx->hdr) == rx->hdr.length) /* place() was not asked */
-        r = admit(s, rx, true, e);
-    else
-        r = rx->owner ? 1 : why_not(s, rx, e);
+    if (!placed && !r && !(c = claim_new(rx)))
+        r = xm_error_set(e, ENOMEM, "no memory for a frame");
+    if (c)
+        r = claim_whole(s, c, e);
     if (r == 0)
         wait_applied(s, rx->hdr.object, rx->hdr.seq);
-    struct claim *c = r > 0 ? rx->owner : NULL;
     if (!c)
         return r;
-    if (claim_whole(s, c))
-        apply(s, rx);
-    else
-        r = -ESTALE;
+    if (r > 0) {
+        int failed = apply(s, rx, c, e);
+        r = failed < 0 ? failed : r;
+    }
     claim_end(s, c, r > 0 ? &rx->hdr : NULL);
     free(c);
     return r;
@@ -358,10 +419,7 @@ void xm_ramsink_frame(struct xm_ramsink *s, struct xm_rx *rx)
         return;
     }
     int r = take_pages(s, rx, &e);
-    if (r == -ESTALE)
-        xm_log(XM_LOG_DEBUG, "guest RAM: frame %llu came by another link meanwhile",
-               (unsigned long long)rx->hdr.seq);
-    else if (r < 0)
+    if (r < 0)
         xm_log(XM_LOG_ERROR, "guest RAM: %s", e.text);
     xm_rx_done(rx, XM_MIN(r, 0), NULL, 0);
 }

@@ -2,7 +2,7 @@
  *
  * Threads: a link has one thread, which alone touches what stands under «the link thread's own». Anybody
  * submits, answers (xm_rx_done) and aborts. Locks, in this order: bundle.lock; then a mailbox's or the pool's
- * own. No callback is called and no message is settled with bundle.lock held.
+ * own. A place's lock (link_place.c) is taken under a sink's, and nothing under it. No callback is called and no message is settled with bundle.lock held.
  */
 #ifndef NET_BUNDLE_H
 #define NET_BUNDLE_H

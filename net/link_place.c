@@ -8,8 +8,9 @@
  * - Another link brings the same frame, since the sender has given this link up (its own end may be down for long before ours
  *   notices): the sink takes the place back with xm_rx_cut. That waits for the recvmsg that may be under way, which never
  *   blocks; from then on this link's bytes go nowhere, and a newer page is safe from them.
- * - The hash is wrong: the whole bundle is lost, like for any frame (link_rx.c). What lies in the place is garbage then: the
- *   sink must not need it before frame() has come.
+ * - The hash is wrong: the whole bundle is lost, like for any frame (link_rx.c), and dropped() comes. What lies in the place is
+ *   garbage then: the sink must not need it before frame() has come. What came after a cut is not hashed.
+ * - No memory in the place (EFAULT): the bundle is lost, and the peer is told so.
  *
  * Lock: place.lock is held while bytes are written, and protects xm_rx.is_cut. Taken with locks of the sink held (xm_rx_cut), and
  * no callback is called under it.
@@ -20,7 +21,7 @@
 
 struct xm_place {
     struct frame_hasher *hasher;
-    unsigned pieces; /* 0: nobody wants it */
+    unsigned pieces; /* 0: nobody wants it; it is hashed all the same, since a damaged head may be why */
     unsigned at;     /* the first piece that is not full */
     size_t at_done;  /* bytes of it that are there */
     bool cut;        /* seen to be cut: for good, nothing of the frame is hashed any more */
@@ -91,6 +92,8 @@ void place_took(struct link *l, size_t n)
     bool wanted = p->pieces && !p->cut;
 
     l->got += (uint32_t)n;
+    if (!p->pieces)
+        frame_hasher_add(p->hasher, l->own, n);
     while (wanted && n) {
         struct iovec *v = &p->piece[p->at];
         size_t part = XM_MIN(n, v->iov_len - p->at_done);
@@ -109,7 +112,7 @@ bool place_intact(const struct link *l)
 {
     const struct xm_place *p = l->place;
 
-    return p->cut || !p->pieces || frame_hasher_end(p->hasher) == l->hdr.hash;
+    return p->cut || frame_hasher_end(p->hasher) == l->hdr.hash;
 }
 
 void place_cut(struct xm_rx *rx)

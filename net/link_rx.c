@@ -17,6 +17,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #define TURN_BYTES ((size_t)1 << 20)  /* received before answers and messages are looked at again */
 #define LARGE      ((size_t)16 << 10) /* payloads from here on are not read ahead of */
@@ -232,24 +234,29 @@ static bool find_buffer(struct link *l)
 }
 
 /* What was read ahead becomes payload, as much of it as belongs there. */
-static void take_ahead(struct link *l)
+static int take_ahead(struct link *l)
 {
-    struct iovec piece[XM_PIECES_MAX] = {{l->to + l->got, l->head - l->got}};
-    bool place = l->rx_state == RX_PLACE;
-    unsigned n = place ? place_lock(l, piece) : 1;
-    size_t took = 0;
+    struct iovec from = {l->ahead + l->ahead_at, l->ahead_n};
+    ssize_t took;
 
-    for (unsigned i = 0; i < n && l->ahead_n; i++) {
-        size_t part = XM_MIN(l->ahead_n, piece[i].iov_len);
-        memcpy(piece[i].iov_base, l->ahead + l->ahead_at, part);
-        l->ahead_at += part;
-        l->ahead_n -= part;
-        took += part;
-    }
-    if (place)
-        place_took(l, took);
-    else
+    if (l->rx_state == RX_PLACE) {
+        struct iovec piece[XM_PIECES_MAX];
+        unsigned n = place_lock(l, piece);
+        /* By the kernel: memory that is short there is an error then, and no signal. */
+        took = process_vm_writev(getpid(), &from, 1, piece, n, 0);
+        place_took(l, took > 0 ? (size_t)took : 0);
+        if (took <= 0) {
+            char what[100];
+            return link_violation(l, ENOMEM, "there is no memory where a %s goes", told(what, &l->hdr));
+        }
+    } else {
+        took = (ssize_t)XM_MIN(l->ahead_n, (size_t)(l->head - l->got));
+        memcpy(l->to + l->got, from.iov_base, (size_t)took);
         l->got += (uint32_t)took;
+    }
+    l->ahead_at += (size_t)took;
+    l->ahead_n -= (size_t)took;
+    return 0;
 }
 
 /* Works off what was read ahead. */
@@ -268,7 +275,7 @@ static int consume(struct link *l)
             if (l->rx_state == RX_PAYLOAD && l->got == l->head)
                 err = place_begin(l);
             else if (l->ahead_n)
-                take_ahead(l);
+                err = take_ahead(l);
             else
                 return 0;
         }
@@ -324,8 +331,10 @@ int rx_receive(struct link *l)
             continue;
         if (n < 0 && errno == EAGAIN)
             break;
-        if (n < 0 && errno == EFAULT && l->rx_state == RX_PLACE)
-            return xm_error_set(&l->why, ENOMEM, "receiving: no memory where the payload goes");
+        if (n < 0 && errno == EFAULT && l->rx_state == RX_PLACE) {
+            char what[100];
+            return link_violation(l, ENOMEM, "there is no memory where a %s goes", told(what, &l->hdr));
+        }
         if (n < 0)
             return xm_error_errno(&l->why, errno, "receiving");
         if (n == 0)

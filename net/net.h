@@ -112,7 +112,9 @@ void xm_frame_of_msg(struct xm_frame_hdr *, const struct xm_msg *, uint32_t id, 
 /* A frame that has come in. The handler owns it until xm_rx_done, which it may call later and from any thread. */
 struct xm_rx {
     struct xm_frame_hdr hdr;
-    void *payload; /* hdr.length bytes, 4 KiB aligned, from the bundle's pool; writable; NULL without one */
+    /* hdr.length bytes (its head, where the rest was received in place), 4 KiB aligned, from the bundle's pool; writable; NULL
+     * without one */
+    void *payload;
     struct xm_post post; /* for the handler: to hand the frame on to an owner thread */
     void *owner;         /* for the handler */
     /* Private to the transport: */
@@ -138,14 +140,15 @@ struct xm_placer {
     uint32_t (*head)(void *ctx, const struct xm_frame_hdr *);
     /* The head is there. Fills in at most XM_PIECES_MAX pieces of memory, as long together as the rest, and returns how many:
      * the link writes there from now on until frame() or dropped(), or until xm_rx_cut() has returned. 0: nobody wants the rest,
-     * it is received and thrown away, unhashed. */
+     * it is received, hashed and thrown away. */
     unsigned (*place)(void *ctx, struct xm_rx *, struct iovec *piece);
-    /* Instead of frame(): the link has ended before all of the frame had come; rx is freed afterwards. */
+    /* Instead of frame(), after place(): the link has ended before all of the frame had come, or its hash was wrong; rx is freed
+     * afterwards. */
     void (*dropped)(void *ctx, struct xm_rx *);
     void *ctx;
 };
 /* Takes the place back, from another thread than the link's, before frame() or dropped() have returned: no byte is written there
- * any more. The rest is thrown away, and frame() comes all the same. */
+ * any more. The rest is thrown away, and frame() comes all the same, with nothing of the payload hashed. */
 void xm_rx_cut(struct xm_rx *);
 
 /* Who serves the peer's frames. Called on link threads, several at once; must not block for long. */
@@ -153,7 +156,7 @@ struct xm_sink {
     /* Judges a header before its payload is received: object exists, offset and extent lie in it, the type is welcome now.
      * 0, or -errno with a sentence: the whole bundle is aborted with it. */
     int (*check)(void *ctx, const struct xm_frame_hdr *, struct xm_error *);
-    /* A whole, hash-checked frame. Takes ownership. */
+    /* A whole frame, hash-checked unless it was cut (xm_rx_cut). Takes ownership. */
     void (*frame)(void *ctx, struct xm_rx *);
     void *ctx;
     struct xm_placer placer; /* zeros: none */

@@ -77,12 +77,16 @@ static void a_window_of_a_large_one(void **state)
     wait_for(mapped(0, 32 * MIB - 1));
     memset(ram.block[0].map, 0x55, 32 * MIB);
     assert_false(mapped(0, 32 * MIB));
-    populate_passed(populate, 0, 40 * MIB);
-    wait_for(mapped(0, 72 * MIB - 1));
-    assert_false(mapped(0, 72 * MIB));
-    wait_for(!mapped(0, 36 * MIB - 1));
-    assert_true(mapped(0, 38 * MIB)); /* a frame may still be on its way there */
+    populate_passed(populate, 0, 30 * MIB);
+    wait_for(mapped(0, 62 * MIB - 1));
+    assert_false(mapped(0, 62 * MIB));
+    wait_for(!mapped(0, 28 * MIB - 1));
+    assert_true(mapped(0, 28 * MIB)); /* a frame may still be on its way there */
     assert_false(mapped(0, 0));
+    populate_passed(populate, 0, 72 * MIB); /* farther than was mapped: what lies between needs it no more */
+    wait_for(mapped(0, 80 * MIB - 1));
+    assert_true(mapped(0, 72 * MIB));
+    assert_false(mapped(0, 62 * MIB) || mapped(0, 70 * MIB - 1));
     populate_passed(populate, 1, 40 * MIB);
     wait_for(mapped(1, 48 * MIB - 1));
     wait_for(!mapped(0, 80 * MIB - 1) && !mapped(1, 36 * MIB - 1));

@@ -398,12 +398,14 @@ static void the_sink_takes_each_frame_once_and_never_an_old_one(void **state)
     send_table(wire.sink, 2, 2, 0xbb, 1);
     assert_int_equal(last_status, 0);
     assert_int_equal(page[7], 0xcc);
-    ramwire_digest(&wire, &d);
-    assert_int_equal(d.frames, 2);
     /* Forged ones change nothing. */
     send_table(wire.sink, 3, 3, 0xdd, 2);
     assert_int_equal(last_status, -EPROTO);
     send_table(wire.sink, 3 + 4096, 3, 0xdd, 1); /* 3 has not come yet */
+    assert_int_equal(last_status, -EPROTO);
+    send_table(wire.sink, 4, 3, 0xcc, 1);
+    assert_int_equal(last_status, 0);
+    send_table(wire.sink, 4 + 4096, 3, 0xdd, 1); /* noted in the same place as 4 */
     assert_int_equal(last_status, -EPROTO);
     page[8] = 0;
     send_table(wire.sink, 3 + 4095, 3, 0xcc, 1);
@@ -420,7 +422,7 @@ static void the_sink_takes_each_frame_once_and_never_an_old_one(void **state)
     assert_int_equal(xm_ramsink_check(wire.sink, &h, &e), -EPROTO);
     assert_int_equal(page[7], 0xcc);
     ramwire_digest(&wire, &d);
-    assert_int_equal(d.frames, 3);
+    assert_int_equal(d.frames, 4);
     xm_ramsink_free(wire.sink);
     xm_ram_close(&ram);
     close(fd);
@@ -441,38 +443,72 @@ static void a_place_is_taken_back_in_time(void **state)
     struct xm_placer p = xm_ramsink_placer(wire.sink);
     const uint8_t *page = ram.block[0].map + 5 * 4096;
 
-    /* The same frame by another link. */
-    bring(wire.sink, &one, 1, 1, 1);
-    bring(wire.sink, &again, 1, 1, 1);
-    assert_ptr_equal(again.place, page);
-    assert_true(one.rx.is_cut);
-    assert_int_equal(complete(wire.sink, &again, 0xaa), 0);
-    assert_int_equal(complete(wire.sink, &one, 0xbb), -ESTALE);
-    assert_int_equal(page[9], 0xaa);
-    /* The link that took it dies, too: the third one gets it. */
-    bring(wire.sink, &one, 2, 1, 1);
-    bring(wire.sink, &again, 2, 1, 1);
-    p.dropped(p.ctx, &again.rx);
-    bring(wire.sink, &other, 2, 1, 1);
-    assert_int_equal(complete(wire.sink, &one, 0xbb), -ESTALE);
-    assert_int_equal(complete(wire.sink, &other, 0xcc), 0);
-    assert_int_equal(page[9], 0xcc);
-    /* A newer round has begun. */
+    /* The same frame by another link: whoever is whole first counts, and both are answered alike. */
+    for (uint64_t seq = 1; seq <= 2; seq++) {
+        bool newcomer_first = seq == 1;
+        bring(wire.sink, &one, seq, 1, 1);
+        bring(wire.sink, &again, seq, 1, 1);
+        assert_ptr_equal(one.place, page);
+        assert_true(again.place && again.place != page);
+        if (newcomer_first) {
+            assert_int_equal(complete(wire.sink, &again, 0xaa), 0);
+            assert_true(one.rx.is_cut);
+            assert_int_equal(complete(wire.sink, &one, 0xbb), 0);
+            assert_int_equal(page[9], 0xaa);
+        } else {
+            assert_int_equal(complete(wire.sink, &one, 0xcc), 0);
+            assert_false(one.rx.is_cut);
+            assert_int_equal(complete(wire.sink, &again, 0xbb), 0);
+            assert_int_equal(page[9], 0xcc);
+        }
+        assert_int_equal(page[4095], page[0]);
+    }
+    /* The link that had the place dies: another one gets it, and the copy is still good. */
     bring(wire.sink, &one, 3, 1, 1);
-    bring(wire.sink, &other, 4, 2, 1);
+    bring(wire.sink, &again, 3, 1, 1);
+    p.dropped(p.ctx, &one.rx);
+    bring(wire.sink, &other, 3, 1, 1);
+    assert_ptr_equal(other.place, page);
+    assert_int_equal(complete(wire.sink, &again, 0xdd), 0);
+    assert_true(other.rx.is_cut);
+    assert_int_equal(complete(wire.sink, &other, 0xbb), 0);
+    assert_int_equal(page[9], 0xdd);
+    /* All of them die. */
+    bring(wire.sink, &one, 4, 1, 1);
+    bring(wire.sink, &again, 4, 1, 1);
+    p.dropped(p.ctx, &again.rx);
+    p.dropped(p.ctx, &one.rx);
+    bring(wire.sink, &other, 4, 1, 1);
+    assert_int_equal(complete(wire.sink, &other, 0xee), 0);
+    assert_int_equal(page[9], 0xee);
+    /* A newer round has begun. */
+    bring(wire.sink, &one, 5, 1, 1);
+    bring(wire.sink, &again, 5, 1, 1);
+    bring(wire.sink, &other, 6, 2, 1);
     assert_true(one.rx.is_cut);
     assert_int_equal(complete(wire.sink, &other, 0xdd), 0);
-    assert_int_equal(complete(wire.sink, &one, 0xbb), -ESTALE);
-    bring(wire.sink, &one, 3, 1, 1);
+    assert_int_equal(complete(wire.sink, &one, 0xbb), 0); /* as duplicates */
+    assert_int_equal(complete(wire.sink, &again, 0xbb), 0);
+    bring(wire.sink, &one, 5, 1, 1);
     assert_null(one.place);
-    assert_int_equal(complete(wire.sink, &one, 0xbb), 0); /* as a duplicate */
+    assert_int_equal(complete(wire.sink, &one, 0xbb), 0);
     assert_int_equal(page[9], 0xdd);
     /* The digest is asked for: the VM may run next. */
-    bring(wire.sink, &one, 5, 2, 1);
+    bring(wire.sink, &one, 7, 2, 1);
+    bring(wire.sink, &again, 7, 2, 1);
     ramwire_digest(&wire, &d);
     assert_true(one.rx.is_cut);
-    assert_int_equal(d.frames, 3);
-    p.dropped(p.ctx, &one.rx);
+    assert_int_equal(d.frames, 5);
+    assert_int_equal(complete(wire.sink, &one, 0xbb), -EPROTO);
+    assert_int_equal(complete(wire.sink, &again, 0xbb), -EPROTO);
+    bring(wire.sink, &one, 8, 3, 1);
+    assert_null(one.place);
+    assert_int_equal(complete(wire.sink, &one, 0xbb), -EPROTO);
+    bring(wire.sink, &one, 6, 2, 1); /* late, by a link that was given up */
+    assert_int_equal(complete(wire.sink, &one, 0xbb), 0);
+    assert_int_equal(page[9], 0xdd);
+    ramwire_digest(&wire, &d);
+    assert_int_equal(d.frames, 5);
     xm_ramsink_free(wire.sink);
     xm_ram_close(&ram);
     close(fd);
