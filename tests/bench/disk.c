@@ -197,7 +197,7 @@ static void make_files(bool in_memory, const char *from)
 
 static void soft(void)
 {
-    struct bench_stat o = {0}, q = {0}, n = {0}, cubic = {0};
+    struct bench_stat o = {0}, q = {0}, n = {0};
     struct limits l = {0};
 
     make_loops();
@@ -206,12 +206,8 @@ static void soft(void)
         add_rate(&q, &qemu);
         add_rate(&n, &nbdcopy);
         add_limits(&l);
-        peer_congestion("cubic");
-        add_rate(&cubic, &qemu);
-        peer_congestion(NULL);
     }
     bench_result("MB/s", &o, &q, "QEMU blockdev-mirror", 2.5, true);
-    bench_result("MB/s", &o, &cubic, "QEMU blockdev-mirror, the hosts told to use cubic", 2.5, true);
     bench_result("MB/s", &o, &n, "nbdcopy", 1.3, true);
     bench_result("MB/s", &o, &l.alone, "limit: least of fio and iperf3, each alone on all processors", 0.9,
                  true);
