@@ -2,7 +2,8 @@
  *
  * Threads: a link has one thread, which alone touches what stands under «the link thread's own». Anybody
  * submits, answers (xm_rx_done) and aborts. Locks, in this order: bundle.lock; then a mailbox's or the pool's
- * own. A place's lock (link_place.c) is taken under a sink's, and nothing under it. No callback is called and no message is settled with bundle.lock held.
+ * own. A place's lock (link_place.c) is taken under a sink's, and nothing under it. No callback is called and no
+ * message is settled with bundle.lock held.
  */
 #ifndef NET_BUNDLE_H
 #define NET_BUNDLE_H
@@ -120,9 +121,9 @@ struct link {
     struct xm_rx *rx; /* of a request */
     uint8_t *to;      /* where the payload goes, or only its head */
     uint32_t got, head;
-    struct xm_place *place; /* made when the first payload is received in place */
-    void *reply;            /* of a REPLY */
-    bool starved;           /* no buffer for the payload: not reading until one is back */
+    struct place *place; /* made when the first payload is received in place */
+    void *reply;         /* of a REPLY */
+    bool starved;        /* no buffer for the payload: not reading until one is back */
     size_t ahead_at, ahead_n;
     uint8_t ahead[AHEAD_BYTES];
     uint8_t own[ACKS_MAX * 8]; /* payloads of net's own frames */
@@ -206,7 +207,7 @@ int place_begin(struct link *); /* the head is there: RX_PLACE. 0 or -ENOMEM (li
 /* Where the rest goes: iovecs from piece[0] on, at most XM_PIECES_MAX; returns how many. From a place_lock to a place_took. */
 unsigned place_lock(struct link *, struct iovec *piece);
 void place_took(struct link *, size_t n); /* so many bytes are there */
-bool place_intact(const struct link *);   /* all is there: does it have its hash (or does nobody want it)? */
+bool place_intact(const struct link *);   /* all is there: does it have its hash (or was it cut)? */
 void place_cut(struct xm_rx *);
 void place_free(struct link *);
 

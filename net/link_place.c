@@ -19,7 +19,7 @@
 
 #include <stdlib.h>
 
-struct xm_place {
+struct place {
     struct frame_hasher *hasher;
     unsigned pieces; /* 0: nobody wants it; it is hashed all the same, since a damaged head may be why */
     unsigned at;     /* the first piece that is not full */
@@ -29,9 +29,9 @@ struct xm_place {
     struct iovec piece[XM_PIECES_MAX];
 };
 
-static struct xm_place *place_new(void)
+static struct place *place_new(void)
 {
-    struct xm_place *p = calloc(1, sizeof *p);
+    struct place *p = calloc(1, sizeof *p);
 
     if (p && !(p->hasher = frame_hasher_new())) {
         free(p);
@@ -57,7 +57,7 @@ int place_begin(struct link *l)
 
     if (!l->place && !(l->place = place_new()))
         return xm_error_set(&l->why, ENOMEM, "no memory to receive payloads in place");
-    struct xm_place *p = l->place;
+    struct place *p = l->place;
     p->at = 0;
     p->at_done = 0;
     p->cut = false;
@@ -70,7 +70,7 @@ int place_begin(struct link *l)
 
 unsigned place_lock(struct link *l, struct iovec *piece)
 {
-    struct xm_place *p = l->place;
+    struct place *p = l->place;
     unsigned n = 0;
 
     pthread_mutex_lock(&p->lock);
@@ -88,7 +88,7 @@ unsigned place_lock(struct link *l, struct iovec *piece)
 
 void place_took(struct link *l, size_t n)
 {
-    struct xm_place *p = l->place;
+    struct place *p = l->place;
     bool wanted = p->pieces && !p->cut;
 
     l->got += (uint32_t)n;
@@ -110,7 +110,7 @@ void place_took(struct link *l, size_t n)
 
 bool place_intact(const struct link *l)
 {
-    const struct xm_place *p = l->place;
+    const struct place *p = l->place;
 
     return p->cut || frame_hasher_end(p->hasher) == l->hdr.hash;
 }
