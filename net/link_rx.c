@@ -233,6 +233,16 @@ static bool find_buffer(struct link *l)
     return true;
 }
 
+/* The kernel could not write to where the data of a frame goes. EFAULT: a page of it cannot be had. */
+static int cannot_place(struct link *l, int err)
+{
+    char what[100];
+
+    if (err == EFAULT)
+        return link_violation(l, ENOMEM, "there is no memory where a %s goes", told(what, &l->hdr));
+    return link_violation(l, err, "a %s cannot be put where it goes: %s", told(what, &l->hdr), strerror(err));
+}
+
 /* What was read ahead becomes payload, as much of it as belongs there. */
 static int take_ahead(struct link *l)
 {
@@ -245,10 +255,8 @@ static int take_ahead(struct link *l)
         /* By the kernel: memory that is short there is an error then, and no signal. */
         took = process_vm_writev(getpid(), &from, 1, piece, n, 0);
         place_took(l, took > 0 ? (size_t)took : 0);
-        if (took <= 0) {
-            char what[100];
-            return link_violation(l, ENOMEM, "there is no memory where a %s goes", told(what, &l->hdr));
-        }
+        if (took <= 0)
+            return cannot_place(l, took < 0 ? errno : EFAULT);
     } else {
         took = (ssize_t)XM_MIN(l->ahead_n, (size_t)(l->head - l->got));
         memcpy(l->to + l->got, from.iov_base, (size_t)took);
@@ -331,10 +339,8 @@ int rx_receive(struct link *l)
             continue;
         if (n < 0 && errno == EAGAIN)
             break;
-        if (n < 0 && errno == EFAULT && l->rx_state == RX_PLACE) {
-            char what[100];
-            return link_violation(l, ENOMEM, "there is no memory where a %s goes", told(what, &l->hdr));
-        }
+        if (n < 0 && errno == EFAULT && l->rx_state == RX_PLACE)
+            return cannot_place(l, errno);
         if (n < 0)
             return xm_error_errno(&l->why, errno, "receiving");
         if (n == 0)

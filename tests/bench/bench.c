@@ -4,12 +4,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
@@ -281,9 +283,30 @@ const char *bench_loop(const char *name, uint64_t size)
 
 int bench_clear(const char *dev)
 {
-    return bench_run(
-        "for i in $(seq 100); do blkdiscard -z %s 2>/dev/null && exec sync %s; sleep 0.05; done; exit 1", dev,
-        dev);
+    return bench_run("dd if=/dev/zero of=%s bs=1M count=$(($(blockdev --getsize64 %s) >> 20)) oflag=direct "
+                     "conv=fsync status=none",
+                     dev, dev);
+}
+
+int bench_same(const char *a, const char *b, unsigned seconds)
+{
+    return bench_run("a=$(losetup -nO BACK-FILE %s) b=$(losetup -nO BACK-FILE %s); for i in $(seq 0 %u); do "
+                     "cmp $a $b && exit 0; sleep 1; done; exit 1",
+                     a, b, seconds);
+}
+
+void bench_touch(uint64_t bytes)
+{
+    pid_t pid = bench_fork();
+
+    if (pid == 0) {
+        const char *p =
+            mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+        poll(NULL, 0, 2500); /* the kernel has given back what was free before */
+        _exit(p == MAP_FAILED);
+    }
+    if (bench_wait(pid))
+        bench_die("no memory");
 }
 
 /* A cheap generator whose output does not compress: xorshift, seeded by the kernel. */

@@ -39,8 +39,15 @@ const char *bench_dir(bool in_memory);
 /* A loop device over a new sparse file of that size in memory; detached at exit. Its path, static storage per
  * call. */
 const char *bench_loop(const char *name, uint64_t size);
-/* The device reads as zeros; waits for a killed process that still has it open. */
+/* The loop device reads as zeros: they are written, so that it keeps its memory. */
 int bench_clear(const char *dev);
+/* 0 when two loop devices hold the same, or come to it within so many seconds; by their files, since reading the devices would
+ * take as much memory again. */
+int bench_same(const char *a, const char *b, unsigned seconds);
+/* For what takes much new memory while it is timed: so much of it is there for the next two seconds. A virtual machine that reports
+ * its free pages gives them back to its own host two seconds after they were freed, and waits for each when it is needed
+ * again (here 2 s a GiB, where memory that is there takes 0.1). */
+void bench_touch(uint64_t bytes);
 int bench_fill_random(const char *path, uint64_t size);
 
 /* CPU seconds: of ended children that were waited for; of the whole machine since boot; of one process. */
