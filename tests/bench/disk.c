@@ -193,13 +193,13 @@ static void make_loops(void)
         bench_die("the loop devices cannot be read");
 }
 
-static void make_files(bool memory, const char *from)
+static void make_files(bool memory, const char *from, uint64_t size)
 {
     static char path[2][200];
 
     files = true;
     in_memory = memory;
-    disk_size = bench_size(2ull << 30);
+    disk_size = bench_size(size);
     snprintf(path[0], sizeof path[0], "%s/%s", bench_dir(in_memory), from);
     snprintf(path[1], sizeof path[1], "%s/dst", bench_dir(in_memory));
     src_dev = path[0];
@@ -233,7 +233,7 @@ static void real(void)
     struct bench_stat o = {0}, q = {0};
     struct limits l = {0};
 
-    make_files(false, "src");
+    make_files(false, "src", 2ull << 30);
     for (unsigned i = 0; i < bench_runs(); i++) {
         add_rate(&o, &ours);
         add_rate(&q, &qemu);
@@ -272,7 +272,7 @@ static void sparse(void)
     struct bench_stat half = {0}, full = {0};
     char path[200];
 
-    make_files(true, "full");
+    make_files(true, "full", 1ull << 30);
     snprintf(path, sizeof path, "%s/half", bench_dir(true));
     make_sparse(src_dev, path);
     const char *all = src_dev;
@@ -312,7 +312,7 @@ static void profile(const char *where, int runs)
     if (!strcmp(where, "loop"))
         make_loops();
     else
-        make_files(!strcmp(where, "memory"), "src");
+        make_files(!strcmp(where, "memory"), "src", 2ull << 30);
     unchecked = true;
     while (runs-- > 0)
         one(&ours);
