@@ -1,6 +1,7 @@
 #include "base/base.h"
 
 #include <poll.h>
+#include <sched.h>
 #include <semaphore.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -12,12 +13,15 @@ int xm_mailbox_init(struct xm_mailbox *m)
         return -errno;
     pthread_mutex_init(&m->lock, NULL);
     STAILQ_INIT(&m->posts);
+    atomic_init(&m->waking, 0);
     m->owner = pthread_self();
     return 0;
 }
 
 void xm_mailbox_destroy(struct xm_mailbox *m)
 {
+    while (atomic_load_explicit(&m->waking, memory_order_acquire))
+        sched_yield();
     close(m->fd);
     pthread_mutex_destroy(&m->lock);
 }
@@ -32,10 +36,14 @@ void xm_mailbox_post(struct xm_mailbox *m, struct xm_post *p)
     pthread_mutex_lock(&m->lock);
     bool first = STAILQ_EMPTY(&m->posts);
     STAILQ_INSERT_TAIL(&m->posts, p, next);
-    /* Under the lock: the owner may be about to free the box once it has seen the post. */
     if (first)
-        eventfd_write(m->fd, 1);
+        atomic_fetch_add_explicit(&m->waking, 1, memory_order_relaxed);
     pthread_mutex_unlock(&m->lock);
+    /* Not under the lock: an owner that is woken on our processor would find it taken, and sleep again. */
+    if (first) {
+        eventfd_write(m->fd, 1);
+        atomic_fetch_sub_explicit(&m->waking, 1, memory_order_release);
+    }
 }
 
 unsigned xm_mailbox_run(struct xm_mailbox *m)
@@ -44,11 +52,10 @@ unsigned xm_mailbox_run(struct xm_mailbox *m)
     eventfd_t ignored;
     unsigned n = 0;
 
+    /* First: what is posted after this writes again. And always: a write may come when its post has been run. */
+    eventfd_read(m->fd, &ignored);
     pthread_mutex_lock(&m->lock);
-    if (!STAILQ_EMPTY(&m->posts)) {
-        STAILQ_CONCAT(&todo, &m->posts);
-        eventfd_read(m->fd, &ignored);
-    }
+    STAILQ_CONCAT(&todo, &m->posts);
     pthread_mutex_unlock(&m->lock);
     for (struct xm_post *p; (p = STAILQ_FIRST(&todo)); n++) {
         STAILQ_REMOVE_HEAD(&todo, next);
@@ -60,10 +67,16 @@ unsigned xm_mailbox_run(struct xm_mailbox *m)
 unsigned xm_mailbox_wait(struct xm_mailbox *m, int timeout_ms)
 {
     struct pollfd p = {.fd = m->fd, .events = POLLIN};
+    uint64_t now = xm_now(), until = now + (uint64_t)XM_MAX(timeout_ms, 0) * XM_NS_PER_MS;
+    unsigned n = 0;
 
-    if (poll(&p, 1, timeout_ms) < 0)
-        return 0;
-    return xm_mailbox_run(m);
+    while (!n && poll(&p, 1, timeout_ms) > 0) {
+        n = xm_mailbox_run(m);
+        now = xm_now();
+        if (timeout_ms > 0)
+            timeout_ms = now < until ? (int)((until - now) / XM_NS_PER_MS) : 0;
+    }
+    return n;
 }
 
 struct call {

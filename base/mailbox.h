@@ -11,6 +11,7 @@
 #define XM_BASE_MAILBOX_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/queue.h>
 
@@ -22,7 +23,8 @@ struct xm_post {
 struct xm_mailbox {
     pthread_mutex_t lock; /* protects posts */
     STAILQ_HEAD(, xm_post) posts;
-    int fd; /* eventfd, O_NONBLOCK: written when the first post arrives in an empty box */
+    int fd; /* eventfd, O_NONBLOCK: written when the first post arrives in an empty box, soon after the post itself */
+    atomic_uint waking; /* posters between their post and that: destroy waits for them */
     pthread_t owner;
 };
 

@@ -121,6 +121,37 @@ static void a_post_made_by_a_post_waits_for_the_next_run(void **state)
     xm_mailbox_destroy(&box);
 }
 
+static void *post_one(void *arg)
+{
+    static struct xm_post p = {.run = count_run};
+
+    xm_mailbox_post(arg, &p);
+    return NULL;
+}
+
+/* By an owner who sees the post before its poster has got to waking it. */
+static void box_may_go_once_its_post_has_run(void **state)
+{
+    static union {
+        struct xm_mailbox box;
+        uint8_t byte[sizeof(struct xm_mailbox)];
+    } u;
+    (void)state;
+
+    for (unsigned i = 0; i < 2000; i++) {
+        pthread_t t;
+        assert_int_equal(xm_mailbox_init(&u.box), 0);
+        assert_int_equal(pthread_create(&t, NULL, post_one, &u.box), 0);
+        while (!xm_mailbox_run(&u.box)) {
+        }
+        xm_mailbox_destroy(&u.box);
+        memset(&u, 0xa5, sizeof u);
+        pthread_join(t, NULL);
+        for (unsigned at = 0; at < sizeof u; at++)
+            assert_int_equal(u.byte[at], 0xa5);
+    }
+}
+
 static pthread_t ran_on;
 
 static void note_thread(void *arg)
@@ -161,6 +192,7 @@ int main(void)
         cmocka_unit_test(posts_of_each_thread_arrive_once_and_in_order),
         cmocka_unit_test(descriptor_is_readable_only_while_there_are_posts),
         cmocka_unit_test(a_post_made_by_a_post_waits_for_the_next_run),
+        cmocka_unit_test(box_may_go_once_its_post_has_run),
         cmocka_unit_test(call_runs_on_the_owner_and_returns_after_it),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
