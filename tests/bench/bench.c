@@ -288,11 +288,45 @@ int bench_clear(const char *dev)
                      dev, dev);
 }
 
-int bench_same(const char *a, const char *b, unsigned seconds)
+/* -1: one of them cannot be read; else where they first differ, rounded down to a piece, or size. */
+static int64_t first_difference(const char *a, const char *b, uint64_t size)
 {
-    return bench_run("a=$(losetup -nO BACK-FILE %s) b=$(losetup -nO BACK-FILE %s); for i in $(seq 0 %u); do "
-                     "cmp $a $b && exit 0; sleep 1; done; exit 1",
-                     a, b, seconds);
+    enum { STEP = 1 << 20 };
+    int fd[2] = {open(a, O_RDONLY | O_DIRECT | O_CLOEXEC), open(b, O_RDONLY | O_DIRECT | O_CLOEXEC)};
+    char *buf = aligned_alloc(4096, 2 * STEP);
+    int64_t at = fd[0] < 0 || fd[1] < 0 || !buf ? -1 : 0;
+
+    while (at >= 0 && (uint64_t)at < size) {
+        size_t n = XM_MIN(size - (uint64_t)at, (uint64_t)STEP);
+        if (pread(fd[0], buf, n, at) != (ssize_t)n || pread(fd[1], buf + STEP, n, at) != (ssize_t)n)
+            at = -1;
+        else if (memcmp(buf, buf + STEP, n))
+            break;
+        else
+            at += (int64_t)n;
+    }
+    for (int i = 0; i < 2; i++) {
+        if (fd[i] >= 0)
+            close(fd[i]);
+    }
+    free(buf);
+    return at;
+}
+
+int bench_same(const char *a, const char *b, uint64_t size, unsigned seconds)
+{
+    int64_t at = first_difference(a, b, size);
+
+    for (unsigned i = 0; i < seconds && at >= 0 && (uint64_t)at < size; i++) {
+        sleep(1);
+        at = first_difference(a, b, size);
+    }
+    if (at >= 0 && (uint64_t)at == size)
+        return 0;
+    fprintf(stderr,
+            at < 0 ? "bench: %s and %s cannot be compared\n" : "bench: %s and %s differ in the MiB at %lld\n",
+            a, b, (long long)at);
+    return -1;
 }
 
 void bench_touch(uint64_t bytes)

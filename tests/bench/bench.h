@@ -41,9 +41,9 @@ const char *bench_dir(bool in_memory);
 const char *bench_loop(const char *name, uint64_t size);
 /* The loop device reads as zeros: they are written, so that it keeps its memory. */
 int bench_clear(const char *dev);
-/* 0 when two loop devices hold the same, or come to it within so many seconds; by their files, since reading the devices would
- * take as much memory again. */
-int bench_same(const char *a, const char *b, unsigned seconds);
+/* 0 when two files or devices hold the same in their first size bytes, or come to it within so many seconds. Read without the
+ * page cache, which would take as much memory again. */
+int bench_same(const char *a, const char *b, uint64_t size, unsigned seconds);
 /* For what takes much new memory while it is timed: so much of it is there for the next two seconds. A virtual machine that reports
  * its free pages gives them back to its own host two seconds after they were freed, and waits for each when it is needed
  * again (here 2 s a GiB, where memory that is there takes 0.1). */

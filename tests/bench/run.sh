@@ -19,11 +19,13 @@ child=
 trap 'trap - INT TERM; [ -z "$child" ] || { kill -TERM "$child" 2>/dev/null; wait "$child"; }; exit 130' INT TERM
 mkdir -p build/bench
 for name in "$@"; do
+  start=$(date +%s)
   timeout -k 30 "${XM_BENCH_TIMEOUT:-600}" "$bench/$(program "$name")" "$name" &
   child=$!
   wait "$child"
   code=$?
   child=
+  echo "   $name took $(($(date +%s) - start)) s"
   [ $code = 0 ] || "$bench/report" --failed "$name" "ended with status $code"
 done
 "$bench/report" || code=1
