@@ -254,9 +254,10 @@ static int take_ahead(struct link *l)
         unsigned n = place_lock(l, piece);
         /* By the kernel: memory that is short there is an error then, and no signal. */
         took = process_vm_writev(getpid(), &from, 1, piece, n, 0);
+        int err = took < 0 ? errno : EFAULT;
         place_took(l, took > 0 ? (size_t)took : 0);
         if (took <= 0)
-            return cannot_place(l, took < 0 ? errno : EFAULT);
+            return cannot_place(l, err);
     } else {
         took = (ssize_t)XM_MIN(l->ahead_n, (size_t)(l->head - l->got));
         memcpy(l->to + l->got, from.iov_base, (size_t)took);
