@@ -11,6 +11,7 @@
 #include "base/bufpool.h"
 #include "base/bitmap.h"
 #include "base/rate.h"
+#include "base/sched.h"
 #include "base/file.h"
 #include "base/fault.h"
 #include "base/jsonl.h"

@@ -260,7 +260,7 @@ int incoming_start(struct incoming *in, struct xm_error *e)
     if ((r = handoff_start(&in->handoff, HANDOFF_DESTINATION, false, s->host, in->source, r ? NULL : &rec,
                            &none, e)) < 0)
         return r;
-    xm_links_set_nice(in->links, MIGRATION_NICE);
+    xm_links_set_background(in->links, true);
     xm_ramsink_populate(in->ramsink);
     for (unsigned i = 0; i < s->disks; i++) {
         shim_disk_call(&s->disk[i], writer_new, e);

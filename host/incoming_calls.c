@@ -47,10 +47,11 @@ static int do_begin(struct incoming *in, const json_t *o, json_t *reply, struct 
     return 0;
 }
 
-static void disk_nice(struct shim_disk *d, void *nice)
+static void disk_first(struct shim_disk *d, void *unused)
 {
     (void)d;
-    thread_nice(*(int *)nice);
+    (void)unused;
+    xm_sched_background(0, false);
 }
 
 static int do_incoming(struct incoming *in, struct xm_error *e)
@@ -82,10 +83,9 @@ static int do_incoming(struct incoming *in, struct xm_error *e)
         r = shim_save_spec(in->shim,
                            e); /* now, while the guest still runs; without the record it means nothing */
     /* The guest is about to be stopped: nothing gives way any more. */
-    int nice = 0;
-    xm_links_set_nice(in->links, nice);
+    xm_links_set_background(in->links, false);
     for (unsigned i = 0; i < in->shim->disks; i++)
-        shim_disk_call(&in->shim->disk[i], disk_nice, &nice);
+        shim_disk_call(&in->shim->disk[i], disk_first, NULL);
     if (!r)
         incoming_set_state(in, IN_LOADING);
     return r;

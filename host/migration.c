@@ -179,7 +179,7 @@ static int prepare(struct migration *m)
         return -m->error.code;
     m->to = xm_links_transport(m->links);
     xm_links_set_rate(m->links, m->opt.bandwidth);
-    xm_links_set_nice(m->links, MIGRATION_NICE);
+    xm_links_set_background(m->links, true);
     json_array_foreach (links, i, l)
         up += add_link(m, xm_json_str(l, "local", ""), xm_json_str(l, "remote", ""), port, token) == 0;
     if (!up)
@@ -207,10 +207,10 @@ static int walk(struct migration *m)
             return r;
     }
     migration_set_state(m, MIG_MEMORY);
-    thread_nice(MIGRATION_NICE);
+    xm_sched_background(0, true);
     r = source_memory(m);
-    thread_nice(0);
-    xm_links_set_nice(m->links, 0);
+    xm_sched_background(0, false);
+    xm_links_set_background(m->links, false);
     if (r < 0)
         return r;
     migration_set_state(m, MIG_SWITCH);

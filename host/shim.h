@@ -17,10 +17,6 @@
 #include "mirror/mirror.h"
 #include <semaphore.h>
 
-/* Threads that only migrate give way to vCPUs while the guest runs, and do not while it is stopped. */
-#define MIGRATION_NICE 10
-void thread_nice(int nice); /* the calling thread */
-
 struct shim;
 
 struct shim_disk {

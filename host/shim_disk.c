@@ -6,7 +6,6 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #define ENGINE_DEPTH  256
@@ -26,11 +25,6 @@ static int open_file(struct shim_disk *d, struct xm_error *e)
         poll(NULL, 0, 10);
     free(left);
     return r;
-}
-
-void thread_nice(int nice)
-{
-    setpriority(PRIO_PROCESS, (id_t)gettid(), nice);
 }
 
 static void *disk_main(void *arg)
@@ -59,7 +53,7 @@ static void *disk_main(void *arg)
     }
     /* No guest of ours waits for a disk that is being filled. */
     if (d->shim->role == SHIM_INCOMING)
-        thread_nice(MIGRATION_NICE);
+        xm_sched_background(0, true);
     bool ok = d->disk;
     sem_post(&d->ready);
     while (ok && !d->stop)

@@ -18,7 +18,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #ifndef MADV_POPULATE_WRITE
@@ -59,9 +58,6 @@ static bool memory_left(void)
     return available > total / 8;
 }
 
-/* Other guests of the host need the processors more. */
-#define POPULATE_NICE 10
-
 /* Gives the tables of [from, to) back. */
 static void unmap(struct populate *p, uint64_t from, uint64_t to)
 {
@@ -101,7 +97,7 @@ static void *populate_main(void *arg)
     uint64_t given_back = 0;
     bool memory = true;
 
-    setpriority(PRIO_PROCESS, (id_t)gettid(), POPULATE_NICE);
+    xm_sched_background(0, true);
     for (unsigned i = 0; i < p->ram->blocks; i++) {
         const struct xm_ram_block *b = &p->ram->block[i];
         for (uint64_t pos = 0; pos < b->size; pos += STEP) {

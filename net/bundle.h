@@ -153,7 +153,7 @@ struct xm_links {
     struct xm_meter answered;
     struct xm_bucket bucket;
     uint64_t hold_until; /* the rate limit's */
-    int nice;            /* of the links' threads */
+    bool background;     /* the links' threads give way to others */
 };
 
 /* links.c */

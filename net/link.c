@@ -26,7 +26,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -298,18 +297,18 @@ static void link_set_tid(struct link *l, pid_t tid)
 
     pthread_mutex_lock(&b->lock);
     l->tid = tid;
-    if (tid && b->nice)
-        setpriority(PRIO_PROCESS, (id_t)tid, b->nice);
+    if (tid && b->background)
+        xm_sched_background(tid, true);
     pthread_mutex_unlock(&b->lock);
 }
 
-void xm_links_set_nice(struct xm_links *b, int nice)
+void xm_links_set_background(struct xm_links *b, bool background)
 {
     pthread_mutex_lock(&b->lock);
-    b->nice = nice;
+    b->background = background;
     for (int i = 0; i < b->links; i++) {
         if (b->link[i]->tid)
-            setpriority(PRIO_PROCESS, (id_t)b->link[i]->tid, nice);
+            xm_sched_background(b->link[i]->tid, background);
     }
     pthread_mutex_unlock(&b->lock);
 }

@@ -196,9 +196,9 @@ int xm_links_info(struct xm_links *, struct xm_link_info *out, int max); /* retu
 double xm_links_rate(struct xm_links *); /* payload bytes a second answered lately, all links */
 /* limit of what is sent, all links together; 0: none */
 void xm_links_set_rate(struct xm_links *, uint64_t bytes_per_s);
-/* The nice value of the links' threads, present and future (setpriority(2)). A migration's bulk shall not take the processors from
- * the guests; what happens while the guest is stopped shall have them. */
-void xm_links_set_nice(struct xm_links *, int nice);
+/* Whether the links' threads, present and future, give way to others (base/sched.h). A migration's bulk shall not take the
+ * processors from the guests; what happens while the guest is stopped shall have them. Not at first. */
+void xm_links_set_background(struct xm_links *, bool background);
 uint64_t xm_links_wire_bytes(struct xm_links *); /* sent and received so far */
 /* payload bytes that no link has taken; the most there ever were */
 uint64_t xm_links_queued(struct xm_links *, uint64_t *max);

@@ -9,8 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PORT      7999
-#define COPY_NICE 10
+#define PORT 7999
 
 static void fail(const char *what, const struct xm_error *e)
 {
@@ -119,9 +118,9 @@ static void sink(const struct copy_job *j)
     }
     a.links = xm_links_new(&o, &e);
     /* As in the shims: what only migrates is not in the way of guests. */
-    setpriority(PRIO_PROCESS, (id_t)gettid(), COPY_NICE);
+    xm_sched_background(0, true);
     if (a.links)
-        xm_links_set_nice(a.links, COPY_NICE);
+        xm_links_set_background(a.links, true);
     if (!a.links || pthread_create(&t, NULL, accept_all, &a))
         fail("links", &e);
     struct xm_timer tick = {.fire = look_again};
@@ -150,7 +149,7 @@ struct xm_links *copy_connect(unsigned count)
     struct xm_links *links = xm_links_new(&o, &e);
 
     if (links)
-        xm_links_set_nice(links, COPY_NICE);
+        xm_links_set_background(links, true);
     for (unsigned i = 0; links && i < count; i++) {
         char local[32];
         char remote[32];

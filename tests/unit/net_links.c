@@ -4,8 +4,12 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>
+#include <dirent.h>
+#include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -312,6 +316,44 @@ static void payloads_are_aligned_and_whole(void **state)
     load_free(&load);
 }
 
+/* Threads of this process that give way, in policy and nice value. */
+static int in_background(void)
+{
+    DIR *d = opendir("/proc/self/task");
+    int n = 0;
+
+    assert_non_null(d);
+    for (struct dirent *t; (t = readdir(d));) {
+        int tid = atoi(t->d_name);
+        n += tid && sched_getscheduler(tid) == SCHED_BATCH && getpriority(PRIO_PROCESS, (id_t)tid) == 10;
+    }
+    closedir(d);
+    return n;
+}
+
+/* A link's thread sets it for itself when it starts. */
+static bool wait_in_background(int n)
+{
+    for (uint64_t end = xm_now() + 10 * XM_NS_PER_S; in_background() != n && xm_now() < end;)
+        poll(NULL, 0, 1);
+    return in_background() == n;
+}
+
+static void links_give_way_while_they_are_told_to(void **state)
+{
+    (void)state;
+    end_open(&a);
+    end_open(&b);
+    end_join_tcp(&a, &b, 2, NULL);
+    assert_int_equal(in_background(), 0);
+    xm_links_set_background(a.links, true);
+    assert_true(wait_in_background(2));
+    end_join_tcp(&a, &b, 1, NULL); /* a later one, too; b's never */
+    assert_true(wait_in_background(3));
+    xm_links_set_background(a.links, false);
+    assert_int_equal(in_background(), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -329,6 +371,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(lifting_the_rate_limit_works_at_once, setup, teardown),
         cmocka_unit_test_setup_teardown(numbers_add_up, setup, teardown),
         cmocka_unit_test_setup_teardown(payloads_are_aligned_and_whole, setup, teardown),
+        cmocka_unit_test_setup_teardown(links_give_way_while_they_are_told_to, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
