@@ -1,5 +1,5 @@
 /* The I/O engine on io_uring. One system call a turn: io_uring_enter submits what is queued and waits for
- * what comes.
+ * what comes. Of many requests the first go before that (SUBMIT_AT).
  *
  * The ring is made disabled and enabled in the first turn, by the thread that owns it from then on
  * (SINGLE_ISSUER with DEFER_TASKRUN: completions are processed within our own enter and interrupt nobody).
@@ -37,6 +37,11 @@
 #define SPIN_CREDIT 4u
 /* Who sleeps no longer than that would have seen it by watching: half of it is waking up, the other side's and ours. */
 #define QUICK_NS 64000u
+/* What is submitted together reaches the disk together, when the kernel has made the last of it: meanwhile the disk would stand
+ * still. bench-vhost on the real disk, 4 KiB at depth 32, medians of six: without 46,200 IOPS reading and 44,500 writing, with
+ * 4, 8 and 16 55,400 and 54,600, 57,200 and 48,600, 50,700 and 48,300; fio 61,000 to 65,000 reading. On files in memory and on
+ * loop devices 4 costs a tenth, 8 nothing. */
+#define SUBMIT_AT 8u
 /* What the kernel does in one go is less than 2 GiB anyway. */
 #define ONE_READ_MAX (1u << 30)
 
@@ -58,7 +63,7 @@ static struct uring *uring_of(struct xm_engine *e)
     return xm_container_of(e, struct uring, base);
 }
 
-/* Gives the request's next step to the kernel, at the turn's enter. */
+/* Gives the request's next step to the kernel, at the turn's enter or with SUBMIT_AT others. */
 static void start(struct uring *u, struct xm_io *io)
 {
     struct io_uring_sqe *sqe;
@@ -98,6 +103,9 @@ static void start(struct uring *u, struct xm_io *io)
     }
     io_uring_sqe_set_data(sqe, io);
     u->running++;
+    /* What goes wrong is left to the turn's enter. */
+    if (u->enabled && io_uring_sq_ready(&u->ring) >= SUBMIT_AT)
+        io_uring_submit(&u->ring);
 }
 
 static void start_waiting(struct uring *u)

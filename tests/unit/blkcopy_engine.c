@@ -420,6 +420,42 @@ static void test_ten_thousand_requests_at_depth_8(void **state)
     free(ios);
 }
 
+/* io_uring only: the disk has something to do while the rest is being made ready. */
+static void test_many_requests_do_not_wait_for_the_turn(void **state)
+{
+    enum { COUNT = 8 };
+    struct one o[COUNT] = {0};
+    char *out = aligned(COUNT * 512), *in = aligned(COUNT * 512);
+
+    rig_open(state, 64);
+    brief_turn();
+    fill(out, COUNT * 512, 5);
+    for (unsigned i = 0; i < COUNT; i++) {
+        o[i].iov = (struct iovec){out + i * 512, 512};
+        o[i].io = (struct xm_io){.op = XM_IO_WRITE,
+                                 .file = &rig.file,
+                                 .offset = i * 512ull,
+                                 .length = 512,
+                                 .iov = &o[i].iov,
+                                 .iovcnt = 1,
+                                 .done = one_done};
+        xm_engine_submit(rig.engine, &o[i].io);
+    }
+    uint64_t end = xm_now() + 10 * XM_NS_PER_S;
+    do {
+        assert_int_equal(pread(rig.file.fd, in, COUNT * 512, 0), COUNT * 512);
+    } while (memcmp(in, out, COUNT * 512) && xm_now() < end);
+    assert_memory_equal(in, out, COUNT * 512);
+    for (unsigned i = 0; i < COUNT; i++)
+        assert_int_equal(o[i].done, 0); /* that is for a turn */
+    for (unsigned i = 0; i < COUNT; i++) {
+        turn_until(&o[i].done, 1);
+        assert_int_equal(o[i].res, 0);
+    }
+    free(out);
+    free(in);
+}
+
 /* More pieces than the kernel takes in one call: the rest is another call, from the middle of an element if
  * need be. */
 static void test_a_request_of_three_thousand_pieces(void **state)
@@ -821,7 +857,7 @@ static const struct {
 
 int main(void)
 {
-    static struct CMUnitTest all[TESTS * VARIANTS + 1];
+    static struct CMUnitTest all[TESTS * VARIANTS + 2];
     static char names[TESTS * VARIANTS][120];
     static const char *const kinds[] = {"auto", "io_uring", "libaio"}, *const on[] = {"", ", file",
                                                                                       ", loop device"};
@@ -837,6 +873,8 @@ int main(void)
             n++;
         }
     }
+    all[n++] = (struct CMUnitTest)cmocka_unit_test_prestate_setup_teardown(
+        test_many_requests_do_not_wait_for_the_turn, NULL, teardown, &variants[1]);
     all[n++] = (struct CMUnitTest)cmocka_unit_test(test_auto_takes_libaio_where_io_uring_is_disabled);
     return _cmocka_run_group_tests("blkcopy_engine", all, n, NULL, NULL);
 }
