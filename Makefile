@@ -16,6 +16,7 @@ OPT     := $(if $(SAN),-O1 -fno-omit-frame-pointer -fsanitize=$(SAN),-O2)
 OPT     += $(if $(findstring thread,$(SAN)),$(if $(findstring clang,$(CC)),,-Wno-tsan))
 CFLAGS  += -std=gnu11 -g $(OPT) $(WARN) -D_GNU_SOURCE -I. -MMD -MP -pthread
 CFLAGS  += $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+export TSAN_OPTIONS ?= suppressions=$(CURDIR)/tests/tsan.supp
 LDFLAGS += -pthread $(if $(SAN),-fsanitize=$(SAN))
 LDLIBS  += $(shell pkg-config --libs $(PKGS) 2>/dev/null) -laio
 

@@ -12,6 +12,7 @@
  * whether it was given: `undecided`. The VM stays loaded and stopped until the source's record is known (incoming_decide). */
 #include "host/incoming_inside.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,13 +24,13 @@ static const char *const state_names[] = {"waiting",   "copying", "loading", "pr
 
 const char *incoming_state_name(const struct incoming *in)
 {
-    return state_names[in->state];
+    return state_names[atomic_load(&in->state)];
 }
 
 void incoming_set_state(struct incoming *in, enum in_state to)
 {
     xm_log(XM_LOG_INFO, "VM %s, job %s from %s: %s -> %s", in->shim->vm.name, in->job, in->source,
-           state_names[in->state], state_names[to]);
+           incoming_state_name(in), state_names[to]);
     in->state = to;
 }
 
@@ -280,7 +281,7 @@ int incoming_add_link(struct incoming *in, int fd, const char *name, struct xm_e
 
 void incoming_status(struct incoming *in, json_t *into)
 {
-    json_object_set_new(into, "step", json_string(state_names[in->state]));
+    json_object_set_new(into, "step", json_string(incoming_state_name(in)));
     json_object_set_new(into, "job", json_string(in->job));
     json_object_set_new(into, "source", json_string(in->source));
 }

@@ -17,7 +17,7 @@ struct incoming {
     struct xm_mailbox mailbox;
     char source[64], job[32];
     uint8_t token[XM_TOKEN_BYTES];
-    enum in_state state; /* its thread */
+    _Atomic enum in_state state; /* set by its thread; any thread reads */
     bool storage;
     struct xm_links *links;
     struct xm_ramsink *ramsink;

@@ -11,6 +11,7 @@
  * An abort is a failure that somebody wished for: honoured until the record is written. */
 #include "host/migration.h"
 
+#include <stdatomic.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,21 +43,21 @@ const char *migration_step_name(enum mig_state s)
 
 const char *migration_state_name(const struct migration *m)
 {
-    return state_names[m->state];
+    return state_names[atomic_load(&m->state)];
 }
 
 json_t *migration_event(const struct migration *m, const char *name)
 {
-    return json_pack("{s:s s:s s:s}", "event", name, "job", m->job, "state", state_names[m->state]);
+    return json_pack("{s:s s:s s:s}", "event", name, "job", m->job, "state", migration_state_name(m));
 }
 
 void migration_set_state(struct migration *m, enum mig_state to)
 {
     /* Invariant: only legal transitions; this is our own logic, nothing from outside can lead here. */
     if (!(legal[m->state] & TO(to)))
-        xm_log(XM_LOG_ERROR, "job %s: illegal transition %s -> %s", m->job, state_names[m->state],
+        xm_log(XM_LOG_ERROR, "job %s: illegal transition %s -> %s", m->job, migration_state_name(m),
                state_names[to]);
-    xm_log(XM_LOG_INFO, "VM %s, job %s: %s -> %s", m->shim->vm.name, m->job, state_names[m->state],
+    xm_log(XM_LOG_INFO, "VM %s, job %s: %s -> %s", m->shim->vm.name, m->job, migration_state_name(m),
            state_names[to]);
     m->state = to;
     m->report.entered[to] = xm_now();
@@ -389,7 +390,7 @@ void migration_abort(struct migration *m, const char *reason)
     if (m->abort)
         return;
     snprintf(m->abort_reason, sizeof m->abort_reason, "%s", reason);
-    __atomic_store_n(&m->abort, true, __ATOMIC_RELEASE);
+    m->abort = true; /* after its reason */
 }
 
 int migration_set_rate(struct migration *m, uint64_t bytes_per_s)

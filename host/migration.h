@@ -53,9 +53,9 @@ struct migration {
     json_t *request;           /* links, disks */
     struct mig_options opt;
 
-    enum mig_state state;    /* its thread; set by set_state alone */
-    volatile bool abort;     /* any thread */
-    volatile bool qemu_gone; /* main */
+    _Atomic enum mig_state state; /* set by its thread in set_state alone; any thread reads */
+    _Atomic bool abort;           /* any thread */
+    _Atomic bool qemu_gone;       /* main */
     char abort_reason[128];
     struct xm_links *links;
     struct xm_transport *to;

@@ -318,12 +318,19 @@ int qemu_continue(struct qemu *q, uint64_t timeout_ns, struct xm_error *e)
     }
 }
 
+static void forget(struct qemu *q)
+{
+    int fd = q->pidfd;
+
+    q->pid = 0;
+    q->pidfd = -1; /* before its number can be another file's: the main thread watches it */
+    if (fd >= 0)
+        close(fd);
+}
+
 void qemu_leave(struct qemu *q)
 {
-    if (q->pidfd >= 0)
-        close(q->pidfd);
-    q->pid = 0;
-    q->pidfd = -1;
+    forget(q);
     qmp_close(&q->qmp);
 }
 
@@ -338,10 +345,7 @@ void qemu_end(struct qemu *q, const struct vm_spec *vm)
     }
     if (q->pid > 0 && q->child)
         waitpid(q->pid, NULL, 0);
-    if (q->pidfd >= 0)
-        close(q->pidfd);
-    q->pid = 0;
-    q->pidfd = -1;
+    forget(q);
     qmp_close(&q->qmp);
     for (unsigned i = 0; i < vm->nics; i++)
         tap_delete(&vm->nic[i]);

@@ -5,10 +5,11 @@
 #include "host/qmp.h"
 #include "host/vm.h"
 
+/* One thread's at a time: main's, or a migration's until it is over. pid and pidfd main reads meanwhile. */
 struct qemu {
-    pid_t pid;  /* 0: none */
-    int pidfd;  /* readable when it has ended; -1: none */
-    bool child; /* ours to reap */
+    _Atomic pid_t pid; /* 0: none */
+    _Atomic int pidfd; /* readable when it has ended; -1: none */
+    bool child;        /* ours to reap */
     struct qmp qmp;
 };
 

@@ -25,8 +25,8 @@ struct stream {
     _Atomic int fd;            /* to QEMU */
     int listen_fd;             /* source */
     _Atomic bool stop;
-    volatile uint64_t offset; /* bytes sent, or written to QEMU */
-    pthread_mutex_t lock;     /* protects error */
+    _Atomic uint64_t offset; /* bytes sent, or written to QEMU */
+    pthread_mutex_t lock;    /* protects error */
     struct xm_error error;
     /* source */
     struct xm_transport *to;

@@ -71,7 +71,7 @@ struct xm_precopy *xm_precopy_new(struct xm_ram *, struct xm_transport *, struct
 /* One round: collect (the first: everything populated), read, send, wait for the answers. Blocking; *abort is
  * looked at often. final: the VM is stopped and the driver has drained; what is collected is all that is
  * left. */
-int xm_precopy_round(struct xm_precopy *, bool final, const volatile bool *abort, struct xm_round *out,
+int xm_precopy_round(struct xm_precopy *, bool final, const _Atomic bool *abort, struct xm_round *out,
                      struct xm_error *);
 /* Pages that a round would send if it began now (scan without re-arming), for the estimate. */
 int xm_precopy_peek(struct xm_precopy *, uint64_t *pages, struct xm_error *);

@@ -67,7 +67,7 @@ struct xm_precopy {
     struct xm_round *round;
     struct slot *open; /* being filled, for block open_block */
     unsigned open_block;
-    const volatile bool *abort;
+    const _Atomic bool *abort;
     uint64_t first_submit;
     atomic_ullong done, of; /* pages */
 };
@@ -106,7 +106,7 @@ static void settled(struct xm_post *post)
 /* 0, or why the round has to end. */
 static int trouble(struct xm_precopy *pc)
 {
-    if (!pc->error.code && pc->abort && __atomic_load_n(pc->abort, __ATOMIC_RELAXED))
+    if (!pc->error.code && pc->abort && atomic_load_explicit(pc->abort, memory_order_relaxed))
         xm_error_set(&pc->error, ECANCELED, "the migration was aborted");
     return -pc->error.code;
 }
@@ -319,7 +319,7 @@ static void begin_progress(struct xm_precopy *pc)
     atomic_store(&pc->of, of);
 }
 
-int xm_precopy_round(struct xm_precopy *pc, bool final, const volatile bool *abort, struct xm_round *out,
+int xm_precopy_round(struct xm_precopy *pc, bool final, const _Atomic bool *abort, struct xm_round *out,
                      struct xm_error *e)
 {
     struct xm_round round = {.number = pc->number + 1};

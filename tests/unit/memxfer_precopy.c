@@ -28,7 +28,7 @@ struct world {
     struct xm_precopy *precopy;
 };
 static struct world w;
-static volatile bool no_abort;
+static _Atomic bool no_abort;
 
 static void begin(uint64_t size, void (*body)(struct ramchild *), uint64_t seed)
 {
@@ -279,13 +279,13 @@ static void a_lost_wire_is_told(void **state)
     ramchild_end(&w.child);
 }
 
-static volatile bool now_abort;
+static _Atomic bool now_abort;
 
 static void *abort_soon(void *arg)
 {
     (void)arg;
     usleep(20000);
-    __atomic_store_n(&now_abort, true, __ATOMIC_RELAXED);
+    now_abort = true;
     return NULL;
 }
 
