@@ -11,8 +11,8 @@
  * An abort is a failure that somebody wished for: honoured until the record is written. */
 #include "host/migration.h"
 
-#include <stdatomic.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
