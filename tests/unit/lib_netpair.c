@@ -217,6 +217,7 @@ void load_init(struct load *l, struct xm_transport *to, uint64_t first, uint64_t
     *l = (struct load){
         .to = to, .first = first, .total = total, .depth = XM_MIN(depth, total), .length = length};
     assert_int_equal(0, xm_mailbox_init(&l->box));
+    sem_init(&l->begun, 0, 0);
     l->msg = calloc(l->depth, sizeof *l->msg);
     l->data = malloc(length + 1);
     for (uint32_t i = 0; i < length; i++)
@@ -231,6 +232,7 @@ void load_run(struct load *l)
 {
     for (uint64_t i = 0; i < l->depth; i++)
         load_next(&l->msg[i]);
+    sem_post(&l->begun);
     while (l->settled < l->total) {
         if (!xm_mailbox_wait(&l->box, 30000))
             fail_msg("%llu of %llu messages settled after 30 s", (unsigned long long)l->settled,
@@ -247,6 +249,7 @@ void *load_thread(void *load)
 void load_free(struct load *l)
 {
     xm_mailbox_destroy(&l->box);
+    sem_destroy(&l->begun);
     free(l->msg);
     free(l->data);
 }

@@ -57,6 +57,7 @@ struct load {
     uint64_t first, total, depth;
     uint32_t length;    /* 0: DISK_ZERO; else DISK_DATA of 1 to length bytes */
     bool urgent, fixed; /* fixed: all of `length` */
+    sem_t begun;        /* posted when the first `depth` are submitted */
     uint64_t sent, settled, failed, twice;
     int status; /* the first that was not 0 */
     struct load_msg *msg;

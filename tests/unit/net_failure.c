@@ -268,6 +268,7 @@ static void free_settles_what_is_left(void **state)
     end_join_tcp(&a, &b, 2, NULL);
     start(&load, &t, 2000, 2000, 1000);
     assert_true(end_wait(&b, b.frames > 100));
+    sem_wait(&load.begun); /* nobody submits to what is being freed */
     assert_int_equal(0, pthread_create(&f, NULL, free_links, a.links));
     pthread_join(t, NULL);
     pthread_join(f, NULL);
