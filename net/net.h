@@ -206,8 +206,8 @@ uint64_t xm_links_queued(struct xm_links *, uint64_t *max);
 void xm_links_abort(struct xm_links *, const char *reason);
 /* Why the bundle was lost (the peer's ABORT, a corrupt frame, time-out), or code 0. */
 void xm_links_error(struct xm_links *, struct xm_error *out);
-/* Settles all, joins the threads, frees. Frames handed to the sink are all done by then (it waits): what a writer holds for a frame
- * that never came has to be let go before (xm_writer_cancel). Not from a link thread. */
+/* Settles all, joins the threads, frees. Frames handed to the sink are all done by then (it waits), so whoever keeps one for
+ * another that never came has to let go of it before (a disk's writer: xm_writer_cancel). Not from a link thread. */
 void xm_links_free(struct xm_links *);
 
 /* Submits and waits for the answer: for owners without a mailbox of their own. Returns the status. reply as in xm_msg. */

@@ -36,7 +36,7 @@ struct figures {
     struct bench_stat iops, p50, p99;
 };
 static struct figures all[MODES][PHASES][DEPTHS];
-static struct bench_stat copied[MODES][DEPTHS]; /* MB/s of the copy beside such a guest */
+static struct bench_stat copied[MODES][DEPTHS]; /* MB/s, beside such a guest */
 
 /* ---- our back end: a disk process in host A; an event turns the mirror on, another says when all is copied ---- */
 
@@ -243,7 +243,7 @@ static void rows(void)
                 bench_result("p99 us", &mine->p99, &none->p99, name, 1.5, false);
                 snprintf(name, sizeof name, "%s; %s, %s, depth %u", mode_name[m + 2], mode_name[m], when,
                          depths[d]);
-                bench_note("p99 %.1f us, QEMU's %.1f us; the copy beside it %.0f MB/s, QEMU's %.0f",
+                bench_note("p99 %.1f us, QEMU's %.1f us; copied at %.0f MB/s, QEMU at %.0f",
                            bench_median(&mine->p99), bench_median(&qemu->p99), bench_median(&copied[m][d]),
                            bench_median(&copied[m + 2][d]));
                 bench_result("IOPS", &mine->iops, &qemu->iops, name, 1.0, true);
