@@ -84,6 +84,19 @@ int xmigrate_run(const char *host, int expected, json_t **out, const char *fmt, 
     return code;
 }
 
+void guest_must_come(const char *host, const char *vm)
+{
+    char *out = NULL;
+    int code = sh(NULL, 70, "%s", as_client("wait %s 60", GUEST));
+
+    if (code != 0) {
+        sh(&out, 10, "tests/system/lab.sh tell %s %s", host, vm);
+        fprintf(stderr, "%s at host%s does not answer:\n%s\n", vm, host, out ? out : "");
+        free(out);
+    }
+    assert_int_equal(code, 0);
+}
+
 void guest_must(const char *fmt, ...)
 {
     char words[256], *out = NULL;

@@ -229,6 +229,20 @@ xmigrate() { # a or b, words...
   ip netns exec "$prefix-host$h" "$build/xmigrate" --socket "$(command_socket "$h")" "$@"
 }
 
+# Everything that may say why a guest does not answer.
+tell_of() { # a or b, VM
+  set +e
+  tail -n 25 "$run/$1/run/vms/$2"/*.log "$run/$1/agent.log" 2>&1
+  for p in $(pids_in "$prefix-host$1"); do
+    for t in "/proc/$p/task"/*; do
+      # In: state, user and system ticks; the system call that it is in and its arguments.
+      echo "---- $t $(cat "$t/comm") $(sed 's/.*) //' "$t/stat" | cut -d' ' -f1,12,13) in $(cat "$t/wchan"): $(cat "$t/syscall")" 2>&1
+    done
+  done
+  ip -n "$client" neigh 2>&1
+  ip netns exec "$prefix-host$1" bridge fdb show br br0 2>&1
+}
+
 bring_up() {
   require
   if [ -e "$run/ready" ] && namespace_exists "$hosta" && [ -n "$(pids_in "$hosta")" ]; then
@@ -252,7 +266,7 @@ bring_up() {
   start_agent b
   if [ "$XM_LAB_VM" != no ]; then
     xmigrate a start "$run/web1.ini"
-    ip netns exec "$client" "$guest/xm-client" wait 10.9.0.2 60 >/dev/null || die "the guest does not answer; see $run/a/run/vms/web1"
+    ip netns exec "$client" "$guest/xm-client" wait 10.9.0.2 60 >/dev/null || { tell_of a web1 >&2; die "the guest does not answer"; }
   fi
   touch "$run/ready"
 }
@@ -295,6 +309,7 @@ case ${1:-} in
     if [ -e "$run/ready" ]; then say "'$prefix' is up: $(all_pids | wc -l) processes"; else say "'$prefix' is not up"; fi
     ;;
   agent) start_agent "$2" ;; # again, after it was killed
+  tell) tell_of "$2" "$3" ;;
   shape) shape "$2" ;;
   run)
     n=$prefix-$2
@@ -305,5 +320,5 @@ case ${1:-} in
     shift
     xmigrate "$@"
     ;;
-  *) die "usage: lab.sh up | down | status | agent a|b | shape RATE|none | run hosta|hostb|client COMMAND... | xmigrate a|b WORDS..." ;;
+  *) die "usage: lab.sh up | down | status | agent a|b | tell a|b VM | shape RATE|none | run hosta|hostb|client COMMAND... | xmigrate a|b WORDS..." ;;
 esac

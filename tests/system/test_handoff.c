@@ -29,7 +29,7 @@ static void start_vm(const char *name)
            name, lab_run_dir(), lab_run_dir(), name, lab_store_dir(), name, lab_prefix()),
         0);
     assert_int_equal(xmigrate_run("a", 0, NULL, "start %s/%s.ini", lab_run_dir(), name), 0);
-    assert_int_equal(sh(NULL, 70, "%s", as_client("wait %s 60", GUEST)), 0);
+    guest_must_come("a", name);
 }
 
 static bool runs_at(const char *host, const char *name)
