@@ -103,7 +103,8 @@ void lab_start(const struct lab_guest *g)
         bench_die("%s cannot be written", ini);
     fprintf(f,
             "[vm]\nname = %s\nmemory = %uM\nvcpus = 2\naccel = tcg\nkernel = %s/build/guest/kernel/vmlinuz\n"
-            "initrd = %s/build/guest/initramfs\nappend = console=ttyS0 quiet xm.seed=7 xm.ip=%s/24 %s\n",
+            "initrd = %s/build/guest/initramfs\nappend = console=ttyS0 quiet no_timer_check xm.seed=7 "
+            "xm.ip=%s/24 %s\n",
             g->name, g->memory, top, top, g->ip, g->append);
     for (unsigned i = 0; i < g->disks; i++)
         fprintf(f, "\n[disk d%u]\ndatastore = ds1\nfile = %s\n", i, g->file[i]);
@@ -189,7 +190,8 @@ void lab_qemu_start(struct peer_qemu *q, const struct lab_guest *g, char h, bool
                     "-machine q35,memory-backend=mem0 -accel tcg -cpu max -m size=%lluK "
                     "-object memory-backend-memfd,id=mem0,size=%lluK,share=on -smp 2 "
                     "-qmp unix:%s,server=on,wait=off -serial null -kernel build/guest/kernel/vmlinuz "
-                    "-initrd build/guest/initramfs -append 'console=ttyS0 quiet xm.seed=7 xm.ip=%s/24 %s' %s "
+                    "-initrd build/guest/initramfs -append 'console=ttyS0 quiet no_timer_check xm.seed=7 "
+                    "xm.ip=%s/24 %s' %s "
                     "-netdev tap,id=n,ifname=xmq,script=no,downscript=no,vhost=off "
                     "-device virtio-net-pci,netdev=n,mac=52:54:00:78:6d:71,romfile= %s",
                     bench_ns(h), peer_memory_kib(g), peer_memory_kib(g), qmp_path(h), g->ip, g->append, disks,

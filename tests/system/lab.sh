@@ -195,7 +195,7 @@ vcpus = 2
 accel = tcg
 kernel = $guest/kernel/vmlinuz
 initrd = $guest/initramfs
-append = console=ttyS0 quiet xm.seed=7 xm.ip=10.9.0.2/24 ${XM_LAB_APPEND:-$append}
+append = console=ttyS0 quiet no_timer_check xm.seed=7 xm.ip=10.9.0.2/24 ${XM_LAB_APPEND:-$append}
 
 [disk system]
 path = $(cat "$run/system.loop")

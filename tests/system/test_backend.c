@@ -113,7 +113,7 @@ static int start_guest(void **state)
         "-nodefaults "
         "-object memory-backend-memfd,id=m,size=256M,share=on -display none -no-reboot "
         "-kernel ../kernel/vmlinuz -initrd ../initramfs -serial file:console.log "
-        "-append 'console=ttyS0 quiet xm.seed=3 xm.ip=10.0.2.15/24 xm.mem=16M:rate=8M "
+        "-append 'console=ttyS0 quiet no_timer_check xm.seed=3 xm.ip=10.0.2.15/24 xm.mem=16M:rate=8M "
         "xm.disk=vda:rate=16M:span=64M:trim=8M:prefilled' "
         "-nic user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:%u-:7003 "
         "-chardev socket,id=a,path=a.sock,reconnect=1 -device vhost-user-blk-pci,chardev=a,num-queues=2 "

@@ -59,7 +59,7 @@ static int start_guest(void **state)
               "cd %s && exec qemu-system-x86_64 -M q35 -accel tcg -cpu max -m 256 -smp 2 -nodefaults "
               "-display none -no-reboot "
               "-kernel ../kernel/vmlinuz -initrd ../initramfs -serial file:console.log "
-              "-append 'console=ttyS0 quiet xm.seed=3 xm.ip=10.0.2.15/24 xm.mem=16M:rate=8M "
+              "-append 'console=ttyS0 quiet no_timer_check xm.seed=3 xm.ip=10.0.2.15/24 xm.mem=16M:rate=8M "
               "xm.disk=vda:rate=4M:span=64M:trim=8M:prefilled' "
               "-nic user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:%u-:7001,hostfwd=tcp:127.0.0.1:%u-:7002,"
               "hostfwd=tcp:127.0.0.1:%u-:7003 "
