@@ -85,6 +85,8 @@ int xmigrate_run(const char *host, int expected, json_t **out, const char *fmt, 
     __attribute__((format(printf, 4, 5)));
 /* The VM that was started there answers within a minute. */
 void guest_must_come(const char *host, const char *vm);
+/* Without a lab: the guest behind that port of ours does; if not, prints its console.log in dir. */
+bool guest_came(unsigned port, const char *dir);
 /* A command to the guest must be answered by ok. */
 void guest_must(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* Guest's verification of disks and memory passes. */

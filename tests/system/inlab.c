@@ -97,6 +97,19 @@ void guest_must_come(const char *host, const char *vm)
     assert_int_equal(code, 0);
 }
 
+bool guest_came(unsigned port, const char *dir)
+{
+    char *out = NULL;
+    bool came = sh(NULL, 70, "build/guest/xm-client wait 127.0.0.1:%u 60", port) == 0;
+
+    if (!came) {
+        sh(&out, 10, "tail -n 25 %s/console.log", dir);
+        fprintf(stderr, "the guest does not answer; on its console:\n%s\n", out ? out : "");
+        free(out);
+    }
+    return came;
+}
+
 void guest_must(const char *fmt, ...)
 {
     char words[256], *out = NULL;

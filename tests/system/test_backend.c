@@ -120,8 +120,7 @@ static int start_guest(void **state)
         "-chardev socket,id=b,path=b.sock,reconnect=1 -device vhost-user-blk-pci,chardev=b,num-queues=2",
         g.dir, g.port);
     g.runs = true;
-    if (sh(NULL, 70, "build/guest/xm-client wait 127.0.0.1:%u 60", g.port) != 0) {
-        fprintf(stderr, "the guest does not answer\n");
+    if (!guest_came(g.port, g.dir)) {
         end_guest(NULL);
         return -1;
     }

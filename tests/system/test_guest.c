@@ -67,8 +67,7 @@ static int start_guest(void **state)
               "-drive if=none,id=b,format=raw,discard=unmap,file=b.img -device virtio-blk-pci,drive=b",
               g.dir, g.ports[0], g.ports[1], g.ports[2]);
     g.runs = true;
-    if (sh(NULL, 70, "build/guest/xm-client wait 127.0.0.1:%u 60", g.ports[2]) != 0) {
-        fprintf(stderr, "the guest does not answer\n");
+    if (!guest_came(g.ports[2], g.dir)) {
         end_guest(NULL);
         return -1;
     }
