@@ -282,6 +282,13 @@ static int swap_log(struct job *j)
     return 0;
 }
 
+/* Requests that the region has room for, per queue. Ours have it for the largest queue, whatever was asked for: QEMU 10.0.13 asks for
+ * queues of 128 and lets the guest have 1024. A region that an earlier version of ours has made is as large as it was asked for. */
+static uint16_t inflight_size(const struct vhost_inflight *in)
+{
+    return in->size >= in->queues * vhost_inflight_bytes(VIRTQUEUE_MAX) ? VIRTQUEUE_MAX : in->queue_size;
+}
+
 static int swap_inflight(struct job *j)
 {
     struct xm_vhost *d = j->dev;
@@ -297,7 +304,7 @@ static int swap_inflight(struct job *j)
     d->inflight_len = j->map_len;
     d->inflight = j->at;
     d->inflight_queues = in->queues;
-    d->inflight_size = in->queue_size;
+    d->inflight_size = inflight_size(in);
     j->map = old;
     j->map_len = old_len;
     return 0;
@@ -346,7 +353,7 @@ static int get_inflight(struct job *j)
 
     if (err)
         return err;
-    in->size = in->queues * vhost_inflight_bytes(in->queue_size);
+    in->size = in->queues * vhost_inflight_bytes(VIRTQUEUE_MAX);
     in->offset = 0;
     int fd = memfd_create("vhost-inflight", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0)

@@ -57,7 +57,7 @@ struct xm_vhost {
     void *inflight_map;
     size_t inflight_len;
     uint8_t *inflight;
-    uint16_t inflight_queues, inflight_size;
+    uint16_t inflight_queues, inflight_size; /* how many queues it has, and requests for each */
     unsigned queues;
     struct ring ring[VHOST_QUEUES_MAX];
     struct chain chain; /* scratch of one pop */

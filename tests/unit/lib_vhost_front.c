@@ -269,11 +269,12 @@ int vf_set_addr(struct vf *f, unsigned q, bool log)
 
 static int inflight_region(struct vf *f)
 {
+    uint16_t size = f->inflight_asked ? f->inflight_asked : f->size;
     struct {
         uint64_t size, offset;
         uint16_t queues, queue_size;
         uint32_t pad;
-    } in = {f->inflight_size, 0, (uint16_t)f->queues, f->size, 0};
+    } in = {f->inflight_size, 0, (uint16_t)f->queues, size, 0};
 
     if (!(f->protocol & P_INFLIGHT))
         return 0;
@@ -283,7 +284,7 @@ static int inflight_region(struct vf *f)
             return fail("getting an in-flight region");
         f->inflight_size = in.size;
         in.queues = (uint16_t)f->queues;
-        in.queue_size = f->size;
+        in.queue_size = size;
     }
     return vf_msg(f, SET_INFLIGHT_FD, &in, sizeof in, &f->inflight_fd, 1, NULL, 0, NULL);
 }

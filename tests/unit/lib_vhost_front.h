@@ -42,6 +42,7 @@ struct vf {
     int sock, memfd, inflight_fd, log_fd;
     uint8_t *mem;
     uint64_t inflight_size;
+    uint16_t inflight_asked; /* queue size that the in-flight region is asked for; 0: as the queues have */
     uint8_t *log;
     uint64_t log_size;
     uint64_t features, protocol, max_queues; /* what the back end offers; want: what is taken */

@@ -5,6 +5,7 @@
 #include "tests/unit/lib_vhost_front.h"
 #include "mirror/vhost_inflight.h"
 
+#include <fcntl.h>
 #include <linux/virtio_config.h>
 #include <poll.h>
 #include <signal.h>
@@ -12,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -37,7 +39,7 @@ static struct vdisk vd;
 static struct vf vf;
 static bool vd_up;
 
-static void begin(unsigned queues, uint16_t size, uint64_t without)
+static void connect_front(unsigned queues, uint16_t size, uint64_t without)
 {
     const char *why = vd_open(&vd, "disk", queues);
     if (why)
@@ -45,6 +47,11 @@ static void begin(unsigned queues, uint16_t size, uint64_t without)
     vd_up = true;
     assert_int_equal(vf_init(&vf, queues, size), 0);
     assert_int_equal(vf_connect(&vf, vd.path, without), 0);
+}
+
+static void begin(unsigned queues, uint16_t size, uint64_t without)
+{
+    connect_front(queues, size, without);
     assert_int_equal(vf_start(&vf), 0);
 }
 
@@ -571,19 +578,20 @@ static void test_log_pages_are_exact(void **state)
 
 /* ---- reconnecting ---- */
 
-static void test_resubmits_after_a_hang_up(void **state)
+/* In the middle of a ring of 256 on a queue that is ready. */
+static void resubmits_after_a_hang_up(void)
 {
     unsigned answered[64] = {0}, n = 0;
-    (void)state;
 
-    begin(1, 256, 0);
     for (unsigned i = 0; i < 32; i++) {
         fill(vf.mem + VF_DATA + i * 4096, 4096, i);
         struct vf_seg s = {VF_DATA + i * 4096, 4096, false};
         if (i == 16) { /* the first half is answered before, out of the guest's sight */
             vf_kick(&vf, 0);
-            while (__atomic_load_n(&vf.q[0].used->idx, __ATOMIC_ACQUIRE) != 16)
+            for (int w = 0; __atomic_load_n(&vf.q[0].used->idx, __ATOMIC_ACQUIRE) != 16; w++) {
+                assert_in_range(w, 0, 50000); /* the ring never started */
                 usleep(100);
+            }
             vd_gate(&vd, true);
         }
         assert_true(vf_request(&vf, 0, T_OUT, i * 8, &s, 1, &answered[i]) >= 0);
@@ -620,6 +628,36 @@ static void test_resubmits_after_a_hang_up(void **state)
     for (int i = 0; i < 32; i++)
         assert_int_equal(answered[i], 1);
     check_basic(&vf);
+}
+
+static void test_resubmits_after_a_hang_up(void **state)
+{
+    (void)state;
+    begin(1, 256, 0);
+    resubmits_after_a_hang_up();
+}
+
+/* QEMU 10.0.13 asks for an in-flight region of `queue-size` (128), while its guest's rings have 1024 whatever that says. */
+static void test_region_serves_rings_larger_than_asked_for(void **state)
+{
+    (void)state;
+    connect_front(2, 256, 0);
+    vf.inflight_asked = 128;
+    assert_int_equal(vf_start(&vf), 0);
+    resubmits_after_a_hang_up();
+}
+
+/* An earlier version of ours made regions as large as they were asked for; its QEMU lives on. */
+static void test_region_of_an_earlier_version(void **state)
+{
+    (void)state;
+    connect_front(2, 256, 0);
+    vf.inflight_size = 2 * vhost_inflight_bytes(256);
+    vf.inflight_fd = memfd_create("vhost-inflight", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    assert_int_equal(ftruncate(vf.inflight_fd, (off_t)vf.inflight_size), 0);
+    assert_int_equal(fcntl(vf.inflight_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW), 0);
+    assert_int_equal(vf_start(&vf), 0);
+    resubmits_after_a_hang_up();
 }
 
 /* A back end of its own process, which may be killed. */
@@ -888,6 +926,8 @@ int main(void)
         cmocka_unit_test_teardown(test_dirty_pages_are_exact, end),
         cmocka_unit_test_teardown(test_log_pages_are_exact, end),
         cmocka_unit_test_teardown(test_resubmits_after_a_hang_up, end),
+        cmocka_unit_test_teardown(test_region_serves_rings_larger_than_asked_for, end),
+        cmocka_unit_test_teardown(test_region_of_an_earlier_version, end),
         cmocka_unit_test_teardown(test_survives_kills, end),
         cmocka_unit_test_teardown(test_free_on_the_engines_thread, end),
         cmocka_unit_test_teardown(test_bad_options, end),
