@@ -148,23 +148,49 @@ static int judge(const char *name, int status, bool in_time, uint64_t timeout_ns
     return xm_error_set(e, EIO, "%s failed with exit status %d", name, WEXITSTATUS(status));
 }
 
+/* The reading end of a pipe that holds the text; its other end in *keep. -errno, too, when it does not fit into a pipe. */
+static int input_pipe(const char *text, int *keep)
+{
+    size_t n = strlen(text);
+    int p[2];
+
+    if (pipe2(p, O_CLOEXEC) < 0)
+        return -errno;
+    fcntl(p[1], F_SETFL, O_NONBLOCK);
+    if (write(p[1], text, n) != (ssize_t)n) {
+        close(p[0]);
+        close(p[1]);
+        return -E2BIG;
+    }
+    *keep = p[1];
+    return p[0];
+}
+
 int xm_run(const char *const argv[], uint64_t timeout_ns, char **out, struct xm_error *e)
 {
+    return xm_run_input(argv, NULL, timeout_ns, out, e);
+}
+
+int xm_run_input(const char *const argv[], const char *input, uint64_t timeout_ns, char **out,
+                 struct xm_error *e)
+{
     int o[2] = {-1, -1}, r[2] = {-1, -1};
-    int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    int keep = -1;
+    int in = input ? input_pipe(input, &keep) : open("/dev/null", O_RDONLY | O_CLOEXEC);
     int status = 0, err = 0;
     pid_t pid = -1;
 
     if (out)
         *out = NULL;
-    if (null < 0 || pipe2(o, O_CLOEXEC) < 0 || pipe2(r, O_CLOEXEC) < 0)
-        err = xm_error_errno(e, errno, "cannot start %s", argv[0]);
+    if (in < 0 || pipe2(o, O_CLOEXEC) < 0 || pipe2(r, O_CLOEXEC) < 0)
+        err = xm_error_errno(e, in < -1 ? -in : errno, "cannot start %s", argv[0]);
     else
-        pid = start(argv, null, o[1], r[1], e);
-    close(null);
+        pid = start(argv, in, o[1], r[1], e);
+    close(in);
     close(o[1]);
     close(r[1]);
     if (pid < 0) {
+        close(keep);
         close(o[0]);
         close(r[0]);
         return err ? err : pid;
@@ -178,6 +204,7 @@ int xm_run(const char *const argv[], uint64_t timeout_ns, char **out, struct xm_
         kill(pid, SIGKILL);
     reap(pid, &status);
     err = judge(argv[0], status, in_time, timeout_ns, ge.text, e);
+    close(keep);
     close(pidfd);
     close(go.fd);
     close(ge.fd);

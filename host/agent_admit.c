@@ -1,6 +1,7 @@
 /* What this host is, for admission; and the disks' files. */
 #include "host/agent.h"
 #include "host/facts.h"
+#include "host/qemu_facts.h"
 
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -18,14 +19,14 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
     const struct vm_spec *s = r->spec;
     struct host_facts *f = &g->facts;
     bool run_it = !strict || admit_qemu_name(s, NULL) == 0;
-    const struct qemu_facts *q = run_it ? facts_qemu(s->qemu) : NULL;
+    const struct qemu_facts *q = run_it ? qemu_facts(s->qemu, s->accel, NULL) : NULL;
     char full[128];
 
     memset(g, 0, sizeof *g);
     f->host = a->conf.name;
     f->protocol = AGENT_PROTOCOL;
     f->qemu_version = q ? q->version : NULL;
-    f->machine = q && facts_machine(q, s->machine, full);
+    f->machine = q && qemu_facts_machine(q, s->machine, full);
     f->kvm = facts_kvm();
     f->cpu_flags = facts_cpu_flags();
     for (unsigned i = 0; i < s->nics; i++)
@@ -150,7 +151,7 @@ static int resolve_disk(struct agent *a, const struct vm_spec *s, struct vm_disk
 
 int resolve_spec(struct agent *a, struct vm_spec *s, struct xm_error *e)
 {
-    const struct qemu_facts *q = facts_qemu(s->qemu);
+    const struct qemu_facts *q = qemu_facts(s->qemu, s->accel, NULL);
     char full[128];
 
     if (!s->accel)
@@ -158,7 +159,7 @@ int resolve_spec(struct agent *a, struct vm_spec *s, struct xm_error *e)
     if (!s->cpu)
         s->cpu = xm_printf("%s", !strncmp(s->accel, "kvm", 3) ? "host" : "max");
     /* "q35" is another machine with each QEMU: both hosts have to mean the same one. */
-    if (q && facts_machine(q, s->machine, full)) {
+    if (q && qemu_facts_machine(q, s->machine, full)) {
         free(s->machine);
         s->machine = xm_printf("%s", full);
     }

@@ -10,6 +10,7 @@
  */
 #include "host/facts.h"
 #include "host/move.h"
+#include "host/qemu_facts.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,7 +60,7 @@ static json_t *make_probe(struct move *m, unsigned i)
 json_t *move_peer_request(struct move *m, const char *verb, const char *job)
 {
     struct agent *a = m->agent;
-    const struct qemu_facts *q = facts_qemu(m->spec.qemu);
+    const struct qemu_facts *q = qemu_facts(m->spec.qemu, m->spec.accel, NULL);
     json_t *o = json_pack("{s:s, s:o, s:b, s:I, s:i, s:s, s:s}", "verb", verb, "vm",
                           vm_spec_to_json(&m->spec), "storage", m->storage, "epoch", (json_int_t)m->epoch,
                           "protocol", AGENT_PROTOCOL, "cpu_flags", facts_cpu_flags(), "job", job);

@@ -1,19 +1,8 @@
-/* host/facts.h: what the host is, read from the kernel and from QEMU. Any thread. */
+/* host/facts.h: what the host is, read from the kernel. Any thread. */
 #ifndef XM_HOST_FACTS_H
 #define XM_HOST_FACTS_H
 
 #include "base/base.h"
-
-/* What a QEMU program says of itself; asked once per name, kept for the life of the process. */
-struct qemu_facts {
-    char version[32]; /* "7.2.22" */
-    char *machines;   /* the output of -machine help */
-};
-/* NULL when it cannot be run. The result is never freed. */
-const struct qemu_facts *facts_qemu(const char *program);
-/* The machine's name without options is known there. An alias ("q35") is written out in `full`
- * ("pc-q35-7.2"), options kept. */
-bool facts_machine(const struct qemu_facts *, const char *machine, char full[128]);
 
 const char *facts_cpu_flags(void); /* of the first CPU; "" when unknown; never freed */
 bool facts_kvm(void);

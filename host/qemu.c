@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -44,7 +45,16 @@ static void add_opt(struct args *a, const char *option, const char *value)
         add2(a, option, xm_printf("%s", value));
 }
 
-char **qemu_arguments(const struct vm_spec *vm, const char *run_dir, bool incoming)
+/* A named, shared file is the one kind of RAM that every QEMU from 7.2 to 11 leaves out of its stream with x-ignore-shared; since 8.1
+ * memory-backend-memfd is sent. So the memfd is ours, and QEMU opens it by a name. */
+static char *ram_backend(const struct vm_spec *vm)
+{
+    return xm_printf("memory-backend-file,id=mem0,size=%lluM,share=on,mem-path=/proc/self/fd/%d",
+                     (unsigned long long)(vm->memory >> 20), QEMU_RAM_FD);
+}
+
+char **qemu_arguments(const struct vm_spec *vm, const struct qemu_facts *knows, const char *run_dir,
+                      bool incoming)
 {
     struct args a = {0};
     bool kvm = !strcmp(vm->accel, "kvm");
@@ -58,9 +68,7 @@ char **qemu_arguments(const struct vm_spec *vm, const char *run_dir, bool incomi
     add_opt(&a, "-accel", vm->accel);
     add2(&a, "-cpu", xm_printf("%s", vm->cpu ? vm->cpu : kvm ? "host" : "max"));
     add2(&a, "-m", xm_printf("size=%lluM", (unsigned long long)(vm->memory >> 20)));
-    add2(&a, "-object",
-         xm_printf("memory-backend-memfd,id=mem0,size=%lluM,share=on",
-                   (unsigned long long)(vm->memory >> 20)));
+    add2(&a, "-object", ram_backend(vm));
     add2(&a, "-smp", xm_printf("%u", vm->vcpus));
     add2(&a, "-qmp", xm_printf("unix:%s/qmp.sock,server=on,wait=off", run_dir));
     add2(&a, "-chardev",
@@ -76,7 +84,8 @@ char **qemu_arguments(const struct vm_spec *vm, const char *run_dir, bool incomi
         const struct vm_disk *d = &vm->disk[i];
         unsigned queues = d->queues ? d->queues : XM_MIN(vm->vcpus, 4u);
         add2(&a, "-chardev",
-             xm_printf("socket,id=chr-%s,path=%s/disk-%s.sock,reconnect=1", d->name, run_dir, d->name));
+             xm_printf("socket,id=chr-%s,path=%s/disk-%s.sock,%s", d->name, run_dir, d->name,
+                       knows->reconnect_ms ? "reconnect-ms=1000" : "reconnect=1"));
         /* config-wce=off: the guest cannot change the cache mode, which QEMU would not tell the driver again after a
          * reconnect or a move. The disk is write-back, and the guest flushes. */
         add2(&a, "-device",
@@ -149,7 +158,7 @@ static void last_line(const char *path, char *out, size_t size)
     free(text);
 }
 
-static void child_exec(char **argv, const char *log)
+static void child_exec(char **argv, const char *log, int ram)
 {
     sigset_t none;
     int in = open("/dev/null", O_RDONLY);
@@ -162,15 +171,36 @@ static void child_exec(char **argv, const char *log)
     dup2(in, 0);
     dup2(out, 1);
     dup2(out, 2);
+    if (dup2(ram, QEMU_RAM_FD) == ram)
+        fcntl(ram, F_SETFD, 0); /* it had the number already: inherited all the same */
     execvp(argv[0], argv);
     dprintf(2, "cannot run %s: %s\n", argv[0], strerror(errno));
     _exit(127); /* in the forked child only */
 }
 
+/* The name tells xm_ram_find that this is RAM. */
+static int make_ram(const struct vm_spec *vm, struct xm_error *e)
+{
+    int fd = memfd_create("memory-backend-memfd", MFD_CLOEXEC);
+
+    if (fd < 0 || ftruncate(fd, (off_t)vm->memory) < 0) {
+        int code = errno;
+        if (fd >= 0)
+            close(fd);
+        return xm_error_errno(e, code, "cannot make %s of RAM", xm_format_size(vm->memory).s);
+    }
+    return fd;
+}
+
 static int spawn(struct qemu *q, const struct vm_spec *vm, const char *run_dir, bool incoming,
                  struct xm_error *e)
 {
-    char **args = qemu_arguments(vm, run_dir, incoming);
+    const struct qemu_facts *knows = qemu_facts(vm->qemu, vm->accel, e);
+    int ram = knows ? make_ram(vm, e) : -e->code;
+
+    if (ram < 0)
+        return ram;
+    char **args = qemu_arguments(vm, knows, run_dir, incoming);
     struct args a = {0};
     char *log = xm_printf("%s/qemu.log", run_dir);
 
@@ -179,11 +209,12 @@ static int spawn(struct qemu *q, const struct vm_spec *vm, const char *run_dir, 
         add(&a, xm_printf("%s", *p));
     pid_t pid = a.v ? fork() : -1;
     if (pid == 0)
-        child_exec(a.v, log);
+        child_exec(a.v, log, ram);
     int code = errno;
     qemu_arguments_free(a.v);
     qemu_arguments_free(args);
     free(log);
+    close(ram);
     if (pid < 0)
         return xm_error_errno(e, code, "cannot start %s", vm->qemu);
     q->pid = pid;

@@ -2,6 +2,7 @@
 #ifndef XM_HOST_QEMU_H
 #define XM_HOST_QEMU_H
 
+#include "host/qemu_facts.h"
 #include "host/qmp.h"
 #include "host/vm.h"
 
@@ -15,9 +16,11 @@ struct qemu {
 
 void qemu_init(struct qemu *);
 
-/* The arguments, for `run_dir` (the VM's), as a malloc'ed NULL-terminated list. Both hosts build the same
+/* The descriptor number under which QEMU gets the guest's RAM. */
+#define QEMU_RAM_FD 3
+/* The arguments, for `run_dir` (the VM's) and the QEMU that was asked, as a malloc'ed NULL-terminated list. Both hosts build the same
  * devices in the same order. */
-char **qemu_arguments(const struct vm_spec *, const char *run_dir, bool incoming);
+char **qemu_arguments(const struct vm_spec *, const struct qemu_facts *, const char *run_dir, bool incoming);
 void qemu_arguments_free(char **);
 
 /* Makes the taps and starts QEMU with its guest stopped (-S), then waits for its monitor. Its stdout and

@@ -211,7 +211,7 @@ int xm_ram_find(struct xm_ram *ram, pid_t pid, struct xm_error *e)
     if (!ram->blocks)
         return xm_error_set(e, ENOENT,
                             "process %d has no shared guest RAM: its QEMU needs -object "
-                            "memory-backend-memfd,share=on,... as memory",
+                            "memory-backend-memfd or -file,share=on,... as memory",
                             pid);
     return 0;
 }

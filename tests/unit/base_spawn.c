@@ -32,6 +32,22 @@ static void success_gives_the_output(void **state)
     free(out);
 }
 
+static void input_is_read_and_stays_open(void **state)
+{
+    (void)state;
+    char *out;
+    struct xm_error e = {0};
+    /* A second read waits: it would end at once if the input had. */
+    assert_int_equal(
+        xm_run_input(SH("read a; echo \"<$a>\"; timeout 0.2 cat; echo $?"), "text\n", TIME, &out, NULL), 0);
+    assert_string_equal(out, "<text>\n124\n");
+    free(out);
+    char *large = calloc(1, 1 << 20);
+    memset(large, 'x', (1 << 20) - 1);
+    assert_int_equal(xm_run_input(SH("true"), large, TIME, NULL, &e), -E2BIG);
+    free(large);
+}
+
 static void failure_is_told_by_the_first_line_of_standard_error(void **state)
 {
     (void)state;
@@ -119,6 +135,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(success_gives_the_output),
+        cmocka_unit_test(input_is_read_and_stays_open),
         cmocka_unit_test(failure_is_told_by_the_first_line_of_standard_error),
         cmocka_unit_test(a_program_that_is_not_there_is_named),
         cmocka_unit_test(who_takes_too_long_is_killed),

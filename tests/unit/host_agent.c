@@ -3,6 +3,7 @@
  * (lib_agent.c). */
 #include "tests/unit/lib_agent.h"
 #include "host/facts.h"
+#include "host/qemu_facts.h"
 #include "host/owner.h"
 
 #include <setjmp.h>
@@ -37,7 +38,7 @@ static int tear_down(void **state)
 
 static void need_qemu(void)
 {
-    if (!facts_qemu("qemu-system-x86_64")) {
+    if (!qemu_facts("qemu-system-x86_64", "tcg", NULL)) {
         print_message("skipped: qemu-system-x86_64 is not installed\n");
         skip();
     }
