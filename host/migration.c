@@ -411,6 +411,7 @@ void migration_qmp_event(struct migration *m, const char *name, const json_t *da
         uint64_t real = (uint64_t)ts.tv_sec * XM_NS_PER_S + (uint64_t)ts.tv_nsec;
         m->stop_seen =
             xm_now() - (real > when ? real - when : 0); /* when it happened, not when we read of it */
+        m->stream_at_stop = m->stream ? stream_bytes(m->stream) : 0;
     }
 }
 

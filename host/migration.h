@@ -66,9 +66,13 @@ struct migration {
     struct mig_report report;
     uint64_t last_progress;
     uint64_t device_state_ns; /* measured or assumed */
+    double wire_rate;         /* bytes a second, of the last round of memory */
+    uint64_t other_ram;       /* bytes of RAM that go by QEMU's own stream: ROMs, a VGA's */
+    bool ram_checked;         /* it sends no more than that */
     /* From QMP's events: */
-    char qemu_status[32]; /* of MIGRATION events */
-    uint64_t stop_seen;   /* xm_now() at the STOP event */
+    char qemu_status[32];    /* of MIGRATION events */
+    uint64_t stop_seen;      /* xm_now() at the STOP event */
+    uint64_t stream_at_stop; /* bytes that QEMU had sent by then */
     struct xm_error error;
 };
 

@@ -1,6 +1,7 @@
 #include "host/qemu.h"
 
 #include <fcntl.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -295,6 +296,38 @@ int qemu_adopt(struct qemu *q, const char *run_dir, struct xm_error *e)
     r = qmp_open(&q->qmp, path, xm_now() + START_TIMEOUT, alive_cb, q, e);
     free(path);
     return r;
+}
+
+/* NAME, page size with its unit, 0xOFFSET, 0xUSED, 0xTOTAL, …: the first line says so, the others are one block each. */
+uint64_t qemu_ramblocks_sum(const char *text)
+{
+    uint64_t sum = 0, used;
+
+    for (const char *line = text; line && *line; line = strchr(line, '\n'), line = line ? line + 1 : NULL) {
+        const char *at = line, *end = line + strcspn(line, "\n");
+        while ((at = memmem(at, (size_t)(end - at), " 0x", 3)) && sscanf(at, " 0x%*x 0x%" SCNx64, &used) != 1)
+            at++;
+        if (at)
+            sum += used;
+    }
+    return sum;
+}
+
+int qemu_other_ram(struct qemu *q, const struct xm_ram *ram, uint64_t *bytes, struct xm_error *e)
+{
+    json_t *text = qmp_call(&q->qmp, "human-monitor-command",
+                            json_pack("{s:s}", "command-line", "info ramblock"), 10 * XM_NS_PER_S, e);
+    uint64_t all = json_is_string(text) ? qemu_ramblocks_sum(json_string_value(text)) : 0, ours = 0;
+
+    for (unsigned i = 0; i < ram->blocks; i++)
+        ours += ram->block[i].size;
+    json_decref(text);
+    if (!text)
+        return -e->code;
+    if (all < ours)
+        return xm_error_set(e, EPROTO, "QEMU says of its RAM what is not understood here (info ramblock)");
+    *bytes = all - ours;
+    return 0;
 }
 
 static bool migration_ended(const char *status)

@@ -5,6 +5,7 @@
 #include "host/qemu_facts.h"
 #include "host/qmp.h"
 #include "host/vm.h"
+#include "memxfer/memxfer.h"
 
 /* One thread's at a time: main's, or a migration's until it is over. pid and pidfd main reads meanwhile. */
 struct qemu {
@@ -28,6 +29,10 @@ void qemu_arguments_free(char **);
 int qemu_start(struct qemu *, const struct vm_spec *, const char *run_dir, bool incoming, struct xm_error *);
 /* Takes over a QEMU that an earlier shim of this VM left running. -ESRCH: there is none. */
 int qemu_adopt(struct qemu *, const char *run_dir, struct xm_error *);
+/* Bytes of RAM that it has besides the guest's: ROMs, a VGA's. */
+int qemu_other_ram(struct qemu *, const struct xm_ram *, uint64_t *bytes, struct xm_error *);
+/* The sum of the column «Used» in the answer to the monitor's `info ramblock`. */
+uint64_t qemu_ramblocks_sum(const char *text);
 /* Whatever migration it is in, it is in none when this returns 0. */
 int qemu_cancel_migration(struct qemu *, uint64_t timeout_ns, struct xm_error *);
 /* The guest runs when this returns 0. */

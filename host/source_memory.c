@@ -45,6 +45,7 @@ int source_memory(struct migration *m)
             r = xm_precopy_round(m->precopy, false, &m->abort, &round, &m->error);
         if (r)
             return migration_interrupted(m) ? -m->error.code : r;
+        m->wire_rate = round.rate;
         m->report.rounds = round.number;
         m->report.ram_bytes += round.pages_data * XM_PAGE;
         qmp_pump(&m->shim->qemu.qmp, 0, NULL);

@@ -5,6 +5,10 @@
  * -> both sides' digests are compared -> QEMU sends the device state -> the destination has loaded it all ->
  * hand-off.
  *
+ * QEMU's stream carries what is not the guest's RAM, some 0.2 MB and ROMs. A QEMU that would send guest RAM too would do so in the
+ * downtime, and over what our own frames have brought: it is asked what it counts as its own to send before anything is accepted of
+ * it, and device state that is larger than what fits into the budget ends the migration (check_ram, check_state).
+ *
  * Failures before the hand-off: source_resume() cancels QEMU's migration and lets the VM go on; nothing of
  * what the destination has heard makes it run the VM. */
 #include "host/migration.h"
@@ -16,6 +20,49 @@
 /* The VM is stopped for most of these waits: better back to the source than waiting long. */
 #define QEMU_TIMEOUT   (10 * XM_NS_PER_S)
 #define SETTLE_TIMEOUT (10 * XM_NS_PER_S)
+#define STATE_MAX      (16ull << 20) /* device state that is fine whatever the budget; usual is 0.1 to 0.3 MB */
+
+/* ROMs of QEMU's may grow by some KiB when a guest boots anew; guest RAM has no smaller blocks. */
+#define RAM_SLACK (1ull << 20)
+
+/* ---- what QEMU sends by itself ---- */
+
+/* QEMU has begun: would it send some of the RAM that goes by our frames? Asked once. */
+static int check_ram(struct migration *m)
+{
+    struct qmp *q = &m->shim->qemu.qmp;
+
+    if (m->ram_checked || (strcmp(m->qemu_status, "active") && strcmp(m->qemu_status, "pre-switchover")))
+        return 0;
+    json_t *st = qmp_call(q, "query-migrate", NULL, QEMU_TIMEOUT, &m->error);
+    uint64_t sends = (uint64_t)xm_json_int(json_object_get(st, "ram"), "total", 0);
+    json_decref(st);
+    if (!st)
+        return -m->error.code;
+    m->ram_checked = true;
+    if (sends <= m->other_ram + RAM_SLACK)
+        return 0;
+    return xm_error_set(
+        &m->error, ENOTSUP,
+        "this QEMU would send %s of guest RAM itself, in the downtime: memory that it shares must be a "
+        "memory-backend-file (VMs that this version of xmigrate starts have it so; restart %s once)",
+        xm_format_size(sends - m->other_ram).s, m->shim->vm.name);
+}
+
+/* What came since the VM was stopped has to fit into the budget. */
+static int check_state(struct migration *m)
+{
+    double fits = m->wire_rate * (double)m->opt.downtime / 1e9;
+    uint64_t max = XM_MAX(STATE_MAX, (uint64_t)fits), bytes = stream_bytes(m->stream) - m->stream_at_stop;
+
+    if (!m->stop_seen || bytes <= max)
+        return 0;
+    return xm_error_set(
+        &m->error, EFBIG,
+        "QEMU's device state is larger than %s: the VM would stand still for longer than its budget of %s; "
+        "allow more with --downtime",
+        xm_format_size(max).s, xm_format_time(m->opt.downtime).s);
+}
 
 /* Waits until QEMU's migration is in the state wanted, by its events. */
 static int wait_qemu(struct migration *m, const char *status)
@@ -27,6 +74,10 @@ static int wait_qemu(struct migration *m, const char *status)
         if (!r && !strcmp(m->qemu_status, "failed"))
             r = xm_error_set(&m->error, EIO,
                              "QEMU could not hand its devices over (see qemu.log on both hosts)");
+        if (!r)
+            r = check_ram(m);
+        if (!r)
+            r = check_state(m);
         if (!r && xm_now() > deadline)
             r = xm_error_set(&m->error, ETIMEDOUT, "QEMU's migration does not reach «%s» (it is «%s»)",
                              status, m->qemu_status);
@@ -35,7 +86,7 @@ static int wait_qemu(struct migration *m, const char *status)
         if (r)
             return r;
     }
-    return 0;
+    return check_ram(m);
 }
 
 static json_t *capabilities(void)
@@ -56,12 +107,16 @@ static int start_qemu_migration(struct migration *m)
     json_t *reply = NULL;
     int r = qmp_do(q, "migrate-set-capabilities", capabilities(), QEMU_TIMEOUT, &m->error);
 
-    /* QEMU's own limits must not pace its stream: what it sends is small, and the links have their own. */
+    /* QEMU's own limit must not pace its stream: what it sends is small, and the links have their own. It stops the VM when what is
+     * left of its own RAM (a VGA's) takes a quarter of the budget. */
+    json_int_t ms = (json_int_t)(m->opt.downtime / 4 / XM_NS_PER_MS);
     if (!r)
         r = qmp_do(
             q, "migrate-set-parameters",
-            json_pack("{s:I s:I}", "max-bandwidth", (json_int_t)1 << 36, "downtime-limit", (json_int_t)2000),
+            json_pack("{s:I s:I}", "max-bandwidth", (json_int_t)1 << 36, "downtime-limit", XM_MAX(ms, 1)),
             QEMU_TIMEOUT, &m->error);
+    if (!r)
+        r = qemu_other_ram(&m->shim->qemu, &m->shim->ram, &m->other_ram, &m->error);
     if (!r) {
         reply = peer_call(m->links, json_pack("{s:s}", "call", "incoming"), QEMU_TIMEOUT, &m->error);
         r = reply ? 0 : -m->error.code;
@@ -73,6 +128,7 @@ static int start_qemu_migration(struct migration *m)
     }
     m->qemu_status[0] = 0;
     m->stop_seen = 0;
+    m->ram_checked = false;
     if (!r)
         r = qmp_do(q, "migrate", json_pack("{s:s}", "uri", uri), QEMU_TIMEOUT, &m->error);
     free(uri);

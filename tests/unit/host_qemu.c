@@ -56,6 +56,25 @@ static void ram_is_a_named_shared_file(void **state)
     qemu_arguments_free(args);
 }
 
+/* As 7.2 and 10.0 say it: the latter with two columns more. */
+static void ram_blocks_are_summed(void **state)
+{
+    (void)state;
+    assert_int_equal(
+        qemu_ramblocks_sum(
+            "              Block Name    PSize              Offset               Used              Total\r\n"
+            "                    mem0    4 KiB  0x0000000000000000 0x0000000004000000 0x0000000004000000\r\n"
+            "    /rom@etc/acpi/tables    4 KiB  0x0000000005100000 0x0000000000020000 "
+            "0x0000000000200000\r\n"),
+        0x4020000);
+    assert_int_equal(qemu_ramblocks_sum("  Block Name    PSize  Offset   Used   Total   HVA  RO\n"
+                                        " a 0xb    2 MiB  0x0000000000000000 0x0000000004000000 "
+                                        "0x0000000005000000 0x00007f802be00000  rw\n"),
+                     0x4000000);
+    assert_int_equal(qemu_ramblocks_sum("unknown command: 'info ramblock'\r\n"), 0);
+    assert_int_equal(qemu_ramblocks_sum(""), 0);
+}
+
 static const struct qemu_facts *real(void)
 {
     struct xm_error e = {0};
@@ -140,6 +159,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reconnect_is_what_qemu_knows),
         cmocka_unit_test(ram_is_a_named_shared_file),
+        cmocka_unit_test(ram_blocks_are_summed),
         cmocka_unit_test(a_real_one_says_what_it_is),
         cmocka_unit_test(a_real_one_says_what_its_cpus_have),
         cmocka_unit_test_setup_teardown(another_program_in_its_place_is_asked_anew, tmpdir_make,
