@@ -22,6 +22,9 @@ const struct option_row option_table[OPTIONS] = {
     {OPT_RESUME, "resume", .not_yet = "",
      .help = "Go on with what an interrupted run has left at the destination."},
     {OPT_KEEP_SOURCE, "keep-source", .help = "Leave the disks at the source when they have been moved."},
+    {OPT_ALLOW_OLDER, "allow-older",
+     .help =
+         "Move to a host whose QEMU is older than this one's, if it knows the VM's machine type and CPU."},
     {OPT_DETACH, "detach", .help = "Start it, print the job's number and do not wait."},
     {OPT_DRY_RUN, "dry-run", .help = "Only say whether it could be done, or what would be done."},
     {OPT_FORCE, "force", .help = "Do not ask the guest: end the VM at once, as a power cut does."},

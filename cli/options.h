@@ -15,6 +15,7 @@ enum option_id {
     OPT_COMPRESS,
     OPT_RESUME,
     OPT_KEEP_SOURCE,
+    OPT_ALLOW_OLDER,
     OPT_DETACH,
     OPT_DRY_RUN,
     OPT_FORCE,

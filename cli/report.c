@@ -66,10 +66,16 @@ static void print_lines(const json_t *array, const char *before, FILE *out)
 int report_text(const struct args *a, const json_t *answer, const struct cli_io *io)
 {
     const char *text = xm_json_str(answer, "text", xm_json_str(answer, "message", NULL));
+    const char *note = xm_json_str(answer, "note", NULL);
 
     (void)a;
     if (text) {
         put_text(io->out, text);
+        fputc('\n', io->out);
+    }
+    if (note) {
+        fprintf(io->out, "note: ");
+        put_text(io->out, note);
         fputc('\n', io->out);
     }
     return CLI_DONE;

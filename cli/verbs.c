@@ -6,9 +6,10 @@
 /* Limits that are not given are left out: the agent's configuration has its own. */
 static json_t *options_of(const struct args *a)
 {
-    json_t *o = json_pack("{s:b s:s s:b s:b s:s}", "verify", args_has(a, OPT_VERIFY), "compress",
+    json_t *o = json_pack("{s:b s:s s:b s:b s:b s:s}", "verify", args_has(a, OPT_VERIFY), "compress",
                           a->value[OPT_COMPRESS], "resume", args_has(a, OPT_RESUME), "keep_source",
-                          args_has(a, OPT_KEEP_SOURCE), "postcopy", a->value[OPT_POSTCOPY]);
+                          args_has(a, OPT_KEEP_SOURCE), "allow_older", args_has(a, OPT_ALLOW_OLDER),
+                          "postcopy", a->value[OPT_POSTCOPY]);
 
     if (args_has(a, OPT_DOWNTIME))
         json_object_set_new(o, "downtime_ms", json_integer((json_int_t)a->downtime_ms));
@@ -95,7 +96,7 @@ static int rebalance_request(const struct args *a, json_t *r, struct xm_error *e
 #define WHAT_MOVES (BIT(WITH_STORAGE) | BIT(STORAGE_ONLY))
 #define HOW_TO_MOVE                                                                                          \
     (BIT(DOWNTIME) | BIT(BANDWIDTH) | BIT(POSTCOPY) | BIT(VERIFY) | BIT(COMPRESS) | BIT(RESUME) |            \
-     BIT(KEEP_SOURCE))
+     BIT(KEEP_SOURCE) | BIT(ALLOW_OLDER))
 
 const struct verb verb_table[] = {
     {.name = "move",

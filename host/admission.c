@@ -29,6 +29,12 @@ static unsigned version_number(const char *v)
     return sscanf(v, "%u.%u", &major, &minor) == 2 && minor < 1000 ? major * 1000 + minor : 0;
 }
 
+static bool older(const struct host_facts *h, const struct admission_request *r)
+{
+    return !r->start && r->qemu_version && h->qemu_version &&
+           version_number(h->qemu_version) < version_number(r->qemu_version);
+}
+
 static void judge_qemu(const struct host_facts *h, const struct admission_request *r, json_t *why)
 {
     const struct vm_spec *s = r->spec;
@@ -39,11 +45,18 @@ static void judge_qemu(const struct host_facts *h, const struct admission_reques
     }
     if (!h->machine)
         because(why, "QEMU %s on %s has no machine type '%s'", h->qemu_version, h->host, s->machine);
-    if (!r->start && r->qemu_version && version_number(h->qemu_version) < version_number(r->qemu_version))
-        because(why, "QEMU %s on %s is older than %s on %s", h->qemu_version, h->host, r->qemu_version,
-                r->source);
-    if (s->accel && !strncmp(s->accel, "kvm", 3) && !h->kvm)
-        because(why, "%s needs KVM and %s has no usable /dev/kvm", s->name, h->host);
+    if (older(h, r) && !r->allow_older)
+        because(why,
+                "QEMU %s on %s is older than %s on %s; with --allow-older it is tried when machine type and "
+                "CPU allow",
+                h->qemu_version, h->host, r->qemu_version, r->source);
+    if (!s->accel || strncmp(s->accel, "kvm", 3))
+        return;
+    if (h->kvm == KVM_NONE)
+        because(why, "%s needs KVM and %s has none: %s", s->name, h->host, h->kvm_why ? h->kvm_why : "?");
+    else if (!r->start && h->kvm < r->kvm)
+        because(why, "KVM on %s can do less than on %s, where %s runs: %s", h->host, r->source, s->name,
+                h->kvm_why ? h->kvm_why : "?");
 }
 
 static bool has_word(const char *list, const char *word, size_t n)
@@ -55,7 +68,7 @@ static bool has_word(const char *list, const char *word, size_t n)
     return false;
 }
 
-/* With the host's own CPU in the guest, the guest has seen all of the source's flags. */
+/* With the host's own CPU in the guest, the guest has seen all of the source's flags; told by the kernel where QEMU has not told. */
 static void judge_cpu(const struct host_facts *h, const struct admission_request *r, json_t *why)
 {
     const struct vm_spec *s = r->spec;
@@ -63,7 +76,7 @@ static void judge_cpu(const struct host_facts *h, const struct admission_request
     unsigned more = 0;
 
     if (r->start || !s->accel || strncmp(s->accel, "kvm", 3) || !s->cpu || strncmp(s->cpu, "host", 4) ||
-        !r->cpu_flags)
+        !r->cpu_flags || (r->cpu && h->cpu))
         return;
     for (const char *p = r->cpu_flags; *p;) {
         size_t n = strcspn(p, " ");
@@ -87,7 +100,59 @@ static void judge_cpu(const struct host_facts *h, const struct admission_request
                 missing);
 }
 
+static bool in_array(const json_t *list, const char *word)
+{
+    const json_t *v;
+    size_t i;
+
+    json_array_foreach (list, i, v) {
+        if (json_is_string(v) && !strcmp(json_string_value(v), word))
+            return true;
+    }
+    return false;
+}
+
+/* What the guest has seen of its CPU it may use at any time. An older QEMU knows fewer features; under KVM they are the processor's, and QEMU leaves
+ * out, with no more than a warning, what it cannot give. */
+static void judge_features(const struct host_facts *h, const struct admission_request *r, json_t *why)
+{
+    const struct vm_spec *s = r->spec;
+    bool kvm = s->accel && !strncmp(s->accel, "kvm", 3);
+    char missing[160] = "";
+    unsigned more = 0;
+    const json_t *v;
+    size_t i;
+
+    if (r->start || !h->cpu || !r->cpu || !(kvm || older(h, r)))
+        return;
+    json_array_foreach (r->cpu, i, v) {
+        const char *word = json_is_string(v) ? json_string_value(v) : NULL;
+        size_t used = strlen(missing);
+        if (!word || in_array(h->cpu, word))
+            continue;
+        if (used + strlen(word) + 2 < sizeof missing)
+            snprintf(missing + used, sizeof missing - used, "%s%s", used ? " " : "", word);
+        else
+            more++;
+    }
+    char rest[32] = "";
+    if (more)
+        snprintf(rest, sizeof rest, " and %u more", more);
+    if (missing[0])
+        because(why,
+                "the CPU '%s' has with QEMU %s on %s not what %s has seen: %s%s; give %s a CPU model that "
+                "both know",
+                s->cpu ? s->cpu : "?", h->qemu_version ? h->qemu_version : "?", h->host, s->name, missing,
+                rest, s->name);
+}
+
 /* ---- the host ---- */
+
+static void judge_kernel(const struct host_facts *h, json_t *why)
+{
+    if (h->no_tracking)
+        because(why, "%s: %s", h->host, h->no_tracking);
+}
 
 static void judge_parts(const struct host_facts *h, const struct admission_request *r, json_t *why)
 {
@@ -255,6 +320,9 @@ unsigned admit(const struct host_facts *h, const struct admission_request *r, js
     judge_record(h, r, reasons);
     judge_qemu(h, r, reasons);
     judge_cpu(h, r, reasons);
+    judge_features(h, r, reasons);
+    if (!r->start)
+        judge_kernel(h, reasons);
     judge_parts(h, r, reasons);
     judge_memory(h, r, reasons);
     if (!r->start) {

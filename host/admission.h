@@ -5,6 +5,7 @@
 #define XM_HOST_ADMISSION_H
 
 #include "base/base.h"
+#include "host/kvm.h"
 #include "host/vm.h"
 
 #define AGENT_PROTOCOL 1
@@ -29,7 +30,10 @@ struct host_facts {
     unsigned protocol;
     const char *qemu_version;      /* of the program that the VM wants; NULL: it is not there */
     bool machine;                  /* that QEMU has the machine type */
-    bool kvm;                      /* /dev/kvm can be opened */
+    enum kvm_level kvm;            /* what KVM can run */
+    const char *kvm_why;           /* below KVM_WHOLE: why no more */
+    const char *no_tracking;       /* why the memory of VMs cannot be tracked; NULL: it can */
+    const json_t *cpu;             /* features that the VM's CPU has with this QEMU; NULL: not known */
     const char *cpu_flags;         /* of /proc/cpuinfo, separated by blanks */
     bool bridge[VM_NICS_MAX];      /* by NIC: its bridge exists */
     bool kernel, initrd, firmware; /* the file is there, and may be used by who asks */
@@ -56,6 +60,9 @@ struct admission_request {
     uint64_t epoch;
     unsigned protocol;
     const char *source, *qemu_version, *cpu_flags;
+    enum kvm_level kvm; /* of the source */
+    const json_t *cpu;  /* features that the guest has seen; NULL: not known */
+    bool allow_older;   /* QEMU may be an older one here, if machine type and CPU allow */
     unsigned links;
     const struct fact_link *link; /* of the source: how many, their addresses' families */
 };

@@ -5,6 +5,7 @@
  * down, threads waited for; VMs and their migrations go on. Being killed is the same, less tidy.
  */
 #include "host/agent.h"
+#include "memxfer/memxfer.h"
 #include "net/net.h"
 
 #include <fcntl.h>
@@ -228,7 +229,11 @@ int agent_run(struct config *conf, struct xm_error *e)
         r = open_sockets(a, &unix_fd, &tcp_fd, e);
     }
     if (!r) {
+        struct xm_error no = {0};
         xm_log(XM_LOG_INFO, "host %s: ready, port %u", a->conf.name, a->port);
+        if (xm_tracking_probe(&no) < 0)
+            xm_log(XM_LOG_WARN, "host %s can move disks alone, and no VM to or from it: %s", a->conf.name,
+                   no.text);
         r = loop(a, unix_fd, tcp_fd, signal_fd, e);
     }
     if (tcp_fd >= 0)

@@ -214,7 +214,10 @@ struct gathered {
     struct host_facts facts; /* points into what follows, and into the configuration */
     struct fact_datastore datastore[CONFIG_MANY];
     struct fact_link link[CONFIG_MANY];
+    struct xm_error tracking, kvm;
+    json_t *cpu;
 };
+void gathered_free(struct gathered *);
 /* Without the lock: asks kernel, files and QEMU. strict: the request came from a peer. */
 void gather(struct agent *, const struct admission_request *, bool strict, struct gathered *);
 /* Under the lock: adds what is reserved and running, judges. Appends to reasons; returns how many.
@@ -222,8 +225,8 @@ void gather(struct agent *, const struct admission_request *, bool strict, struc
 unsigned judge(struct agent *, const struct admission_request *, struct gathered *, json_t *reasons,
                int *datastore);
 /* Makes a spec as the user wrote it whole, for this host: accel, cpu, machine's full name, disks' paths and
- * sizes. */
-int resolve_spec(struct agent *, struct vm_spec *, struct xm_error *);
+ * sizes. note (may be NULL): a sentence for the user when the VM will run otherwise than he may expect. */
+int resolve_spec(struct agent *, struct vm_spec *, struct xm_error *note, struct xm_error *);
 uint64_t
 disk_used(const struct vm_disk *); /* bytes that it holds; its size where that is all that is known */
 /* Makes the sparse files that the spec names and that are not there yet; their paths are appended to

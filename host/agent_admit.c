@@ -2,6 +2,7 @@
 #include "host/agent.h"
 #include "host/facts.h"
 #include "host/qemu_facts.h"
+#include "memxfer/memxfer.h"
 
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -27,7 +28,12 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
     f->protocol = AGENT_PROTOCOL;
     f->qemu_version = q ? q->version : NULL;
     f->machine = q && qemu_facts_machine(q, s->machine, full);
-    f->kvm = facts_kvm();
+    if (!r->start && xm_tracking_probe(&g->tracking) < 0)
+        f->no_tracking = g->tracking.text;
+    f->kvm = kvm_probe(&g->kvm);
+    f->kvm_why = g->kvm.text;
+    if (q && !r->start && r->cpu && s->cpu)
+        f->cpu = g->cpu = qemu_facts_cpu(s->qemu, s->accel, s->cpu, NULL);
     f->cpu_flags = facts_cpu_flags();
     for (unsigned i = 0; i < s->nics; i++)
         f->bridge[i] = s->nic[i].bridge[0] && facts_bridge(s->nic[i].bridge);
@@ -55,6 +61,11 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
         g->link[i] = (struct fact_link){.name = a->conf.link[i].name, .address = a->conf.link[i].address};
         g->link[i].speed = facts_link_speed(a->conf.link[i].address, &g->link[i].up);
     }
+}
+
+void gathered_free(struct gathered *g)
+{
+    json_decref(g->cpu);
 }
 
 unsigned judge(struct agent *a, const struct admission_request *r, struct gathered *g, json_t *reasons,
@@ -149,13 +160,19 @@ static int resolve_disk(struct agent *a, const struct vm_spec *s, struct vm_disk
     return 0;
 }
 
-int resolve_spec(struct agent *a, struct vm_spec *s, struct xm_error *e)
+int resolve_spec(struct agent *a, struct vm_spec *s, struct xm_error *note, struct xm_error *e)
 {
     const struct qemu_facts *q = qemu_facts(s->qemu, s->accel, NULL);
     char full[128];
 
-    if (!s->accel)
-        s->accel = xm_printf("%s", facts_kvm() ? "kvm" : "tcg");
+    if (!s->accel) {
+        struct xm_error why = {0};
+        bool kvm = kvm_probe(&why) == KVM_WHOLE;
+        s->accel = xm_printf("%s", kvm ? "kvm" : "tcg");
+        if (!kvm && note)
+            xm_error_set(note, ENOTSUP, "VM %s runs by software emulation (accel = tcg), which is slow: %s",
+                         s->name, why.text);
+    }
     if (!s->cpu)
         s->cpu = xm_printf("%s", !strncmp(s->accel, "kvm", 3) ? "host" : "max");
     /* "q35" is another machine with each QEMU: both hosts have to mean the same one. */

@@ -135,6 +135,9 @@ static int read_request(struct agent *a, struct asked *q, const json_t *o, struc
     r->source = xm_json_str(o, "from", "");
     r->qemu_version = xm_json_str(o, "qemu", NULL);
     r->cpu_flags = xm_json_str(o, "cpu_flags", NULL);
+    r->cpu = json_array_size(json_object_get(o, "cpu")) ? json_object_get(o, "cpu") : NULL;
+    r->kvm = (enum kvm_level)XM_MIN(XM_MAX(xm_json_int(o, "kvm", KVM_NONE), KVM_NONE), KVM_WHOLE);
+    r->allow_older = xm_json_bool(o, "allow_older", false);
     snprintf(q->job, sizeof q->job, "%s", xm_json_str(o, "job", ""));
     if (strspn(q->job, "0123456789") != strlen(q->job))
         return xm_error_set(e, EINVAL, "job: no number");
@@ -204,6 +207,7 @@ json_t *verb_peer_check(struct conn *c, const json_t *request)
         agent_lock(a);
         judge(a, &q.req, &g, reasons, &datastore);
         agent_unlock(a);
+        gathered_free(&g);
         answer = ok_answer();
         json_object_set_new(answer, "reasons", reasons);
         if (datastore >= 0)
@@ -314,6 +318,7 @@ static json_t *prepare(struct agent *a, struct asked *q)
     if (!r && !json_array_size(reasons) && (vm = vm_claim(a, q->spec.name, spec, &e)))
         vm->incoming = incoming_record(a, q, datastore, token);
     agent_unlock(a);
+    gathered_free(&g);
     json_decref(spec);
     if (!vm && json_array_size(reasons))
         return refused(reasons);

@@ -11,6 +11,7 @@
 #include "host/facts.h"
 #include "host/move.h"
 #include "host/qemu_facts.h"
+#include "memxfer/memxfer.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,6 +67,11 @@ json_t *move_peer_request(struct move *m, const char *verb, const char *job)
                           "protocol", AGENT_PROTOCOL, "cpu_flags", facts_cpu_flags(), "job", job);
     json_t *links = json_array(), *used = json_array(), *probes = json_array();
 
+    json_t *cpu = q && m->spec.cpu ? qemu_facts_cpu(m->spec.qemu, m->spec.accel, m->spec.cpu, NULL) : NULL;
+    if (cpu)
+        json_object_set_new(o, "cpu", cpu);
+    json_object_set_new(o, "kvm", json_integer(kvm_probe(NULL)));
+    json_object_set_new(o, "allow_older", json_boolean(xm_json_bool(m->options, "allow_older", false)));
     if (q)
         json_object_set_new(o, "qemu", json_string(q->version));
     if (m->datastore[0])
@@ -160,8 +166,11 @@ static void judge_source(struct move *m, json_t *reasons)
     if (!vm_owned(a, m->vm, &m->epoch))
         against(reasons, xm_printf("%s's record does not say that it owns VM %s; see `xmigrate recover %s`",
                                    a->conf.name, m->vm, m->vm));
-    if (!m->local)
+    if (!m->local) {
         admit_extra(&m->spec, false, reasons);
+        if (xm_tracking_probe(&e) < 0)
+            against(reasons, xm_printf("%s: %s", a->conf.name, e.text));
+    }
     for (unsigned i = 0; !m->local && i < a->conf.links; i++) {
         bool up;
         uint64_t speed = facts_link_speed(a->conf.link[i].address, &up);

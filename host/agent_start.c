@@ -112,6 +112,7 @@ static json_t *start_spec(struct agent *a, struct vm_spec *s)
         answer = ok_answer();
         json_object_set_new(answer, "vm", json_string(s->name));
     }
+    gathered_free(&g);
     json_decref(spec);
     json_decref(reasons);
     return answer;
@@ -121,17 +122,21 @@ json_t *verb_start(struct conn *c, const json_t *request)
 {
     const char *path = xm_json_str(request, "spec", "");
     struct vm_spec s = {0};
-    struct xm_error e = {0};
+    struct xm_error e = {0}, note = {0};
     json_t *answer;
 
     if (path[0] != '/')
         return refusal(EXIT_USAGE, "start needs the whole path of a specification, and got '%s'", path);
     if (vm_spec_load(&s, path, &e) < 0)
         answer = refusal(EXIT_USAGE, "%s", e.text);
-    else if (resolve_spec(c->agent, &s, &e) < 0)
+    else if (resolve_spec(c->agent, &s, &note, &e) < 0)
         answer = refusal(EXIT_REFUSED, "%s", e.text);
     else
         answer = start_spec(c->agent, &s);
+    if (note.text[0] && xm_json_bool(answer, "ok", false)) {
+        xm_log(XM_LOG_WARN, "%s", note.text);
+        json_object_set_new(answer, "note", json_string(note.text));
+    }
     vm_spec_free(&s);
     return answer;
 }
@@ -143,7 +148,7 @@ json_t *start_again(struct agent *a, const char *name)
     struct xm_error e = {0};
     json_t *spec = read_json(path, &e), *answer;
 
-    if (!spec || vm_spec_from_json(&s, spec, &e) < 0 || resolve_spec(a, &s, &e) < 0)
+    if (!spec || vm_spec_from_json(&s, spec, &e) < 0 || resolve_spec(a, &s, NULL, &e) < 0)
         answer = refusal(EXIT_FAILED, "VM %s: %s", name, e.text);
     else
         answer = start_spec(a, &s);

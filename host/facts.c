@@ -46,15 +46,6 @@ const char *facts_cpu_flags(void)
     return cpu_flags;
 }
 
-bool facts_kvm(void)
-{
-    int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-
-    if (fd >= 0)
-        close(fd);
-    return fd >= 0;
-}
-
 /* A line «KEY:   N kB» of a file below /proc, in bytes. */
 static uint64_t proc_kb(const char *path, const char *key)
 {

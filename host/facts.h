@@ -5,7 +5,6 @@
 #include "base/base.h"
 
 const char *facts_cpu_flags(void); /* of the first CPU; "" when unknown; never freed */
-bool facts_kvm(void);
 uint64_t facts_memory_available(void);
 uint64_t
     facts_shared_rss(pid_t); /* bytes of shared memory that the process has touched; 0: no such process */

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #define ASK_TIMEOUT (30 * XM_NS_PER_S)
+#define CPUS_KEPT   64
 
 /* ---- one conversation ---- */
 
@@ -100,6 +101,7 @@ struct known {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* protects the list; held while QEMU is asked */
 static struct known *all;
+static unsigned cpus; /* entries with features */
 
 static struct known *find_known(const char *key, struct identity id)
 {
@@ -315,14 +317,19 @@ json_t *qemu_facts_cpu(const char *program, const char *accel, const char *cpu, 
         const json_t *expansion = json_array_get(answers, 0);
         if (answers && !json_is_object(expansion))
             xm_error_set(e, EINVAL, "%s does not know the CPU '%s' with %s", program, cpu, accel_name(accel));
-        else if (answers && (k = remember(xm_printf("%s", key), id))) {
+        else if (answers) {
             char *model = xm_printf("%.*s", (int)strcspn(cpu, ","), cpu);
-            k->features = features_of(expansion, json_object_get(f->unavailable, model));
+            list = features_of(expansion, json_object_get(f->unavailable, model));
             free(model);
+        }
+        /* CPUs may be named by peers: no more are kept than hosts have. */
+        if (list && cpus < CPUS_KEPT && (k = remember(xm_printf("%s", key), id))) {
+            k->features = json_incref(list);
+            cpus++;
         }
         json_decref(answers);
     }
-    if (k)
+    if (k && !list)
         list = json_incref(k->features);
     pthread_mutex_unlock(&lock);
     free(key);

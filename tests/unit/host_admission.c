@@ -32,7 +32,7 @@ static int set_up(void **state)
                                .protocol = 1,
                                .qemu_version = "7.2.22",
                                .machine = true,
-                               .kvm = true,
+                               .kvm = KVM_WHOLE,
                                .cpu_flags = "fpu sse avx avx2",
                                .bridge = {true, true},
                                .kernel = true,
@@ -144,15 +144,27 @@ static void each_thing_that_lacks_is_said(void **state)
     must_say("QEMU 7.2.22 on hostb has no machine type 'pc-q35-7.2'");
     host.machine = true;
     req.qemu_version = "8.0.0";
-    must_say("QEMU 7.2.22 on hostb is older than 8.0.0 on hosta");
+    must_say("QEMU 7.2.22 on hostb is older than 8.0.0 on hosta; with --allow-older it is tried when machine "
+             "type and CPU allow");
     req.qemu_version = "7.2.99"; /* the same series: the stream is the same */
     must_say(NULL);
     host.qemu_version = NULL;
     must_say("hostb has no program 'qemu-system-x86_64'");
     host.qemu_version = "7.2.22";
-    host.kvm = false;
-    must_say("web1 needs KVM and hostb has no usable /dev/kvm");
-    host.kvm = true;
+    host.kvm = KVM_NONE;
+    host.kvm_why = "no way";
+    must_say("web1 needs KVM and hostb has none: no way");
+    host.kvm = KVM_PART; /* the source's is no better, or it is not known to be */
+    must_say(NULL);
+    req.kvm = KVM_WHOLE;
+    must_say("KVM on hostb can do less than on hosta, where web1 runs: no way");
+    host.kvm = KVM_WHOLE;
+    host.no_tracking = "the memory of VMs cannot be tracked on this kernel (6.1.0): no";
+    must_say("hostb: the memory of VMs cannot be tracked on this kernel (6.1.0): no");
+    req.start = true; /* it may run all the same */
+    must_say(NULL);
+    req.start = false;
+    host.no_tracking = NULL;
     req.datastore = "tape";
     must_say("hostb has no datastore 'tape'");
     req.datastore = NULL;
@@ -170,6 +182,40 @@ static void the_cpu_has_to_have_what_the_guest_has_seen(void **state)
     vm.cpu = (char *)"host";
     vm.accel = (char *)"tcg";
     must_say(NULL);
+}
+
+static void features_seen_may_not_go_away(void **state)
+{
+    (void)state;
+    json_t *much = json_pack("[s, s, s]", "avx", "avx2", "sha-ni"),
+           *less = json_pack("[s, s]", "avx", "rdseed");
+
+    host.cpu = less;
+    req.cpu = much;
+    vm.cpu = (char *)"Skylake-Server";
+    must_say("the CPU 'Skylake-Server' has with QEMU 7.2.22 on hostb not what web1 has seen: avx2 sha-ni; "
+             "give web1 a CPU model "
+             "that both know");
+    vm.cpu =
+        (char *)"host"; /* said once, by what QEMU says: the guest may not have seen all of the processor */
+    req.cpu_flags = "fpu sse avx512f avx";
+    req.cpu = less;
+    must_say(NULL);
+    /* Without KVM a newer QEMU is trusted to have what an older one had. */
+    vm.accel = (char *)"tcg";
+    vm.cpu = (char *)"max";
+    req.cpu = much;
+    must_say(NULL);
+    req.qemu_version = "10.0.13";
+    req.allow_older = true;
+    must_say("the CPU 'max' has with QEMU 7.2.22 on hostb not what web1 has seen: avx2 sha-ni; give web1 a "
+             "CPU model that both know");
+    req.cpu = less;
+    must_say(NULL);
+    host.machine = false;
+    must_say("QEMU 7.2.22 on hostb has no machine type 'pc-q35-7.2'");
+    json_decref(much);
+    json_decref(less);
 }
 
 static void limits_and_records_are_kept(void **state)
@@ -307,6 +353,7 @@ int main(void)
         TEST(what_is_promised_to_others_is_not_given_twice),
         TEST(each_thing_that_lacks_is_said),
         TEST(the_cpu_has_to_have_what_the_guest_has_seen),
+        TEST(features_seen_may_not_go_away),
         TEST(limits_and_records_are_kept),
         TEST(links_have_to_be_up_and_fast_enough_and_pair),
         TEST(disks_stay_only_where_both_reach_them),

@@ -242,6 +242,8 @@ static int child(struct test_agent *t)
     dup2(log, 2);
     close(log);
     xm_log_open("xmigrated", XM_LOG_INFO);
+    if (t->deny && deny(t->deny) < 0)
+        return 1;
     int r = config_load(&conf, in_dir(t, "conf"), &e);
     if (!r)
         r = agent_run(&conf, &e);

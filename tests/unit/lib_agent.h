@@ -4,12 +4,14 @@
 #define LIB_AGENT_H
 
 #include "base/base.h"
+#include "tests/unit/lib_deny.h"
 #include <sys/types.h>
 
 struct test_agent {
     char dir[64]; /* with run/, state/, ds/, agent.log, spec.ini */
     pid_t pid;
-    unsigned port; /* of its TCP listener, on 127.0.0.1 */
+    unsigned port;  /* of its TCP listener, on 127.0.0.1 */
+    enum deny deny; /* to the agent, and to what it starts; set between make and start */
 };
 
 /* This program is the agent's shim when it is called as one: to be called first in main(). True: it was;
