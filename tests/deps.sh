@@ -1,9 +1,13 @@
 #!/bin/sh
-# deps.sh: what `make deps` does: installs the Debian packages that are missing, and says which; gets the test guests' kernel.
+# deps.sh [--list]: what `make deps` does: installs the Debian packages that are missing (the same names in Debian 13 and 12), and says
+# which; gets the test guests' kernel. --list only prints the packages.
 set -e
 cd "$(dirname "$0")/.."
 packages="build-essential pkg-config liburing-dev libaio-dev liblz4-dev libxxhash-dev libcmocka-dev libjansson-dev libinih-dev
-libssl-dev qemu-system-x86 qemu-system-common qemu-utils iproute2 e2fsprogs cpio xz-utils mandoc util-linux procps"
+libssl-dev qemu-system-x86 qemu-system-common qemu-utils ovmf iproute2 e2fsprogs cpio xz-utils mandoc util-linux procps"
+
+# tests/debian13.sh puts the same into its root directory.
+[ "$1" != --list ] || { echo "$packages"; exit; }
 
 command -v dpkg-query >/dev/null && command -v apt-get >/dev/null || {
   echo "deps.sh: this is no Debian; install the equivalents of: $packages" >&2
