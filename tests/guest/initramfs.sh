@@ -6,6 +6,6 @@ tree=$(mktemp -d "$out.XXXXXX")
 trap 'rm -rf "$tree"' EXIT
 mkdir -p "$tree/modules" "$tree/dev"
 cp "$init" "$tree/init"
-cp "$kernel"/modules/* "$tree/modules/"
+cp -r "$kernel/modules/." "$tree/modules/" # none, when all is built in
 (cd "$tree" && find . | cpio --quiet -o -H newc) >"$out.new"
 mv "$out.new" "$out"
