@@ -7,6 +7,7 @@
  *   io SECONDS DEPTH [DEV]        verified mixed load
  *   fs DEV SECONDS                ext4 with verified files (the host has made the file system)
  *   reset                         forgets the longest gap and the slowest request
+ *   reboot                        resets the machine
  *   quit                          powers off */
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +27,20 @@ static void print_fails(FILE *out)
     fprintf(out, "\"");
 }
 
+/* Another one after each boot. */
+static void print_boot(FILE *out)
+{
+    char id[64] = "";
+    FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
+
+    if (f) {
+        if (fgets(id, sizeof(id), f))
+            id[strcspn(id, "\n")] = 0;
+        fclose(f);
+    }
+    fprintf(out, "\"boot\":\"%s\",", id);
+}
+
 static void do_status(FILE *out)
 {
     fprintf(out, "{\"ok\":%s,\"uptime_ms\":%llu,\"clock_gap_ms\":%.3f,\"disks\":",
@@ -35,6 +50,7 @@ static void do_status(FILE *out)
     fprintf(out, ",\"memory\":");
     memory_status(out);
     fprintf(out, ",");
+    print_boot(out);
     print_fails(out);
     fprintf(out, "}\n");
 }
@@ -109,10 +125,10 @@ static void run(const char *line, FILE *out)
         disks_reset();
         tcp_clock_gap(true);
         fputs(ok, out);
-    } else if (strcmp(word[0], "quit") == 0) {
+    } else if (strcmp(word[0], "quit") == 0 || strcmp(word[0], "reboot") == 0) {
         disks_pause();
         sync();
-        reboot(RB_POWER_OFF);
+        reboot(word[0][0] == 'q' ? RB_POWER_OFF : RB_AUTOBOOT);
     } else {
         fprintf(out, "{\"ok\":false,\"error\":\"unknown command\"}\n");
     }

@@ -11,7 +11,8 @@
 #
 # Environment: XM_PREFIX (xm; another one for each lab at once), XM_BUILD (build), XM_ENGINE (auto), XM_LAB_VM=no (no guest),
 # XM_LAB_RATE (1gbit, say: shapes both links), XM_LAB_SYSTEM, XM_LAB_DATA (disk sizes: 1G, 512M), XM_LAB_APPEND (guest's parameters),
-# XM_LAB_FS=yes (ext4 on «data» instead of records), XM_LAB_LINK_TIMEOUT (5s), XM_LAB_LIMITS (more lines of [limits]), XM_LAB_PROXY=yes (host B is reached by
+# XM_LAB_QEMU_A, XM_LAB_QEMU_B (a directory with that host's qemu-system-x86_64: its agent's PATH begins with it; tests/debian13.sh
+# --qemu prints such), XM_LAB_FS=yes (ext4 on «data» instead of records), XM_LAB_LINK_TIMEOUT (5s), XM_LAB_LIMITS (more lines of [limits]), XM_LAB_PROXY=yes (host B is reached by
 # xm-client proxy 10.8.0.2,10.1.0.2,10.2.0.2 7070 ... alone).
 set -e
 here=$(cd "$(dirname "$0")" && pwd)
@@ -210,7 +211,9 @@ END
 }
 
 start_agent() { # a or b
-  ip netns exec "$prefix-host$1" setsid "$build/xmigrated" --config "$run/$1/xmigrated.conf" </dev/null >>"$run/$1/agent.log" 2>&1 9>&- &
+  case $1 in a) qemu=$XM_LAB_QEMU_A ;; *) qemu=$XM_LAB_QEMU_B ;; esac
+  [ -z "$qemu" ] || [ -x "$qemu/qemu-system-x86_64" ] || die "$qemu has no qemu-system-x86_64"
+  ip netns exec "$prefix-host$1" env PATH="${qemu:+$qemu:}$PATH" setsid "$build/xmigrated" --config "$run/$1/xmigrated.conf" </dev/null >>"$run/$1/agent.log" 2>&1 9>&- &
   echo $! >"$run/$1/agent.pid"
   i=0
   until xmigrate "$1" list >/dev/null 2>&1; do
