@@ -73,7 +73,8 @@ unit: $(UNIT)
 	@tests/run.sh $(sort $(UNIT))
 
 -include $(wildcard Makefile.tests Makefile.bench Makefile.fuzz)
--include $(shell find $(B) -name '*.d' 2>/dev/null)
+# build/debian13 is another system's build (tests/debian13.sh).
+-include $(shell find $(B) -path $(B)/debian13 -prune -o -name '*.d' -print 2>/dev/null)
 
 PREFIX  ?= /usr/local
 .PHONY: install

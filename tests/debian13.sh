@@ -21,10 +21,27 @@ cannot() { say "$*"; exit 77; }
 
 # ---- the root directories ----
 
-wanted() { # root, qemu-11: what the stamp must say
-  echo "$1 4 $suite" "$("$top/tests/deps.sh" --list | tr '\n' ' ')" "$more"
+wanted() { # the packages, a word each; with those of the benches, which have no network in there to install them
+  echo "$("$top/tests/deps.sh" --list bench | tr '\n' ' ')" "$more"
 }
-whole() { [ "$(cat "$base/$1/.xmigrate-stamp" 2>/dev/null)" = "$(wanted "$1")" ]; }
+# The stamp is one line: name, the recipe's number (another way to fill gets another one), release, packages. More than is wanted is
+# good, too: two trees that want different packages do not remake it for each other.
+stamp_of() { cat "$base/$1/.xmigrate-stamp" 2>/dev/null || true; }
+stamp_head() { echo "$1 4 $suite"; }
+whole() { # root or qemu-11
+  stamp=$(stamp_of "$1")
+  case $stamp in "$(stamp_head "$1") "*) ;; *) return 1 ;; esac
+  for p in $(wanted); do
+    case " $stamp " in *" $p "*) ;; *) return 1 ;; esac
+  done
+}
+list() { # root or qemu-11: what is wanted, then what it had besides
+  wanted=$(wanted) extra=''
+  for p in $(stamp_of "$1" | cut -s -d' ' -f4-); do
+    case " $wanted " in *" $p "*) ;; *) extra="$extra $p" ;; esac
+  done
+  echo "$wanted$extra"
+}
 
 can_make() {
   [ "$(id -u)" = 0 ] || cannot "a Debian 13 root directory in $base can only be made by root"
@@ -70,8 +87,8 @@ fill_root() { # directory
   printf '#!/bin/sh\nexit 101\n' >"$1/usr/sbin/policy-rc.d" # no service is started
   chmod +x "$1/usr/sbin/policy-rc.d"
   apt_in "$1" update
-  # shellcheck disable=SC2046,SC2086 # words on purpose
-  apt_in "$1" install $("$top/tests/deps.sh" --list) $more
+  # shellcheck disable=SC2046 # words on purpose
+  apt_in "$1" install $(list root)
 }
 
 # Debian 13's files (the same ones: hard links) with the newer packages over them: dpkg replaces files, it does not write into them.
@@ -111,7 +128,7 @@ make_root() { # root or qemu-11: all or nothing
       rm -rf --one-file-system "$base/$1.new"
       cannot "making $base/$1 failed (all of it: $base/$1.log)"
     fi
-    wanted "$1" >"$base/$1.new/.xmigrate-stamp"
+    echo "$(stamp_head "$1")" "$(list "$1")" >"$base/$1.new/.xmigrate-stamp"
     [ ! -e "$base/$1" ] || mv "$base/$1" "$base/$1.old"
     mv "$base/$1.new" "$base/$1"
     rm -rf --one-file-system "$base/$1.old"
@@ -200,7 +217,9 @@ inside() { # scratch, cache, command...
   mount --bind "$cache" "$new$cache"
   ip link set lo up
   chroot "$new" env -C "$top" "$@" &
-  wait $!
+  code=0
+  wait $! || code=$?
+  exit "$code"
 }
 
 run_inside() {

@@ -29,3 +29,12 @@ if [ -n "$missing" ]; then
   apt-get -qq -y --no-install-recommends install $missing >/dev/null
 fi
 tests/kernel.sh build/guest/kernel
+
+# Said, not refused: everything builds, and much of it is tested, without.
+release=$(uname -r)
+major=${release%%.*} minor=${release#*.}
+minor=${minor%%[!0-9]*}
+if [ "$major" -lt 6 ] || { [ "$major" = 6 ] && [ "${minor:-0}" -lt 7 ]; }; then
+  echo "deps.sh: this machine runs Linux $release; moving a VM's memory needs 6.7 or newer (Debian 13's own; on Debian 12" \
+    "linux-image-amd64 of bookworm-backports)" >&2
+fi
