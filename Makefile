@@ -31,7 +31,7 @@ prog     = $(B)/$(subst _,-,$(patsubst main_%.c,%,$(notdir $(1))))
 PROGS   := $(foreach m,$(MAINS),$(call prog,$(m)))
 
 UNIT    := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(filter-out tests/unit/lib_%.c,$(wildcard tests/unit/*.c)))
-UNITLIB := $(patsubst %.c,$(B)/%.o,$(wildcard tests/unit/lib_*.c))
+UNITLIB := $(patsubst %.c,$(B)/%.o,$(wildcard tests/unit/lib_*.c) tests/progress.c)
 
 # make V=1 shows the commands.
 Q       := $(if $(V),,@)
@@ -66,11 +66,16 @@ $(B)/tests/unit/%: $(B)/tests/unit/%.o $(UNITLIB) $(LIBS)
 	$(call say,LD $@)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ -lcmocka $(LDLIBS)
 
+# Runs them, a few at a time, with limits that count progress.
+$(B)/tests/run: $(B)/tests/run.o $(B)/tests/progress.o
+	$(call say,LD $@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^
+
 # One test program: make run-unit-NAME
 run-unit-%: $(B)/tests/unit/%
 	$<
-unit: $(UNIT)
-	@tests/run.sh $(sort $(UNIT))
+unit: $(UNIT) $(B)/tests/run
+	@$(B)/tests/run -j 2 $(sort $(UNIT))
 
 -include $(wildcard Makefile.tests Makefile.bench Makefile.fuzz)
 # build/debian13 is another system's build (tests/debian13.sh).

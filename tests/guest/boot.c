@@ -63,12 +63,12 @@ int boot_wait_device(const char *dev)
     int i;
 
     snprintf(path, sizeof(path), "/dev/%s", dev);
-    for (i = 0; i < 1000; i++) {
+    for (i = 0; i < 6000; i++) {
         if (access(path, F_OK) == 0)
             return 0;
         usleep(10000);
     }
-    guest_fail("no device %s after 10 s", path);
+    guest_fail("no device %s after a minute", path);
     return -1;
 }
 
@@ -109,7 +109,7 @@ int boot_network(const char *cidr)
         *slash = 0;
         bits = (unsigned)atoi(slash + 1);
     }
-    for (i = 0; i < 1000 && !if_nametoindex("eth0"); i++)
+    for (i = 0; i < 6000 && !if_nametoindex("eth0"); i++)
         usleep(10000);
     set_address(&ifr, inet_addr(addr));
     if (ioctl(s, SIOCSIFADDR, &ifr) < 0)

@@ -8,7 +8,8 @@
  *   xm-client wait HOST SECONDS           until the guest answers commands
  *   xm-client fill FILE NAME SEED SPAN    prefills a disk's first SPAN bytes with records (guest: xm.disk=...:prefilled)
  *
- * SECONDS 0: until SIGTERM or SIGINT, which end any of them early and regularly. */
+ * SECONDS 0: until SIGTERM or SIGINT, which end any of them early and regularly. Those of `wait` count progress
+ * (tests/progress.h). */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -23,6 +24,7 @@
 #include "tests/guest/client.h"
 #include "tests/guest/guest.h"
 #include "tests/guest/record.h"
+#include "tests/progress.h"
 
 volatile sig_atomic_t client_stopped;
 
@@ -245,10 +247,10 @@ static int command(const char *host, int words, char **word)
 /* The guest may be booting still, behind a network that is not there yet. */
 static int wait_ready(const char *host, unsigned seconds)
 {
-    uint64_t began = clock_ns(), until = began + seconds * 1000000000ull;
+    struct limit l = limit_start(seconds);
 
-    while (!client_stopped && clock_ns() < until) {
-        struct timespec pause = {0, 50000000};
+    while (!client_stopped && !limit_over(&l)) {
+        struct timespec pause = {0, 20000000};
         struct timeval second = {1, 0};
         int fd = dial(host, PORT_COMMAND, SOCK_STREAM);
         char c;
@@ -257,8 +259,7 @@ static int wait_ready(const char *host, unsigned seconds)
             setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof(second));
             if (send(fd, "status\n", 7, MSG_NOSIGNAL) == 7 && recv(fd, &c, 1, 0) == 1) {
                 close(fd);
-                printf("{\"ok\":true,\"waited_ms\":%llu}\n",
-                       (unsigned long long)((clock_ns() - began) / 1000000));
+                printf("{\"ok\":true,\"waited_ms\":%.0f}\n", limit_elapsed(&l) * 1000);
                 return 0;
             }
             close(fd);

@@ -1,5 +1,6 @@
 /* tests/system/harness.c: commands with a time limit, background jobs, and the lab's life. See harness.h. */
 #include "tests/system/harness.h"
+#include "tests/progress.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -20,14 +21,6 @@ static struct {
 } lab;
 
 /* ---- commands ---- */
-
-static uint64_t clock_ms(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
-}
 
 static void pause_ms(long ms)
 {
@@ -99,10 +92,9 @@ static bool ended(struct job *j, int *status)
 
 bool job_saw(struct job *j, const char *text, unsigned timeout_s)
 {
-    uint64_t until = clock_ms() + timeout_s * 1000ull;
     siginfo_t info;
 
-    for (;;) {
+    for (struct limit l = limit_start(timeout_s);;) {
         bool over = (info.si_pid = 0,
                      waitid(P_PID, (id_t)j->pid, &info, WEXITED | WNOHANG | WNOWAIT) < 0 || info.si_pid);
         char *out = read_file(j->path);
@@ -111,9 +103,8 @@ bool job_saw(struct job *j, const char *text, unsigned timeout_s)
         free(out);
         if (saw)
             return true;
-        if (over || clock_ms() > until)
+        if (over || !limit_wait(&l))
             return false;
-        pause_ms(5);
     }
 }
 
@@ -125,16 +116,15 @@ void job_signal(struct job *j, int sig)
 
 int job_end(struct job *j, unsigned timeout_s, char **out)
 {
-    uint64_t until = clock_ms() + timeout_s * 1000ull;
+    struct limit l = limit_start(timeout_s);
     int status = 0;
     bool late = false;
 
     while (!ended(j, &status)) {
-        if (!late && clock_ms() > until) {
+        if (!limit_wait(&l) && !late) {
             late = true;
             job_signal(j, SIGKILL);
         }
-        pause_ms(5);
     }
     if (out)
         *out = read_file(j->path);
@@ -157,7 +147,7 @@ int sh(char **out, unsigned timeout_s, const char *fmt, ...)
 
 bool wait_until(unsigned timeout_s, const char *fmt, ...)
 {
-    uint64_t until = clock_ms() + timeout_s * 1000ull;
+    struct limit l = limit_start(timeout_s);
     char command[4096];
     va_list ap;
 
@@ -165,9 +155,9 @@ bool wait_until(unsigned timeout_s, const char *fmt, ...)
     vsnprintf(command, sizeof(command), fmt, ap);
     va_end(ap);
     while (sh(NULL, timeout_s + 1, "%s", command) != 0) {
-        if (clock_ms() > until)
+        if (limit_over(&l))
             return false;
-        pause_ms(50);
+        pause_ms(20);
     }
     return true;
 }
@@ -270,18 +260,23 @@ static void on_signal(int sig)
     _exit(128 + sig);
 }
 
-/* Labs of other trees on this machine have other names; a lab that an earlier run of this program has left
- * has ours. */
+static unsigned hash_of(const char *text, unsigned hash)
+{
+    for (; *text; text++)
+        hash = hash * 33 + (unsigned char)*text;
+    return hash;
+}
+
+/* Labs of other trees and build directories on this machine have other names; a lab that an earlier run of
+ * this program has left has ours. */
 static void choose_names(const char *name)
 {
     char top[256] = "";
-    unsigned hash = 5381;
-    const char *p;
+    unsigned hash;
 
     if (!getcwd(top, sizeof(top)))
         top[0] = 0;
-    for (p = top; *p; p++)
-        hash = hash * 33 + (unsigned char)*p;
+    hash = hash_of(build_dir(), hash_of(top, 5381));
     snprintf(lab.prefix, sizeof(lab.prefix), "xmt%04x-%.16s", hash & 0xffff, name);
     snprintf(lab.run, sizeof(lab.run), "/run/%s-lab", lab.prefix);
     snprintf(lab.store, sizeof(lab.store), "%s/build/lab/%s", top, lab.prefix);
@@ -321,8 +316,7 @@ static bool logs_are_clean(void)
 
     sh(NULL, 30,
        "cd %s && kill $(cat a/agent.pid b/agent.pid); "
-       "for i in $(seq 100); do kill -0 $(cat a/agent.pid) $(cat b/agent.pid) 2>/dev/null || break; sleep "
-       "0.1; done",
+       "for h in a b; do while kill -0 $(cat $h/agent.pid) 2>/dev/null; do sleep 0.05; done; done",
        lab.run);
     clean =
         sh(&out, 10,

@@ -42,7 +42,7 @@ end_processes() {
     # shellcheck disable=SC2086 # numbers
     kill -$signal $pids 2>/dev/null || true
     i=0
-    while [ -n "$(all_pids)" ] && [ $i -lt 50 ]; do sleep 0.1; i=$((i + 1)); done
+    while [ -n "$(all_pids)" ] && [ $i -lt 600 ]; do sleep 0.05; i=$((i + 1)); done
   done
   [ -z "$(all_pids)" ] || die "these processes do not end: $(all_pids | tr '\n' ' ')"
 }
@@ -67,6 +67,16 @@ take_down() {
 }
 
 # ---- up ----
+
+# A free device, with the file. Labs and tests beside this one look for a free one at the same time.
+loop_of() {
+  i=0
+  until losetup --find --show --direct-io=on "$1"; do
+    i=$((i + 1))
+    [ $i -lt 20 ] || die "no loop device for $1"
+    sleep 0.1
+  done
+}
 
 require() {
   [ "$(id -u)" = 0 ] || die "needs root"
@@ -129,7 +139,9 @@ make_datastores() {
       truncate -s 3G "$store/$h-$d.img"
       mkfs.ext4 -q -m 0 -E lazy_itable_init=1,lazy_journal_init=1 "$store/$h-$d.img"
       # Not cached twice: a real disk is not, and writing back 2 GiB would slow whatever comes next.
-      mount -o discard "$(losetup --find --show --direct-io=on "$store/$h-$d.img")" "$store/$h/$d"
+      dev=$(loop_of "$store/$h-$d.img")
+      mount -o discard "$dev" "$store/$h/$d"
+      losetup -d "$dev" # when it is unmounted, whoever does that
     done
   done
 }
@@ -144,7 +156,7 @@ make_disks() {
   else
     "$guest/xm-client" fill "$store/a/ds1/web1-data.img" vdb 7 64M >/dev/null
   fi
-  losetup --find --show --direct-io=on "$store/system.img" >"$run/system.loop"
+  loop_of "$store/system.img" >"$run/system.loop"
 }
 
 write_agent() { # a or b, number, peer, its address, own address
@@ -218,11 +230,11 @@ start_agent() { # a or b
   i=0
   until xmigrate "$1" list >/dev/null 2>&1; do
     i=$((i + 1))
-    [ $i -lt 100 ] && kill -0 "$(cat "$run/$1/agent.pid")" 2>/dev/null || {
+    [ $i -lt 1000 ] && kill -0 "$(cat "$run/$1/agent.pid")" 2>/dev/null || {
       cat "$run/$1/agent.log" >&2
       die "the agent of host$1 does not answer"
     }
-    sleep 0.1
+    sleep 0.05
   done
 }
 
