@@ -71,6 +71,8 @@ $(B)/tests/run: $(B)/tests/run.o $(B)/tests/progress.o
 	$(call say,LD $@)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^
 
+$(B)/tests/unit/tests_run: | $(B)/tests/run
+
 # One test program: make run-unit-NAME
 run-unit-%: $(B)/tests/unit/%
 	$<

@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "tests/unit/lib_tmpdir.h"
+#include "tests/progress.h"
 
 static struct xm_jsonl j;
 static int peer;
@@ -115,7 +116,7 @@ static void nesting_without_end_is_refused(void **state)
     int big = 1 << 20;
     setsockopt(peer, SOL_SOCKET, SO_SNDBUFFORCE, &big, sizeof big);
     say(deep);
-    assert_null(xm_jsonl_recv(&j, xm_now() + 5 * XM_NS_PER_S, &e));
+    assert_null(xm_jsonl_recv(&j, xm_now() + LIMIT_HANG_NS, &e));
     assert_int_equal(e.code, EPROTO);
 }
 
@@ -149,7 +150,7 @@ static void too_long_a_line_ends_the_matter_with_bounded_memory(void **state)
     pthread_t t;
 
     assert_int_equal(pthread_create(&t, NULL, flood, &f), 0);
-    assert_null(xm_jsonl_recv(&j, xm_now() + 10 * XM_NS_PER_S, &e));
+    assert_null(xm_jsonl_recv(&j, xm_now() + LIMIT_HANG_NS, &e));
     assert_int_equal(e.code, EMSGSIZE);
     assert_true(j.cap <= XM_JSONL_MAX + 65536);
     shutdown(j.fd, SHUT_RDWR);
@@ -174,7 +175,7 @@ static void the_longest_line_allowed_passes_and_one_more_does_not(void **state)
     char *big = malloc(XM_JSONL_MAX);
 
     assert_int_equal(pthread_create(&t, NULL, send_largest, &peer), 0);
-    json_t *o = xm_jsonl_recv(&j, xm_now() + 10 * XM_NS_PER_S, NULL);
+    json_t *o = xm_jsonl_recv(&j, xm_now() + LIMIT_HANG_NS, NULL);
     pthread_join(t, &err);
     assert_null(err);
     assert_non_null(o);

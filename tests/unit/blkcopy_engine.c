@@ -2,6 +2,7 @@
 #include "blkcopy/blkcopy.h"
 #include "base/base.h"
 #include "tests/unit/lib_disk.h"
+#include "tests/progress.h"
 
 #include <fcntl.h>
 #include <linux/filter.h>
@@ -57,7 +58,7 @@ static void rig_open(void **state, unsigned depth)
     else if (v->on == ON_LOOP && xm_file_open(&rig.file, lib_loop("disk", SIZE), 0, 0, &e) < 0)
         fail_msg("%s", e.text);
     rig.guard.fire = guard_fired;
-    xm_engine_timer_set(rig.engine, &rig.guard, xm_now() + 20 * XM_NS_PER_S);
+    xm_engine_timer_set(rig.engine, &rig.guard, xm_now() + LIMIT_HANG_NS);
 }
 
 static int teardown(void **state)
@@ -441,10 +442,10 @@ static void test_many_requests_do_not_wait_for_the_turn(void **state)
                                  .done = one_done};
         xm_engine_submit(rig.engine, &o[i].io);
     }
-    uint64_t end = xm_now() + 10 * XM_NS_PER_S;
+    struct limit l = limit_start(10);
     do {
         assert_int_equal(pread(rig.file.fd, in, COUNT * 512, 0), COUNT * 512);
-    } while (memcmp(in, out, COUNT * 512) && xm_now() < end);
+    } while (memcmp(in, out, COUNT * 512) && !limit_over(&l));
     assert_memory_equal(in, out, COUNT * 512);
     for (unsigned i = 0; i < COUNT; i++)
         assert_int_equal(o[i].done, 0); /* that is for a turn */

@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include "cli/cli.h"
 #include "tests/unit/lib_tmpdir.h"
+#include "tests/progress.h"
 
 #define INTERRUPT "!" /* instead of a line: interrupts the program */
 
@@ -30,7 +31,7 @@ static void *agent_run(void *arg)
     struct xm_jsonl j;
 
     xm_jsonl_init(&j, accept(a->listener, NULL, NULL));
-    a->request = xm_jsonl_recv(&j, xm_now() + 10 * XM_NS_PER_S, NULL);
+    a->request = xm_jsonl_recv(&j, xm_now() + LIMIT_HANG_NS, NULL);
     for (const char *const *l = a->lines; *l; l++) {
         if (!strcmp(*l, INTERRUPT))
             kill(getpid(), SIGINT);
@@ -39,7 +40,7 @@ static void *agent_run(void *arg)
     }
     if (!a->hang_up) {
         struct pollfd p = {.fd = j.fd, .events = POLLIN};
-        poll(&p, 1, 10000);
+        poll(&p, 1, LIMIT_HANG_MS);
     }
     xm_jsonl_close(&j);
     return NULL;

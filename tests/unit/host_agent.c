@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "net/net.h"
+#include "tests/progress.h"
 
 static struct test_agent agent;
 static struct test_agent *const t = &agent;
@@ -79,7 +80,7 @@ static json_t *answer_to(int fd, const char *text, size_t len)
             break; /* it may have closed before the end */
         at += (size_t)n;
     }
-    json_t *o = xm_jsonl_recv(&js, xm_now() + 10 * XM_NS_PER_S, NULL);
+    json_t *o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL);
     xm_jsonl_close(&js);
     return o;
 }
@@ -179,7 +180,7 @@ static bool closed_without_a_word(int fd, const char *text, size_t len)
     struct pollfd p = {.fd = fd, .events = POLLIN};
 
     send(fd, text, len, MSG_NOSIGNAL);
-    bool closed = poll(&p, 1, 10000) == 1 && recv(fd, &c, 1, 0) <= 0;
+    bool closed = poll(&p, 1, LIMIT_HANG_MS) == 1 && recv(fd, &c, 1, 0) <= 0;
     close(fd);
     return closed;
 }
@@ -249,7 +250,7 @@ static unsigned files_in_ds(void)
     unsigned n = 0;
     const char *const argv[] = {"find", in_dir(t, "ds"), "-type", "f", NULL};
 
-    xm_run(argv, 10 * XM_NS_PER_S, &out, NULL);
+    xm_run(argv, LIMIT_HANG_NS, &out, NULL);
     for (const char *c = out; c && *c; c++)
         n += *c == '\n';
     free(out);
@@ -384,7 +385,7 @@ static void a_link_with_the_token_gets_to_the_shim(void **state)
     int fd = connect_from("127.0.0.2", t->port);
     struct pollfd p = {.fd = fd, .events = POLLIN};
     assert_int_equal(send(fd, line, strlen(line), MSG_NOSIGNAL), strlen(line));
-    assert_int_equal(poll(&p, 1, 10000), 1);
+    assert_int_equal(poll(&p, 1, LIMIT_HANG_MS), 1);
     assert_int_equal(recv(fd, &c, 1, 0), 1);
     assert_int_equal(c, '!');
     close(fd);
@@ -462,7 +463,7 @@ static void a_start_that_fails_leaves_nothing(void **state)
     (void)state;
     need_qemu();
 
-    assert_int_equal(xm_run(argv, 10 * XM_NS_PER_S, NULL, NULL), 0);
+    assert_int_equal(xm_run(argv, LIMIT_HANG_NS, NULL, NULL), 0);
     json_t *answer = ask(t, start_request());
     assert_string_equal(xm_json_str(answer, "error", ""), "VM broken: it does not want to");
     must(answer, 1);
@@ -493,7 +494,7 @@ static json_t *serve_one(int listener, json_t *answer)
     assert_int_equal(recv(fd, hello, sizeof hello, MSG_WAITALL), sizeof hello);
     assert_memory_equal(hello, "XMIG/1 control\n", sizeof hello);
     xm_jsonl_init(&js, fd);
-    json_t *request = xm_jsonl_recv(&js, xm_now() + 10 * XM_NS_PER_S, NULL);
+    json_t *request = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL);
     assert_non_null(request);
     xm_jsonl_send(fd, answer, -1, NULL);
     xm_jsonl_close(&js);
@@ -537,7 +538,7 @@ static void begin_move(int listener, struct xm_jsonl *js)
     assert_string_equal(xm_json_str(o, "job", ""), "1");
     json_decref(o);
     for (bool disks = false; !disks; json_decref(o)) {
-        o = xm_jsonl_recv(js, xm_now() + 10 * XM_NS_PER_S, NULL);
+        o = xm_jsonl_recv(js, xm_now() + LIMIT_HANG_NS, NULL);
         assert_non_null(o);
         disks = !strcmp(xm_json_str(o, "state", ""), "disks");
     }
@@ -551,7 +552,7 @@ static json_t *last_event_of_watch(const char *job)
 
     xm_jsonl_init(&js, unix_socket());
     xm_jsonl_send(js.fd, json_pack("{s:s, s:s}", "verb", "watch", "job", job), -1, NULL);
-    while ((o = xm_jsonl_recv(&js, xm_now() + 20 * XM_NS_PER_S, NULL)) && !json_object_get(o, "ok")) {
+    while ((o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL)) && !json_object_get(o, "ok")) {
         if (first)
             assert_string_equal(xm_json_str(o, "event", ""), "job");
         first = false;
@@ -634,7 +635,7 @@ static void an_abort_ends_it_with_the_vm_here(void **state)
 
     begin_move(*(int *)*state, &js);
     must(ask(t, json_pack("{s:s, s:s}", "verb", "abort", "job", "1")), 0);
-    while ((o = xm_jsonl_recv(&js, xm_now() + 10 * XM_NS_PER_S, NULL)) && !json_object_get(o, "ok"))
+    while ((o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL)) && !json_object_get(o, "ok"))
         json_decref(o);
     must(o, 1);
     xm_jsonl_close(&js);
@@ -650,7 +651,7 @@ static void the_shim_dies_in_a_move(void **state)
 
     begin_move(*(int *)*state, &js);
     kill(shim_pid(t, "web1"), SIGKILL);
-    while ((o = xm_jsonl_recv(&js, xm_now() + 10 * XM_NS_PER_S, NULL)) && !json_object_get(o, "ok"))
+    while ((o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL)) && !json_object_get(o, "ok"))
         json_decref(o);
     must(o, 4); /* nobody knows: it says how to find out */
     xm_jsonl_close(&js);
@@ -670,14 +671,14 @@ static void a_peer_that_refuses_or_lies(void **state)
         json_pack("{s:s, s:s, s:s, s:b}", "verb", "move", "vm", "web1", "host", "hostb", "storage", 1);
     xm_jsonl_send(js.fd, json_incref(move), -1, NULL);
     json_decref(serve_one(listener, json_pack("{s:b, s:[s, i]}", "ok", 1, "reasons", "no room", 7)));
-    json_t *o = xm_jsonl_recv(&js, xm_now() + 10 * XM_NS_PER_S, NULL);
+    json_t *o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL);
     assert_int_equal(json_array_size(json_object_get(o, "reasons")), 1);
     must(o, 3);
     xm_jsonl_send(js.fd, json_incref(move), -1, NULL);
     json_decref(serve_one(listener, json_pack("{s:b}", "ok", 1)));
     json_decref(serve_one(listener, json_pack("{s:b, s:s, s:i, s:[], s:[]}", "ok", 1, "token", "../../x",
                                               "port", -5, "links", "disks")));
-    while ((o = xm_jsonl_recv(&js, xm_now() + 10 * XM_NS_PER_S, NULL)) && !json_object_get(o, "ok"))
+    while ((o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL)) && !json_object_get(o, "ok"))
         json_decref(o);
     must(o, 1);
     xm_jsonl_close(&js);
@@ -695,7 +696,7 @@ static json_t *recover_with(int listener, json_t *said)
     xm_jsonl_init(&js, unix_socket());
     xm_jsonl_send(js.fd, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1"), -1, NULL);
     json_decref(serve_one(listener, said));
-    json_t *o = xm_jsonl_recv(&js, xm_now() + 20 * XM_NS_PER_S, NULL);
+    json_t *o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL);
     xm_jsonl_close(&js);
     return o;
 }

@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 #include "tests/unit/lib_tmpdir.h"
+#include "tests/progress.h"
 
 struct monitor {
     int listen_fd;
@@ -57,7 +58,7 @@ static void open_against(struct qmp *q, struct monitor *m, pthread_t *t)
     *q = (struct qmp){.event = on_event};
     m->listen_fd = xm_unix_listen(path, &e);
     assert_int_equal(pthread_create(t, NULL, monitor_main, m), 0);
-    assert_int_equal(qmp_open(q, path, xm_now() + 5 * XM_NS_PER_S, always, NULL, &e), 0);
+    assert_int_equal(qmp_open(q, path, xm_now() + LIMIT_HANG_NS, always, NULL, &e), 0);
 }
 
 static void close_against(struct qmp *q, struct monitor *m, pthread_t t)
@@ -81,7 +82,7 @@ static void test_events_behind_an_answer(void **state)
 
     (void)state;
     open_against(&q, &m, &t);
-    assert_int_equal(qmp_do(&q, "migrate-continue", NULL, XM_NS_PER_S, &e), 0);
+    assert_int_equal(qmp_do(&q, "migrate-continue", NULL, LIMIT_HANG_NS, &e), 0);
     assert_int_equal(qmp_pump(&q, 0, &e), 0);
     assert_string_equal(seen, "MIGRATIONdeviceMIGRATIONcompleted");
     close_against(&q, &m, t);
@@ -99,7 +100,7 @@ static void test_refusal(void **state)
 
     (void)state;
     open_against(&q, &m, &t);
-    assert_true(qmp_do(&q, "frobnicate", NULL, XM_NS_PER_S, &e) < 0);
+    assert_true(qmp_do(&q, "frobnicate", NULL, LIMIT_HANG_NS, &e) < 0);
     assert_string_equal(e.text, "QEMU refuses frobnicate: no such thing");
     assert_string_equal(seen, "STOP-");
     close_against(&q, &m, t);

@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 #include "tests/unit/lib_tmpdir.h"
+#include "tests/progress.h"
 
 #define TOTAL (3u << 20)
 
@@ -146,10 +147,8 @@ static void test_refused(void **state)
     struct stream *from = stream_send(in, &s.transport, &e);
     int writer = xm_unix_connect(in, &e);
     assert_int_equal(write(writer, "x", 1), 1);
-    for (int i = 0; i < 1000 && !e.code; i++) {
-        usleep(1000);
+    for (struct limit l = limit_start(5); !e.code && limit_wait(&l);)
         stream_error(from, &e);
-    }
     assert_int_equal(e.code, ENOLINK);
     stream_free(from);
     close(writer);

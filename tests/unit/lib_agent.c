@@ -1,6 +1,7 @@
 #include "tests/unit/lib_agent.h"
 #include "host/agent.h"
 #include "host/owner.h"
+#include "tests/progress.h"
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -258,13 +259,12 @@ int test_agent_start(struct test_agent *t)
     t->pid = fork();
     if (t->pid == 0)
         exit(child(t));
-    for (int i = 0; i < 1000; i++) {
+    for (struct limit l = limit_start(10); limit_wait(&l);) {
         int fd = xm_unix_connect(in_dir(t, "run/agent.sock"), NULL);
         if (fd >= 0) {
             close(fd);
             return 0;
         }
-        poll(NULL, 0, 10);
     }
     return -1;
 }
@@ -298,7 +298,7 @@ void test_agent_remove(struct test_agent *t)
         if (pid > 0)
             kill(pid, SIGKILL);
     }
-    xm_run(argv, 10 * XM_NS_PER_S, NULL, NULL);
+    xm_run(argv, LIMIT_HANG_NS, NULL, NULL);
 }
 
 /* ---- talking to it ---- */
@@ -310,7 +310,7 @@ static json_t *last_answer(int fd, json_t *request)
 
     xm_jsonl_init(&js, fd);
     if (fd >= 0 && !xm_jsonl_send(fd, json_incref(request), -1, NULL)) {
-        while ((o = xm_jsonl_recv(&js, xm_now() + 30 * XM_NS_PER_S, NULL)) && !json_object_get(o, "ok"))
+        while ((o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL)) && !json_object_get(o, "ok"))
             json_decref(o);
     }
     json_decref(request);
@@ -377,8 +377,8 @@ pid_t shim_pid(const struct test_agent *t, const char *vm)
 
 bool until_gone(const struct test_agent *t, const char *below)
 {
-    for (int i = 0; i < 1000 && exists(t, below); i++)
-        poll(NULL, 0, 10);
+    for (struct limit l = limit_start(10); exists(t, below) && limit_wait(&l);)
+        ;
     return !exists(t, below);
 }
 
@@ -386,15 +386,13 @@ bool until_no_vm(struct test_agent *t, const char *vm)
 {
     bool there = true;
 
-    for (int i = 0; i < 1000 && there; i++) {
+    for (struct limit l = limit_start(10); there && limit_wait(&l);) {
         json_t *o = ask(t, json_pack("{s:s}", "verb", "list")), *v;
         size_t at;
         there = false;
         json_array_foreach (json_object_get(o, "vms"), at, v)
             there = there || !strcmp(xm_json_str(v, "name", ""), vm);
         json_decref(o);
-        if (there)
-            poll(NULL, 0, 10);
     }
     return !there;
 }

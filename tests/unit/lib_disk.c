@@ -1,4 +1,5 @@
 #include "tests/unit/lib_disk.h"
+#include "tests/progress.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -61,11 +62,15 @@ const char *lib_loop(const char *name, uint64_t size)
     int file = open(lib_path(image), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     assert_true(file >= 0);
     assert_int_equal(ftruncate(file, (off_t)size), 0);
-    /* Another process may take the free one before us. */
-    for (int tries = 0; tries < 50; tries++) {
-        struct loop_config c = {.fd = (unsigned)file, .info.lo_flags = LO_FLAGS_DIRECT_IO};
+    /* Other processes look for a free one, too. Whoever ends how ever: the device goes with its last descriptor, which is ours. */
+    for (struct limit l = limit_start(10); limit_wait(&l);) {
+        struct loop_config c = {.fd = (unsigned)file,
+                                .info.lo_flags = LO_FLAGS_DIRECT_IO | LO_FLAGS_AUTOCLEAR};
         char *dev = loops[loop_count];
-        snprintf(dev, sizeof(loops[0]), "/dev/loop%d", ioctl(control, LOOP_CTL_GET_FREE));
+        int number = ioctl(control, LOOP_CTL_GET_FREE);
+        if (number < 0)
+            skip_aloud("no loop device can be made here", errno);
+        snprintf(dev, sizeof(loops[0]), "/dev/loop%d", number);
         int fd = open(dev, O_RDWR | O_CLOEXEC);
         if (fd >= 0 && ioctl(fd, LOOP_CONFIGURE, &c) == 0) {
             close(control);
@@ -76,11 +81,9 @@ const char *lib_loop(const char *name, uint64_t size)
         int code = errno;
         if (fd >= 0)
             close(fd);
-        if (code != EBUSY) {
-            close(control);
-            close(file);
+        /* Taken meanwhile; taken, used and given back; its node is not there yet. */
+        if (code != EBUSY && code != ENXIO && code != ENOENT && code != EAGAIN)
             skip_aloud("no loop device can be made here", code);
-        }
     }
     fail_msg("no free loop device");
     return NULL;
@@ -111,10 +114,8 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 int lib_disk_clean(void **state)
 {
     (void)state;
-    while (loop_count) {
-        ioctl(loop_fds[--loop_count], LOOP_CLR_FD);
-        close(loop_fds[loop_count]);
-    }
+    while (loop_count)
+        close(loop_fds[--loop_count]);
     while (mount_count)
         umount2(mounts[--mount_count], MNT_DETACH);
     if (dir[0])

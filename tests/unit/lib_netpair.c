@@ -1,4 +1,5 @@
 #include "tests/unit/lib_netpair.h"
+#include "tests/progress.h"
 
 #include <arpa/inet.h>
 #include <setjmp.h>
@@ -83,6 +84,17 @@ void end_open(struct end *end)
     assert_non_null(end->links);
 }
 
+void end_changed(struct end *end)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += 50000000;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_cond_timedwait(&end->changed, &end->lock, &until);
+}
+
 void end_release(struct end *end)
 {
     struct xm_rx *rx;
@@ -119,7 +131,7 @@ void net_tcp_pair(int fd[2])
 
     assert_true(listener >= 0);
     assert_int_equal(0, getsockname(listener, (struct sockaddr *)&a, &len));
-    fd[0] = xm_tcp_connect("127.0.0.1", "127.0.0.1", ntohs(a.sin_port), 5 * XM_NS_PER_S, &e);
+    fd[0] = xm_tcp_connect("127.0.0.1", "127.0.0.1", ntohs(a.sin_port), LIMIT_HANG_NS, &e);
     assert_true(fd[0] >= 0);
     fd[1] = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
     assert_true(fd[1] >= 0);
@@ -277,7 +289,7 @@ static int bare_read(int fd, void *to, size_t len)
 {
     for (size_t at = 0; at < len;) {
         struct pollfd p = {.fd = fd, .events = POLLIN};
-        if (poll(&p, 1, 5000) <= 0)
+        if (poll(&p, 1, LIMIT_HANG_MS) <= 0)
             return -1;
         ssize_t n = recv(fd, (uint8_t *)to + at, len - at, 0);
         if (n <= 0)

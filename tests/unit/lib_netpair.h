@@ -4,6 +4,7 @@
 #define LIB_NETPAIR_H
 
 #include "net/net.h"
+#include "tests/progress.h"
 #include <semaphore.h>
 
 /* One end: a bundle with a sink that answers, and notes what it saw. */
@@ -25,17 +26,15 @@ void end_init(struct end *, uint64_t seen_max); /* opts may be changed until end
 void end_open(struct end *);
 void end_free(struct end *);    /* answers what it holds, frees the bundle */
 void end_release(struct end *); /* answers what it holds, and does not hold any more */
-/* Waits until cond() or 10 s; false: it did not come. Use the macro with an expression of the fields. */
+void end_changed(struct end *); /* with its lock held: gives it up until something changes, 50 ms at most */
+/* Waits until cond, at most 10 s of progress; false: it did not come. Use the macro with an expression of the fields. */
 #define end_wait(e, cond)                                                                                    \
     ({                                                                                                       \
-        struct timespec until_;                                                                              \
-        clock_gettime(CLOCK_REALTIME, &until_);                                                              \
-        until_.tv_sec += 10;                                                                                 \
+        struct limit limit_ = limit_start(10);                                                               \
         pthread_mutex_lock(&(e)->lock);                                                                      \
-        bool ok_ = true;                                                                                     \
-        while (!(cond) && ok_)                                                                               \
-            ok_ = pthread_cond_timedwait(&(e)->changed, &(e)->lock, &until_) == 0;                           \
-        ok_ = (cond);                                                                                        \
+        while (!(cond) && !limit_over(&limit_))                                                              \
+            end_changed(e);                                                                                  \
+        bool ok_ = (cond);                                                                                   \
         pthread_mutex_unlock(&(e)->lock);                                                                    \
         ok_;                                                                                                 \
     })

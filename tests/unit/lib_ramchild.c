@@ -1,4 +1,5 @@
 #include "tests/unit/lib_ramchild.h"
+#include "tests/progress.h"
 
 #include <sched.h>
 #include <signal.h>
@@ -58,12 +59,12 @@ void ramchild_kill(struct ramchild *c)
 
 void ramchild_end(struct ramchild *c)
 {
-    uint64_t deadline = xm_now() + 20 * XM_NS_PER_S;
+    struct limit l = limit_start(20);
     int status = 0;
     pid_t got;
 
     atomic_store(&c->page->quit, 1);
-    while ((got = waitpid(c->pid, &status, WNOHANG)) == 0 && xm_now() < deadline)
+    while ((got = waitpid(c->pid, &status, WNOHANG)) == 0 && !limit_over(&l))
         usleep(200);
     bool ended = got == c->pid;
     if (!ended) {

@@ -1,6 +1,7 @@
 #include "tests/unit/lib_vhost_disk.h"
 #include "tests/unit/lib_disk.h"
 #include "tests/unit/lib_vhost_front.h"
+#include "tests/progress.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -107,13 +108,10 @@ const char *vd_open(struct vdisk *v, const char *name, unsigned queues)
     int err;
     /* After a process was killed the kernel still finishes its requests, and only then gives its lock back.
      */
-    for (int tries = 0;
-         (err = xm_file_open(&v->file, path, there ? 0 : XM_FILE_CREATE, there ? 0 : VD_SIZE, &e)) == -EBUSY;
-         tries++) {
-        if (tries == 5000)
-            break;
-        usleep(1000);
-    }
+    struct limit l = limit_start(10);
+    do
+        err = xm_file_open(&v->file, path, there ? 0 : XM_FILE_CREATE, there ? 0 : VD_SIZE, &e);
+    while (err == -EBUSY && limit_wait(&l));
     if (!err)
         v->engine = xm_engine_open(vd_kind, 64, &e);
     if (err || !v->engine || xm_bitmap_init(&v->bitmap, VF_MEM / 4096)) {

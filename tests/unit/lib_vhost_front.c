@@ -1,5 +1,6 @@
 #include "tests/unit/lib_vhost_front.h"
 #include "base/base.h"
+#include "tests/progress.h"
 
 #include <errno.h>
 #include <linux/vhost_types.h>
@@ -148,10 +149,9 @@ int vf_connect(struct vf *f, const char *path, uint64_t without)
     f->protocol = 0;
     strncpy(a.sun_path, path, sizeof a.sun_path - 1);
     f->sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    for (int tries = 0; connect(f->sock, (struct sockaddr *)&a, sizeof a) < 0; tries++) {
-        if (tries == 200)
+    for (struct limit l = limit_start(5); connect(f->sock, (struct sockaddr *)&a, sizeof a) < 0;) {
+        if (!limit_wait(&l))
             return fail(path);
-        usleep(5000);
     }
     uint64_t p = 0;
     if (get_u64(f, GET_FEATURES, &f->features))
@@ -535,7 +535,7 @@ int vf_do(struct vf *f, unsigned q, uint32_t type, uint64_t sector, uint64_t dat
             return -1;
         if (got && head == at)
             return status;
-        if (!got && !vf_wait(f, q, 5000))
+        if (!got && !vf_wait(f, q, LIMIT_HANG_MS))
             return -1;
     }
 }

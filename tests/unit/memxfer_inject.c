@@ -2,6 +2,7 @@
  * whatever it was waiting in, whatever signals it was getting, whatever it had in its registers. */
 #include "memxfer/inject.h"
 #include "tests/unit/lib_ramchild.h"
+#include "tests/progress.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -75,8 +76,8 @@ static void inject_often(unsigned n, unsigned period_us)
         usleep((i * 37) % period_us);
     }
     /* It goes on. */
-    uint64_t deadline = xm_now() + 5 * XM_NS_PER_S;
-    while (atomic_load(&child.page->steps) < steps + 3 && xm_now() < deadline)
+    struct limit l = limit_start(5);
+    while (atomic_load(&child.page->steps) < steps + 3 && !limit_over(&l))
         usleep(100);
     assert_true(atomic_load(&child.page->steps) >= steps + 3);
     if (descriptors(child.pid) > before)
@@ -282,8 +283,8 @@ static void through_a_shower_of_signals(void **state)
     }
     atomic_store(&s.stop, true);
     pthread_join(thread, NULL);
-    uint64_t deadline = xm_now() + 3 * XM_NS_PER_S;
-    while (atomic_load(&child.page->signals) < s.sent && xm_now() < deadline)
+    struct limit l = limit_start(3);
+    while (atomic_load(&child.page->signals) < s.sent && !limit_over(&l))
         usleep(200);
     assert_true(s.sent > 100);
 #ifndef __SANITIZE_THREAD__ /* which itself delivers signals late, and several as one */

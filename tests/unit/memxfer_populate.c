@@ -1,5 +1,6 @@
 /* tests/unit/memxfer_populate.c: RAM is there and mapped ahead of its data, as far as asked and no farther. */
 #include "memxfer/populate.h"
+#include "tests/progress.h"
 
 #include <fcntl.h>
 #include <sched.h>
@@ -46,8 +47,8 @@ static bool mapped(unsigned block, uint64_t offset)
 }
 
 #define wait_for(cond)                                                                                       \
-    for (uint64_t until_ = xm_now() + 20 * XM_NS_PER_S; !(cond); sched_yield())                              \
-    assert_true(xm_now() < until_)
+    for (struct limit limit_ = limit_start(20); !(cond); sched_yield())                                      \
+    assert_false(limit_over(&limit_))
 
 static void all_of_a_small_guest(void **state)
 {

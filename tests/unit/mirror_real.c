@@ -3,6 +3,7 @@
 #include "tests/unit/lib_disk.h"
 #include "tests/unit/lib_netpair.h"
 #include "mirror/mirror.h"
+#include "tests/progress.h"
 
 #include <fcntl.h>
 #include <semaphore.h>
@@ -233,7 +234,7 @@ static void world_open(const struct variant *v, bool near)
     for (unsigned i = 0; i < DEPTH; i++)
         assert_int_equal(posix_memalign((void **)&w.guest[i].buf, ALIGN, BUF), 0);
     w.guard.fire = guard_fired;
-    xm_engine_timer_set(w.engine, &w.guard, xm_now() + 20 * XM_NS_PER_S);
+    xm_engine_timer_set(w.engine, &w.guard, xm_now() + LIMIT_HANG_NS);
 }
 
 static void is_off(void *arg)
@@ -378,7 +379,7 @@ static void assert_same_digest(void)
     struct xm_msg m = {.type = XM_FRAME_DISK_DIGEST, .object = OBJECT, .urgent = true};
     struct xm_digest here, there;
 
-    assert_int_equal(xm_transport_call(xm_links_transport(w.links), &m, 5 * XM_NS_PER_S, NULL), 0);
+    assert_int_equal(xm_transport_call(xm_links_transport(w.links), &m, LIMIT_HANG_NS, NULL), 0);
     assert_int_equal(m.reply_len, sizeof there);
     memcpy(&there, m.reply, sizeof there);
     free(m.reply);

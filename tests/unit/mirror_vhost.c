@@ -4,6 +4,7 @@
 #include "tests/unit/lib_vhost_disk.h"
 #include "tests/unit/lib_vhost_front.h"
 #include "mirror/vhost_inflight.h"
+#include "tests/progress.h"
 
 #include <fcntl.h>
 #include <linux/virtio_config.h>
@@ -76,8 +77,8 @@ static void wait_held(unsigned n)
 
 static void wait_stopped(struct xm_vhost *v)
 {
-    for (int i = 0; i < 5000 && !xm_vhost_stopped(v); i++)
-        usleep(1000);
+    for (struct limit l = limit_start(5); !xm_vhost_stopped(v) && limit_wait(&l);)
+        ;
     assert_true(xm_vhost_stopped(v));
 }
 
@@ -128,7 +129,7 @@ static void run_many(struct vf *f, uint32_t type, unsigned rounds)
             assert_true(got >= 0);
             assert_int_equal(status, OK);
             if (!got)
-                assert_true(vf_wait(f, q, 5000));
+                assert_true(vf_wait(f, q, LIMIT_HANG_MS));
         }
         if (n % 5 == 0)
             vf_kick(f, q);
@@ -138,7 +139,7 @@ static void run_many(struct vf *f, uint32_t type, unsigned rounds)
         while (f->q[q].pending) {
             uint8_t status = OK;
             if (!vf_used(f, q, NULL, &status, NULL, NULL))
-                assert_true(vf_wait(f, q, 5000));
+                assert_true(vf_wait(f, q, LIMIT_HANG_MS));
             assert_int_equal(status, OK);
         }
     }
@@ -268,7 +269,7 @@ static void test_any_layout(void **state)
     assert_true(vf_add(&vf, 0, w, 3, NULL) >= 0);
     vf_kick(&vf, 0);
     while (!vf_used(&vf, 0, NULL, NULL, NULL, NULL))
-        assert_true(vf_wait(&vf, 0, 5000));
+        assert_true(vf_wait(&vf, 0, LIMIT_HANG_MS));
     assert_int_equal(m[8192], OK);
 
     h.type = T_IN;
@@ -280,7 +281,7 @@ static void test_any_layout(void **state)
     assert_true(vf_add(&vf, 0, r, 3, NULL) >= 0);
     vf_kick(&vf, 0);
     while (!vf_used(&vf, 0, NULL, NULL, NULL, &len))
-        assert_true(vf_wait(&vf, 0, 5000));
+        assert_true(vf_wait(&vf, 0, LIMIT_HANG_MS));
     assert_int_equal(m[16384 + 512], OK);
     assert_int_equal(len, 513);
     assert_memory_equal(m + 16384, m + 16, 512);
@@ -357,7 +358,7 @@ static void test_calls_only_when_wanted(void **state)
     assert_int_equal(poll(&p, 1, 20), 0);
     assert_true(vf_request(&vf, 0, T_IN, 0, &s, 1, NULL) >= 0);
     vf_kick(&vf, 0);
-    assert_int_equal(poll(&p, 1, 5000), 1);
+    assert_int_equal(poll(&p, 1, LIMIT_HANG_MS), 1);
 }
 
 /* Before it sleeps the device asks for the next kick, and for no other. */
@@ -450,7 +451,7 @@ static void test_get_vring_base_waits(void **state)
     assert_int_equal(vf_used(&vf, 0, NULL, NULL, NULL, NULL), 0);
     assert_int_equal(vf_start(&vf), 0);
     while (!vf_used(&vf, 0, NULL, NULL, NULL, NULL))
-        assert_true(vf_wait(&vf, 0, 5000));
+        assert_true(vf_wait(&vf, 0, LIMIT_HANG_MS));
 }
 
 static void test_memory_table_changes_while_rings_run(void **state)
@@ -467,7 +468,7 @@ static void test_memory_table_changes_while_rings_run(void **state)
         assert_int_equal(vf_send_mem_table(&vf), 0);
         while (vf.q[0].pending) {
             if (!vf_used(&vf, 0, NULL, NULL, NULL, NULL))
-                assert_true(vf_wait(&vf, 0, 5000));
+                assert_true(vf_wait(&vf, 0, LIMIT_HANG_MS));
         }
     }
     assert_int_equal(xm_vhost_broken(vd.vhost), 0);
@@ -512,7 +513,7 @@ static void test_memory_table_waits_for_requests(void **state)
     assert_int_equal(reply[3], 0);
     while (vf.q[0].pending) {
         if (!vf_used(&vf, 0, NULL, NULL, NULL, NULL))
-            assert_true(vf_wait(&vf, 0, 5000));
+            assert_true(vf_wait(&vf, 0, LIMIT_HANG_MS));
     }
 }
 
@@ -612,12 +613,12 @@ static void resubmits_after_a_hang_up(void)
     assert_int_equal(vf_start(&vf), 0);
     /* It calls once by itself. */
     struct pollfd p = {.fd = vf.q[0].call, .events = POLLIN};
-    assert_int_equal(poll(&p, 1, 5000), 1);
+    assert_int_equal(poll(&p, 1, LIMIT_HANG_MS), 1);
     while (vf.q[0].pending) {
         void *cookie;
         uint8_t status;
         if (!vf_used(&vf, 0, NULL, &status, &cookie, NULL)) {
-            assert_true(vf_wait(&vf, 0, 5000));
+            assert_true(vf_wait(&vf, 0, LIMIT_HANG_MS));
             continue;
         }
         assert_int_equal(status, OK);
@@ -749,7 +750,7 @@ static void test_survives_kills(void **state)
                 unsigned slot = (unsigned)(uintptr_t)cookie;
                 version[slot_block[slot]] = written[slot];
             } else {
-                assert_true(vf_wait(&f, q, 5000));
+                assert_true(vf_wait(&f, q, LIMIT_HANG_MS));
             }
         }
     }

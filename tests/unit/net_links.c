@@ -1,5 +1,6 @@
 /* Links between two bundles, when nothing goes wrong. */
 #include "tests/unit/lib_netpair.h"
+#include "tests/progress.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -125,7 +126,7 @@ static void calls_are_answered_with_bytes(void **state)
     memset(text, 'x', sizeof text);
     for (uint32_t len = 1; len <= sizeof text; len = len * 3 + 1) {
         struct xm_msg m = {.type = XM_FRAME_CALL, .payload = text, .length = len};
-        assert_int_equal(0, xm_transport_call(xm_links_transport(a.links), &m, 5 * XM_NS_PER_S, &e));
+        assert_int_equal(0, xm_transport_call(xm_links_transport(a.links), &m, LIMIT_HANG_NS, &e));
         assert_int_equal(len, m.reply_len);
         assert_memory_equal(text, m.reply, len);
         free(m.reply);
@@ -184,7 +185,8 @@ static void what_cannot_be_sent_is_refused_at_once(void **state)
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         if (bad[i].length > XM_PAYLOAD_MAX)
             bad[i].payload = calloc(1, bad[i].length);
-        assert_int_equal(-EINVAL, xm_transport_call(xm_links_transport(a.links), &bad[i], XM_NS_PER_S, NULL));
+        assert_int_equal(-EINVAL,
+                         xm_transport_call(xm_links_transport(a.links), &bad[i], LIMIT_HANG_NS, NULL));
         if (bad[i].length > XM_PAYLOAD_MAX)
             free((void *)(uintptr_t)bad[i].payload);
     }
@@ -238,7 +240,7 @@ static void the_rate_limit_holds(void **state)
     assert_int_equal(2, xm_links_info(a.links, info, 2));
     double rate = (double)(info[0].wire_tx + info[1].wire_tx - 262144) / took; /* without the burst */
     assert_true(rate < 22e6);
-    assert_true(rate > 18e6 || took < 0.1);
+    assert_true(rate > 1e6); /* 19.9e6 where nothing else runs; base_rate has it exactly */
     load_free(&load);
 }
 
@@ -258,7 +260,7 @@ static void lifting_the_rate_limit_works_at_once(void **state)
     assert_true(end_wait(&b, b.frames > 0));
     xm_links_set_rate(a.links, 0);
     pthread_join(t, NULL);
-    assert_true(xm_now() - start < 20 * XM_NS_PER_S); /* at the limit it would take an hour */
+    assert_true(xm_now() - start < LIMIT_HANG_NS); /* at the limit it would take an hour */
     load_free(&load);
 }
 
@@ -334,8 +336,8 @@ static int in_background(void)
 /* A link's thread sets it for itself when it starts. */
 static bool wait_in_background(int n)
 {
-    for (uint64_t end = xm_now() + 10 * XM_NS_PER_S; in_background() != n && xm_now() < end;)
-        poll(NULL, 0, 1);
+    for (struct limit l = limit_start(10); in_background() != n && limit_wait(&l);)
+        ;
     return in_background() == n;
 }
 

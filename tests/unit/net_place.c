@@ -1,6 +1,7 @@
 /* Payloads received in place: every byte where place() said, however they come in; nothing after a cut; dropped() or frame(),
  * one of them, once. */
 #include "tests/unit/lib_netpair.h"
+#include "tests/progress.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -113,7 +114,7 @@ static void send_and_wait(const void *payload, uint32_t length, uint64_t seq)
                        .seq = seq,
                        .extent = 4096,
                        .after = 1};
-    assert_int_equal(0, xm_transport_call(xm_links_transport(a.links), &m, 10 * XM_NS_PER_S, NULL));
+    assert_int_equal(0, xm_transport_call(xm_links_transport(a.links), &m, LIMIT_HANG_NS, NULL));
 }
 
 static void pieces_come_to_their_places(void **state)
@@ -184,11 +185,11 @@ static void write_all(int fd, const void *bytes, size_t len)
 /* Until so many bytes have come. */
 static void wait_for_bytes(uint64_t n)
 {
-    uint64_t until = xm_now() + 10 * XM_NS_PER_S;
+    struct limit l = limit_start(10);
     struct xm_link_info info = {0};
 
     while (xm_links_info(b.links, &info, 1) == 1 && info.wire_rx < n)
-        assert_true(xm_now() < until);
+        assert_false(limit_over(&l));
 }
 
 static void bytes_may_come_one_by_one(void **state)
