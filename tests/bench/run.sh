@@ -8,7 +8,8 @@ began=$(date +%s)
 program() {
   case $1 in
     disk-*) echo disk ;;
-    whole | downtime-*) echo whole ;;
+    whole | downtime-idle | downtime-busy) echo whole ;;
+    downtime-kvm) echo kvm ;;
     guest-io-mirrored) echo guestio ;;
     vhost-iops) echo vhost ;;
     *) echo "$1" ;;

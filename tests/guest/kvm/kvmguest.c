@@ -16,7 +16,7 @@
  * any more is still seen in the next line.
  *
  * Parameters (-append), with their defaults: beat=1000 (µs between ticks, at most 50000), ram=3000 (pages a second), words=4 (of a
- * page that are written and checked), disk=200 (requests a second to each disk), span=2048 (KiB of each disk).
+ * page that are written and checked), disk=200 (requests a second to each disk; 0: they are let alone), span=2048 (KiB of each disk).
  * What does not fit into a tick makes the beat uneven. */
 #include "tests/guest/kvm/kvmguest.h"
 
@@ -119,7 +119,8 @@ void guest_main(const uint32_t *multiboot)
         for (uint32_t n = due(&kept_ram, options.ram); n; n--)
             memory_step();
         disk_poll();
-        disk_fill();
+        if (options.disk)
+            disk_fill();
         for (uint32_t n = due(&kept_disk, options.disk); n; n--)
             disk_step();
         kept_tell += options.beat;

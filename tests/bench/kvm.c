@@ -1,0 +1,187 @@
+/* The downtime of a guest under KVM: our own one without an operating system (tests/guest/kvm), which runs also where KVM has to
+ * emulate each instruction. usage: bench/kvm downtime-kvm
+ *
+ * The guest is idle: it sleeps but for one byte a millisecond to its serial port. The longest silence between two bytes, whichever
+ * host they came from, over a move with its disk by xmigrate, beside QEMU's own migration of the same guest with the same RAM
+ * without any disk. Both go back and forth between the same hosts; the sides alternate in blocks of moves, since the guest takes
+ * some seconds to boot. The silence of a guest that stays is noted beside. */
+#include "tests/bench/lib_beat.h"
+#include "tests/bench/lib_lab.h"
+
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MEMORY  64 /* MiB */
+#define CPU     "host,-arch-capabilities"
+#define APPEND  "ram=0 disk=0"
+#define KERNEL  "build/guest/kvmguest"
+#define BLOCK   3  /* moves */
+#define SETTLED 3  /* lines: 0.75 s between two moves */
+#define BUDGET  15 /* ms */
+
+static char name[16];           /* of our VM; another one for each block: its old one is known at the hosts */
+static struct bench_stat still; /* silences of the guest that stays, ms */
+
+static char other(char h)
+{
+    return h == 'A' ? 'B' : 'A';
+}
+
+/* One move: what comes before, the silence in it. */
+static double watch(struct beat *b, bool (*move)(char from), char from)
+{
+    if (!beat_wait(b, SETTLED))
+        bench_die("the guest does not tick, or has found an error");
+    beat_mark(b);
+    if (!beat_wait(b, SETTLED))
+        bench_die("the guest does not tick, or has found an error");
+    bench_add(&still, beat_longest(b));
+    beat_mark(b);
+    if (!move(from))
+        bench_die("the guest was not moved");
+    if (!beat_wait(b, SETTLED))
+        bench_die("the guest does not tick behind the move, or has found an error");
+    return beat_longest(b);
+}
+
+/* ---- xmigrate ---- */
+
+static bool move_ours(char from)
+{
+    return !lab_xmigrate(from, "--with-storage %s host%c >/dev/null", name, other(from) - 'A' + 'a');
+}
+
+static void start_ours(void)
+{
+    const char *dir = bench_dir(true);
+    char ini[200], top[256];
+
+    snprintf(ini, sizeof ini, "%s/%s.ini", dir, name);
+    FILE *f = fopen(ini, "w");
+    if (!f || !getcwd(top, sizeof top))
+        bench_die("%s cannot be written", ini);
+    fprintf(f,
+            "[vm]\nname = %s\nmemory = %uM\nvcpus = 1\naccel = kvm\ncpu = " CPU "\nkernel = %s/" KERNEL
+            "\nappend = " APPEND "\n\n[disk one]\ndatastore = ds1\nfile = kvm.img\n",
+            name, MEMORY, top);
+    fclose(f);
+    if (bench_run("truncate -s 16M %s", lab_path('A', "kvm.img")) ||
+        lab_xmigrate('A', "start %s >/dev/null", ini))
+        bench_die("the guest does not start");
+}
+
+static void run_ours(unsigned moves, struct bench_stat *gap)
+{
+    char path[2][200], at = 'A';
+    static unsigned number;
+    struct beat b;
+
+    snprintf(name, sizeof name, "kvm%u", ++number);
+    for (int i = 0; i < 2; i++)
+        snprintf(path[i], sizeof path[i], "/run/%s-lab/%c/run/vms/%s/serial.sock", getenv("XM_PREFIX"),
+                 "ab"[i], name);
+    beat_listen(&b, path[0], path[1]);
+    start_ours();
+    for (unsigned i = 0; i < moves; i++, at = other(at)) {
+        double ms = watch(&b, move_ours, at);
+        printf("  xmigrate  silent for %.1f ms\n", ms);
+        bench_add(gap, ms);
+    }
+    beat_end(&b);
+    if (lab_xmigrate(at, "stop --force %s >/dev/null", name))
+        bench_die("the guest does not end");
+    bench_run("rm -f %s/kvm*", lab_path(at, "")); /* xmigrate makes VM-DISK.raw */
+}
+
+/* ---- QEMU ---- */
+
+static struct peer_qemu qemu[2]; /* on A, on B */
+static char serial[2][200];
+
+static void start_qemu(char h, bool incoming)
+{
+    struct peer_qemu *q = &qemu[h - 'A'];
+    char qmp[200];
+
+    snprintf(qmp, sizeof qmp, "%s/kvm-qmp-%c", bench_dir(true), h);
+    bench_run("rm -f %s %s", qmp, serial[h - 'A']);
+    *q = (struct peer_qemu){0};
+    q->pid = bench_spawn("ip netns exec %s qemu-system-x86_64 -nodefaults -no-user-config -display none -vga "
+                         "none -machine q35 "
+                         "-accel kvm -cpu " CPU " -m %u -smp 1 -kernel " KERNEL " -append '" APPEND "' "
+                         "-chardev socket,id=s,path=%s,server=on,wait=off -serial chardev:s -qmp "
+                         "unix:%s,server=on,wait=off %s",
+                         bench_ns(h), MEMORY, serial[h - 'A'], qmp, incoming ? "-incoming defer" : "");
+    if (!peer_qmp(q, qmp))
+        bench_die("QEMU does not start");
+}
+
+static bool set_up(struct peer_qemu *q)
+{
+    return peer_do(q, "migrate-set-capabilities", "{s:[{s:s s:b}]}", "capabilities", "capability", "events",
+                   "state", 1) &&
+           peer_do(q, "migrate-set-parameters", "{s:I s:I}", "max-bandwidth", (json_int_t)100 << 30,
+                   "downtime-limit", (json_int_t)BUDGET);
+}
+
+static bool move_qemu(char from)
+{
+    struct peer_qemu *a = &qemu[from - 'A'], *b = &qemu[other(from) - 'A'];
+    char uri[40];
+
+    snprintf(uri, sizeof uri, "tcp:10.1.0.%d:4444", other(from) - 'A' + 1);
+    start_qemu(other(from), true);
+    bool moved = set_up(a) && set_up(b) && peer_do(b, "migrate-incoming", "{s:s}", "uri", uri) &&
+                 peer_do(a, "migrate", "{s:s}", "uri", uri) && peer_until_migration(a, "completed", 60) &&
+                 peer_until(b, &b->resumed, 10);
+    peer_end(a);
+    return moved;
+}
+
+static void run_qemu(unsigned moves, struct bench_stat *gap)
+{
+    struct beat b;
+    char at = 'A';
+
+    for (int i = 0; i < 2; i++)
+        snprintf(serial[i], sizeof serial[i], "%s/kvm-serial-%c", bench_dir(true), "AB"[i]);
+    beat_listen(&b, serial[0], serial[1]);
+    start_qemu('A', false);
+    for (unsigned i = 0; i < moves; i++, at = other(at)) {
+        double ms = watch(&b, move_qemu, at);
+        printf("  QEMU      silent for %.1f ms\n", ms);
+        bench_add(gap, ms);
+    }
+    beat_end(&b);
+    peer_end(&qemu[at - 'A']);
+}
+
+int main(int argc, char **argv)
+{
+    struct bench_stat gap[2] = {0}, budget = {0};
+    unsigned left = bench_runs();
+
+    if (argc != 2 || strcmp(argv[1], "downtime-kvm")) {
+        fprintf(stderr, "usage: bench/kvm downtime-kvm\n");
+        return 2;
+    }
+    bench_begin(argv[1]);
+    if (access("/dev/kvm", R_OK | W_OK))
+        bench_die("/dev/kvm is missing or not ours to use");
+    lab_up();
+    while (left) {
+        unsigned moves = XM_MIN(left, (unsigned)BLOCK);
+        run_ours(moves, &gap[0]);
+        run_qemu(moves, &gap[1]);
+        left -= moves;
+    }
+    bench_add(&budget, BUDGET);
+    bench_note("a guest that stays is silent for %.1f ms [%.1f..%.1f]", bench_median(&still),
+               bench_min(&still), bench_max(&still));
+    bench_result("ms", &gap[0], &gap[1], "QEMU: the same guest without a disk", 0.5, false);
+    bench_result("ms", &gap[0], &budget, "15 ms", 1.0, false);
+    return 0;
+}
