@@ -12,6 +12,8 @@
 /* Begins a bench: its old rows go from results.json. Rows, notes and failures from now on are its. */
 void bench_begin(const char *name);
 unsigned bench_runs(void);
+/* Three fifths of that: where a run tells little that is new (a small spread, a goal far off), and takes long. */
+unsigned bench_runs_few(void);
 uint64_t bench_size(uint64_t full); /* shrunk, a multiple of 1 MiB */
 
 /* Two namespaces «A» and «B» joined by `links` veth pairs: 10.(50+i).0.1 and .2. Gone at exit, also after a
@@ -68,6 +70,14 @@ double bench_max(const struct bench_stat *);
 /* One row of results.json, and a line on stdout. goal: the ratio ours/peer to reach. */
 void bench_result(const char *unit, const struct bench_stat *ours, const struct bench_stat *peer,
                   const char *peer_name, double goal, bool higher_is_better);
+/* Beside peers of several versions: the row is the pair whose peer did best, by its median; the others stand in «beside».
+ * Peers that were not measured are passed over. */
+struct bench_pair {
+    const char *version;
+    const struct bench_stat *ours, *peer;
+};
+void bench_result_better(const char *unit, const struct bench_pair *, unsigned pairs, const char *peer_name,
+                         double goal, bool higher_is_better);
 /* Goes into the next row: what the figures alone do not say. */
 void bench_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* A row that says why; the bench counts as not met. */

@@ -7,11 +7,14 @@
  *              writing the destination (256 KiB, direct) and iperf3 with as many streams
  * disk-real    files of the real disk; beside QEMU and the same limit
  * disk-sparse  files in memory, half data, a quarter holes, a quarter zeros; beside ours of all data
- * disk-cpu     CPU seconds a GiB of the processes on both sides; and of the whole machine, kernel threads with it */
+ * disk-cpu     CPU seconds a GiB of the processes on both sides; and of the whole machine, kernel threads with it. disk-soft's
+ *              copies tell that as well, and it makes these rows too */
 #include "tests/bench/lib_copy.h"
 #include "tests/bench/lib_peer.h"
+#include "tests/bench/lib_version.h"
 
 #include <fcntl.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -100,7 +103,7 @@ static bool run_nbdcopy(struct run *r)
 static const struct side {
     const char *name;
     bool (*run)(struct run *);
-} ours = {"xmigrate", run_ours}, qemu = {"QEMU", run_qemu}, nbdcopy = {"nbdcopy", run_nbdcopy};
+} ours = {"xmigrate", run_ours}, nbdcopy = {"nbdcopy", run_nbdcopy};
 
 /* The same start for each: the destination reads as zeros, nothing is dirty, and what is cached of files goes. */
 static bool start_again(void)
@@ -123,15 +126,53 @@ static struct run one(const struct side *s)
         bench_die("%s did not copy", s->name);
     if (!unchecked && bench_same(src_dev, dst_dev, disk_size, 0))
         bench_die("after %s the disks differ", s->name);
-    printf("  %-8s %8.1f MB/s, CPU %.2f s, machine %.2f s\n", s->name, (double)disk_size / r.seconds / 1e6,
+    printf("  %-10s %8.1f MB/s, CPU %.2f s, machine %.2f s\n", s->name, (double)disk_size / r.seconds / 1e6,
            r.cpu, r.machine);
     fflush(stdout);
     return r;
 }
 
-static void add_rate(struct bench_stat *st, const struct side *s)
+/* What copies tell. */
+struct costs {
+    struct bench_stat rate, cpu, machine; /* MB/s; CPU seconds a GiB */
+};
+
+static void add_costs(struct costs *c, const struct side *s)
 {
-    bench_add(st, (double)disk_size / one(s).seconds / 1e6);
+    struct run r = one(s);
+    double gib = (double)disk_size / (double)(1 << 30);
+
+    bench_add(&c->rate, (double)disk_size / r.seconds / 1e6);
+    bench_add(&c->cpu, r.cpu / gib);
+    bench_add(&c->machine, r.machine / gib);
+}
+
+/* Ours, then QEMU's: c[0], and one more for each version. */
+static void add_ours_and_qemu(struct costs c[1 + VERSIONS_MAX], unsigned round)
+{
+    char name[40];
+    struct side qemu = {name, run_qemu};
+
+    version_count(); /* asks them, the first time */
+    add_costs(&c[0], &ours);
+    for (unsigned v = 0; v < version_count(); v++) {
+        if (!version_turn(v, round))
+            continue;
+        version_use(v);
+        snprintf(name, sizeof name, "QEMU %s", version_short(v));
+        add_costs(&c[1 + v], &qemu);
+    }
+}
+
+/* offset: of the figure in struct costs. */
+static void row(const struct costs c[1 + VERSIONS_MAX], size_t offset, const char *unit, const char *name,
+                double goal, bool higher_is_better)
+{
+    struct bench_stat s[1 + VERSIONS_MAX];
+
+    for (unsigned i = 0; i < 1 + VERSIONS_MAX; i++)
+        s[i] = *(const struct bench_stat *)(const void *)((const char *)&c[i] + offset);
+    version_results(unit, &s[0], &s[1], name, goal, higher_is_better);
 }
 
 /* What this machine can do, MB/s: each part alone, the least of them; and what its processors leave when they have to do all
@@ -208,41 +249,47 @@ static void make_files(bool memory, const char *from, uint64_t size)
         bench_die("no room for two files of %llu MiB", (unsigned long long)disk_size >> 20);
 }
 
+static void cpu_rows(const struct costs c[1 + VERSIONS_MAX])
+{
+    row(c, offsetof(struct costs, cpu), "CPU s/GiB", "QEMU blockdev-mirror, processes", 0.5, false);
+    row(c, offsetof(struct costs, machine), "CPU s/GiB", "QEMU blockdev-mirror, whole machine", 0.5, false);
+}
+
 static void soft(void)
 {
-    struct bench_stat o = {0}, q = {0}, n = {0};
+    struct costs c[1 + VERSIONS_MAX] = {0}, n = {0};
     struct limits l = {0};
 
     make_loops();
     for (unsigned i = 0; i < bench_runs(); i++) {
-        add_rate(&o, &ours);
-        add_rate(&q, &qemu);
-        add_rate(&n, &nbdcopy);
+        add_ours_and_qemu(c, i);
+        add_costs(&n, &nbdcopy);
         add_limits(&l);
     }
-    bench_result("MB/s", &o, &q, "QEMU blockdev-mirror", 2.5, true);
-    bench_result("MB/s", &o, &n, "nbdcopy", 1.3, true);
-    bench_result("MB/s", &o, &l.alone, "limit: least of fio and iperf3, each alone on all processors", 0.9,
-                 true);
-    bench_result("MB/s", &o, &l.cpu,
+    row(c, offsetof(struct costs, rate), "MB/s", "QEMU blockdev-mirror", 2.5, true);
+    bench_result("MB/s", &c[0].rate, &n.rate, "nbdcopy", 1.3, true);
+    bench_result("MB/s", &c[0].rate, &l.alone, "limit: least of fio and iperf3, each alone on all processors",
+                 0.9, true);
+    bench_result("MB/s", &c[0].rate, &l.cpu,
                  "limit: CPU time of fio reading, fio writing and iperf3 (cubic) added up", 0.9, true);
+    bench_begin("disk-cpu");
+    cpu_rows(c);
 }
 
 static void real(void)
 {
-    struct bench_stat o = {0}, q = {0};
+    struct costs c[1 + VERSIONS_MAX] = {0};
     struct limits l = {0};
 
     make_files(false, "src", 2ull << 30);
-    for (unsigned i = 0; i < bench_runs(); i++) {
-        add_rate(&o, &ours);
-        add_rate(&q, &qemu);
+    for (unsigned i = 0; i < bench_runs_few(); i++) {
+        add_ours_and_qemu(c, i);
         add_limits(&l);
     }
-    bench_result("MB/s", &o, &l.alone, "limit: least of fio and iperf3, each alone", 0.9, true);
-    bench_result("MB/s", &o, &l.disk, "limit: fio reading one file and writing the other, on one disk", 0.9,
-                 true);
-    bench_result("MB/s", &o, &q, "QEMU blockdev-mirror", 1.5, true);
+    bench_result("MB/s", &c[0].rate, &l.alone, "limit: least of fio and iperf3, each alone", 0.9, true);
+    bench_result("MB/s", &c[0].rate, &l.disk,
+                 "limit: fio reading one file and writing the other, on one disk", 0.9, true);
+    row(c, offsetof(struct costs, rate), "MB/s", "QEMU blockdev-mirror", 1.5, true);
 }
 
 /* 16 MiB at a time: 8 of data, 4 of zeros written, 4 of hole. */
@@ -291,20 +338,12 @@ static void sparse(void)
 
 static void cpu(void)
 {
-    struct bench_stat o[2] = {0}, q[2] = {0};
-    double gib;
+    struct costs c[1 + VERSIONS_MAX] = {0};
 
     make_loops();
-    gib = (double)disk_size / (double)(1 << 30);
-    for (unsigned i = 0; i < bench_runs(); i++) {
-        struct run a = one(&ours), b = one(&qemu);
-        bench_add(&o[0], a.cpu / gib);
-        bench_add(&o[1], a.machine / gib);
-        bench_add(&q[0], b.cpu / gib);
-        bench_add(&q[1], b.machine / gib);
-    }
-    bench_result("CPU s/GiB", &o[0], &q[0], "QEMU blockdev-mirror, processes", 0.5, false);
-    bench_result("CPU s/GiB", &o[1], &q[1], "QEMU blockdev-mirror, whole machine", 0.5, false);
+    for (unsigned i = 0; i < bench_runs(); i++)
+        add_ours_and_qemu(c, i);
+    cpu_rows(c);
 }
 
 static void profile(const char *where, int runs)

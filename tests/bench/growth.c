@@ -90,7 +90,7 @@ static void disk_sizes(bool sparse)
     }
     if (!sparse)
         touch(to, bench_size(GIB << 2));
-    for (unsigned i = 0; i < bench_runs(); i++) {
+    for (unsigned i = 0; i < bench_runs_few(); i++) {
         for (unsigned k = 0; k < 3; k++) {
             if (sparse)
                 unlink(to);
@@ -192,7 +192,7 @@ static void ram_sizes(void)
 {
     struct line l = {.what = "RAM", .unit = "GiB"};
 
-    for (unsigned i = 0; i < bench_runs(); i++) {
+    for (unsigned i = 0; i < bench_runs_few(); i++) {
         for (unsigned k = 0; k < 3; k++) {
             uint64_t size = bench_size(GIB / 4 << 2 * k);
             double result[2];
@@ -273,7 +273,7 @@ static void vm_counts(void)
             bench_die("no room for disks");
         lab_start(&g[i]);
     }
-    for (unsigned i = 0; i < XM_MIN(bench_runs(), 3u); i++) {
+    for (unsigned i = 0; i < bench_runs_few(); i++) {
         for (unsigned k = 0; k < 3; k++) {
             double memory = 0, there = move(g, counts[k], 'A', &memory),
                    back = move(g, counts[k], 'B', &memory);

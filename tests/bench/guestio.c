@@ -1,15 +1,16 @@
 /* What a guest notices of its disk being mirrored: 4 KiB writes at random places, depth 1 and 32, through
  * vhost-user-blk, driven by our own small front end: before, while the copy runs, and when it has finished and the mirror
- * stays on. Ours asynchronous and held to synchronous; beside qemu-storage-daemon with blockdev-mirror, background and
+ * stays on. Ours asynchronous and held to synchronous; beside qemu-storage-daemon (each version) with blockdev-mirror, background and
  * write-blocking. Loop devices over files in memory, unshaped veth. In the notes: the same guest, unmirrored, while we copy
  * another disk: what it cannot but notice where two processors carry it and both hosts. usage: bench/guestio guest-io-mirrored
- *                                                                         bench/guestio -s MODE DEPTH RUNS (0 to 3, 0 to 1)
+ *                                                                         bench/guestio -s MODE DEPTH RUNS (0 to 5, 0 to 1)
  *
  * Each mode is a new back end, its disk without a mirror first: what «unmirrored» means for this run. */
 #include "mirror/disk.h"
 #include "tests/bench/lib_copy.h"
 #include "tests/bench/lib_front.h"
 #include "tests/bench/lib_peer.h"
+#include "tests/bench/lib_version.h"
 
 #include <poll.h>
 #include <stdio.h>
@@ -25,12 +26,34 @@ static const char *src_dev, *dst_dev, *other_dev[2]; /* other: of a disk that no
 static uint64_t disk_size;
 static char sock[200], qmp_sock[200];
 
-enum mode { OURS_ASYNC, OURS_SYNC, QEMU_BACKGROUND, QEMU_BLOCKING, MODES };
+/* QEMU's two once more for each version after the first. */
+enum mode {
+    OURS_ASYNC,
+    OURS_SYNC,
+    QEMU_BACKGROUND,
+    QEMU_BLOCKING,
+    MODES = QEMU_BACKGROUND + 2 * VERSIONS_MAX
+};
 enum phase { BEFORE, NEIGHBOUR, COPYING, STEADY, PHASES };
 enum { DEPTHS = 2 };
 static const unsigned depths[DEPTHS] = {1, 32};
-static const char *const mode_name[MODES] = {"ours async", "ours sync", "QEMU background",
-                                             "QEMU write-blocking"};
+static const char *const mode_name[] = {"ours async", "ours sync", "QEMU background", "QEMU write-blocking"};
+
+static bool is_qemu(enum mode m)
+{
+    return m >= QEMU_BACKGROUND;
+}
+
+static unsigned version_of(enum mode m)
+{
+    return ((unsigned)m - QEMU_BACKGROUND) / 2;
+}
+
+/* The same without its version. */
+static enum mode kind_of(enum mode m)
+{
+    return is_qemu(m) ? QEMU_BACKGROUND + m % 2 : m;
+}
 
 struct figures {
     struct bench_stat iops, p50, p99;
@@ -129,7 +152,7 @@ static void mirror_on(struct backend *b, enum mode m)
 {
     if (b->start >= 0)
         eventfd_write(b->start, 1);
-    else if (!peer_mirror(&b->qemu, "src", m == QEMU_BLOCKING ? "write-blocking" : "background"))
+    else if (!peer_mirror(&b->qemu, "src", kind_of(m) == QEMU_BLOCKING ? "write-blocking" : "background"))
         bench_die("QEMU does not mirror");
 }
 
@@ -198,11 +221,14 @@ static void run(enum mode m, unsigned d)
 
     if (bench_run("rm -f %s %s", sock, qmp_sock) || bench_clear(dst_dev))
         bench_die("the destination cannot be cleared");
-    if (m <= OURS_SYNC)
-        start_ours(&b, m == OURS_SYNC);
-    else
+    if (is_qemu(m)) {
+        version_use(version_of(m));
         start_qemu(&b);
-    printf("  %s, depth %u\n", mode_name[m], depths[d]);
+    } else {
+        start_ours(&b, m == OURS_SYNC);
+    }
+    printf("  %s%s%s, depth %u\n", mode_name[kind_of(m)], is_qemu(m) ? " " : "",
+           is_qemu(m) ? version_short(version_of(m)) : "", depths[d]);
     fflush(stdout);
     /* A guest that stayed awake would take one of two processors from the two hosts. */
     front_connect(&front, sock, 0);
@@ -219,7 +245,7 @@ static void run(enum mode m, unsigned d)
     vf_free(&front);
     /* Nobody writes any more: soon both sides are the same. */
     if (bench_same(src_dev, dst_dev, disk_size, 4))
-        bench_die("the disks differ under %s", mode_name[m]);
+        bench_die("the disks differ under %s", mode_name[kind_of(m)]);
     stop(&b);
 }
 
@@ -232,7 +258,17 @@ static void rows(void)
         for (unsigned d = 0; d < DEPTHS; d++) {
             const struct figures *beside = &all[OURS_ASYNC][NEIGHBOUR][d];
             for (enum mode m = OURS_ASYNC; m <= OURS_SYNC; m++) {
-                struct figures *mine = &all[m][p][d], *none = &all[m][BEFORE][d], *qemu = &all[m + 2][p][d];
+                struct figures *mine = &all[m][p][d], *none = &all[m][BEFORE][d];
+                struct bench_stat qemu[VERSIONS_MAX];
+                char theirs[200] = "";
+                size_t n = 0;
+                for (unsigned v = 0; v < version_count(); v++) {
+                    enum mode q = m + 2 + 2 * v;
+                    qemu[v] = all[q][p][d].iops;
+                    n += (size_t)snprintf(theirs + n, sizeof theirs - n,
+                                          "; QEMU %s p99 %.1f us, copied at %.0f", version_short(v),
+                                          bench_median(&all[q][p][d].p99), bench_median(&copied[q][d]));
+                }
                 snprintf(name, sizeof name, "unmirrored; %s, %s, depth %u", mode_name[m], when, depths[d]);
                 bench_note("IOPS %.0f, unmirrored %.0f; p50 %.1f us, unmirrored %.1f us; unmirrored while "
                            "another disk is "
@@ -243,10 +279,9 @@ static void rows(void)
                 bench_result("p99 us", &mine->p99, &none->p99, name, 1.5, false);
                 snprintf(name, sizeof name, "%s; %s, %s, depth %u", mode_name[m + 2], mode_name[m], when,
                          depths[d]);
-                bench_note("p99 %.1f us, QEMU's %.1f us; copied at %.0f MB/s, QEMU at %.0f",
-                           bench_median(&mine->p99), bench_median(&qemu->p99), bench_median(&copied[m][d]),
-                           bench_median(&copied[m + 2][d]));
-                bench_result("IOPS", &mine->iops, &qemu->iops, name, 1.0, true);
+                bench_note("ours p99 %.1f us, copied at %.0f MB/s%s", bench_median(&mine->p99),
+                           bench_median(&copied[m][d]), theirs);
+                version_results("IOPS", &mine->iops, qemu, name, 1.0, true);
             }
         }
     }
@@ -286,13 +321,19 @@ int main(int argc, char **argv)
         bench_fill_random(other_dev[0], disk_size) || bench_fill_random(other_dev[1], disk_size))
         bench_die("no namespaces, no loop devices, or no memory for them");
     if (only) {
-        profile((enum mode)(atoi(argv[2]) % MODES), (unsigned)atoi(argv[3]) % DEPTHS, atoi(argv[4]));
+        profile((enum mode)(atoi(argv[2]) % (QEMU_BACKGROUND + 2 * (int)version_count())),
+                (unsigned)atoi(argv[3]) % DEPTHS, atoi(argv[4]));
         return 0;
     }
     for (unsigned i = 0; i < bench_runs(); i++) {
         for (unsigned d = 0; d < DEPTHS; d++) {
-            for (enum mode k = OURS_ASYNC; k < MODES; k++)
-                run((enum mode)((k * 2 + k / 2) % 4), d); /* ours, QEMU, ours, QEMU */
+            for (unsigned sync = 0; sync < 2; sync++) {
+                run(OURS_ASYNC + sync, d);
+                for (unsigned v = 0; v < version_count(); v++) {
+                    if (version_turn(v, i))
+                        run(QEMU_BACKGROUND + 2 * v + sync, d);
+                }
+            }
         }
     }
     rows();

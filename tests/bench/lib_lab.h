@@ -7,7 +7,8 @@
 
 #define LAB_IP "10.9.0.2"
 
-void lab_up(void); /* or the end of the bench; down at exit */
+/* Or the end of the bench; down at exit. Its guests run on the QEMU that is in use when it is begun (lib_version.h). */
+void lab_up(void);
 /* A path in host h's datastore ds1 ('A' or 'B'); static storage, four at a time. */
 const char *lab_path(char h, const char *file);
 /* xmigrate on host h; 0 when it succeeds. */
@@ -36,7 +37,8 @@ struct lab_pulse {
 void lab_pulse_start(struct lab_pulse *, const char *ip);
 double lab_pulse_end(struct lab_pulse *); /* ms; -1: it failed */
 
-/* The same guest in a plain QEMU on host h, with 128 KiB less memory (lib_lab.c says why). */
+/* The same guest in a plain QEMU on host h, of the version in use; one that reads dirty bitmaps wrongly gives it 128 KiB less
+ * memory (lib_lab.c says why). */
 void lab_qemu_start(struct peer_qemu *, const struct lab_guest *, char h, bool incoming);
 bool lab_qemu_clean_bitmap(struct peer_qemu *); /* before its migration is measured */
 /* Mirror over NBD, then RAM with multifd; `to` is started here. False: QEMU said why. */

@@ -1,4 +1,5 @@
 #include "tests/bench/lib_peer.h"
+#include "tests/bench/lib_version.h"
 
 #include <poll.h>
 #include <stdarg.h>
@@ -155,9 +156,18 @@ bool peer_qmp(struct peer_qemu *q, const char *socket)
     return q->open;
 }
 
-bool peer_do(struct peer_qemu *q, const char *command, const char *format, ...)
+static bool peer_do_args(struct peer_qemu *q, const char *command, json_t *args)
 {
     struct xm_error e = {0};
+
+    if (qmp_do(&q->qmp, command, args, 30 * XM_NS_PER_S, &e) == 0)
+        return true;
+    fprintf(stderr, "bench: QEMU: %s: %s\n", command, e.text);
+    return false;
+}
+
+bool peer_do(struct peer_qemu *q, const char *command, const char *format, ...)
+{
     json_t *args = NULL;
     va_list ap;
 
@@ -169,10 +179,7 @@ bool peer_do(struct peer_qemu *q, const char *command, const char *format, ...)
         fprintf(stderr, "bench: %s: wrong arguments\n", command);
         return false;
     }
-    if (qmp_do(&q->qmp, command, args, 30 * XM_NS_PER_S, &e) == 0)
-        return true;
-    fprintf(stderr, "bench: QEMU: %s: %s\n", command, e.text);
-    return false;
+    return peer_do_args(q, command, args);
 }
 
 json_t *peer_get(struct peer_qemu *q, const char *command)
@@ -213,11 +220,30 @@ void peer_end(struct peer_qemu *q)
     *q = (struct peer_qemu){0};
 }
 
-/* Best of what was tried on this job: 1 MiB granularity, 16 MiB of buffer. */
+/* Best of what was tried on this job: 1 MiB granularity, 16 MiB of buffer. The destinations read as zeros: a QEMU that can be
+ * told so need not write them. */
 bool peer_mirror(struct peer_qemu *q, const char *node, const char *copy_mode)
 {
+    json_t *args = json_pack("{s:s s:s s:s s:s s:s s:I s:I}", "job-id", "m", "device", node, "target", "dst",
+                             "sync", "full", "copy-mode", copy_mode, "buf-size", (json_int_t)(16 << 20),
+                             "granularity", (json_int_t)(1 << 20));
+
+    if (version_knows("blockdev-mirror", "target-is-zero"))
+        json_object_set_new(args, "target-is-zero", json_true());
     q->job_ready = q->job_over = false;
-    return peer_do(q, "blockdev-mirror", "{s:s s:s s:s s:s s:s s:I s:I}", "job-id", "m", "device", node,
-                   "target", "dst", "sync", "full", "copy-mode", copy_mode, "buf-size",
-                   (json_int_t)(16 << 20), "granularity", (json_int_t)(1 << 20));
+    return peer_do_args(q, "blockdev-mirror", args);
+}
+
+/* Zero pages are looked for by the channels' threads where QEMU can (9.0; its default then). */
+bool peer_migration_settings(struct peer_qemu *q, unsigned channels)
+{
+    json_t *args =
+        json_pack("{s:i s:I s:I}", "multifd-channels", (int)channels, "max-bandwidth", (json_int_t)100 << 30,
+                  "downtime-limit", (json_int_t)100); /* ours: --downtime 100 ms */
+
+    if (version_knows("migrate-set-parameters", "zero-page-detection"))
+        json_object_set_new(args, "zero-page-detection", json_string("multifd"));
+    return peer_do(q, "migrate-set-capabilities", "{s:[{s:s s:b},{s:s s:b}]}", "capabilities", "capability",
+                   "multifd", "state", 1, "capability", "events", "state", 1) &&
+           peer_do_args(q, "migrate-set-parameters", args);
 }

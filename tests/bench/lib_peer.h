@@ -41,5 +41,7 @@ void peer_end(struct peer_qemu *);
 
 /* blockdev-mirror of a node to node «dst» as QEMU does it best here. */
 bool peer_mirror(struct peer_qemu *, const char *node, const char *copy_mode);
+/* multifd as it does it best here, events, and 100 ms for the estimated downtime. On both sides. */
+bool peer_migration_settings(struct peer_qemu *, unsigned channels);
 
 #endif

@@ -20,6 +20,11 @@ unsigned bench_runs(void)
     return n < 1 ? 1 : n > 60 ? 60 : (unsigned)n;
 }
 
+unsigned bench_runs_few(void)
+{
+    return (bench_runs() * 3 + 4) / 5;
+}
+
 uint64_t bench_size(uint64_t full)
 {
     const char *s = getenv("XM_BENCH_SHRINK");
@@ -118,23 +123,66 @@ void bench_note(const char *fmt, ...)
     va_end(ap);
 }
 
+static json_t *figures(const struct bench_pair *p)
+{
+    return json_pack("{s:s s:f s:f s:f s:f s:i}", "version", p->version, "ours", bench_median(p->ours),
+                     "peer", bench_median(p->peer), "peer_min", bench_min(p->peer), "peer_max",
+                     bench_max(p->peer), "runs", (int)p->peer->n);
+}
+
+void bench_result_better(const char *unit, const struct bench_pair *pair, unsigned pairs,
+                         const char *peer_name, double goal, bool higher_is_better)
+{
+    const struct bench_pair *best = pair;
+    json_t *beside = json_array();
+    char versions[400] = "";
+    size_t n = 0;
+
+    for (unsigned i = 1; i < pairs; i++) {
+        double it = bench_median(pair[i].peer), least = bench_median(best->peer);
+        if (pair[i].peer->n && (!best->peer->n || (higher_is_better ? it > least : it < least)))
+            best = &pair[i];
+    }
+    double o = bench_median(best->ours);
+    double p = bench_median(best->peer);
+    double ratio = p > 0 ? o / p : 0;
+    bool met = best->ours->n && best->peer->n && p > 0 && (higher_is_better ? ratio >= goal : ratio <= goal);
+
+    if (best->version)
+        n = (size_t)snprintf(versions, sizeof versions, "; QEMU %s", best->version);
+    for (unsigned i = 0; i < pairs; i++) {
+        if (&pair[i] == best || !pair[i].peer->n)
+            continue;
+        json_array_append_new(beside, figures(&pair[i]));
+        if (n < sizeof versions)
+            n += (size_t)snprintf(versions + n, sizeof versions - n, ", better than %s: %.2f [%.2f..%.2f]",
+                                  pair[i].version, bench_median(pair[i].peer), bench_min(pair[i].peer),
+                                  bench_max(pair[i].peer));
+    }
+    printf("%s: ours %.2f [%.2f..%.2f], %s %.2f [%.2f..%.2f] %s: ratio %.2f, goal %s %.2f: %s%s%s%s\n",
+           current, o, bench_min(best->ours), bench_max(best->ours), peer_name, p, bench_min(best->peer),
+           bench_max(best->peer), unit, ratio, higher_is_better ? ">=" : "<=", goal, met ? "met" : "NOT MET",
+           versions, note[0] ? "; " : "", note);
+    fflush(stdout);
+    json_t *row = json_pack(
+        "{s:s s:s s:f s:f s:s s:f s:f s:b s:f s:f s:f s:f s:b s:i}", "name", current, "unit", unit, "ours", o,
+        "peer", p, "peer_name", peer_name, "ratio", ratio, "goal", goal, "met", met, "ours_min",
+        bench_min(best->ours), "ours_max", bench_max(best->ours), "peer_min", bench_min(best->peer),
+        "peer_max", bench_max(best->peer), "higher_is_better", higher_is_better, "runs", (int)best->ours->n);
+    if (best->version) {
+        json_object_set_new(row, "peer_version", json_string(best->version));
+        json_object_set_new(row, "peer_runs", json_integer((json_int_t)best->peer->n));
+    }
+    if (json_array_size(beside))
+        json_object_set(row, "beside", beside);
+    json_decref(beside);
+    append(row);
+}
+
 void bench_result(const char *unit, const struct bench_stat *ours, const struct bench_stat *peer,
                   const char *peer_name, double goal, bool higher_is_better)
 {
-    double o = bench_median(ours);
-    double p = bench_median(peer);
-    double ratio = p > 0 ? o / p : 0;
-    bool met = ours->n && peer->n && p > 0 && (higher_is_better ? ratio >= goal : ratio <= goal);
-
-    printf("%s: ours %.2f [%.2f..%.2f], %s %.2f [%.2f..%.2f] %s: ratio %.2f, goal %s %.2f: %s%s%s\n", current,
-           o, bench_min(ours), bench_max(ours), peer_name, p, bench_min(peer), bench_max(peer), unit, ratio,
-           higher_is_better ? ">=" : "<=", goal, met ? "met" : "NOT MET", note[0] ? "; " : "", note);
-    fflush(stdout);
-    append(json_pack("{s:s s:s s:f s:f s:s s:f s:f s:b s:f s:f s:f s:f s:b s:i}", "name", current, "unit",
-                     unit, "ours", o, "peer", p, "peer_name", peer_name, "ratio", ratio, "goal", goal, "met",
-                     met, "ours_min", bench_min(ours), "ours_max", bench_max(ours), "peer_min",
-                     bench_min(peer), "peer_max", bench_max(peer), "higher_is_better", higher_is_better,
-                     "runs", (int)ours->n));
+    bench_result_better(unit, &(struct bench_pair){NULL, ours, peer}, 1, peer_name, goal, higher_is_better);
 }
 
 static void unable(const char *fmt, va_list ap)

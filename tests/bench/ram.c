@@ -1,11 +1,12 @@
 /* Guest RAM: 1 GiB of incompressible pages from one host to the other over one unshaped veth pair, two connections on
  * each side. Ours: the first round out of a process whose memory is tracked (bench/lib_ram.h), into memory populated
- * ahead. Beside QEMU's multifd with two channels between two real, stopped QEMUs whose RAM has been filled (and is
+ * ahead. Beside QEMU's multifd with two channels (each version) between two real, stopped QEMUs whose RAM has been filled (and is
  * populated ahead, too), and iperf3. Both sides' memories are compared after each run.
  *
  * usage: bench/ram ram | bench/ram -s GIB RUNS CONNECTIONS (only ours, for profiling: where the time goes) */
 #include "tests/bench/lib_peer.h"
 #include "tests/bench/lib_ram.h"
+#include "tests/bench/lib_version.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,14 +27,6 @@ static pid_t start_qemu(char host, const char *ram, const char *sock, const char
                        sock, more);
 }
 
-static bool set_up(struct peer_qemu *q)
-{
-    return peer_do(q, "migrate-set-capabilities", "{s:[{s:s s:b},{s:s s:b}]}", "capabilities", "capability",
-                   "multifd", "state", 1, "capability", "events", "state", 1) &&
-           peer_do(q, "migrate-set-parameters", "{s:i s:I s:I}", "multifd-channels", STREAMS, "max-bandwidth",
-                   (json_int_t)100 << 30, "downtime-limit", (json_int_t)100);
-}
-
 /* Bytes per ns, 0 when it failed. */
 static double run_multifd(void)
 {
@@ -50,7 +43,8 @@ static double run_multifd(void)
         bench_die("no room for the guest's memory");
     a.pid = start_qemu('A', ram[0], sock[0], "");
     b.pid = start_qemu('B', ram[1], sock[1], "-incoming defer");
-    if (peer_qmp(&a, sock[0]) && peer_qmp(&b, sock[1]) && set_up(&a) && set_up(&b) &&
+    if (peer_qmp(&a, sock[0]) && peer_qmp(&b, sock[1]) && peer_migration_settings(&a, STREAMS) &&
+        peer_migration_settings(&b, STREAMS) &&
         peer_do(&b, "migrate-incoming", "{s:s}", "uri", "tcp:10.50.0.2:4444")) {
         uint64_t t0 = xm_now();
         if (peer_do(&a, "migrate", "{s:s}", "uri", "tcp:10.50.0.2:4444") &&
@@ -86,7 +80,7 @@ static void profile(char **arg)
 int main(int argc, char **argv)
 {
     bool only_ours = argc == 5 && !strcmp(argv[1], "-s");
-    struct bench_stat ours = {0}, cpu = {0}, multifd[2] = {0}, iperf[2] = {0};
+    struct bench_stat ours = {0}, cpu = {0}, multifd[2][VERSIONS_MAX] = {0}, iperf[2] = {0};
     struct ram_guest g;
 
     if (!only_ours)
@@ -97,6 +91,7 @@ int main(int argc, char **argv)
         profile(argv);
         return 0;
     }
+    version_count(); /* asks them */
     size = bench_size(1ull << 30);
     ram_guest_start(&g, size);
     for (unsigned r = 0; r < bench_runs(); r++) {
@@ -105,10 +100,18 @@ int main(int argc, char **argv)
         bench_add(&cpu, c.own_cpu / c.round_s);
         for (int cubic = 0; cubic < 2; cubic++) {
             peer_congestion(cubic ? "cubic" : NULL);
-            double m = run_multifd(), n = peer_iperf("10.50.0.2", STREAMS, 1, NULL);
-            if (m <= 0 || n <= 0)
-                bench_die("%s did not run", m <= 0 ? "QEMU's migration" : "iperf3");
-            bench_add(&multifd[cubic], m * 1e3);
+            for (unsigned v = 0; v < version_count(); v++) {
+                if (!version_turn(v, r))
+                    continue;
+                version_use(v);
+                double m = run_multifd();
+                if (m <= 0)
+                    bench_die("QEMU %s did not migrate", version_short(v));
+                bench_add(&multifd[cubic][v], m * 1e3);
+            }
+            double n = peer_iperf("10.50.0.2", STREAMS, 1, NULL);
+            if (n <= 0)
+                bench_die("iperf3 did not run");
             bench_add(&iperf[cubic], n / 1e6);
         }
         peer_congestion(NULL);
@@ -119,8 +122,8 @@ int main(int argc, char **argv)
     bench_result("MB/s", &ours, &iperf[0], "iperf3, 2 streams", 0.85, true);
     bench_result("MB/s", &ours, &iperf[1], "iperf3, 2 streams, cubic, from and to memory in the cache", 0.85,
                  true);
-    bench_result("MB/s", &ours, &multifd[0], "QEMU multifd, 2 channels", 1.2, true);
-    bench_result("MB/s", &ours, &multifd[1], "QEMU multifd, 2 channels, the hosts told to use cubic", 1.2,
-                 true);
+    version_results("MB/s", &ours, multifd[0], "QEMU multifd, 2 channels", 1.2, true);
+    version_results("MB/s", &ours, multifd[1], "QEMU multifd, 2 channels, the hosts told to use cubic", 1.2,
+                    true);
     return 0;
 }

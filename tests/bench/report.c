@@ -1,6 +1,9 @@
 /* What has been measured, as a page: build/bench/report.html, self-contained, from build/bench/results.json. One bar
- * for us and one for the peer per row, whiskers from the least to the most of the runs, and a line where our bar would
- * have to end to meet the goal. usage: report | report --failed NAME WHY (a row for a bench that ended without one)
+ * for us, one for the peer and one for each other version of it per row, whiskers from the least to the most of the runs,
+ * and a line where our bar would have to end to meet the goal. And as a table: build/bench/table.md.
+ * usage: report
+ *        report --failed NAME WHY    a row for a bench that ended without one
+ *        report --refused NAME WHY   a row for a bench that was not begun; its older ones stay, if there are any
  *
  * Exit status 1 when a goal was missed. */
 #include "tests/bench/bench.h"
@@ -13,6 +16,7 @@
 
 #define RESULTS "build/bench/results.json"
 #define PAGE    "build/bench/report.html"
+#define TABLE   "build/bench/table.md"
 
 enum { LEFT = 190, WIDE = 560, RIGHT = 130, BAR = 18, GAP = 6, TOP = 22 };
 
@@ -59,23 +63,60 @@ static void bar(FILE *f, int y, const char *who, const char *class, double v, do
     fputs("</text>\n", f);
 }
 
+/* A version's first word: its number. */
+static const char *peer_label(char *buf, size_t size, const char *version)
+{
+    snprintf(buf, size, version ? "QEMU %.*s" : "peer", version ? (int)strcspn(version, " ") : 0,
+             version ? version : "");
+    return buf;
+}
+
 static void chart(FILE *f, const json_t *row)
 {
     double goal = num(row, "goal") * num(row, "peer");
     double most = XM_MAX(XM_MAX(num(row, "ours_max"), num(row, "peer_max")), goal);
+    const json_t *beside = json_object_get(row, "beside");
+    int others = (int)json_array_size(beside);
+
+    for (int i = 0; i < others; i++)
+        most = XM_MAX(most, num(json_array_get(beside, (size_t)i), "peer_max"));
     double scale = most > 0 ? WIDE / most : 0;
-    int bottom = TOP + 2 * BAR + GAP;
+    int bottom = TOP + (2 + others) * (BAR + GAP) - GAP;
     double x = LEFT + goal * scale;
+    char who[60];
 
     fprintf(f, "<svg viewBox=\"0 0 %d %d\" role=\"img\">\n", LEFT + WIDE + RIGHT, bottom + 6);
     bar(f, TOP, "xmigrate", "ours", num(row, "ours"), num(row, "ours_min"), num(row, "ours_max"), scale);
-    bar(f, TOP + BAR + GAP, "peer", "peer", num(row, "peer"), num(row, "peer_min"), num(row, "peer_max"),
-        scale);
+    bar(f, TOP + BAR + GAP, peer_label(who, sizeof who, xm_json_str(row, "peer_version", NULL)), "peer",
+        num(row, "peer"), num(row, "peer_min"), num(row, "peer_max"), scale);
+    for (int i = 0; i < others; i++) {
+        const json_t *o = json_array_get(beside, (size_t)i);
+        bar(f, TOP + (2 + i) * (BAR + GAP), peer_label(who, sizeof who, xm_json_str(o, "version", NULL)),
+            "other", num(o, "peer"), num(o, "peer_min"), num(o, "peer_max"), scale);
+    }
     fprintf(f, "<path class=\"goal\" d=\"M%.1f %dV%d\"/><text class=\"goal\" x=\"%.1f\" y=\"%d\">goal %s ", x,
             TOP - 4, bottom + 4, x, TOP - 8,
             json_is_true(json_object_get(row, "higher_is_better")) ? "≥" : "≤");
     figure(f, goal);
     fputs("</text></svg>\n", f);
+}
+
+static void versions_html(FILE *f, const json_t *row)
+{
+    const char *version = xm_json_str(row, "peer_version", NULL);
+    const json_t *beside = json_object_get(row, "beside");
+
+    if (!version)
+        return;
+    fputs(": QEMU ", f);
+    text(f, version);
+    fprintf(f, ", %d runs", (int)num(row, "peer_runs"));
+    for (size_t i = 0; i < json_array_size(beside); i++) {
+        const json_t *o = json_array_get(beside, i);
+        fputs(", the better; not ", f);
+        text(f, xm_json_str(o, "version", "?"));
+        fprintf(f, ", %d runs", (int)num(o, "runs"));
+    }
 }
 
 static void row_html(FILE *f, const json_t *row)
@@ -93,6 +134,7 @@ static void row_html(FILE *f, const json_t *row)
     }
     fputs(met ? "met</b> · beside " : "missed</b> · beside ", f);
     text(f, xm_json_str(row, "peer_name", "?"));
+    versions_html(f, row);
     fprintf(f, " · ratio %.2f, goal %s %.2f · ", num(row, "ratio"),
             json_is_true(json_object_get(row, "higher_is_better")) ? "≥" : "≤", num(row, "goal"));
     text(f, xm_json_str(row, "unit", ""));
@@ -118,7 +160,7 @@ static const char *const head =
     "svg text{font:12px "
     "system-ui,sans-serif;fill:#1c2330;paint-order:stroke;stroke:#fff;stroke-width:3px}.who{text-anchor:end}."
     "ours{fill:#2563a8}"
-    ".peer{fill:#9aa7b8}\n"
+    ".peer{fill:#9aa7b8}.other{fill:#d5dae2}\n"
     ".whisker{stroke:#1c2330;stroke-width:1.2;fill:none}path.goal{stroke:#c0392b;stroke-width:1.5;"
     "stroke-dasharray:4 3}\n"
     "svg text.goal{fill:#c0392b;text-anchor:middle;font-size:11px}\n</style>\n";
@@ -143,6 +185,84 @@ static void benches_html(FILE *f, const json_t *list)
     }
 }
 
+/* ---- the table ---- */
+
+static void cell(FILE *f, const json_t *row, const char *who)
+{
+    char least[20], most[20];
+
+    snprintf(least, sizeof least, "%s_min", who);
+    snprintf(most, sizeof most, "%s_max", who);
+    figure(f, num(row, who));
+    fputs(" (", f);
+    figure(f, num(row, least));
+    fputs(" to ", f);
+    figure(f, num(row, most));
+    fputs(") | ", f);
+}
+
+static void table_row(FILE *f, const json_t *row)
+{
+    const json_t *beside = json_object_get(row, "beside");
+    const char *version = xm_json_str(row, "peer_version", NULL);
+    bool met = json_is_true(json_object_get(row, "met"));
+    char who[60];
+
+    if (json_object_get(row, "why")) {
+        fprintf(f, "| %s | | | | | | **not measured**: %s |\n", xm_json_str(row, "name", "?"),
+                xm_json_str(row, "why", ""));
+        return;
+    }
+    fprintf(f, "| %s, %s%s%s", xm_json_str(row, "name", "?"), xm_json_str(row, "peer_name", "?"),
+            version ? "; " : "", version ? peer_label(who, sizeof who, version) : "");
+    for (size_t i = 0; i < json_array_size(beside); i++) {
+        const json_t *o = json_array_get(beside, i);
+        fprintf(f, " (%s: ", peer_label(who, sizeof who, xm_json_str(o, "version", NULL)));
+        figure(f, num(o, "peer"));
+        fputc(')', f);
+    }
+    fprintf(f, " | %s | ", xm_json_str(row, "unit", ""));
+    cell(f, row, "ours");
+    cell(f, row, "peer");
+    fprintf(f, "%.2f | %s %.2f | %s |\n", num(row, "ratio"),
+            json_is_true(json_object_get(row, "higher_is_better")) ? "≥" : "≤", num(row, "goal"),
+            met ? "met" : "**missed**");
+}
+
+/* The versions' full names stand once, above. */
+static void table(const json_t *list)
+{
+    FILE *f = fopen(TABLE, "w");
+    const char *said[8];
+    unsigned n = 0;
+
+    if (!f) {
+        fprintf(stderr, "report: " TABLE " cannot be written\n");
+        return;
+    }
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *row = json_array_get(list, i), *beside = json_object_get(row, "beside");
+        for (size_t k = 0; k <= json_array_size(beside); k++) {
+            const char *v = k ? xm_json_str(json_array_get(beside, k - 1), "version", NULL)
+                              : xm_json_str(row, "peer_version", NULL);
+            unsigned seen = 0;
+            while (v && seen < n && strcmp(said[seen], v) != 0)
+                seen++;
+            if (v && seen == n && n < sizeof said / sizeof *said)
+                said[n++] = v;
+        }
+    }
+    for (unsigned i = 0; i < n; i++)
+        fprintf(f, "%s%s", i ? ", " : "QEMU ", said[i]);
+    fputs(n ? "; a row's peer is the better of them, the other's median stands beside it in brackets.\n\n"
+            : "",
+          f);
+    fputs("| bench, beside | unit | ours | peer | ratio | goal | |\n|---|---|---|---|---|---|---|\n", f);
+    for (size_t i = 0; i < json_array_size(list); i++)
+        table_row(f, json_array_get(list, i));
+    fclose(f);
+}
+
 int main(int argc, char **argv)
 {
     json_t *list = json_load_file(RESULTS, 0, NULL);
@@ -151,10 +271,11 @@ int main(int argc, char **argv)
     char when[40];
     time_t now = time(NULL);
 
-    if (argc == 4 && !strcmp(argv[1], "--failed")) {
+    bool refused = argc == 4 && !strcmp(argv[1], "--refused");
+    if (refused || (argc == 4 && !strcmp(argv[1], "--failed"))) {
         for (size_t i = 0; i < json_array_size(list); i++) {
             json_t *row = json_array_get(list, i);
-            if (!strcmp(xm_json_str(row, "name", ""), argv[2]) && json_object_get(row, "why"))
+            if (!strcmp(xm_json_str(row, "name", ""), argv[2]) && (refused || json_object_get(row, "why")))
                 return 0; /* it has spoken */
         }
         json_decref(list);
@@ -182,6 +303,7 @@ int main(int argc, char **argv)
     benches_html(f, list);
     fputs("</html>\n", f);
     fclose(f);
+    table(list);
     printf("%u of %zu goals met\n", met, json_array_size(list));
     return met == json_array_size(list) ? 0 : 1;
 }

@@ -1,4 +1,4 @@
-/* What tracking of dirty pages costs who writes memory. usage: bench/tracked tracked
+/* What tracking of dirty pages costs who writes memory, on each version of QEMU. usage: bench/tracked tracked
  *
  * A real guest in a plain QEMU rewrites 128 MiB as fast as it can; the pages it rewrites for each second of its vCPU threads' CPU
  * time (what else runs on two processors is not its loss) in the second after all its memory has been armed once, by our
@@ -7,6 +7,7 @@
  * note, for there a write costs so little that its first to a page, the one that is caught, shows. */
 #include "memxfer/memxfer.h"
 #include "tests/bench/lib_lab.h"
+#include "tests/bench/lib_version.h"
 
 #include <poll.h>
 #include <stdatomic.h>
@@ -16,7 +17,7 @@
 #include <unistd.h>
 
 #define WINDOW_MS 1000
-#define TIMES     2u /* for each run: windows are short, and there are many */
+#define TIMES     2u /* for each run: windows are short, and there are many. Versions share them */
 
 /* ---- the guest ---- */
 
@@ -155,11 +156,68 @@ static struct bench_stat at_least(const struct bench_stat *s, double noise)
     return r;
 }
 
-int main(void)
+/* What was found with one version of QEMU; per cent, but the rate. */
+struct guest_loss {
+    struct bench_stat ours, qemu, differ, rate;
+};
+
+static void measure_guest(struct guest_loss *l)
 {
     struct lab_guest g = {.ip = LAB_IP, .memory = 512, .append = "xm.mem=128M:rate=100G"};
-    struct bench_stat ours = {0}, qemu = {0}, process = {0}, rate = {0}, differ = {0};
     struct peer_qemu q;
+
+    lab_qemu_start(&q, &g, 'A', false);
+    if (!lab_wait_guest(LAB_IP, 90) ||
+        !peer_do(&q, "migrate-set-capabilities", "{s:[{s:s s:b}]}", "capabilities", "capability", "events",
+                 "state", 1) ||
+        !peer_do(&q, "migrate-set-parameters", "{s:I}", "max-bandwidth", (json_int_t)1 << 20))
+        bench_die("the guest does not start");
+    guest_rate(&q); /* QEMU translates code only once */
+    double before = guest_rate(&q);
+    for (unsigned i = 0; i < bench_runs() * TIMES / version_count(); i++) {
+        for (unsigned k = 0; k < 2; k++) { /* ours, QEMU, QEMU, ours */
+            bool mine = (i + k) % 2 == 0;
+            double tracked = mine ? under_our_tracker(&q) : under_qemu(&q), after = guest_rate(&q);
+            bench_add(mine ? &l->ours : &l->qemu, loss(tracked, (before + after) / 2));
+            bench_add(&l->differ, XM_MAX(loss(before, after), loss(after, before)));
+            bench_add(&l->rate, after);
+            before = after;
+        }
+    }
+    peer_end(&q);
+}
+
+static void rows(const struct guest_loss l[VERSIONS_MAX], const struct bench_stat *process)
+{
+    struct bench_stat floored[2][VERSIONS_MAX];
+    const struct bench_stat *ours[VERSIONS_MAX], *qemu[VERSIONS_MAX];
+    char measured[300] = "";
+    size_t n = 0;
+
+    for (unsigned v = 0; v < version_count(); v++) {
+        double noise = XM_MAX(bench_median(&l[v].differ), 0.01);
+        floored[0][v] = at_least(&l[v].ours, noise);
+        floored[1][v] = at_least(&l[v].qemu, noise);
+        ours[v] = &floored[0][v];
+        qemu[v] = &floored[1][v];
+        n += (size_t)snprintf(
+            measured + n, sizeof measured - n,
+            "QEMU %s: as measured %.1f and %.1f %%, two untracked windows differ by %.1f %%, "
+            "%.0f pages a CPU second untracked; ",
+            version_short(v), bench_median(&l[v].ours), bench_median(&l[v].qemu), noise,
+            bench_median(&l[v].rate));
+    }
+    bench_note(
+        "%sa native process (256 MiB, again and again) loses %.1f %% [%.1f..%.1f] in its first second under "
+        "our tracker",
+        measured, bench_median(process), bench_min(process), bench_max(process));
+    version_result("% lost", ours, qemu, "QEMU's dirty logging of the same guest", 1.1, false);
+}
+
+int main(void)
+{
+    struct guest_loss l[VERSIONS_MAX] = {0};
+    struct bench_stat process = {0};
     struct writer w;
 
     bench_begin("tracked");
@@ -171,35 +229,10 @@ int main(void)
     }
     bench_kill(w.pid);
     lab_up();
-    lab_qemu_start(&q, &g, 'A', false);
-    if (!lab_wait_guest(LAB_IP, 90) ||
-        !peer_do(&q, "migrate-set-capabilities", "{s:[{s:s s:b}]}", "capabilities", "capability", "events",
-                 "state", 1) ||
-        !peer_do(&q, "migrate-set-parameters", "{s:I}", "max-bandwidth", (json_int_t)1 << 20))
-        bench_die("the guest does not start");
-    guest_rate(&q); /* QEMU translates code only once */
-    double before = guest_rate(&q);
-    for (unsigned i = 0; i < bench_runs() * TIMES; i++) {
-        for (unsigned k = 0; k < 2; k++) { /* ours, QEMU, QEMU, ours */
-            bool mine = (i + k) % 2 == 0;
-            double tracked = mine ? under_our_tracker(&q) : under_qemu(&q), after = guest_rate(&q);
-            bench_add(mine ? &ours : &qemu, loss(tracked, (before + after) / 2));
-            bench_add(&differ, XM_MAX(loss(before, after), loss(after, before)));
-            bench_add(&rate, after);
-            before = after;
-        }
+    for (unsigned v = 0; v < version_count(); v++) {
+        version_use(v);
+        measure_guest(&l[v]);
     }
-    peer_end(&q);
-    double noise = XM_MAX(bench_median(&differ), 0.01);
-    struct bench_stat o = at_least(&ours, noise), p = at_least(&qemu, noise);
-    bench_note(
-        "as measured %.1f and %.1f %%, and two untracked windows differ by %.1f %%; the guest "
-        "rewrites %.0f pages "
-        "a CPU second untracked; a native process (256 MiB, again and again) loses %.1f %% [%.1f..%.1f] "
-        "in its first "
-        "second under our tracker",
-        bench_median(&ours), bench_median(&qemu), noise, bench_median(&rate), bench_median(&process),
-        bench_min(&process), bench_max(&process));
-    bench_result("% lost", &o, &p, "QEMU's dirty logging of the same guest", 1.1, false);
+    rows(l, &process);
     return 0;
 }

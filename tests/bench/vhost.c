@@ -1,4 +1,4 @@
-/* A guest's 4 KiB requests through vhost-user-blk: our back end beside qemu-storage-daemon's, driven by the same small
+/* A guest's 4 KiB requests through vhost-user-blk: our back end beside qemu-storage-daemon's (each version), driven by the same small
  * front end, sides alternating; on files in memory (opened without cache, as all disks are), on loop devices over such, and on
  * files of the real disk, where fio tells what the disk can do. IOPS, latency, and CPU time of the back end per request.
  *
@@ -8,6 +8,7 @@
 #include "mirror/mirror.h"
 #include "tests/bench/lib_front.h"
 #include "tests/bench/lib_peer.h"
+#include "tests/bench/lib_version.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,7 +37,7 @@ static void serve(const char *sock, const char *path)
     _exit(1);
 }
 
-enum side { OURS, PEER };
+enum side { OURS, PEER, SIDES = PEER + VERSIONS_MAX }; /* and more peers: a version each */
 enum medium { MEMORY, LOOP, DISK, MEDIA };
 static const char *const medium_name[MEDIA] = {"memory", "loop", "disk"};
 static const struct front_case cases[] = {
@@ -70,45 +71,60 @@ struct figures {
     struct bench_stat iops, p50, p99, cpu;
 };
 
-static void report(unsigned c, enum medium m, const struct figures f[2], const struct bench_stat *fio)
+static void report(unsigned c, enum medium m, const struct figures f[SIDES], const struct bench_stat *fio)
 {
-    char name[100], limit[60] = "";
+    struct bench_stat iops[VERSIONS_MAX], cpu[VERSIONS_MAX];
+    char name[100], limit[60] = "", peers[200] = "";
+    size_t n = 0;
+
+    for (unsigned v = 0; v < version_count(); v++) {
+        iops[v] = f[PEER + v].iops;
+        cpu[v] = f[PEER + v].cpu;
+        n += (size_t)snprintf(peers + n, sizeof peers - n, ", %s p50 %.1f p99 %.1f us", version_short(v),
+                              bench_median(&f[PEER + v].p50), bench_median(&f[PEER + v].p99));
+    }
 
     if (fio->n)
         snprintf(limit, sizeof limit, "; fio alone %.0f IOPS", bench_median(fio));
-    bench_note("p50 %.1f and %.1f us, p99 %.1f and %.1f us (ours, peer)%s", bench_median(&f[OURS].p50),
-               bench_median(&f[PEER].p50), bench_median(&f[OURS].p99), bench_median(&f[PEER].p99), limit);
+    bench_note("ours p50 %.1f p99 %.1f us%s%s", bench_median(&f[OURS].p50), bench_median(&f[OURS].p99), peers,
+               limit);
     snprintf(name, sizeof name, "qemu-storage-daemon, %s, %s", medium_name[m], cases[c].name);
-    bench_result("IOPS", &f[OURS].iops, &f[PEER].iops, name, 1.2, true);
+    version_results("IOPS", &f[OURS].iops, iops, name, 1.2, true);
     snprintf(name, sizeof name, "qemu-storage-daemon, %s, %s, CPU", medium_name[m], cases[c].name);
-    bench_result("CPU us a request", &f[OURS].cpu, &f[PEER].cpu, name, 1.0, false);
+    version_results("CPU us a request", &f[OURS].cpu, cpu, name, 1.0, false);
 }
 
 static void compare(enum medium m)
 {
-    static struct vf front[2];
-    struct figures f[CASES][2] = {0};
+    static struct vf front[SIDES];
+    struct figures f[CASES][SIDES] = {0};
     struct bench_stat fio[CASES] = {0};
-    char img[2][256], sock[2][256];
-    pid_t pid[2];
+    char img[SIDES][256], sock[SIDES][256];
+    pid_t pid[SIDES];
+    int sides = PEER + (int)version_count();
 
-    for (int s = 0; s < 2; s++) {
+    for (int s = 0; s < sides; s++) {
         snprintf(sock[s], sizeof sock[s], "%s/%s%d", bench_dir(true), medium_name[m], s);
         if (m == LOOP)
-            snprintf(img[s], sizeof img[s], "%s", bench_loop(s ? "b" : "a", disk_size));
+            snprintf(img[s], sizeof img[s], "%s",
+                     bench_loop((const char *[SIDES]){"a", "b", "c"}[s], disk_size));
         else
             snprintf(img[s], sizeof img[s], "%s/img%d", bench_dir(m == MEMORY), s);
         if (bench_fill_random(img[s], disk_size))
             bench_die("%s cannot be written", img[s]);
         if (bench_run("dd if=%s of=/dev/null iflag=direct count=8 status=none", img[s]))
             bench_die("this kernel cannot open files in memory without its cache (Linux 6.6 can)");
+        if (s != OURS)
+            version_use((unsigned)(s - PEER));
         pid[s] = s == OURS ? start_ours(sock[s], img[s]) : start_peer(sock[s], img[s], m);
         front_connect(&front[s], sock[s], FRONT_HALT_POLL);
     }
     for (int run = -1; run < (int)bench_runs(); run++) { /* the first warms up */
         for (unsigned c = 0; c < CASES; c++) {
-            for (int i = 0; i < 2; i++) {
-                int s = (run & 1) ^ i;
+            for (int i = 0; i < sides; i++) {
+                int s = run / 2 % 2 ? sides - 1 - i : i;
+                if (s > PEER && run > 0 && !version_turn((unsigned)(s - PEER), (unsigned)run))
+                    continue;
                 struct front_result r =
                     front_measure(&front[s], cases[c].type, cases[c].depth, disk_size, PIECE, pid[s]);
                 if (run < 0)
@@ -123,7 +139,7 @@ static void compare(enum medium m)
                                                  disk_size, PIECE / XM_NS_PER_MS));
         }
     }
-    for (int s = 0; s < 2; s++) {
+    for (int s = 0; s < sides; s++) {
         vf_free(&front[s]);
         bench_kill(pid[s]);
         if (m == MEMORY)
@@ -157,8 +173,11 @@ int main(int argc, char **argv)
     }
     bench_begin("vhost-iops");
     disk_size = bench_size(DISK_SIZE);
-    if (!bench_ask("command -v qemu-storage-daemon")[0])
-        bench_die("there is no qemu-storage-daemon");
+    for (unsigned v = 0; v < version_count(); v++) {
+        version_use(v);
+        if (!bench_ask("qemu-storage-daemon --version")[0])
+            bench_die("there is no qemu-storage-daemon of QEMU %s", version_short(v));
+    }
     for (enum medium m = MEMORY; m < MEDIA; m++)
         compare(m);
     return 0;
