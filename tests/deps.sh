@@ -1,10 +1,13 @@
 #!/bin/sh
-# deps.sh [--list]: what `make deps` does: installs the Debian packages that are missing (the same names in Debian 13 and 12), and says
-# which; gets the test guests' kernel. --list only prints the packages.
+# deps.sh [--list] [bench]: what `make deps` does: installs the Debian packages that are missing (the same names in Debian 13 and 12),
+# and says which; gets the test guests' kernel. --list only prints the packages. bench: with what `make bench` measures beside.
 set -e
 cd "$(dirname "$0")/.."
 packages="build-essential pkg-config liburing-dev libaio-dev liblz4-dev libxxhash-dev libcmocka-dev libjansson-dev libinih-dev
 libssl-dev qemu-system-x86 qemu-system-common qemu-utils ovmf iproute2 e2fsprogs cpio xz-utils mandoc util-linux procps"
+
+again="make deps"
+case "$*" in *bench) packages="$packages fio iperf3 nbdkit libnbd-bin" again="tests/deps.sh bench" ;; esac
 
 # tests/debian13.sh puts the same into its root directory.
 [ "$1" != --list ] || { echo "$packages"; exit; }
@@ -19,7 +22,7 @@ for p in $packages; do
 done
 if [ -n "$missing" ]; then
   [ "$(id -u)" = 0 ] || {
-    echo "deps.sh: these packages are missing; run \`make deps\` as root to install them:$missing" >&2
+    echo "deps.sh: these packages are missing; run \`$again\` as root to install them:$missing" >&2
     exit 1
   }
   echo "installing:$missing"
