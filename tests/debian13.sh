@@ -1,7 +1,7 @@
 #!/bin/sh
 # debian13.sh COMMAND...    runs a command of the project in Debian 13: its compiler, its libraries, its QEMU.
-# debian13.sh --qemu 10|11  prints a directory with a program qemu-system-x86_64: that version, with this machine's files. 10 is
-#                           Debian 13's own, 11 that of its backports.
+# debian13.sh --qemu 10|11  prints a directory with the programs qemu-system-x86_64, qemu-storage-daemon, qemu-nbd and qemu-img: that
+#                           version, with this machine's files. 10 is Debian 13's own, 11 that of its backports.
 #
 # Both come from root directories that are made once, by debootstrap from this machine's own apt sources, into the cache. A command
 # runs in namespaces of its own (mounts, processes, network: only lo), at the tree's own path, with build/debian13 in the place of
@@ -143,11 +143,11 @@ write_wrapper() { # name, directory
   mkdir -p "$2/xmigrate-bin" "$2/xmigrate-host"
   cat >"$2/xmigrate-bin/qemu-system-x86_64" <<'END'
 #!/bin/sh
-# qemu-system-x86_64 of the root directory that this script is in, with the machine's files: its /usr is QEMU's, all else the machine's.
-# Made by tests/debian13.sh.
+# The program of this name of the root directory that this script is in, with the machine's files: its /usr is QEMU's, all else the
+# machine's. Made by tests/debian13.sh.
 root=$(cd "$(dirname "$0")/.." && pwd)
 [ "$(id -u)" = 0 ] || { echo "$0: needs root" >&2; exit 1; }
-export XM_QEMU_ROOT="$root" XM_QEMU_CWD="$PWD"
+export XM_QEMU_ROOT="$root" XM_QEMU_CWD="$PWD" XM_QEMU_PROGRAM="${0##*/}"
 # slave: what the machine unmounts is not kept by a QEMU.
 exec unshare --mount --propagation slave sh -c '
   set -e
@@ -164,13 +164,14 @@ exec unshare --mount --propagation slave sh -c '
   mkdir "$new/usr" && mount --bind "$XM_QEMU_ROOT/usr" "$new/usr"
   for f in bin sbin lib lib64; do ln -s usr/$f "$new/$f"; done
   mount --bind "$XM_QEMU_ROOT/etc/ld.so.cache" "$new/etc/ld.so.cache"
-  cd=$XM_QEMU_CWD
+  cd=$XM_QEMU_CWD program=$XM_QEMU_PROGRAM
   [ -d "$new$cd" ] || cd=/
-  unset XM_QEMU_ROOT XM_QEMU_CWD
-  exec chroot "$new" /usr/bin/env -C "$cd" /usr/bin/qemu-system-x86_64 "$@"
-' qemu-system-x86_64 "$@"
+  unset XM_QEMU_ROOT XM_QEMU_CWD XM_QEMU_PROGRAM
+  exec chroot "$new" /usr/bin/env -C "$cd" "/usr/bin/$program" "$@"
+' "${0##*/}" "$@"
 END
   chmod 755 "$2/xmigrate-bin/qemu-system-x86_64"
+  for p in qemu-storage-daemon qemu-nbd qemu-img; do ln -sf qemu-system-x86_64 "$2/xmigrate-bin/$p"; done
 }
 
 # ---- a command in Debian 13 ----
