@@ -3,10 +3,11 @@
  *
  * The guest is idle: it sleeps but for one byte a millisecond to its serial port. The longest silence between two bytes, whichever
  * host they came from, over a move with its disk by xmigrate, beside QEMU's own migration of the same guest with the same RAM
- * without any disk. Both go back and forth between the same hosts; the sides alternate in blocks of moves, since the guest takes
+ * without any disk; each version of it. All go back and forth between the same hosts; the sides alternate in blocks of moves, since the guest takes
  * some seconds to boot. The silence of a guest that stays is noted beside. */
 #include "tests/bench/lib_beat.h"
 #include "tests/bench/lib_lab.h"
+#include "tests/bench/lib_version.h"
 
 #include <poll.h>
 #include <stdio.h>
@@ -141,18 +142,19 @@ static bool move_qemu(char from)
     return moved;
 }
 
-static void run_qemu(unsigned moves, struct bench_stat *gap)
+static void run_qemu(unsigned v, unsigned moves, struct bench_stat *gap)
 {
     struct beat b;
     char at = 'A';
 
+    version_use(v);
     for (int i = 0; i < 2; i++)
         snprintf(serial[i], sizeof serial[i], "%s/kvm-serial-%c", bench_dir(true), "AB"[i]);
     beat_listen(&b, serial[0], serial[1]);
     start_qemu('A', false);
     for (unsigned i = 0; i < moves; i++, at = other(at)) {
         double ms = watch(&b, move_qemu, at);
-        printf("  QEMU      silent for %.1f ms\n", ms);
+        printf("  QEMU %s silent for %.1f ms\n", version_short(v), ms);
         bench_add(gap, ms);
     }
     beat_end(&b);
@@ -161,8 +163,8 @@ static void run_qemu(unsigned moves, struct bench_stat *gap)
 
 int main(int argc, char **argv)
 {
-    struct bench_stat gap[2] = {0}, budget = {0};
-    unsigned left = bench_runs();
+    struct bench_stat gap = {0}, qemu_gap[VERSIONS_MAX] = {0}, budget = {0};
+    unsigned left = bench_runs(), block = 0;
 
     if (argc != 2 || strcmp(argv[1], "downtime-kvm")) {
         fprintf(stderr, "usage: bench/kvm downtime-kvm\n");
@@ -171,17 +173,22 @@ int main(int argc, char **argv)
     bench_begin(argv[1]);
     if (access("/dev/kvm", R_OK | W_OK))
         bench_die("/dev/kvm is missing or not ours to use");
+    version_use(version_of_ours());
     lab_up();
     while (left) {
         unsigned moves = XM_MIN(left, (unsigned)BLOCK);
-        run_ours(moves, &gap[0]);
-        run_qemu(moves, &gap[1]);
+        run_ours(moves, &gap);
+        for (unsigned v = 0; v < version_count(); v++) {
+            if (version_turn(v, block))
+                run_qemu(v, moves, &qemu_gap[v]);
+        }
         left -= moves;
+        block++;
     }
     bench_add(&budget, BUDGET);
-    bench_note("a guest that stays is silent for %.1f ms [%.1f..%.1f]", bench_median(&still),
-               bench_min(&still), bench_max(&still));
-    bench_result("ms", &gap[0], &gap[1], "QEMU: the same guest without a disk", 0.5, false);
-    bench_result("ms", &gap[0], &budget, "15 ms", 1.0, false);
+    bench_note("a guest that stays is silent for %.1f ms [%.1f..%.1f]; ours on QEMU %s", bench_median(&still),
+               bench_min(&still), bench_max(&still), version_short(version_of_ours()));
+    version_results("ms", &gap, qemu_gap, "QEMU: the same guest without a disk", 0.5, false);
+    bench_result("ms", &gap, &budget, "15 ms", 1.0, false);
     return 0;
 }
