@@ -1,0 +1,87 @@
+/* QEMU from 8.1 on sends RAM of memory-backend-memfd by itself, x-ignore-shared or not: a second time, in the downtime, and over what our
+ * frames have brought. A VM that an earlier version of ours started on such a QEMU has that RAM. Its move must end before the VM is stopped,
+ * with a sentence, and the VM must be as before. */
+#include "tests/system/harness.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+LAB_GROUP("ramtwice", "XM_LAB_VM=no")
+
+/* The directory of a QEMU that is new enough. */
+static bool find_qemu(char dir[200])
+{
+    char *out = NULL, *at;
+    bool found = false;
+
+    if (sh(&out, 60, "qemu-system-x86_64 --version") == 0 && (at = strstr(out, "version ")) &&
+        atoi(at + 8) >= 9) {
+        snprintf(dir, 200, "/usr/bin");
+        found = true;
+    }
+    free(out);
+    if (found || sh(&out, 900, "tests/debian13.sh --qemu 10") != 0)
+        return found;
+    snprintf(dir, 200, "%.*s", (int)strcspn(out, "\n"), out);
+    free(out);
+    return true;
+}
+
+/* A QEMU whose RAM is as the earlier version asked for it. */
+static void write_wrapper(const char *qemu)
+{
+    char path[200];
+    FILE *f;
+
+    snprintf(path, sizeof(path), "%s/old", lab_run_dir());
+    assert_int_equal(sh(NULL, 5, "mkdir -p %s", path), 0);
+    snprintf(path, sizeof(path), "%s/old/qemu-system-x86_64", lab_run_dir());
+    f = fopen(path, "w");
+    assert_non_null(f);
+    fprintf(f,
+            "#!/bin/bash\na=()\nfor x; do\n  case $x in memory-backend-file,*) x=${x/-file,/-memfd,} "
+            "x=${x%%,mem-path=*} ;; esac\n"
+            "  a+=(\"$x\")\ndone\nexec %s/qemu-system-x86_64 \"${a[@]}\"\n",
+            qemu);
+    assert_int_equal(fclose(f), 0);
+    assert_int_equal(sh(NULL, 5, "chmod 755 %s", path), 0);
+}
+
+static void a_qemu_that_would_send_ram_itself_is_stopped_in_time(void **state)
+{
+    char qemu[200] = "";
+    json_t *last = NULL;
+
+    (void)state;
+    need_lab();
+    if (!find_qemu(qemu)) {
+        fprintf(stderr, "skipped: no QEMU from 9 on here\n");
+        skip();
+    }
+    write_wrapper(qemu);
+    for (const char *h = "ab"; *h; h++) {
+        sh(NULL, 5, "kill $(cat %s/%c/agent.pid)", lab_run_dir(), *h);
+        assert_int_equal(sh(NULL, 30,
+                            "XM_LAB_QEMU_A=%s/old XM_LAB_QEMU_B=%s/old tests/system/lab.sh agent %c",
+                            lab_run_dir(), lab_run_dir(), *h),
+                         0);
+    }
+    assert_int_equal(xmigrate_run("a", 0, NULL, "start %s/web1.ini", lab_run_dir()), 0);
+    guest_must_come("a", "web1");
+    assert_int_equal(xmigrate_run("a", 1, &last, "--json --with-storage web1 hostb"), 1);
+    assert_non_null(strstr(string(last, "error"), "would send 512.00 MiB of guest RAM itself"));
+    json_decref(last);
+    vm_must_run_at("a", "web1");
+    guest_verify();
+    host_must_be_clean("b");
+    assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force web1"), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_qemu_that_would_send_ram_itself_is_stopped_in_time),
+    };
+    return cmocka_run_group_tests(tests, lab_setup, lab_teardown);
+}
