@@ -1,5 +1,5 @@
-/* The downtime of a guest under KVM: our own one without an operating system (tests/guest/kvm), which runs also where KVM has to
- * emulate each instruction. usage: bench/kvm downtime-kvm
+/* The downtime of a guest under KVM: our own one without an operating system (tests/guest/kvm), which runs
+ * also where KVM has to emulate each instruction. usage: bench/kvm downtime-kvm
  *
  * The guest is idle: it sleeps but for one byte a millisecond to its serial port. The longest silence between two bytes, whichever
  * host they came from, over a move with its disk by xmigrate, beside QEMU's own migration of the same guest with the same RAM

@@ -1,5 +1,5 @@
-/* tests/bench/lib_beat.h: the KVM guest (tests/guest/kvm) seen from outside: the longest time in which none of its serial ports said
- * anything. Each byte is a sign of life; the guest sends one a millisecond. */
+/* tests/bench/lib_beat.h: the KVM guest (tests/guest/kvm) seen from outside: the longest time in which
+ * none of its serial ports said anything. Each byte is a sign of life; the guest sends one a millisecond. */
 #ifndef XM_BENCH_LIB_BEAT_H
 #define XM_BENCH_LIB_BEAT_H
 
@@ -20,7 +20,8 @@ struct beat {
 };
 
 void beat_listen(struct beat *, const char *path_a, const char *path_b);
-/* Until the guest has said `lines` lines more (four a second). False: it has been silent for a minute, or has found an error. */
+/* Until the guest has said `lines` lines more (four a second). False: it has been silent for a minute, or
+ * has found an error. */
 bool beat_wait(struct beat *, unsigned lines);
 /* From now on. */
 void beat_mark(struct beat *);

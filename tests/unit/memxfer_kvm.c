@@ -1,8 +1,10 @@
-/* tests/unit/memxfer_kvm.c: pages that a guest writes under KVM are seen, as those that a process writes itself are
- * (memxfer_tracker.c). They go by KVM's own page tables, or are written by the kernel when it emulates an instruction.
+/* tests/unit/memxfer_kvm.c: pages that a guest writes under KVM are seen, as those that a process writes
+ * itself are (memxfer_tracker.c). They go by KVM's own page tables, or are written by the kernel when it
+ * emulates an instruction.
  *
- * The child process stands for QEMU: it has the RAM and runs one virtual processor, 32 bits without paging, whose few bytes of code
- * write a sequence of numbers to pages that follow from these numbers. The parent computes the same sequence. */
+ * The child process stands for QEMU: it has the RAM and runs one virtual processor, 32 bits without
+ * paging, whose few bytes of code write a sequence of numbers to pages that follow from these numbers. The
+ * parent computes the same sequence. */
 #include "memxfer/memxfer.h"
 #include "tests/unit/lib_ramchild.h"
 
@@ -243,7 +245,8 @@ static void order(uint32_t last, uint32_t count)
         fail_msg("%s", w.child.page->error);
 }
 
-/* Each page that the guest has written is reported, no other one is, and through our own mapping it holds what was written last. */
+/* Each page that the guest has written is reported, no other one is, and through our own mapping it holds
+ * what was written last. */
 static void sees_what_a_guest_writes(void **state)
 {
     static uint32_t holds[PAGES];
@@ -277,8 +280,8 @@ static void sees_what_a_guest_writes(void **state)
     ramchild_end(&w.child);
 }
 
-/* A copy that is kept up by what is reported, while the guest goes on, is right whenever the guest stands. Tracking begins while it
- * runs. */
+/* A copy that is kept up by what is reported, while the guest goes on, is right whenever the guest stands.
+ * Tracking begins while it runs. */
 static void loses_no_write_of_a_running_guest(void **state)
 {
     uint64_t steps = 0;

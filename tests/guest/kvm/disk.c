@@ -1,11 +1,12 @@
-/* What the guest does to its disks: sectors are written, read again and compared. RAM has the generation of each sector, which is
- * in the sector's contents: after a move an old sector, a lost or a misplaced one is seen.
+/* What the guest does to its disks: sectors are written, read again and compared. RAM has the generation
+ * of each sector, which is in the sector's contents: after a move an old sector, a lost or a misplaced one
+ * is seen.
  *
- * Each request of a disk has a part of the sectors for itself, so that no two that are under way ever overlap. It goes round:
- *   fill (write) all of its sectors in order, once; then again and again
- *   write a random run of them  ->  read the next run in order  ->  compare, when its turn comes again
- * What was read stays in its buffer from one turn to the next: pages that a disk has written, not the processor, must have come
- * along, too. Every 64th write is followed by a flush. */
+ * Each request of a disk has a part of the sectors for itself, so that no two that are under way ever
+ * overlap. First all of its sectors are written, in order. From then on it goes round:
+ *     write a random run of them -> read the next run in order -> compare, when its turn comes again
+ * What was read stays in its buffer from one turn to the next: pages that a disk has written, not the
+ * processor, must have come along, too. Every 64th write is followed by a flush. */
 #include "tests/guest/kvm/virtio.h"
 
 #define RUN_SECTORS (BUFFER / SECTOR)
@@ -157,7 +158,8 @@ void disk_fill(void)
     }
 }
 
-/* A request that is still under way when its turn comes is passed over: the disk is slower than we would like. */
+/* A request that is still under way when its turn comes is passed over: the disk is slower than we would
+ * like. */
 void disk_step(void)
 {
     for (uint32_t i = 0; i < count; i++) {

@@ -1,23 +1,29 @@
-/* tests/guest/kvm: a guest without an operating system, for KVM: build/guest/kvmguest, which QEMU boots by -kernel.
+/* tests/guest/kvm: a guest without an operating system, for KVM: build/guest/kvmguest, which QEMU boots by
+ * -kernel.
  *
- * It needs little enough of a processor (integer code in protected mode, no paging, one interrupt, no `iret`) to run on a KVM
- * that emulates each instruction, about 10^6 a second; a Linux guest does not boot there. It runs under TCG, too. It
+ * It needs little enough of a processor (integer code in protected mode, no paging, one interrupt, no
+ * `iret`) to run on a KVM that emulates each instruction, about 10^6 a second; a Linux guest does not boot
+ * there. It runs under TCG, too. It
  * - writes and checks all of its RAM behind its own image, a set number of pages a second (memory.c);
- * - writes, reads and compares sectors of up to two virtio-blk disks (disk.c), whatever they held before: it fills them first;
- * - sleeps otherwise, and writes a beat `.` to the serial port at every tick of the PIT: each byte that comes is a sign of life.
+ * - writes, reads and compares sectors of up to two virtio-blk disks (disk.c), whatever they held before:
+ *   it fills them first;
+ * - sleeps otherwise, and writes a beat `.` to the serial port at every tick of the PIT: each byte that
+ *   comes is a sign of life.
  *
  * Four times a second it tells how far it is, in a line of its own between the beats:
  *
  *     up 8000 ram 3 pages 16384 disk 2 sectors 4096 errors 0
  *
- * ticks since it began, rounds through all RAM and pages checked, rounds through all sectors of all disks and sectors compared,
- * errors. An error is told at once by a capital letter, which nothing else contains: M memory, B contents of a disk, E an error
- * that a disk reported, F a fault of the processor (its last word). Errors stay counted: an M that was said where nobody listened
- * any more is still seen in the next line.
+ * ticks since it began, rounds through all RAM and pages checked, rounds through all sectors of all disks
+ * and sectors compared, errors. An error is told at once by a capital letter, which nothing else contains:
+ * M memory, B contents of a disk, E an error that a disk reported, F a fault of the processor (its last
+ * word). Errors stay counted: an M that was said where nobody listened any more is still seen in the next
+ * line.
  *
- * Parameters (-append), with their defaults: beat=1000 (µs between ticks, at most 50000), ram=3000 (pages a second), words=4 (of a
- * page that are written and checked), disk=200 (requests a second to each disk; 0: they are let alone), span=2048 (KiB of each disk).
- * What does not fit into a tick makes the beat uneven. */
+ * Parameters (-append), with their defaults: beat=1000 (µs between ticks, at most 50000), ram=3000 (pages
+ * a second), words=4 (of a page that are written and checked), disk=200 (requests a second to each disk;
+ * 0: they are let alone), span=2048 (KiB of each disk). What does not fit into a tick makes the beat
+ * uneven. */
 #include "tests/guest/kvm/kvmguest.h"
 
 #define TOLD_US 250000u
@@ -58,7 +64,8 @@ void fault(void)
         __asm__ volatile("cli; hlt");
 }
 
-/* How many are due in this tick of `rate` a second; what does not make a whole one is kept for the next tick. */
+/* How many are due in this tick of `rate` a second; what does not make a whole one is kept for the next
+ * tick. */
 static uint32_t due(uint32_t *kept, uint32_t rate)
 {
     uint32_t n = 0;

@@ -53,7 +53,8 @@ uint32_t disk_checked(void); /* sectors so far */
 void serial_char(char c);
 void serial_text(const char *s);
 void serial_number(uint32_t v);
-/* An error: the letter, where, what is there and what should be (hexadecimal). Counts them, and says the first few. */
+/* An error: the letter, where, what is there and what should be (hexadecimal). Counts them, and says the
+ * first few. */
 void serial_error(char letter, uint32_t where, uint32_t have, uint32_t want);
 uint32_t serial_errors(void);
 

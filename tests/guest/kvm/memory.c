@@ -1,12 +1,14 @@
-/* All RAM behind the image, page after page, round after round: a page must hold what the last round wrote, and gets what the
- * next one will look for. What it holds depends on the page and on the round: a page that was lost, exchanged or is a round old is
- * seen. A few words of each page are enough, since memory is tracked and sent by pages; they lie spread over it. */
+/* All RAM behind the image, page after page, round after round: a page must hold what the last round
+ * wrote, and gets what the next one will look for. What it holds depends on the page and on the round: a
+ * page that was lost, exchanged or is a round old is seen. A few words of each page are enough, since
+ * memory is tracked and sent by pages; they lie spread over it. */
 #include "tests/guest/kvm/kvmguest.h"
 
 static uint32_t next_free, limit; /* addresses */
 static uint32_t pages, words, cursor, round, checked;
 
-/* The loader's list of memory areas: each is led by its size. The image lies in the one that begins at 1 MiB. */
+/* The loader's list of memory areas: each is led by its size. The image lies in the one that begins at 1
+ * MiB. */
 void memory_find(const uint32_t *multiboot)
 {
     const uint8_t *at = (const uint8_t *)multiboot[12];
@@ -30,7 +32,8 @@ void *memory_take(uint32_t bytes)
     uint32_t at = next_free;
 
     next_free += (bytes + PAGE - 1) & ~(PAGE - 1);
-    for (uint32_t *p = (uint32_t *)at; p < (uint32_t *)next_free; p++)
+    /* volatile: or the compiler calls memset, which is not there */
+    for (volatile uint32_t *p = (uint32_t *)at; p < (uint32_t *)next_free; p++)
         *p = 0;
     return (void *)at;
 }

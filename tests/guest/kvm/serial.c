@@ -6,7 +6,8 @@
 
 static uint32_t errors;
 
-/* A reader that does not keep up makes the port busy. Text waits for it, but not for ever; a beat is not worth the wait. */
+/* A reader that does not keep up makes the port busy. Text waits for it, but not for ever; a beat is not
+ * worth the wait. */
 static void put(char c)
 {
     for (uint32_t i = 0; i < 1000 && !(in8(PORT + 5) & 0x20); i++) {

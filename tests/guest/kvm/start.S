@@ -1,8 +1,9 @@
-/* tests/guest/kvm/start.S: the multiboot header, the first instructions, and the two ways in from outside: the timer and a fault.
+/* tests/guest/kvm/start.S: the multiboot header, the first instructions, and the two ways in from outside:
+ * the timer and a fault.
  *
- * The loader (QEMU's -kernel) has switched to protected mode without paging. KVM that emulates each instruction does not know
- * `iret` there. So interrupts are let in at one place only, where the processor waits for one, and the handler drops the frame
- * that it was given. */
+ * The loader (QEMU's -kernel) has switched to protected mode without paging. KVM that emulates each
+ * instruction does not know `iret` there. So interrupts are let in at one place only, where the processor
+ * waits for one, and the handler drops the frame that it was given. */
     .section .multiboot, "a"
     .align 4
     .long 0x1badb002                /* magic */
@@ -23,7 +24,7 @@ wait_for_tick:
     cli
     ret
 timer:
-    add $12, %esp                   /* instruction pointer, segment, flags: back to the caller of wait_for_tick */
+    add $12, %esp                   /* the frame: back to the caller of wait_for_tick */
     mov $0x20, %al
     out %al, $0x20
     ret                             /* the gate has cleared the interrupt flag */

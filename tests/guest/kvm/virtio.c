@@ -1,5 +1,5 @@
-/* See virtio.h. Memory barriers: stores and loads are in order here, so the compiler alone is held to it; the device is always
- * notified, so nothing has to be read behind a store. */
+/* See virtio.h. Memory barriers: stores and loads are in order here, so the compiler alone is held to it;
+ * the device is always notified, so nothing has to be read behind a store. */
 #include "tests/guest/kvm/virtio.h"
 
 #define QUEUE_SIZE 16u
@@ -32,7 +32,8 @@ static bool is_blk(uint32_t slot)
     return id == 0x10011af4 || id == 0x10421af4; /* with or without the interface of old */
 }
 
-/* Where a capability of the device's own kind says that its registers are. NULL: behind 4 GiB, or not in memory. */
+/* Where a capability of the device's own kind says that its registers are. NULL: behind 4 GiB, or not in
+ * memory. */
 static volatile uint8_t *registers(uint32_t slot, uint32_t capability)
 {
     uint32_t bar = 0x10 + (pci_read(slot, capability + 4) & 0xff) * 4;

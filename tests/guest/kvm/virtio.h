@@ -1,5 +1,6 @@
-/* tests/guest/kvm/virtio.h: a virtio-blk device of the modern PCI kind with one queue that is looked at, never waited for. Words
- * of the specification: virtio 1.2, 2.7 (split virtqueues), 4.1 (PCI), 5.2 (block device). */
+/* tests/guest/kvm/virtio.h: a virtio-blk device of the modern PCI kind with one queue that is looked at,
+ * never waited for. Words of the specification: virtio 1.2, 2.7 (split virtqueues), 4.1 (PCI), 5.2 (block
+ * device). */
 #ifndef XM_TESTS_GUEST_KVM_VIRTIO_H
 #define XM_TESTS_GUEST_KVM_VIRTIO_H
 
