@@ -31,7 +31,7 @@ prog     = $(B)/$(subst _,-,$(patsubst main_%.c,%,$(notdir $(1))))
 PROGS   := $(foreach m,$(MAINS),$(call prog,$(m)))
 
 UNIT    := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(filter-out tests/unit/lib_%.c,$(wildcard tests/unit/*.c)))
-UNITLIB := $(patsubst %.c,$(B)/%.o,$(wildcard tests/unit/lib_*.c) tests/progress.c)
+UNITLIB := $(patsubst %.c,$(B)/%.o,$(wildcard tests/unit/lib_*.c) tests/progress.c tests/port.c)
 
 # make V=1 shows the commands.
 Q       := $(if $(V),,@)

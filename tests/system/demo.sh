@@ -4,7 +4,8 @@
 set -e
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
-export XM_PREFIX="${XM_PREFIX:-xmdemo}" XM_LAB_QUIET=1
+# Another name in each tree: two of them may show it at once.
+export XM_PREFIX="${XM_PREFIX:-xmdemo$(pwd | cksum | cut -c1-4)}" XM_LAB_QUIET=1
 lab=$here/lab.sh
 out=build/demo
 began=$(date +%s)

@@ -79,6 +79,7 @@ void job_start(struct job *j, const char *fmt, ...)
     vsnprintf(command, sizeof(command), fmt, ap);
     va_end(ap);
     snprintf(j->path, sizeof(j->path), "/tmp/xmigrate-test.%d.%u", getpid(), count++);
+    snprintf(j->what, sizeof(j->what), "%.500s", command);
     j->pid = spawn_shell(command, j->path);
     assert_true(j->pid > 0);
 }
@@ -126,6 +127,8 @@ int job_end(struct job *j, unsigned timeout_s, char **out)
             job_signal(j, SIGKILL);
         }
     }
+    if (getenv("XM_TRACE"))
+        fprintf(stderr, "TRACE %6.2f s %.110s\n", limit_elapsed(&l), j->what);
     if (out)
         *out = read_file(j->path);
     unlink(j->path);

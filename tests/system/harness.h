@@ -4,7 +4,7 @@
  * One test program has at most one lab, made in its group's setup. It goes away in the group's teardown, and
  * also when the program is interrupted or timed out (SIGINT, SIGTERM). Run from the top of the tree.
  *
- * All time limits count progress, not seconds (tests/progress.h). */
+ * XM_TRACE=1 in the environment tells how long each command took. All time limits count progress, not seconds (tests/progress.h). */
 #ifndef XM_TESTS_SYSTEM_HARNESS_H
 #define XM_TESTS_SYSTEM_HARNESS_H
 
@@ -34,7 +34,7 @@ bool truth(const json_t *o, const char *key);
 /* A command in the background, with its output in a file. */
 struct job {
     pid_t pid;
-    char path[128];
+    char path[128], what[512];
 };
 void job_start(struct job *, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Waits until the output so far contains the text. false: the job ended without it, or the time is over. */
@@ -61,6 +61,10 @@ const char *build_dir(void);
  * whose group has no lab begins with need_lab(), which skips it and says why. */
 int lab_group_setup(const char *name, const char *env);
 void need_lab(void);
+/* For env: less to copy and to verify, where the test is not about that. */
+#define LAB_SMALL                                                                                            \
+    " XM_LAB_APPEND='xm.disk=vda:rate=4M:span=64M:trim=8M:prefilled xm.disk=vdb:rate=2M:span=32M:prefilled " \
+    "xm.mem=64M:rate=16M' "
 #define LAB_GROUP(name, env)                                                                                 \
     static int lab_setup(void **state)                                                                       \
     {                                                                                                        \

@@ -1,6 +1,7 @@
 /* tests/system/inlab.c: what tests do in a lab that is up: commands on its hosts, the guest, and what a host
  * must look like. */
 #include "tests/system/harness.h"
+#include "tests/progress.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -173,11 +174,10 @@ void vm_must_run_at(const char *host, const char *vm)
     char here[32], there[32] = "";
 
     vm_state(host, vm, here, sizeof(here));
-    for (int i = 0; i < 100; i++) {
+    for (struct limit l = limit_start(15);;) {
         vm_state(*host == 'a' ? "b" : "a", vm, there, sizeof(there));
-        if (!*there)
+        if (!*there || !limit_wait(&l))
             break;
-        sh(NULL, 5, "sleep 0.1");
     }
     assert_string_equal(here, "running");
     assert_string_equal(there, "");

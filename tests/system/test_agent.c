@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-LAB_GROUP("agent", "XM_LAB_RATE=600mbit")
+LAB_GROUP("agent", "XM_LAB_RATE=600mbit" LAB_SMALL)
 
 static void begin(struct job *move, const char *from, const char *to)
 {

@@ -1,15 +1,15 @@
 /* A stock guest kernel on our vhost-user-blk: a verified load, a file system, and a back end that is killed
  * again and again under it. No shim, no namespaces: plain QEMU and a back end in a process of its own. */
 #include "mirror/mirror.h"
+#include "tests/port.h"
+#include "tests/progress.h"
 #include "tests/system/harness.h"
 
-#include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,18 +20,6 @@ static struct {
     unsigned port;
     char dir[64];
 } g;
-
-static unsigned free_port(void)
-{
-    struct sockaddr_in sin = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof(sin);
-    int s = socket(AF_INET, SOCK_STREAM, 0);
-
-    if (bind(s, (struct sockaddr *)&sin, sizeof(sin)) == 0)
-        getsockname(s, (struct sockaddr *)&sin, &len);
-    close(s);
-    return ntohs(sin.sin_port);
-}
 
 /* ---- the back end: two disks on one engine ---- */
 
@@ -45,8 +33,9 @@ static void serve(const char *name, struct xm_engine *engine)
     snprintf(img, sizeof(img), "%s/%s.img", g.dir, name);
     snprintf(sock, sizeof(sock), "%s/%s.sock", g.dir, name);
     /* After a kill the kernel finishes what was under way, and gives the lock back only then. */
-    for (int i = 0; (err = xm_file_open(file, img, 0, 0, &e)) == -EBUSY && i < 10000; i++)
-        usleep(1000);
+    for (struct limit l = limit_start(10);
+         (err = xm_file_open(file, img, 0, 0, &e)) == -EBUSY && limit_wait(&l);)
+        ;
     struct xm_vhost_opts o = {.socket_path = sock, .serial = name, .queues = 2};
     struct xm_disk *disk = err ? NULL : xm_disk_new(engine, file, NULL, &e);
     if (!disk || !xm_vhost_new(disk, &o, &e)) {
@@ -98,7 +87,7 @@ static int start_guest(void **state)
     if (sh(NULL, 5, "command -v qemu-system-x86_64") != 0)
         return 0;
     snprintf(g.dir, sizeof(g.dir), "build/guest/backend.%d", getpid());
-    g.port = free_port();
+    g.port = held_port();
     if (sh(NULL, 30,
            "mkdir -p %s && cd %s && truncate -s 256M a.img && ../xm-client fill a.img vda 3 64M && "
            "truncate -s 256M b.img && mkfs.ext4 -q b.img",
@@ -196,8 +185,8 @@ static void a_killed_back_end_is_a_pause(void **state)
         double before = writes();
         kill_backend();
         start_backend();
-        for (int k = 0; k < 200 && writes() < before + 100; k++)
-            usleep(50000);
+        for (struct limit l = limit_start(20); writes() < before + 100 && limit_wait(&l);)
+            ;
         assert_true(writes() >= before + 100);
     }
     verify();

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-LAB_GROUP("corrupt", "XM_LAB_PROXY=yes")
+LAB_GROUP("corrupt", "XM_LAB_PROXY=yes" LAB_SMALL)
 
 static void move_through(const char *harm, const char *after, int expected)
 {

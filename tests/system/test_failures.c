@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-LAB_GROUP("fail", "XM_LAB_RATE=600mbit XM_LAB_LINK_TIMEOUT=3s")
+LAB_GROUP("fail", "XM_LAB_RATE=600mbit XM_LAB_LINK_TIMEOUT=3s" LAB_SMALL)
 
 static void begin(struct job *move, const char *state)
 {

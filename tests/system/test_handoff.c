@@ -1,6 +1,7 @@
 /* Crashes around the hand-off, at named points in the code (base/fault.h): in the end the VM runs on exactly
  * one host, with its data whole, and which host that is follows from the point. Each test has a VM of its own
  * on the lab's two hosts. */
+#include "tests/progress.h"
 #include "tests/system/harness.h"
 
 #include <signal.h>
@@ -64,10 +65,10 @@ static void scenario(const char *name, const char *fault_host, const char *fault
     /* The fault has struck, and strikes no more. */
     restart_agent("a", "");
     restart_agent("b", "");
-    for (int i = 0; i < 20 && !(runs_at(home, name) && knows_nothing(other, name)); i++) {
+    for (struct limit l = limit_start(30);
+         !(runs_at(home, name) && knows_nothing(other, name)) && limit_wait(&l);) {
         sh(NULL, 30, "%s", xmigrate("b", "recover %s", name));
         sh(NULL, 30, "%s", xmigrate("a", "recover %s", name));
-        sh(NULL, 5, "sleep 0.5");
     }
     if (!runs_at(home, name)) {
         fprintf(stderr, "%s: the move ended with %d:\n%s\n", fault, code, out ? out : "");

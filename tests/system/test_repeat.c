@@ -10,7 +10,7 @@
 #include <string.h>
 #include <time.h>
 
-LAB_GROUP("repeat", "")
+LAB_GROUP("repeat", LAB_SMALL)
 
 #define SETTLED 4 /* by then the allocators have what they need */
 

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-LAB_GROUP("storage", "")
+LAB_GROUP("storage", LAB_SMALL)
 
 static void both_disks_must_lie_in(const char *host, const char *where)
 {

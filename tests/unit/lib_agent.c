@@ -1,6 +1,7 @@
 #include "tests/unit/lib_agent.h"
 #include "host/agent.h"
 #include "host/owner.h"
+#include "tests/port.h"
 #include "tests/progress.h"
 
 #include <arpa/inet.h>
@@ -197,18 +198,6 @@ bool exists(const struct test_agent *t, const char *below)
     return access(in_dir(t, below), F_OK) == 0;
 }
 
-static unsigned free_port(void)
-{
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof a;
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-
-    bind(fd, (struct sockaddr *)&a, sizeof a);
-    getsockname(fd, (struct sockaddr *)&a, &len);
-    close(fd);
-    return ntohs(a.sin_port);
-}
-
 int test_agent_make(struct test_agent *t, unsigned peer_port)
 {
     char self[200] = "";
@@ -218,7 +207,7 @@ int test_agent_make(struct test_agent *t, unsigned peer_port)
     if (!mkdtemp(t->dir) || readlink("/proc/self/exe", self, sizeof self - 1) < 0 ||
         mkdir(in_dir(t, "ds"), 0755) < 0)
         return -1;
-    t->port = free_port();
+    t->port = held_port();
     FILE *f = fopen(in_dir(t, "conf"), "we");
     fprintf(f,
             "[host]\nname = hosta\nstate_dir = %s/state\nrun_dir = %s/run\nshim = %s\n[listen]\naddress = "
