@@ -113,6 +113,15 @@ fill() { # name, directory
   write_wrapper "$1" "$2"
 }
 
+# A command that runs in an older one goes on: it holds a lock of the stamp there.
+drop_older() { # root or qemu-11
+  for d in "$base/$1.old".*; do
+    if [ -d "$d" ] && { [ ! -e "$d/.xmigrate-stamp" ] || flock -n -x "$d/.xmigrate-stamp" true; }; then
+      rm -rf --one-file-system "$d"
+    fi
+  done
+}
+
 make_root() { # root or qemu-11: all or nothing
   ! whole "$1" || return 0
   can_make
@@ -120,7 +129,7 @@ make_root() { # root or qemu-11: all or nothing
   flock -n 8 || { say "waiting for another run that makes $base/$1"; flock 8; }
   if ! whole "$1"; then
     say "making $base/$1 (about a minute, 1 GB)"
-    rm -rf --one-file-system "$base/$1.new" "$base/$1.old"
+    rm -rf --one-file-system "$base/$1.new"
     mkdir "$base/$1.new"
     # The shell's -e does not reach into a condition; a shell of its own has it.
     if ! "$0" --fill "$1" "$base/$1.new" >"$base/$1.log" 2>&1 8>&-; then
@@ -129,9 +138,9 @@ make_root() { # root or qemu-11: all or nothing
       cannot "making $base/$1 failed (all of it: $base/$1.log)"
     fi
     echo "$(stamp_head "$1")" "$(list "$1")" >"$base/$1.new/.xmigrate-stamp"
-    [ ! -e "$base/$1" ] || mv "$base/$1" "$base/$1.old"
+    [ ! -e "$base/$1" ] || mv "$base/$1" "$base/$1.old.$$"
     mv "$base/$1.new" "$base/$1"
-    rm -rf --one-file-system "$base/$1.old"
+    drop_older "$1"
   fi
   exec 8>&-
 }
@@ -217,7 +226,8 @@ inside() { # scratch, cache, command...
   mount --bind "$own" "$new$top/build"
   mount --bind "$cache" "$new$cache"
   ip link set lo up
-  chroot "$new" env -C "$top" "$@" &
+  # The locks (6, 7) are this process's, for as long as anything runs in here; not the command's.
+  chroot "$new" env -C "$top" "$@" 6<&- 7>&- &
   code=0
   wait $! || code=$?
   exit "$code"
@@ -229,6 +239,8 @@ run_inside() {
   own=$top/build/debian13
   mkdir -p "$own"
   child='' scratch=''
+  exec 6<"$base/root/.xmigrate-stamp"
+  flock -s 6
   exec 7>"$own.lock"
   flock -n 7 || { say "waiting for another command in this tree's Debian 13"; flock 7; }
   trap finish EXIT
@@ -239,7 +251,7 @@ run_inside() {
   scratch=$(mktemp -d "$own/.scratch.XXXXXX")
   mkdir "$scratch/new" "$scratch/layer" "$scratch/tmp" "$scratch/vartmp"
   unshare --mount --pid --fork --kill-child --net --mount-proc \
-    "$0" --inside "$scratch" "${XMIGRATE_TEST_CACHE:-/var/cache/xmigrate-test}" "$@" <&0 7>&- &
+    "$0" --inside "$scratch" "${XMIGRATE_TEST_CACHE:-/var/cache/xmigrate-test}" "$@" <&0 &
   child=$!
   code=0
   wait $child || code=$?
