@@ -60,7 +60,7 @@ static void refuse(const char *line, const char *sentence)
 
 #define OPTIONS_DEFAULT                                                                                      \
     "\"options\":{\"verify\":false,\"compress\":\"no\","                                                     \
-    "\"resume\":false,\"keep_source\":false,\"postcopy\":\"no\"}"
+    "\"resume\":false,\"keep_source\":false,\"allow_older\":false,\"postcopy\":\"no\"}"
 #define NOW "\"dry_run\":false,\"detach\":false}"
 
 static void a_vm_and_a_host_mean_move(void **state)
@@ -97,11 +97,12 @@ static void every_option_reaches_the_agent(void **state)
 {
     (void)state;
     expect(
-        "--with-storage --downtime 2s --bandwidth 1Gbit --verify --keep-source --postcopy=no --compress=no "
+        "--with-storage --downtime 2s --bandwidth 1Gbit --verify --keep-source --allow-older --postcopy=no "
+        "--compress=no "
         "--detach --json web1 hostb",
         "{\"verb\":\"move\",\"vm\":\"web1\",\"host\":\"hostb\",\"datastore\":null,\"storage\":true,"
         "\"storage_only\":false,\"options\":{\"downtime_ms\":2000,\"bandwidth\":125000000,\"verify\":true,"
-        "\"compress\":\"no\",\"resume\":false,\"keep_source\":true,\"postcopy\":\"no\"},"
+        "\"compress\":\"no\",\"resume\":false,\"keep_source\":true,\"allow_older\":true,\"postcopy\":\"no\"},"
         "\"dry_run\":false,\"detach\":true}");
 }
 
@@ -116,7 +117,7 @@ static void downtime_is_in_milliseconds_or_has_a_unit(void **state)
         expect(line,
                "{\"verb\":\"move\",\"vm\":\"web1\",\"host\":\"hostb\",\"datastore\":null,\"storage\":false,"
                "\"storage_only\":false,\"options\":{\"downtime_ms\":250,\"verify\":false,\"compress\":\"no\","
-               "\"resume\":false,\"keep_source\":false,\"postcopy\":\"no\"}," NOW);
+               "\"resume\":false,\"keep_source\":false,\"allow_older\":false,\"postcopy\":\"no\"}," NOW);
     }
 }
 
