@@ -103,7 +103,7 @@ title "Clean-up"
 for f in heartbeat pulse echo jobs status verify idle; do rm -f "$out/$f.json"; done
 trap - EXIT
 "$lab" down
-if ip netns list | grep -q "^$XM_PREFIX-" || losetup -a | grep -q "$XM_PREFIX" || [ -e "/run/$XM_PREFIX-lab" ]; then
+if ip netns list | grep -q "^$XM_PREFIX-" || losetup -l -n -O AUTOCLEAR,BACK-FILE | grep -q "^ *0 .*/$XM_PREFIX/" || [ -e "/run/$XM_PREFIX-lab" ]; then
   echo "demo: something was left behind" >&2
   exit 1
 fi

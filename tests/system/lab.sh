@@ -47,6 +47,17 @@ end_processes() {
   [ -z "$(all_pids)" ] || die "these processes do not end: $(all_pids | tr '\n' ' ')"
 }
 
+# Detached here, a device goes with its last user. That may be the mount namespace of somebody who has nothing to do with us, but has
+# copied all mounts while ours were there: he is not waited for.
+free_loops() { # file
+  i=0
+  while devs=$(losetup -j "$1" | cut -d: -f1) && [ -n "$devs" ] && [ $i -lt 10 ]; do
+    for dev in $devs; do losetup -d "$dev" 2>/dev/null || true; done
+    i=$((i + 1))
+    sleep 0.05
+  done
+}
+
 take_down() {
   end_processes
   for n in "$hosta" "$hostb" "$client"; do
@@ -58,8 +69,9 @@ take_down() {
     done
     for f in "$store"/*.img; do
       [ -e "$f" ] || continue
-      losetup -j "$f" | cut -d: -f1 | while read -r dev; do losetup -d "$dev"; done
+      free_loops "$f"
     done
+    ! mountpoint -q "$store" || umount "$store" 2>/dev/null || umount -l "$store"
     rm -rf "$store"
     rmdir "$top/build/lab" 2>/dev/null || true
   fi
@@ -132,6 +144,9 @@ shape() { # rate, or none
 }
 
 make_datastores() {
+  # Namespaces that `ip netns exec` makes, for other labs too, have our mounts as slaves: they let go of them when we do.
+  mount --bind "$store" "$store"
+  mount --make-shared "$store"
   mkdir -p "$store/shared" # the same directory on both: what an NFS mount would be
   for h in a b; do
     for d in ds1 ds2; do
