@@ -223,17 +223,17 @@ int agent_run(struct config *conf, struct xm_error *e)
     if (!r && (signal_fd = signalfd(-1, &set, SFD_CLOEXEC)) < 0)
         r = xm_error_errno(e, errno, "signalfd");
     if (!r) {
+        struct xm_error no = {0};
+        if (xm_tracking_probe(&no) < 0)
+            xm_log(XM_LOG_WARN, "host %s can move disks alone, and no VM to or from it: %s", a->conf.name,
+                   no.text);
         jobs_load(a);
         vms_adopt(a);
         jobs_settle(a);
         r = open_sockets(a, &unix_fd, &tcp_fd, e);
     }
     if (!r) {
-        struct xm_error no = {0};
         xm_log(XM_LOG_INFO, "host %s: ready, port %u", a->conf.name, a->port);
-        if (xm_tracking_probe(&no) < 0)
-            xm_log(XM_LOG_WARN, "host %s can move disks alone, and no VM to or from it: %s", a->conf.name,
-                   no.text);
         r = loop(a, unix_fd, tcp_fd, signal_fd, e);
     }
     if (tcp_fd >= 0)
