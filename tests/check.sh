@@ -5,5 +5,5 @@ here=$(dirname "$0")
 failed=
 "$here/layers.sh" || failed="$failed layers"
 [ ! -x "$here/man.sh" ] || "$here/man.sh" || failed="$failed man"
-"$here/run.sh" -j "${XM_JOBS:-2}" -t 300 "$@" || failed="$failed tests"
+"$here/run.sh" -j "${XM_JOBS:-2}" -t 600 "$@" || failed="$failed tests"
 [ -z "$failed" ] || { echo "make check failed:$failed" >&2; exit 1; }

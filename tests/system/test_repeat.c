@@ -1,4 +1,4 @@
-/* Twenty migrations back and forth (XM_MOVES: another number): no process grows, nothing piles up, and the
+/* Twelve migrations back and forth (XM_MOVES: another number): no process grows, nothing piles up, and the
  * guest stays whole. */
 #include "tests/system/harness.h"
 
@@ -94,7 +94,7 @@ static int compare_doubles(const void *a, const void *b)
 static void there_and_back(void **state)
 {
     const char *asked = getenv("XM_MOVES");
-    int moves = asked ? atoi(asked) : 20, i;
+    int moves = asked ? atoi(asked) : 12, i;
     bool sanitized = strstr(build_dir(), "san-") != NULL;
     struct footprint first[2] = {{0, 0, 0}, {0, 0, 0}}, last[2], shim;
     long shim_most = 0;
