@@ -40,7 +40,10 @@ static void judge_qemu(const struct host_facts *h, const struct admission_reques
     const struct vm_spec *s = r->spec;
 
     if (!h->qemu_version) {
-        because(why, "%s has no program '%s'", h->host, s->qemu);
+        if (h->qemu_why)
+            because(why, "QEMU on %s cannot be asked what it knows: %s", h->host, h->qemu_why);
+        else
+            because(why, "%s has no program '%s'", h->host, s->qemu);
         return;
     }
     if (!h->machine)
@@ -55,8 +58,8 @@ static void judge_qemu(const struct host_facts *h, const struct admission_reques
     if (h->kvm == KVM_NONE)
         because(why, "%s needs KVM and %s has none: %s", s->name, h->host, h->kvm_why ? h->kvm_why : "?");
     else if (!r->start && h->kvm < r->kvm)
-        because(why, "KVM on %s can do less than on %s, where %s runs: %s", h->host, r->source, s->name,
-                h->kvm_why ? h->kvm_why : "?");
+        because(why, "KVM on %s can do less than on %s, and %s might not run there: %s", h->host, r->source,
+                s->name, h->kvm_why ? h->kvm_why : "?");
 }
 
 static bool has_word(const char *list, const char *word, size_t n)
@@ -123,7 +126,18 @@ static void judge_features(const struct host_facts *h, const struct admission_re
     const json_t *v;
     size_t i;
 
-    if (r->start || !h->cpu || !r->cpu || !(kvm || older(h, r)))
+    if (r->start || !(kvm || older(h, r)))
+        return;
+    if (r->cpu && !h->cpu && h->cpu_why) {
+        because(why, "the CPU '%s' of %s: %s (on %s)", s->cpu ? s->cpu : "?", s->name, h->cpu_why, h->host);
+        return;
+    }
+    if (!r->cpu && r->allow_older && older(h, r))
+        because(why,
+                "what CPU features %s has seen is not known (was QEMU on %s replaced since it was started?): "
+                "it cannot go to an older QEMU",
+                s->name, r->source);
+    if (!h->cpu || !r->cpu)
         return;
     json_array_foreach (r->cpu, i, v) {
         const char *word = json_is_string(v) ? json_string_value(v) : NULL;
@@ -140,10 +154,10 @@ static void judge_features(const struct host_facts *h, const struct admission_re
         snprintf(rest, sizeof rest, " and %u more", more);
     if (missing[0])
         because(why,
-                "the CPU '%s' has with QEMU %s on %s not what %s has seen: %s%s; give %s a CPU model that "
-                "both know",
-                s->cpu ? s->cpu : "?", h->qemu_version ? h->qemu_version : "?", h->host, s->name, missing,
-                rest, s->name);
+                "%s has seen CPU features that QEMU %s on %s cannot give to '%s': %s%s; give it a CPU model "
+                "that both hosts can run",
+                s->name, h->qemu_version ? h->qemu_version : "?", h->host, s->cpu ? s->cpu : "?", missing,
+                rest);
 }
 
 /* ---- the host ---- */

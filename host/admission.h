@@ -29,11 +29,13 @@ struct host_facts {
     const char *host;
     unsigned protocol;
     const char *qemu_version;      /* of the program that the VM wants; NULL: it is not there */
+    const char *qemu_why;          /* without a version: why it cannot be asked; NULL: it is not there */
     bool machine;                  /* that QEMU has the machine type */
     enum kvm_level kvm;            /* what KVM can run */
     const char *kvm_why;           /* below KVM_WHOLE: why no more */
     const char *no_tracking;       /* why the memory of VMs cannot be tracked; NULL: it can */
     const json_t *cpu;             /* features that the VM's CPU has with this QEMU; NULL: not known */
+    const char *cpu_why;           /* why not */
     const char *cpu_flags;         /* of /proc/cpuinfo, separated by blanks */
     bool bridge[VM_NICS_MAX];      /* by NIC: its bridge exists */
     bool kernel, initrd, firmware; /* the file is there, and may be used by who asks */

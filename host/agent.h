@@ -214,7 +214,7 @@ struct gathered {
     struct host_facts facts; /* points into what follows, and into the configuration */
     struct fact_datastore datastore[CONFIG_MANY];
     struct fact_link link[CONFIG_MANY];
-    struct xm_error tracking, kvm;
+    struct xm_error tracking, kvm, qemu, no_cpu;
     json_t *cpu;
 };
 void gathered_free(struct gathered *);

@@ -20,20 +20,24 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
     const struct vm_spec *s = r->spec;
     struct host_facts *f = &g->facts;
     bool run_it = !strict || admit_qemu_name(s, NULL) == 0;
-    const struct qemu_facts *q = run_it ? qemu_facts(s->qemu, s->accel, NULL) : NULL;
+    bool kvm = s->accel && !strncmp(s->accel, "kvm", 3);
     char full[128];
 
     memset(g, 0, sizeof *g);
+    const struct qemu_facts *q = run_it ? qemu_facts(s->qemu, &g->qemu) : NULL;
+    if (!q && run_it && g->qemu.code != ENOENT)
+        f->qemu_why = g->qemu.text;
     f->host = a->conf.name;
     f->protocol = AGENT_PROTOCOL;
     f->qemu_version = q ? q->version : NULL;
     f->machine = q && qemu_facts_machine(q, s->machine, full);
     if (!r->start && xm_tracking_probe(&g->tracking) < 0)
         f->no_tracking = g->tracking.text;
-    f->kvm = kvm_probe(&g->kvm);
+    f->kvm = kvm ? kvm_probe(&g->kvm) : KVM_NONE;
     f->kvm_why = g->kvm.text;
-    if (q && !r->start && r->cpu && s->cpu)
-        f->cpu = g->cpu = qemu_facts_cpu(s->qemu, s->accel, s->cpu, NULL);
+    if (q && !r->start && r->cpu && s->cpu && (!kvm || f->kvm != KVM_NONE))
+        f->cpu = g->cpu = qemu_facts_cpu(s->qemu, s->accel, s->cpu, &g->no_cpu);
+    f->cpu_why = g->no_cpu.code ? g->no_cpu.text : NULL;
     f->cpu_flags = facts_cpu_flags();
     for (unsigned i = 0; i < s->nics; i++)
         f->bridge[i] = s->nic[i].bridge[0] && facts_bridge(s->nic[i].bridge);
@@ -162,7 +166,7 @@ static int resolve_disk(struct agent *a, const struct vm_spec *s, struct vm_disk
 
 int resolve_spec(struct agent *a, struct vm_spec *s, struct xm_error *note, struct xm_error *e)
 {
-    const struct qemu_facts *q = qemu_facts(s->qemu, s->accel, NULL);
+    const struct qemu_facts *q = qemu_facts(s->qemu, NULL);
     char full[128];
 
     if (!s->accel) {

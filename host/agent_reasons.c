@@ -61,19 +61,24 @@ static json_t *make_probe(struct move *m, unsigned i)
 json_t *move_peer_request(struct move *m, const char *verb, const char *job)
 {
     struct agent *a = m->agent;
-    const struct qemu_facts *q = qemu_facts(m->spec.qemu, m->spec.accel, NULL);
+    const struct qemu_facts *q = qemu_facts(m->spec.qemu, NULL);
+    bool kvm = m->spec.accel && !strncmp(m->spec.accel, "kvm", 3);
     json_t *o = json_pack("{s:s, s:o, s:b, s:I, s:i, s:s, s:s}", "verb", verb, "vm",
                           vm_spec_to_json(&m->spec), "storage", m->storage, "epoch", (json_int_t)m->epoch,
                           "protocol", AGENT_PROTOCOL, "cpu_flags", facts_cpu_flags(), "job", job);
     json_t *links = json_array(), *used = json_array(), *probes = json_array();
 
-    json_t *cpu = q && m->spec.cpu ? qemu_facts_cpu(m->spec.qemu, m->spec.accel, m->spec.cpu, NULL) : NULL;
+    /* The one that runs the VM counts; what another that was installed since says of CPUs is no use. */
+    const char *version = m->qemu[0] ? m->qemu : q ? q->version : NULL;
+    json_t *cpu = q && m->spec.cpu && !strcmp(version, q->version)
+                      ? qemu_facts_cpu(m->spec.qemu, m->spec.accel, m->spec.cpu, NULL)
+                      : NULL;
     if (cpu)
         json_object_set_new(o, "cpu", cpu);
-    json_object_set_new(o, "kvm", json_integer(kvm_probe(NULL)));
+    json_object_set_new(o, "kvm", json_integer(kvm ? kvm_probe(NULL) : KVM_NONE));
     json_object_set_new(o, "allow_older", json_boolean(xm_json_bool(m->options, "allow_older", false)));
-    if (q)
-        json_object_set_new(o, "qemu", json_string(q->version));
+    if (version)
+        json_object_set_new(o, "qemu", json_string(version));
     if (m->datastore[0])
         json_object_set_new(o, "datastore", json_string(m->datastore));
     for (unsigned i = 0; i < a->conf.links; i++)
@@ -162,6 +167,7 @@ static void judge_source(struct move *m, json_t *reasons)
     else if (strcmp(xm_json_str(st, "role", "owner"), "owner") != 0)
         against(reasons,
                 xm_printf("VM %s is not this host's to give (%s)", m->vm, xm_json_str(st, "role", "?")));
+    snprintf(m->qemu, sizeof m->qemu, "%s", xm_json_str(st, "qemu", ""));
     json_decref(st);
     if (!vm_owned(a, m->vm, &m->epoch))
         against(reasons, xm_printf("%s's record does not say that it owns VM %s; see `xmigrate recover %s`",
@@ -170,6 +176,8 @@ static void judge_source(struct move *m, json_t *reasons)
         admit_extra(&m->spec, false, reasons);
         if (xm_tracking_probe(&e) < 0)
             against(reasons, xm_printf("%s: %s", a->conf.name, e.text));
+        if (!m->qemu[0] && !qemu_facts(m->spec.qemu, &e))
+            against(reasons, xm_printf("QEMU on %s cannot be asked what it is: %s", a->conf.name, e.text));
     }
     for (unsigned i = 0; !m->local && i < a->conf.links; i++) {
         bool up;

@@ -17,7 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PATIENCE_MS 3000
+#define PATIENCE_MS 10000
 #define MEMORY      (64u << 10)
 #define CODE        0x1000u
 #define PML4        0x2000u
@@ -135,24 +135,32 @@ static struct told try_it(void)
     return t;
 }
 
-static struct told ask_child(struct xm_error *why)
+static struct told ask_child(void)
 {
     struct told t = {.at = OPENING, .error = EIO};
     int p[2];
-    pid_t pid = pipe2(p, O_CLOEXEC) < 0 ? -1 : fork();
+    pid_t parent = getpid(), pid = -1;
 
+    if (pipe2(p, O_CLOEXEC) == 0 && (pid = fork()) < 0) {
+        t.error = errno;
+        close(p[0]);
+        close(p[1]);
+    }
     if (pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (getppid() != parent)
+            _exit(1); /* in the forked child only */
         struct told mine = try_it();
         _exit(write(p[1], &mine, sizeof mine) != sizeof mine);
     }
-    if (pid < 0) {
-        xm_error_errno(why, errno, "it cannot be tried");
+    if (pid < 0)
         return t;
-    }
     close(p[1]);
     struct pollfd f = {.fd = p[0], .events = POLLIN};
-    if (poll(&f, 1, PATIENCE_MS) <= 0 || read(p[0], &t, sizeof t) != sizeof t)
+    int n;
+    while ((n = poll(&f, 1, PATIENCE_MS)) < 0 && errno == EINTR) {
+    }
+    if (n <= 0 || read(p[0], &t, sizeof t) != sizeof t)
         t = (struct told){.at = RUNNING, .error = ETIMEDOUT};
     close(p[0]);
     kill(pid, SIGKILL);
@@ -162,7 +170,7 @@ static struct told ask_child(struct xm_error *why)
 
 enum kvm_level kvm_probe(struct xm_error *why)
 {
-    struct told t = ask_child(why);
+    struct told t = ask_child();
 
     switch (t.at) {
     case WELL:

@@ -172,8 +172,10 @@ static void child_exec(char **argv, const char *log, int ram)
     dup2(in, 0);
     dup2(out, 1);
     dup2(out, 2);
-    if (dup2(ram, QEMU_RAM_FD) == ram)
-        fcntl(ram, F_SETFD, 0); /* it had the number already: inherited all the same */
+    if (dup2(ram, QEMU_RAM_FD) < 0 || fcntl(QEMU_RAM_FD, F_SETFD, 0) < 0) {
+        dprintf(2, "cannot pass the guest's RAM on: %s\n", strerror(errno));
+        _exit(127); /* in the forked child only */
+    }
     execvp(argv[0], argv);
     dprintf(2, "cannot run %s: %s\n", argv[0], strerror(errno));
     _exit(127); /* in the forked child only */
@@ -182,9 +184,11 @@ static void child_exec(char **argv, const char *log, int ram)
 /* The name tells xm_ram_find that this is RAM. */
 static int make_ram(const struct vm_spec *vm, struct xm_error *e)
 {
-    int fd = memfd_create("memory-backend-memfd", MFD_CLOEXEC);
+    int fd = memfd_create(XM_RAM_NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
-    if (fd < 0 || ftruncate(fd, (off_t)vm->memory) < 0) {
+    /* Sealed as QEMU seals its own, so that it does not shrink under us. */
+    if (fd < 0 || ftruncate(fd, (off_t)vm->memory) < 0 ||
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
         int code = errno;
         if (fd >= 0)
             close(fd);
@@ -196,8 +200,8 @@ static int make_ram(const struct vm_spec *vm, struct xm_error *e)
 static int spawn(struct qemu *q, const struct vm_spec *vm, const char *run_dir, bool incoming,
                  struct xm_error *e)
 {
-    const struct qemu_facts *knows = qemu_facts(vm->qemu, vm->accel, e);
-    int ram = knows ? make_ram(vm, e) : -e->code;
+    const struct qemu_facts *knows = qemu_facts(vm->qemu, e);
+    int ram = knows ? make_ram(vm, e) : -XM_MAX(e->code, 1);
 
     if (ram < 0)
         return ram;

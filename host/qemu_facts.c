@@ -7,8 +7,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define ASK_TIMEOUT (30 * XM_NS_PER_S)
-#define CPUS_KEPT   64
+#define ASK_TIMEOUT  (10 * XM_NS_PER_S)
+#define FAILURE_KEPT (10 * XM_NS_PER_S) /* so that each who asks does not wait for the time-out again */
+#define CPUS_KEPT    64
 
 /* ---- one conversation ---- */
 
@@ -93,37 +94,48 @@ static struct identity identify(const char *program)
 
 struct known {
     struct known *next;
-    char *key; /* program, accelerator; and the CPU for features */
+    char *key; /* program; for CPUs with accelerator and CPU */
     struct identity id;
     struct qemu_facts facts;
     json_t *features;
+    struct xm_error error; /* when it could not be asked, and until when that is believed */
+    uint64_t believed;
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* protects the list; held while QEMU is asked */
+/* `lock` protects the list. Who asks a QEMU holds `asking` meanwhile, so that the same is not asked twice; what is known already nobody
+ * waits for. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER, asking = PTHREAD_MUTEX_INITIALIZER;
 static struct known *all;
-static unsigned cpus; /* entries with features */
+static unsigned cpus; /* entries for CPUs */
 
+/* What is known, or a failure that is not old. */
 static struct known *find_known(const char *key, struct identity id)
 {
+    pthread_mutex_lock(&lock);
     struct known *k = all;
-
-    while (k && (strcmp(k->key, key) || memcmp(&k->id, &id, sizeof id)))
+    while (k &&
+           (strcmp(k->key, key) || memcmp(&k->id, &id, sizeof id) || (k->believed && k->believed < xm_now())))
         k = k->next;
+    pthread_mutex_unlock(&lock);
     return k;
 }
 
-static struct known *remember(char *key, struct identity id)
+/* Takes the key over. NULL: no memory. */
+static struct known *remember(char *key, struct identity id, const struct known *what)
 {
-    struct known *k = calloc(1, sizeof *k);
+    struct known *k = key ? calloc(1, sizeof *k) : NULL;
 
     if (!k) {
         free(key);
         return NULL;
     }
+    *k = *what;
     k->key = key;
     k->id = id;
+    pthread_mutex_lock(&lock);
     k->next = all;
     all = k;
+    pthread_mutex_unlock(&lock);
     return k;
 }
 
@@ -150,45 +162,45 @@ static bool has_parameter(const json_t *options, const char *option, const char 
     return false;
 }
 
-static void take_answers(struct qemu_facts *f, const json_t *answers)
+/* Without KVM, which may not be there: nothing of this depends on it. */
+static void ask_program(const char *program, struct known *k)
 {
-    const json_t *v = json_object_get(json_array_get(answers, 0), "qemu"), *cpu;
-    size_t i;
+    json_t *ask = json_pack("[o, o, o]", command("query-version"), command("query-machines"),
+                            command("query-command-line-options"));
+    json_t *answers = converse(program, "tcg", ask, &k->error);
+    const json_t *v = json_object_get(json_array_get(answers, 0), "qemu");
+    struct qemu_facts *f = &k->facts;
 
+    if (!answers) {
+        k->believed = xm_now() + FAILURE_KEPT;
+        return;
+    }
     snprintf(f->version, sizeof f->version, "%.0f.%.0f.%.0f", xm_json_real(v, "major", 0),
              xm_json_real(v, "minor", 0), xm_json_real(v, "micro", 0));
     f->machines = json_incref(json_array_get(answers, 1));
     f->reconnect_ms = has_parameter(json_array_get(answers, 2), "chardev", "reconnect-ms");
-    f->unavailable = json_object();
-    json_array_foreach (json_array_get(answers, 3), i, cpu) {
-        json_t *no = json_object_get(cpu, "unavailable-features");
-        if (json_array_size(no))
-            json_object_set(f->unavailable, xm_json_str(cpu, "name", ""), no);
-    }
+    json_decref(answers);
 }
 
-const struct qemu_facts *qemu_facts(const char *program, const char *accel, struct xm_error *e)
+const struct qemu_facts *qemu_facts(const char *program, struct xm_error *e)
 {
     struct identity id = identify(program);
-    char *key = xm_printf("%s %s", program, accel_name(accel));
+    struct known *k = find_known(program, id);
 
-    pthread_mutex_lock(&lock);
-    struct known *k = find_known(key, id);
-    if (k) {
-        free(key);
-    } else {
-        json_t *ask = json_pack("[o, o, o, o]", command("query-version"), command("query-machines"),
-                                command("query-command-line-options"), command("query-cpu-definitions"));
-        json_t *answers = converse(program, accel_name(accel), ask, e);
-        k = answers ? remember(key, id) : NULL;
-        if (!answers)
-            free(key);
-        if (k)
-            take_answers(&k->facts, answers);
-        json_decref(answers);
+    if (!k) {
+        pthread_mutex_lock(&asking);
+        if (!(k = find_known(program, id))) {
+            struct known fresh = {0};
+            ask_program(program, &fresh);
+            k = remember(xm_printf("%s", program), id, &fresh);
+        }
+        pthread_mutex_unlock(&asking);
     }
-    pthread_mutex_unlock(&lock);
-    return k ? &k->facts : NULL;
+    if (!k)
+        xm_error_set(e, ENOMEM, "no memory");
+    else if (k->believed)
+        xm_error_set(e, k->error.code, "%s", k->error.text);
+    return k && !k->believed ? &k->facts : NULL;
 }
 
 bool qemu_facts_machine(const struct qemu_facts *q, const char *machine, char full[128])
@@ -299,39 +311,52 @@ static json_t *features_of(const json_t *expansion, const json_t *unavailable)
     return list;
 }
 
+/* The features of one model, and those that the accelerator cannot give to it. */
+static void ask_cpu(const char *program, const char *accel, const char *cpu, struct known *k)
+{
+    json_t *answers = converse(
+        program, accel, json_pack("[o, o]", cpu_model(cpu), command("query-cpu-definitions")), &k->error);
+    const json_t *expansion = json_array_get(answers, 0), *model, *unavailable = NULL;
+    size_t i, n = strcspn(cpu, ",");
+
+    json_array_foreach (json_array_get(answers, 1), i, model) {
+        const char *name = xm_json_str(model, "name", "");
+        if (strlen(name) == n && !strncmp(name, cpu, n))
+            unavailable = json_object_get(model, "unavailable-features");
+    }
+    if (answers && !json_is_object(expansion))
+        xm_error_set(&k->error, EINVAL, "QEMU does not know the CPU '%.60s' with %s", cpu, accel);
+    else if (answers)
+        k->features = features_of(expansion, unavailable);
+    if (!k->features)
+        k->believed = xm_now() + FAILURE_KEPT;
+    json_decref(answers);
+}
+
 json_t *qemu_facts_cpu(const char *program, const char *accel, const char *cpu, struct xm_error *e)
 {
-    const struct qemu_facts *f = qemu_facts(program, accel, e);
     struct identity id = identify(program);
     char *key = xm_printf("%s %s %s", program, accel_name(accel), cpu);
-    json_t *list = NULL;
+    struct known *k = find_known(key, id), fresh = {0};
 
-    if (!f) {
-        free(key);
+    if (!k) {
+        pthread_mutex_lock(&asking);
+        if (!(k = find_known(key, id))) {
+            ask_cpu(program, accel_name(accel), cpu, &fresh);
+            /* CPUs may be named by peers: no more are kept than hosts have. */
+            if (cpus++ < CPUS_KEPT) {
+                k = remember(key, id, &fresh);
+                key = NULL;
+            }
+        }
+        pthread_mutex_unlock(&asking);
+    }
+    free(key);
+    if (!k)
+        k = &fresh;
+    if (!k->features) {
+        xm_error_set(e, XM_MAX(k->error.code, 1), "%s", k->error.text);
         return NULL;
     }
-    pthread_mutex_lock(&lock);
-    struct known *k = find_known(key, id);
-    if (!k) {
-        json_t *answers = converse(program, accel_name(accel), json_pack("[o]", cpu_model(cpu)), e);
-        const json_t *expansion = json_array_get(answers, 0);
-        if (answers && !json_is_object(expansion))
-            xm_error_set(e, EINVAL, "%s does not know the CPU '%s' with %s", program, cpu, accel_name(accel));
-        else if (answers) {
-            char *model = xm_printf("%.*s", (int)strcspn(cpu, ","), cpu);
-            list = features_of(expansion, json_object_get(f->unavailable, model));
-            free(model);
-        }
-        /* CPUs may be named by peers: no more are kept than hosts have. */
-        if (list && cpus < CPUS_KEPT && (k = remember(xm_printf("%s", key), id))) {
-            k->features = json_incref(list);
-            cpus++;
-        }
-        json_decref(answers);
-    }
-    if (k && !list)
-        list = json_incref(k->features);
-    pthread_mutex_unlock(&lock);
-    free(key);
-    return list;
+    return k == &fresh ? k->features : json_incref(k->features);
 }

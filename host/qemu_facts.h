@@ -4,22 +4,23 @@
 
 #include "base/base.h"
 
-/* Asked once per program (as PATH finds it, and again when another file is there), kept for the life of the process. */
+/* Asked once per program (as PATH finds it, and again when another file is there), kept for the life of the
+ * process; a failure for some seconds. At most 10 s. */
 struct qemu_facts {
-    char version[32];    /* "7.2.22" */
-    json_t *machines;    /* query-machines: [{"name", "alias"}] */
-    bool reconnect_ms;   /* -chardev knows reconnect-ms; else reconnect, in seconds */
-    json_t *unavailable; /* {CPU model: [features that the accelerator cannot give]} */
+    char version[32];  /* "7.2.22" */
+    json_t *machines;  /* query-machines: [{"name", "alias"}] */
+    bool reconnect_ms; /* -chardev knows reconnect-ms; else reconnect, in seconds */
 };
 
-/* NULL with a sentence when it cannot be run or does not answer. accel: "tcg" or "kvm" (options behind a comma are ignored); it matters to
- * `unavailable` alone. The result is never freed. */
-const struct qemu_facts *qemu_facts(const char *program, const char *accel, struct xm_error *);
+/* NULL with a sentence when it cannot be run (-ENOENT: it is not there) or does not answer. The result is
+ * never freed. */
+const struct qemu_facts *qemu_facts(const char *program, struct xm_error *);
 
 /* The machine's name without options is known there. An alias ("q35") is written out in `full` ("pc-q35-7.2"), options kept. */
 bool qemu_facts_machine(const struct qemu_facts *, const char *machine, char full[128]);
 
-/* The CPU features that a guest sees with this -cpu: a sorted array of names, a new reference; NULL with a sentence. */
+/* The CPU features that a guest sees with this -cpu and accelerator ("tcg" or "kvm", options behind a comma are
+ * ignored): a sorted array of names, a new reference; NULL with a sentence. */
 json_t *qemu_facts_cpu(const char *program, const char *accel, const char *cpu, struct xm_error *);
 
 #endif

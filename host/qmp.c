@@ -1,6 +1,7 @@
 #include "host/qmp.h"
 
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -129,6 +130,9 @@ int qmp_open(struct qmp *q, const char *path, uint64_t deadline, bool (*alive)(v
         json_decref(greeting);
         return xm_error_set(e, EPROTO, "QEMU's monitor at %s did not greet as QMP does", path);
     }
+    const json_t *v = json_object_get(json_object_get(json_object_get(greeting, "QMP"), "version"), "qemu");
+    snprintf(q->version, sizeof q->version, "%d.%d.%d", (int)xm_json_int(v, "major", 0),
+             (int)xm_json_int(v, "minor", 0), (int)xm_json_int(v, "micro", 0));
     json_decref(greeting);
     return qmp_do(q, "qmp_capabilities", NULL, 10 * XM_NS_PER_S, e);
 }

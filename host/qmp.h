@@ -8,6 +8,7 @@
 struct qmp {
     pthread_mutex_t lock; /* protects all below; held for the length of a call */
     struct xm_jsonl conn;
+    char version[32]; /* "7.2.22", by its greeting; set by qmp_open alone */
     /* Called for each event, with the lock held; data may be NULL. `when`: ns of CLOCK_REALTIME, QEMU's own
      * stamp. */
     void (*event)(void *ctx, const char *name, const json_t *data, uint64_t when);

@@ -28,6 +28,7 @@ static int cmd_status(struct shim *s, struct client *c, const json_t *request, j
     json_object_set_new(reply, "role", json_string(shim_role_name(s->role)));
     json_object_set_new(reply, "epoch", json_integer((json_int_t)s->epoch));
     json_object_set_new(reply, "qemu_pid", json_integer(s->qemu.pid));
+    json_object_set_new(reply, "qemu", json_string(s->qemu.qmp.version));
     json_object_set_new(reply, "shim_pid", json_integer(getpid()));
     if (s->migration) {
         json_object_set_new(reply, "job", json_string(s->migration->job));

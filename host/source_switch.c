@@ -20,7 +20,7 @@
 /* The VM is stopped for most of these waits: better back to the source than waiting long. */
 #define QEMU_TIMEOUT   (10 * XM_NS_PER_S)
 #define SETTLE_TIMEOUT (10 * XM_NS_PER_S)
-#define STATE_MAX      (16ull << 20) /* device state that is fine whatever the budget; usual is 0.1 to 0.3 MB */
+#define STATE_MIN      (1ull << 20) /* device state that is always let through; usual is 0.1 to 0.3 MB */
 
 /* ROMs of QEMU's may grow by some KiB when a guest boots anew; guest RAM has no smaller blocks. */
 #define RAM_SLACK (1ull << 20)
@@ -44,8 +44,9 @@ static int check_ram(struct migration *m)
         return 0;
     return xm_error_set(
         &m->error, ENOTSUP,
-        "this QEMU would send %s of guest RAM itself, in the downtime: memory that it shares must be a "
-        "memory-backend-file (VMs that this version of xmigrate starts have it so; restart %s once)",
+        "this QEMU would send %s of guest RAM itself, in the downtime: shared memory must be a "
+        "memory-backend-file, as VMs have it that this version of xmigrate starts; stop and start %s "
+        "once (a reboot inside it is not enough)",
         xm_format_size(sends - m->other_ram).s, m->shim->vm.name);
 }
 
@@ -53,7 +54,7 @@ static int check_ram(struct migration *m)
 static int check_state(struct migration *m)
 {
     double fits = m->wire_rate * (double)m->opt.downtime / 1e9;
-    uint64_t max = XM_MAX(STATE_MAX, (uint64_t)fits), bytes = stream_bytes(m->stream) - m->stream_at_stop;
+    uint64_t max = XM_MAX(STATE_MIN, (uint64_t)fits), bytes = stream_bytes(m->stream) - m->stream_at_stop;
 
     if (!m->stop_seen || (bytes <= max && !xm_fault("state-large")))
         return 0;
@@ -78,7 +79,13 @@ static int wait_qemu(struct migration *m, const char *status)
             r = check_ram(m);
         if (!r)
             r = check_state(m);
-        if (!r && xm_now() > deadline)
+        if (!r && xm_now() > deadline && !strcmp(m->qemu_status, "active"))
+            r = xm_error_set(
+                &m->error, ETIMEDOUT,
+                "QEMU has memory of its own (a VGA's, say) that changes faster than it can be sent "
+                "within the downtime budget of %s; allow more with --downtime",
+                xm_format_time(m->opt.downtime).s);
+        else if (!r && xm_now() > deadline)
             r = xm_error_set(&m->error, ETIMEDOUT, "QEMU's migration does not reach «%s» (it is «%s»)",
                              status, m->qemu_status);
         if (!r)

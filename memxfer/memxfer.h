@@ -12,6 +12,8 @@
 
 #define XM_PAGE       4096u
 #define XM_PAGE_SHIFT 12
+/* The memfds of this name are guest RAM: QEMU's own name, and ours. */
+#define XM_RAM_NAME "memory-backend-memfd"
 
 struct xm_ram_block {
     char name[64];     /* "mem0" or the memfd's name */

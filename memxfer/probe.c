@@ -3,6 +3,7 @@
 #include "memxfer/memxfer.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,22 +13,22 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#define PATIENCE_MS 10000
 #define PROBE_PAGES 16u
 #define PROBE_PAGE  5u /* written after the memory was armed */
 
 /* In the child: only system calls, since the process it was forked from may have threads. Writes the page when told, and says so. */
-static _Noreturn void child_main(uint8_t *map, int go, int done)
+static _Noreturn void child_main(pid_t parent, uint8_t *map, int go, int done)
 {
     char c;
 
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    while (read(go, &c, 1) == 1) {
+    while (getppid() == parent && read(go, &c, 1) == 1) {
         map[PROBE_PAGE * XM_PAGE] = 1;
         if (write(done, &c, 1) != 1)
             break;
     }
-    for (;;)
-        pause();
+    _exit(0); /* in the forked child only */
 }
 
 static int track(const struct xm_ram *ram, int go, int done, struct xm_error *e)
@@ -44,8 +45,9 @@ static int track(const struct xm_ram *ram, int go, int done, struct xm_error *e)
         r = xm_tracker_collect(t, &dirty, &pages, e);
     if (!r)
         xm_bitmap_clear(&dirty, 0, PROBE_PAGES);
-    if (!r && (write(go, &c, 1) != 1 || read(done, &c, 1) != 1))
-        r = xm_error_set(e, EIO, "the process to try it on has ended");
+    struct pollfd answer = {.fd = done, .events = POLLIN};
+    if (!r && (write(go, &c, 1) != 1 || poll(&answer, 1, PATIENCE_MS) <= 0 || read(done, &c, 1) != 1))
+        r = xm_error_set(e, EIO, "the process to try it on does not answer");
     if (!r)
         r = xm_tracker_collect(t, &dirty, &pages, e);
     if (!r && (pages != 1 || !xm_bitmap_test(&dirty, PROBE_PAGE)))
@@ -59,11 +61,11 @@ static int track(const struct xm_ram *ram, int go, int done, struct xm_error *e)
 static int probe(int ramfd, uint8_t *map, int go[2], int done[2], struct xm_error *e)
 {
     struct xm_ram ram = {0};
-    pid_t pid = fork();
+    pid_t parent = getpid(), pid = fork();
 
     if (pid == 0) {
         close(go[1]);
-        child_main(map, go[0], done[1]);
+        child_main(parent, map, go[0], done[1]);
     }
     if (pid < 0)
         return xm_error_errno(e, errno, "cannot fork");

@@ -11,9 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define RAM_BLOCKS_MAX  (sizeof((struct xm_ram *)0)->block / sizeof(struct xm_ram_block))
-#define RAM_MIN         (1u << 20) /* smaller shared mappings are no RAM */
-#define QEMU_MEMFD_NAME "memory-backend-memfd"
+#define RAM_BLOCKS_MAX (sizeof((struct xm_ram *)0)->block / sizeof(struct xm_ram_block))
+#define RAM_MIN        (1u << 20) /* smaller shared mappings are no RAM */
 
 /* A shared mapping of a memfd, joined from the lines of /proc/PID/maps that continue each other. */
 struct mapping {
@@ -182,9 +181,9 @@ int xm_ram_find(struct xm_ram *ram, pid_t pid, struct xm_error *e)
     qsort(map, (size_t)n, sizeof *map, by_descriptor);
     /* A QEMU maps other memfds too: vhost logs and in-flight regions. Its RAM has its own name. */
     for (int i = 0; i < n; i++)
-        qemu = qemu || !strcmp(map[i].name, QEMU_MEMFD_NAME);
+        qemu = qemu || !strcmp(map[i].name, XM_RAM_NAME);
     for (int i = 0; i < n; i++) {
-        if (map[i].end - map[i].start <= RAM_MIN || (qemu && strcmp(map[i].name, QEMU_MEMFD_NAME)) ||
+        if (map[i].end - map[i].start <= RAM_MIN || (qemu && strcmp(map[i].name, XM_RAM_NAME)) ||
             !strncmp(map[i].name, "vhost-", 6))
             continue;
         int r = 0;
@@ -211,7 +210,7 @@ int xm_ram_find(struct xm_ram *ram, pid_t pid, struct xm_error *e)
     if (!ram->blocks)
         return xm_error_set(e, ENOENT,
                             "process %d has no shared guest RAM: its QEMU needs -object "
-                            "memory-backend-memfd or -file,share=on,... as memory",
+                            "memory-backend-file,share=on,... on a memfd as memory",
                             pid);
     return 0;
 }

@@ -54,7 +54,7 @@ static void write_wrapper(const char *qemu)
 static void restart_agents(const char *env)
 {
     for (const char *h = "ab"; *h; h++) {
-        sh(NULL, 5, "kill $(cat %s/%c/agent.pid)", lab_run_dir(), *h);
+        sh(NULL, 5, "kill -9 $(cat %s/%c/agent.pid)", lab_run_dir(), *h);
         assert_int_equal(sh(NULL, 30, "%s tests/system/lab.sh agent %c", env, *h), 0);
     }
 }

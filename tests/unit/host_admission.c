@@ -157,7 +157,7 @@ static void each_thing_that_lacks_is_said(void **state)
     host.kvm = KVM_PART; /* the source's is no better, or it is not known to be */
     must_say(NULL);
     req.kvm = KVM_WHOLE;
-    must_say("KVM on hostb can do less than on hosta, where web1 runs: no way");
+    must_say("KVM on hostb can do less than on hosta, and web1 might not run there: no way");
     host.kvm = KVM_WHOLE;
     host.no_tracking = "the memory of VMs cannot be tracked on this kernel (6.1.0): no";
     must_say("hostb: the memory of VMs cannot be tracked on this kernel (6.1.0): no");
@@ -193,9 +193,9 @@ static void features_seen_may_not_go_away(void **state)
     host.cpu = less;
     req.cpu = much;
     vm.cpu = (char *)"Skylake-Server";
-    must_say("the CPU 'Skylake-Server' has with QEMU 7.2.22 on hostb not what web1 has seen: avx2 sha-ni; "
-             "give web1 a CPU model "
-             "that both know");
+    must_say("web1 has seen CPU features that QEMU 7.2.22 on hostb cannot give to 'Skylake-Server': avx2 "
+             "sha-ni; give it a "
+             "CPU model that both hosts can run");
     vm.cpu =
         (char *)"host"; /* said once, by what QEMU says: the guest may not have seen all of the processor */
     req.cpu_flags = "fpu sse avx512f avx";
@@ -208,12 +208,24 @@ static void features_seen_may_not_go_away(void **state)
     must_say(NULL);
     req.qemu_version = "10.0.13";
     req.allow_older = true;
-    must_say("the CPU 'max' has with QEMU 7.2.22 on hostb not what web1 has seen: avx2 sha-ni; give web1 a "
-             "CPU model that both know");
+    must_say(
+        "web1 has seen CPU features that QEMU 7.2.22 on hostb cannot give to 'max': avx2 sha-ni; give it a "
+        "CPU model that both hosts can run");
     req.cpu = less;
     must_say(NULL);
     host.machine = false;
     must_say("QEMU 7.2.22 on hostb has no machine type 'pc-q35-7.2'");
+    host.machine = true;
+    host.cpu = NULL;
+    host.cpu_why = "QEMU does not know the CPU 'max' with tcg";
+    must_say("the CPU 'max' of web1: QEMU does not know the CPU 'max' with tcg (on hostb)");
+    req.cpu = NULL;
+    must_say("what CPU features web1 has seen is not known (was QEMU on hosta replaced since it was "
+             "started?): it cannot go to an older QEMU");
+    req.qemu_version = NULL;
+    host.qemu_version = NULL;
+    host.qemu_why = "it does not answer by QMP";
+    must_say("QEMU on hostb cannot be asked what it knows: it does not answer by QMP");
     json_decref(much);
     json_decref(less);
 }

@@ -39,7 +39,7 @@ static int tear_down(void **state)
 
 static void need_qemu(void)
 {
-    if (!qemu_facts("qemu-system-x86_64", "tcg", NULL)) {
+    if (!qemu_facts("qemu-system-x86_64", NULL)) {
         print_message("skipped: qemu-system-x86_64 is not installed\n");
         skip();
     }

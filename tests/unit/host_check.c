@@ -98,6 +98,24 @@ static void both_sides_say_that_memory_cannot_be_tracked(void **state)
     }
 }
 
+/* «Has no program» was said of a QEMU that could not be asked with KVM. */
+static void without_kvm_a_vm_for_it_is_refused_by_that_name(void **state)
+{
+    (void)state;
+    FILE *f = fopen(in_dir(t, "spec.ini"), "we");
+
+    fprintf(f, "[vm]\nname = web1\nmemory = 16M\naccel = kvm\n");
+    fclose(f);
+    t->deny = DENY_KVM;
+    assert_int_equal(test_agent_start(t), 0);
+    json_t *answer = start();
+    assert_false(xm_json_bool(answer, "ok", false));
+    if (!strstr(xm_json_str(answer, "error", ""),
+                "web1 needs KVM and hosta has none: /dev/kvm cannot be used"))
+        fail_msg("%s", json_dumps(answer, 0));
+    json_decref(answer);
+}
+
 /* KVM only where it can run an ordinary guest; else the user is told of software emulation, and why. */
 static void without_accel_a_vm_gets_what_works(void **state)
 {
@@ -128,6 +146,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(both_sides_say_that_memory_cannot_be_tracked, make, take_away),
+        cmocka_unit_test_setup_teardown(without_kvm_a_vm_for_it_is_refused_by_that_name, make, take_away),
         cmocka_unit_test_setup_teardown(without_accel_a_vm_gets_what_works, make, take_away),
     };
     int status;
@@ -135,7 +154,7 @@ int main(int argc, char **argv)
     if (fake_shim_main(argc, argv, &status))
         return status;
     signal(SIGPIPE, SIG_IGN);
-    if (!qemu_facts("qemu-system-x86_64", "tcg", NULL)) {
+    if (!qemu_facts("qemu-system-x86_64", NULL)) {
         printf("skipped: qemu-system-x86_64 is not installed\n");
         return 0;
     }

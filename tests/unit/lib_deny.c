@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <linux/filter.h>
+#include <linux/kvm.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
 #include <sys/prctl.h>
@@ -11,22 +12,22 @@
 int deny(enum deny what)
 {
     static const struct {
-        unsigned call, error;
+        unsigned call, error, request;
     } row[] = {
-        [DENY_NOTHING] = {~0u, 0},
-        [DENY_SCAN] = {SYS_ioctl, ENOTTY},
-        [DENY_PTRACE] = {SYS_ptrace, EPERM},
+        [DENY_NOTHING] = {~0u, 0, 0},
+        [DENY_SCAN] = {SYS_ioctl, ENOTTY, (unsigned)SCAN_IOCTL},
+        [DENY_KVM] = {SYS_ioctl, EPERM, KVM_CREATE_VM},
+        [DENY_PTRACE] = {SYS_ptrace, EPERM, 0},
     };
     /* Of ioctl only the one request, whose low half is args[1]'s first word. */
     struct sock_filter filter[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, row[what].call, 0, what == DENY_SCAN ? 3 : 1),
-        what == DENY_SCAN
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, row[what].call, 0, row[what].request ? 3 : 1),
+        row[what].request
             ? (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1]))
             : (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | row[what].error),
-        what == DENY_SCAN
-            ? (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)SCAN_IOCTL, 0, 1)
-            : (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        row[what].request ? (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, row[what].request, 0, 1)
+                          : (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | row[what].error),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };

@@ -6,6 +6,7 @@
 enum deny {
     DENY_NOTHING,
     DENY_SCAN,   /* the ioctl PAGEMAP_SCAN: ENOTTY, as before Linux 6.7 */
+    DENY_KVM,    /* the ioctl KVM_CREATE_VM: EPERM */
     DENY_PTRACE, /* ptrace(2): EPERM */
 };
 
