@@ -152,7 +152,7 @@ static void judge_features(const struct host_facts *h, const struct admission_re
     char rest[32] = "";
     if (more)
         snprintf(rest, sizeof rest, " and %u more", more);
-    if (missing[0])
+    if (missing[0] || more)
         because(why,
                 "%s has seen CPU features that QEMU %s on %s cannot give to '%s': %s%s; give it a CPU model "
                 "that both hosts can run",

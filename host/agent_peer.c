@@ -118,6 +118,25 @@ static int read_spec(struct asked *q, const json_t *from, struct xm_error *e)
     return r;
 }
 
+/* Bounds of what is compared word by word: a CPU has some hundred features. */
+static int read_cpu(struct asked *q, const json_t *o, struct xm_error *e)
+{
+    const json_t *list = json_object_get(o, "cpu"), *v;
+    size_t i;
+
+    q->req.cpu_flags = xm_json_str(o, "cpu_flags", NULL);
+    if (q->req.cpu_flags && strlen(q->req.cpu_flags) > 8192)
+        return xm_error_set(e, EINVAL, "cpu_flags: longer than 8192 bytes");
+    if (json_array_size(list) > 1000)
+        return xm_error_set(e, EINVAL, "cpu: more than 1000 features");
+    json_array_foreach (list, i, v) {
+        if (!json_is_string(v) || !json_string_length(v) || json_string_length(v) > 64)
+            return xm_error_set(e, EINVAL, "cpu: no list of names of at most 64 bytes");
+    }
+    q->req.cpu = json_array_size(list) ? list : NULL;
+    return 0;
+}
+
 static int read_request(struct agent *a, struct asked *q, const json_t *o, struct xm_error *e)
 {
     const json_t *probes = json_object_get(o, "probes");
@@ -134,8 +153,8 @@ static int read_request(struct agent *a, struct asked *q, const json_t *o, struc
     r->protocol = (unsigned)(xm_json_int(o, "protocol", 0) & 0xffff);
     r->source = xm_json_str(o, "from", "");
     r->qemu_version = xm_json_str(o, "qemu", NULL);
-    r->cpu_flags = xm_json_str(o, "cpu_flags", NULL);
-    r->cpu = json_array_size(json_object_get(o, "cpu")) ? json_object_get(o, "cpu") : NULL;
+    if ((err = read_cpu(q, o, e)) < 0)
+        return err;
     r->kvm = (enum kvm_level)XM_MIN(XM_MAX(xm_json_int(o, "kvm", KVM_NONE), KVM_NONE), KVM_WHOLE);
     r->allow_older = xm_json_bool(o, "allow_older", false);
     snprintf(q->job, sizeof q->job, "%s", xm_json_str(o, "job", ""));

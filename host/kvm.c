@@ -14,6 +14,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -148,10 +149,11 @@ static struct told ask_child(void)
     }
     if (pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        if (getppid() != parent)
+        /* No listener or lock of the parent's may outlive it here. */
+        if (getppid() != parent || dup2(p[1], 1) < 0 || syscall(SYS_close_range, 2u, ~0u, 0u) < 0)
             _exit(1); /* in the forked child only */
         struct told mine = try_it();
-        _exit(write(p[1], &mine, sizeof mine) != sizeof mine);
+        _exit(write(1, &mine, sizeof mine) != sizeof mine);
     }
     if (pid < 0)
         return t;

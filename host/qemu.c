@@ -58,7 +58,7 @@ char **qemu_arguments(const struct vm_spec *vm, const struct qemu_facts *knows, 
                       bool incoming)
 {
     struct args a = {0};
-    bool kvm = !strcmp(vm->accel, "kvm");
+    bool kvm = vm->accel && !strncmp(vm->accel, "kvm", 3);
 
     add_opt(&a, "-name", vm->name);
     add(&a, xm_printf("-nodefaults"));

@@ -171,7 +171,10 @@ static void ask_program(const char *program, struct known *k)
     const json_t *v = json_object_get(json_array_get(answers, 0), "qemu");
     struct qemu_facts *f = &k->facts;
 
-    if (!answers) {
+    if (answers && (!json_is_object(v) || !json_is_array(json_array_get(answers, 1))))
+        xm_error_set(&k->error, EPROTO, "%s: its answers by QMP are not QEMU's", program);
+    if (k->error.code) {
+        json_decref(answers);
         k->believed = xm_now() + FAILURE_KEPT;
         return;
     }

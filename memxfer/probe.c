@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -23,9 +24,12 @@ static _Noreturn void child_main(pid_t parent, uint8_t *map, int go, int done)
     char c;
 
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    while (getppid() == parent && read(go, &c, 1) == 1) {
+    /* No listener or lock of the parent's may outlive it here. */
+    if (dup2(go, 0) < 0 || dup2(done, 1) < 0 || syscall(SYS_close_range, 2u, ~0u, 0u) < 0)
+        _exit(1); /* in the forked child only */
+    while (getppid() == parent && read(0, &c, 1) == 1) {
         map[PROBE_PAGE * XM_PAGE] = 1;
-        if (write(done, &c, 1) != 1)
+        if (write(1, &c, 1) != 1)
             break;
     }
     _exit(0); /* in the forked child only */

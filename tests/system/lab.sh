@@ -240,6 +240,12 @@ END
 start_agent() { # a or b
   case $1 in a) qemu=$XM_LAB_QEMU_A ;; *) qemu=$XM_LAB_QEMU_B ;; esac
   [ -z "$qemu" ] || [ -x "$qemu/qemu-system-x86_64" ] || die "$qemu has no qemu-system-x86_64"
+  # One that was killed a moment ago holds its lock until it has gone.
+  i=0
+  while [ -e "$run/$1/agent.pid" ] && kill -0 "$(cat "$run/$1/agent.pid")" 2>/dev/null && [ $i -lt 100 ]; do
+    i=$((i + 1))
+    sleep 0.05
+  done
   ip netns exec "$prefix-host$1" env PATH="${qemu:+$qemu:}$PATH" setsid "$build/xmigrated" --config "$run/$1/xmigrated.conf" </dev/null >>"$run/$1/agent.log" 2>&1 9>&- &
   echo $! >"$run/$1/agent.pid"
   i=0
@@ -262,7 +268,7 @@ xmigrate() { # a or b, words...
 # Everything that may say why a guest does not answer.
 tell_of() { # a or b, VM
   set +e
-  tail -n 25 "$run/$1/run/vms/$2"/*.log "$run/$1/agent.log" 2>&1
+  tail -n 25 "$run/$1/run/vms/$2"/*.log "$run/$1/state/logs"/* "$run/$1/agent.log" 2>&1
   for p in $(pids_in "$prefix-host$1"); do
     for t in "/proc/$p/task"/*; do
       # In: state, user and system ticks; the system call that it is in and its arguments.

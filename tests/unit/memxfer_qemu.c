@@ -228,7 +228,7 @@ static void a_qemu_without_shared_ram_is_told(void **state)
     struct xm_error e = {0};
     struct xm_ram none;
     assert_int_equal(xm_ram_find(&none, getpid(), &e), -ENOENT);
-    assert_non_null(strstr(e.text, "memory-backend-memfd"));
+    assert_non_null(strstr(e.text, "memory-backend-file,share=on"));
 }
 
 int main(void)
