@@ -340,3 +340,15 @@ bool xm_json_bool(const json_t *o, const char *key, bool otherwise)
     const json_t *v = json_object_get(o, key);
     return json_is_boolean(v) ? json_is_true(v) : otherwise;
 }
+
+bool xm_json_lists(const json_t *array, const char *text)
+{
+    const json_t *v;
+    size_t i;
+
+    json_array_foreach (array, i, v) {
+        if (json_is_string(v) && !strcmp(json_string_value(v), text))
+            return true;
+    }
+    return false;
+}

@@ -45,5 +45,7 @@ const char *xm_json_str(const json_t *o, const char *key, const char *otherwise)
 int64_t xm_json_int(const json_t *o, const char *key, int64_t otherwise);
 double xm_json_real(const json_t *o, const char *key, double otherwise);
 bool xm_json_bool(const json_t *o, const char *key, bool otherwise);
+/* The array has this text among its members. NULL: no. */
+bool xm_json_lists(const json_t *array, const char *text);
 
 #endif

@@ -148,7 +148,8 @@ static int judge(const char *name, int status, bool in_time, uint64_t timeout_ns
     return xm_error_set(e, EIO, "%s failed with exit status %d", name, WEXITSTATUS(status));
 }
 
-/* The reading end of a pipe that holds the text; its other end in *keep. -errno, too, when it does not fit into a pipe. */
+/* The reading end of a pipe that holds the text; its other end in *keep. -errno, too, when it does not fit
+ * into a pipe. */
 static int input_pipe(const char *text, int *keep)
 {
     size_t n = strlen(text);

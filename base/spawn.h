@@ -14,7 +14,8 @@
  * that it leaves behind. out, unless NULL: malloc'ed text of its output (the first MiB), also on failure;
  * NULL when it was not started. Any thread. */
 int xm_run(const char *const argv[], uint64_t timeout_ns, char **out, struct xm_error *e);
-/* The same with a text (at most 64 KiB) on its standard input, which stays open until the program ends. NULL: /dev/null. */
+/* The same with a text (at most 64 KiB) on its standard input, which stays open until the program ends. NULL:
+ * /dev/null. */
 int xm_run_input(const char *const argv[], const char *input, uint64_t timeout_ns, char **out,
                  struct xm_error *e);
 

@@ -71,7 +71,8 @@ static bool has_word(const char *list, const char *word, size_t n)
     return false;
 }
 
-/* With the host's own CPU in the guest, the guest has seen all of the source's flags; told by the kernel where QEMU has not told. */
+/* With the host's own CPU in the guest, the guest has seen all of the source's flags; told by the kernel
+ * where QEMU has not told. */
 static void judge_cpu(const struct host_facts *h, const struct admission_request *r, json_t *why)
 {
     const struct vm_spec *s = r->spec;
@@ -103,20 +104,8 @@ static void judge_cpu(const struct host_facts *h, const struct admission_request
                 missing);
 }
 
-static bool in_array(const json_t *list, const char *word)
-{
-    const json_t *v;
-    size_t i;
-
-    json_array_foreach (list, i, v) {
-        if (json_is_string(v) && !strcmp(json_string_value(v), word))
-            return true;
-    }
-    return false;
-}
-
-/* What the guest has seen of its CPU it may use at any time. An older QEMU knows fewer features; under KVM they are the processor's, and QEMU leaves
- * out, with no more than a warning, what it cannot give. */
+/* What the guest has seen of its CPU it may use at any time. An older QEMU knows fewer features; under KVM
+ * they are the processor's, and QEMU leaves out, with no more than a warning, what it cannot give. */
 static void judge_features(const struct host_facts *h, const struct admission_request *r, json_t *why)
 {
     const struct vm_spec *s = r->spec;
@@ -142,7 +131,7 @@ static void judge_features(const struct host_facts *h, const struct admission_re
     json_array_foreach (r->cpu, i, v) {
         const char *word = json_is_string(v) ? json_string_value(v) : NULL;
         size_t used = strlen(missing);
-        if (!word || in_array(h->cpu, word))
+        if (!word || xm_json_lists(h->cpu, word))
             continue;
         if (used + strlen(word) + 2 < sizeof missing)
             snprintf(missing + used, sizeof missing - used, "%s%s", used ? " " : "", word);

@@ -1,8 +1,9 @@
-/* A guest of some instructions, given to KVM by ioctls (Documentation/virt/kvm/api.rst): in 64-bit mode with paging it uses the FPU and
- * SSE2 as every kernel does when it boots, adds 42 to itself and writes the sum to a port. A software KVM below another hypervisor may
- * offer /dev/kvm, and emulate integer code alone.
+/* A guest of some instructions, given to KVM by ioctls (Documentation/virt/kvm/api.rst): in 64-bit mode with
+ * paging it uses the FPU and SSE2 as every kernel does when it boots, adds 42 to itself and writes the sum to
+ * a port. A software KVM below another hypervisor may offer /dev/kvm, and emulate integer code alone.
  *
- * The guest runs in a child process, which is killed when it does not come to its end: a KVM that hangs holds nobody up. */
+ * The guest runs in a child process, which is killed when it does not come to its end: a KVM that hangs holds
+ * nobody up. */
 #include "host/kvm.h"
 
 #include <fcntl.h>

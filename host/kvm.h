@@ -10,7 +10,8 @@ enum kvm_level {
     KVM_WHOLE, /* it runs that */
 };
 
-/* Tried by a guest of some instructions in a process of its own, some ms. Below KVM_WHOLE, `why` says what went wrong. Any thread. */
+/* Tried by a guest of some instructions in a process of its own, some ms. Below KVM_WHOLE, `why` says what
+ * went wrong. Any thread. */
 enum kvm_level kvm_probe(struct xm_error *why);
 
 #endif

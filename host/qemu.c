@@ -46,8 +46,9 @@ static void add_opt(struct args *a, const char *option, const char *value)
         add2(a, option, xm_printf("%s", value));
 }
 
-/* A named, shared file is the one kind of RAM that every QEMU from 7.2 to 11 leaves out of its stream with x-ignore-shared; since 8.1
- * memory-backend-memfd is sent. So the memfd is ours, and QEMU opens it by a name. */
+/* A named, shared file is the one kind of RAM that every QEMU from 7.2 to 11 leaves out of its stream with
+ * x-ignore-shared; since 8.1 memory-backend-memfd is sent. So the memfd is ours, and QEMU opens it by a name.
+ */
 static char *ram_backend(const struct vm_spec *vm)
 {
     return xm_printf("memory-backend-file,id=mem0,size=%lluM,share=on,mem-path=/proc/self/fd/%d",
@@ -87,8 +88,8 @@ char **qemu_arguments(const struct vm_spec *vm, const struct qemu_facts *knows, 
         add2(&a, "-chardev",
              xm_printf("socket,id=chr-%s,path=%s/disk-%s.sock,%s", d->name, run_dir, d->name,
                        knows->reconnect_ms ? "reconnect-ms=1000" : "reconnect=1"));
-        /* config-wce=off: the guest cannot change the cache mode, which QEMU would not tell the driver again after a
-         * reconnect or a move. The disk is write-back, and the guest flushes. */
+        /* config-wce=off: the guest cannot change the cache mode, which QEMU would not tell the driver again
+         * after a reconnect or a move. The disk is write-back, and the guest flushes. */
         add2(&a, "-device",
              xm_printf("vhost-user-blk-pci,id=disk-%s,chardev=chr-%s,num-queues=%u,config-wce=off", d->name,
                        d->name, queues));
@@ -302,7 +303,8 @@ int qemu_adopt(struct qemu *q, const char *run_dir, struct xm_error *e)
     return r;
 }
 
-/* NAME, page size with its unit, 0xOFFSET, 0xUSED, 0xTOTAL, …: the first line says so, the others are one block each. */
+/* NAME, page size with its unit, 0xOFFSET, 0xUSED, 0xTOTAL, …: the first line says so, the others are one
+ * block each. */
 uint64_t qemu_ramblocks_sum(const char *text)
 {
     uint64_t sum = 0, used;

@@ -19,8 +19,8 @@ void qemu_init(struct qemu *);
 
 /* The descriptor number under which QEMU gets the guest's RAM. */
 #define QEMU_RAM_FD 3
-/* The arguments, for `run_dir` (the VM's) and the QEMU that was asked, as a malloc'ed NULL-terminated list. Both hosts build the same
- * devices in the same order. */
+/* The arguments, for `run_dir` (the VM's) and the QEMU that was asked, as a malloc'ed NULL-terminated list.
+ * Both hosts build the same devices in the same order. */
 char **qemu_arguments(const struct vm_spec *, const struct qemu_facts *, const char *run_dir, bool incoming);
 void qemu_arguments_free(char **);
 

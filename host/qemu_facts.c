@@ -13,7 +13,8 @@
 
 /* ---- one conversation ---- */
 
-/* The answers to `commands` (each a JSON object), in their order: an array of the "return" values. NULL with a sentence. */
+/* The answers to `commands` (each a JSON object), in their order: an array of the "return" values. NULL with
+ * a sentence. */
 static json_t *converse(const char *program, const char *accel, json_t *commands, struct xm_error *e)
 {
     const char *argv[] = {program, "-machine", "none", "-accel", accel,   "-nodefaults", "-no-user-config",
@@ -102,8 +103,8 @@ struct known {
     uint64_t believed;
 };
 
-/* `lock` protects the list. Who asks a QEMU holds `asking` meanwhile, so that the same is not asked twice; what is known already nobody
- * waits for. */
+/* `lock` protects the list. Who asks a QEMU holds `asking` meanwhile, so that the same is not asked twice;
+ * what is known already nobody waits for. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER, asking = PTHREAD_MUTEX_INITIALIZER;
 static struct known *all;
 static unsigned cpus; /* entries for CPUs */
@@ -226,8 +227,8 @@ bool qemu_facts_machine(const struct qemu_facts *q, const char *machine, char fu
 
 /* ---- CPUs ---- */
 
-/* Properties of QEMU's CPU object that are true or false, and no feature that a guest could use. pcommit: withdrawn by Intel before
- * there was a CPU that had it, known to QEMU 7.2. */
+/* Properties of QEMU's CPU object that are true or false, and no feature that a guest could use. pcommit:
+ * withdrawn by Intel before there was a CPU that had it, known to QEMU 7.2. */
 static const char *const no_features[] = {"check",
                                           "cpuid-0xb",
                                           "fill-mtrr-mask",
@@ -279,18 +280,6 @@ static json_t *cpu_model(const char *cpu)
                      "type", "full", "model", "name", cpu, n, "props", props);
 }
 
-static bool listed(const json_t *list, const char *word)
-{
-    const json_t *v;
-    size_t i;
-
-    json_array_foreach (list, i, v) {
-        if (json_is_string(v) && !strcmp(json_string_value(v), word))
-            return true;
-    }
-    return false;
-}
-
 static int by_name(const void *a, const void *b)
 {
     return strcmp(*(const char *const *)a, *(const char *const *)b);
@@ -303,7 +292,7 @@ static json_t *features_of(const json_t *expansion, const json_t *unavailable)
     size_t n = 0;
 
     json_object_foreach (props, key, v) {
-        if (name && json_is_true(v) && is_feature(key) && !listed(unavailable, key))
+        if (name && json_is_true(v) && is_feature(key) && !xm_json_lists(unavailable, key))
             name[n++] = key;
     }
     if (n)

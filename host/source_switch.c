@@ -5,9 +5,10 @@
  * -> both sides' digests are compared -> QEMU sends the device state -> the destination has loaded it all ->
  * hand-off.
  *
- * QEMU's stream carries what is not the guest's RAM, some 0.2 MB and ROMs. A QEMU that would send guest RAM too would do so in the
- * downtime, and over what our own frames have brought: it is asked what it counts as its own to send before anything is accepted of
- * it, and device state that is larger than what fits into the budget ends the migration (check_ram, check_state).
+ * QEMU's stream carries what is not the guest's RAM, some 0.2 MB and ROMs. A QEMU that would send guest RAM
+ * too would do so in the downtime, and over what our own frames have brought: it is asked what it counts as
+ * its own to send before anything is accepted of it, and device state that is larger than what fits into the
+ * budget ends the migration (check_ram, check_state).
  *
  * Failures before the hand-off: source_resume() cancels QEMU's migration and lets the VM go on; nothing of
  * what the destination has heard makes it run the VM. */
@@ -114,8 +115,8 @@ static int start_qemu_migration(struct migration *m)
     json_t *reply = NULL;
     int r = qmp_do(q, "migrate-set-capabilities", capabilities(), QEMU_TIMEOUT, &m->error);
 
-    /* QEMU's own limit must not pace its stream: what it sends is small, and the links have their own. It stops the VM when what is
-     * left of its own RAM (a VGA's) takes a quarter of the budget. */
+    /* QEMU's own limit must not pace its stream: what it sends is small, and the links have their own. It
+     * stops the VM when what is left of its own RAM (a VGA's) takes a quarter of the budget. */
     json_int_t ms = (json_int_t)(m->opt.downtime / 4 / XM_NS_PER_MS);
     if (!r)
         r = qmp_do(

@@ -57,8 +57,8 @@ int xm_tracker_collect(struct xm_tracker *, struct xm_bitmap *dirty, uint64_t *p
  * process is gone. */
 void xm_tracker_close(struct xm_tracker *);
 
-/* Can this process do all of that here? Tried on a child of its own, some ms. 0 or a sentence that begins with what cannot be done. Any
- * thread. */
+/* Can this process do all of that here? Tried on a child of its own, some ms. 0 or a sentence that begins
+ * with what cannot be done. Any thread. */
 int xm_tracking_probe(struct xm_error *);
 
 /* ---- pre-copy, source ---- */
@@ -110,8 +110,8 @@ enum xm_converge xm_converge_judge(struct xm_converge_state *, uint64_t dirty_by
 
 struct xm_ramsink;
 struct xm_ramsink *xm_ramsink_new(struct xm_ram *, struct xm_error *);
-/* For xm_sink: types RAM_PAGES and RAM_DIGEST; the placer passes all others by. check() judges the header; the placer the table
- * of runs, and has the pages received where they belong; frame() counts them. */
+/* For xm_sink: types RAM_PAGES and RAM_DIGEST; the placer passes all others by. check() judges the header;
+ * the placer the table of runs, and has the pages received where they belong; frame() counts them. */
 int xm_ramsink_check(struct xm_ramsink *, const struct xm_frame_hdr *, struct xm_error *);
 void xm_ramsink_frame(struct xm_ramsink *, struct xm_rx *);
 struct xm_placer xm_ramsink_placer(struct xm_ramsink *);

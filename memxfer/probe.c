@@ -1,5 +1,6 @@
-/* memxfer/probe.c: can this process track another one's memory, with this kernel and the rights that it has? Tried on a child of our
- * own in the very way in which a QEMU is tracked, so that whatever stands in the way is met before anything is copied. */
+/* memxfer/probe.c: can this process track another one's memory, with this kernel and the rights that it has?
+ * Tried on a child of our own in the very way in which a QEMU is tracked, so that whatever stands in the way
+ * is met before anything is copied. */
 #include "memxfer/memxfer.h"
 
 #include <fcntl.h>
@@ -18,7 +19,8 @@
 #define PROBE_PAGES 16u
 #define PROBE_PAGE  5u /* written after the memory was armed */
 
-/* In the child: only system calls, since the process it was forked from may have threads. Writes the page when told, and says so. */
+/* In the child: only system calls, since the process it was forked from may have threads. Writes the page
+ * when told, and says so. */
 static _Noreturn void child_main(pid_t parent, uint8_t *map, int go, int done)
 {
     char c;

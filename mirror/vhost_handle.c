@@ -282,8 +282,9 @@ static int swap_log(struct job *j)
     return 0;
 }
 
-/* Requests that the region has room for, per queue. Ours have it for the largest queue, whatever was asked for: QEMU 10.0.13 asks for
- * queues of 128 and lets the guest have 1024. A region that an earlier version of ours has made is as large as it was asked for. */
+/* Requests that the region has room for, per queue. Ours have it for the largest queue, whatever was asked
+ * for: QEMU 10.0.13 asks for queues of 128 and lets the guest have 1024. A region that an earlier version of
+ * ours has made is as large as it was asked for. */
 static uint16_t inflight_size(const struct vhost_inflight *in)
 {
     return in->size >= in->queues * vhost_inflight_bytes(VIRTQUEUE_MAX) ? VIRTQUEUE_MAX : in->queue_size;

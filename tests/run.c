@@ -2,13 +2,15 @@
  *
  *   run [-j JOBS] [-t SECONDS] PROGRAM... [--alone PROGRAM...]
  *
- * They start in the order given, each in a session of its own (so the kernel's autogroups share the processors among them, and a
- * kill reaches all of it but the daemons, which a lab finds by their namespaces). With -j 1 a program's output is seen as it
- * comes; else it is printed whole when the program ends, below a line that names it. What follows --alone runs at the end, one
- * after the other. Programs that failed are named last.
+ * They start in the order given, each in a session of its own (so the kernel's autogroups share the
+ * processors among them, and a kill reaches all of it but the daemons, which a lab finds by their
+ * namespaces). With -j 1 a program's output is seen as it comes; else it is printed whole when the program
+ * ends, below a line that names it. What follows --alone runs at the end, one after the other. Programs that
+ * failed are named last.
  *
- * A program that takes longer than -t (240) seconds of progress (progress.h: on a loaded machine longer by the clock) gets SIGTERM, and
- * SIGKILL when it does not end by that. SIGINT and SIGTERM end all of them in the same way. */
+ * A program that takes longer than -t (240) seconds of progress (progress.h: on a loaded machine longer by
+ * the clock) gets SIGTERM, and SIGKILL when it does not end by that. SIGINT and SIGTERM end all of them in
+ * the same way. */
 #include "tests/progress.h"
 
 #include <dirent.h>
@@ -90,7 +92,8 @@ static void start(struct job *j, const char *path, bool live)
     _exit(127);
 }
 
-/* The session's leader alone gets a SIGTERM: it cleans up, with commands that shall not end. SIGKILL is for all that is in it. */
+/* The session's leader alone gets a SIGTERM: it cleans up, with commands that shall not end. SIGKILL is for
+ * all that is in it. */
 static void kill_session(pid_t leader)
 {
     DIR *proc = opendir("/proc");

@@ -1,10 +1,11 @@
 /* The downtime of a guest under KVM: our own one without an operating system (tests/guest/kvm), which runs
  * also where KVM has to emulate each instruction. usage: bench/kvm downtime-kvm
  *
- * The guest is idle: it sleeps but for one byte a millisecond to its serial port. The longest silence between two bytes, whichever
- * host they came from, over a move with its disk by xmigrate, beside QEMU's own migration of the same guest with the same RAM
- * without any disk; each version of it. All go back and forth between the same hosts; the sides alternate in blocks of moves, since the guest takes
- * some seconds to boot. The silence of a guest that stays is noted beside. */
+ * The guest is idle: it sleeps but for one byte a millisecond to its serial port. The longest silence between
+ * two bytes, whichever host they came from, over a move with its disk by xmigrate, beside QEMU's own
+ * migration of the same guest with the same RAM without any disk; each version of it. All go back and forth
+ * between the same hosts; the sides alternate in blocks of moves, since the guest takes some seconds to boot.
+ * The silence of a guest that stays is noted beside. */
 #include "tests/bench/lib_beat.h"
 #include "tests/bench/lib_lab.h"
 #include "tests/bench/lib_version.h"

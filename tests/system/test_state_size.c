@@ -1,7 +1,9 @@
-/* QEMU's own stream is to be small: it is sent while the VM stands still. What would make it large ends the move, and the VM is as before.
+/* QEMU's own stream is to be small: it is sent while the VM stands still. What would make it large ends the
+ * move, and the VM is as before.
  *
- * RAM: QEMU from 8.1 on sends RAM of memory-backend-memfd by itself, x-ignore-shared or not, a second time and over what our frames have
- * brought. A VM that an earlier version of ours started on such a QEMU has that RAM. */
+ * RAM: QEMU from 8.1 on sends RAM of memory-backend-memfd by itself, x-ignore-shared or not, a second time
+ * and over what our frames have brought. A VM that an earlier version of ours started on such a QEMU has that
+ * RAM. */
 #include "tests/system/harness.h"
 
 #include <stdio.h>

@@ -1,9 +1,10 @@
-/* Stock kernels of Debian 13 and 12, with UEFI (OVMF) and without, on every QEMU at hand and from one to another: a VM boots, moves
- * with its disk, reboots where it is then, moves back and reboots again; its data are read back whole each time.
+/* Stock kernels of Debian 13 and 12, with UEFI (OVMF) and without, on every QEMU at hand and from one to
+ * another: a VM boots, moves with its disk, reboots where it is then, moves back and reboots again; its data
+ * are read back whole each time.
  *
- * QEMUs: this machine's own, and Debian 13's 10 and its backports' 11 (tests/debian13.sh --qemu). Machine type and CPU model are such
- * as all of them know. Without XM_VERSIONS=all only one case runs: there and back between the own one and the next newer, which is
- * what a host's upgrade is, and its rollback. */
+ * QEMUs: this machine's own, and Debian 13's 10 and its backports' 11 (tests/debian13.sh --qemu). Machine
+ * type and CPU model are such as all of them know. Without XM_VERSIONS=all only one case runs: there and back
+ * between the own one and the next newer, which is what a host's upgrade is, and its rollback. */
 #include "tests/system/harness.h"
 
 #include <limits.h>

@@ -1,4 +1,5 @@
-/* What a host cannot do is said when its agent starts and before anything is copied: agents from which it is kept. */
+/* What a host cannot do is said when its agent starts and before anything is copied: agents from which it is
+ * kept. */
 #include "host/kvm.h"
 #include "host/qemu_facts.h"
 #include "tests/unit/lib_agent.h"

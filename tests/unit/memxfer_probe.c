@@ -1,4 +1,5 @@
-/* Whether memory can be tracked here is known before anything is copied: with all that it needs, and with each part of it denied. */
+/* Whether memory can be tracked here is known before anything is copied: with all that it needs, and with
+ * each part of it denied. */
 #include "memxfer/memxfer.h"
 #include "tests/unit/lib_deny.h"
 

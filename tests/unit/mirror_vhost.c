@@ -638,7 +638,8 @@ static void test_resubmits_after_a_hang_up(void **state)
     resubmits_after_a_hang_up();
 }
 
-/* QEMU 10.0.13 asks for an in-flight region of `queue-size` (128), while its guest's rings have 1024 whatever that says. */
+/* QEMU 10.0.13 asks for an in-flight region of `queue-size` (128), while its guest's rings have 1024 whatever
+ * that says. */
 static void test_region_serves_rings_larger_than_asked_for(void **state)
 {
     (void)state;

@@ -1,5 +1,5 @@
-/* tests/unit/tests_run.c: the tests' own limits: they last longer on a machine that is busy, and who reaches one is ended with all
- * that he has started, and named. */
+/* tests/unit/tests_run.c: the tests' own limits: they last longer on a machine that is busy, and who reaches
+ * one is ended with all that he has started, and named. */
 #include "tests/progress.h"
 #include "tests/unit/lib_tmpdir.h"
 
