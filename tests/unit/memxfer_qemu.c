@@ -194,17 +194,18 @@ static void its_ram_is_copied_while_it_runs(void **state)
         if (i > 0)
             seen += r.pages_dirty;
         run("system_reset");
-        /* It writes something, however late it gets a processor. */
+        /* Its firmware writes far more, but how soon depends on when it gets a processor. */
         uint64_t written = 0;
-        for (struct limit l = limit_start(10); !written && limit_wait(&l);)
+        for (struct limit l = limit_start(20); written < 3 && limit_wait(&l);)
             assert_int_equal(xm_precopy_peek(p, &written, NULL), 0);
+        assert_true(written >= 3);
         usleep(60000);
         assert_true(running());
     }
     run("stop");
     if (xm_precopy_round(p, true, NULL, &r, &e) < 0)
         fail_msg("%s", e.text);
-    assert_true(seen + r.pages_dirty > 10);
+    assert_true(seen + r.pages_dirty >= 6 * 3);
     for (uint64_t at = 0; at < RAM; at += XM_PAGE) {
         if (memcmp(to.block[0].map + at, ram.block[0].map + at, XM_PAGE))
             fail_msg("page %llu differs", (unsigned long long)(at / XM_PAGE));
