@@ -21,7 +21,7 @@ LDFLAGS += -pthread $(if $(SAN),-fsanitize=$(SAN))
 LDLIBS  += $(shell pkg-config --libs $(PKGS) 2>/dev/null) -laio
 
 # Folders, lowest first: a folder may include only those before it (tests/layers.sh holds it to that).
-FOLDERS := base net blkcopy mirror memxfer host cli
+FOLDERS := base net blkcopy mirror memxfer vm probe machine migrate shim agent cli
 # A folder's *.c make its library, main_NAME.c makes the program NAME (- for _).
 lib_src  = $(filter-out $(1)/main_%.c,$(wildcard $(1)/*.c))
 reverse  = $(if $(1),$(call reverse,$(wordlist 2,99,$(1))) $(firstword $(1)))

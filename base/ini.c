@@ -334,3 +334,29 @@ int xm_ini_load(const char *path, const struct xm_ini_section *sections, void *r
     free(text);
     return p.err;
 }
+
+unsigned xm_ini_line(const char *path, const char *section, const char *key)
+{
+    FILE *f = fopen(path, "re");
+    char *line = NULL;
+    size_t cap = 0, key_len = key ? strlen(key) : 0;
+    unsigned n = 0, found = 0;
+    bool inside = false;
+
+    while (f && getline(&line, &cap, f) >= 0) {
+        const char *s = line + strspn(line, " \t");
+        n++;
+        if (*s == '[') {
+            size_t len = strlen(section);
+            inside = !strncmp(s + 1, section, len) && s[1 + len] == ']';
+            if (inside && !found)
+                found = n;
+        } else if (inside && key_len && !strncmp(s, key, key_len) && strchr(" \t=:", s[key_len])) {
+            found = n;
+        }
+    }
+    free(line);
+    if (f)
+        fclose(f);
+    return found;
+}

@@ -49,4 +49,14 @@ struct xm_ini_section {
  * with ; or #. 0 or -errno with "FILE:LINE: ..." in e. On an error the root may be half filled. */
 int xm_ini_load(const char *path, const struct xm_ini_section *sections, void *root, struct xm_error *e);
 
+/* One line of an xm_ini_key table: the key is named as the field it goes to. */
+#define XM_INI_KEY(type_, field_, kind_, ...)                                                                \
+    {                                                                                                        \
+        .name = #field_, .type = kind_, .offset = offsetof(type_, field_), __VA_ARGS__                       \
+    }
+
+/* The line (from 1) of the last `key` in `[section]`, or of the section's own line when key is NULL or not
+ * there; 0: neither. */
+unsigned xm_ini_line(const char *path, const char *section, const char *key);
+
 #endif

@@ -57,10 +57,6 @@ int xm_tracker_collect(struct xm_tracker *, struct xm_bitmap *dirty, uint64_t *p
  * process is gone. */
 void xm_tracker_close(struct xm_tracker *);
 
-/* Can this process do all of that here? Tried on a child of its own, some ms. 0 or a sentence that begins
- * with what cannot be done. Any thread. */
-int xm_tracking_probe(struct xm_error *);
-
 /* ---- pre-copy, source ---- */
 
 struct xm_round {

@@ -17,6 +17,11 @@ check net base
 check blkcopy base net
 check mirror base net blkcopy
 check memxfer base net
-check host base net blkcopy mirror memxfer
+check vm base
+check probe base memxfer
+check machine base blkcopy mirror memxfer vm probe
+check migrate base net blkcopy mirror memxfer vm machine
+check shim base vm machine migrate
+check agent base net vm probe
 check cli base
 exit $bad

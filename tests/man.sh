@@ -57,7 +57,7 @@ if [ -x "$build/xmigrated" ]; then
 fi
 
 # xmigrate.conf(5): the keys of the tables that the files are read by.
-if [ -f host/config.c ]; then
+if [ -f agent/config.c ]; then
   # «{"name", ...» or INI_KEY(struct x, name, ...), and the section that each table belongs to.
   table_keys() { # file: prints "section key"
     awk '
@@ -74,10 +74,10 @@ if [ -f host/config.c ]; then
         }
       }' "$1"
   }
-  { table_keys host/config.c; table_keys host/vm_ini.c; } >"$tmp/a"
+  { table_keys agent/config.c; table_keys vm/spec_ini.c; } >"$tmp/a"
   awk '/^\.SS \[/ { s = $2; gsub(/[][]/, "", s) } /^\.SH/ { s = "" } s != "" && /^\.TP/ { getline; if ($1 == ".B") print s, $2 }' \
     man/xmigrate.conf.5 >"$tmp/b"
-  same "host/config.c and host/vm_ini.c" man/xmigrate.conf.5
+  same "agent/config.c and vm/spec_ini.c" man/xmigrate.conf.5
 fi
 
 # The example is good: with its directories put elsewhere, since here they are not, and every key in it uncommented.
@@ -108,13 +108,13 @@ same net/frame.c man/xmigrate-protocol.7
 
 # ... what agents ask each other, and shims.
 page_of() { awk -v of="$1" '/^\.S[SH]/ { on = index($0, of) } on && /^\.TP/ { getline; if ($1 == ".B") print $2 }' man/xmigrate-protocol.7; }
-if [ -f host/agent_verbs.c ]; then
-  grep -o '{"peer\.[a-z]*"' host/agent_verbs.c | tr -d '{"' >"$tmp/a"
+if [ -f agent/verbs.c ]; then
+  grep -o '{"peer\.[a-z]*"' agent/verbs.c | tr -d '{"' >"$tmp/a"
   page_of "Requests between agents" >"$tmp/b"
-  same host/agent_verbs.c man/xmigrate-protocol.7
-  grep -o '{"[a-z]*", cmd_' host/shim_commands.c | cut -d '"' -f 2 >"$tmp/a"
+  same agent/verbs.c man/xmigrate-protocol.7
+  grep -o '{"[a-z]*", cmd_' shim/commands.c | cut -d '"' -f 2 >"$tmp/a"
   page_of "Requests to a shim" >"$tmp/b"
-  same host/shim_commands.c man/xmigrate-protocol.7
+  same shim/commands.c man/xmigrate-protocol.7
 fi
 
 [ $bad = 0 ] && echo "man: the manual pages agree with the programs"

@@ -2,7 +2,7 @@
 #ifndef XM_BENCH_LIB_PEER_H
 #define XM_BENCH_LIB_PEER_H
 
-#include "host/qmp.h"
+#include "machine/qmp.h"
 #include "tests/bench/bench.h"
 
 /* Waits, at most 20 s, until something listens there. */

@@ -1,0 +1,419 @@
+#include "agent/admission.h"
+#include "agent/address.h"
+
+#include <ctype.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void because(json_t *reasons, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void because(json_t *reasons, const char *fmt, ...)
+{
+    char text[400];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    json_t *s = json_string(text);
+    json_array_append_new(reasons, s ? s : json_string("(a name that is not UTF-8)"));
+}
+
+/* ---- the program ---- */
+
+/* "7.2.22" -> 7 * 1000 + 2; 0: cannot be read */
+static unsigned version_number(const char *v)
+{
+    unsigned major = 0, minor = 0;
+    return sscanf(v, "%u.%u", &major, &minor) == 2 && minor < 1000 ? major * 1000 + minor : 0;
+}
+
+static bool older(const struct host_facts *h, const struct admission_request *r)
+{
+    return !r->start && r->qemu_version && h->qemu_version &&
+           version_number(h->qemu_version) < version_number(r->qemu_version);
+}
+
+static void judge_qemu(const struct host_facts *h, const struct admission_request *r, json_t *why)
+{
+    const struct vm_spec *s = r->spec;
+
+    if (!h->qemu_version) {
+        if (h->qemu_why)
+            because(why, "QEMU on %s cannot be asked what it knows: %s", h->host, h->qemu_why);
+        else
+            because(why, "%s has no program '%s'", h->host, s->qemu);
+        return;
+    }
+    if (!h->machine)
+        because(why, "QEMU %s on %s has no machine type '%s'", h->qemu_version, h->host, s->machine);
+    if (older(h, r) && !r->allow_older)
+        because(why,
+                "QEMU %s on %s is older than %s on %s; with --allow-older it is tried when machine type and "
+                "CPU allow",
+                h->qemu_version, h->host, r->qemu_version, r->source);
+    if (!s->accel || strncmp(s->accel, "kvm", 3))
+        return;
+    if (h->kvm == KVM_NONE)
+        because(why, "%s needs KVM and %s has none: %s", s->name, h->host, h->kvm_why ? h->kvm_why : "?");
+    else if (!r->start && h->kvm < r->kvm)
+        because(why, "KVM on %s can do less than on %s, and %s might not run there: %s", h->host, r->source,
+                s->name, h->kvm_why ? h->kvm_why : "?");
+}
+
+static bool has_word(const char *list, const char *word, size_t n)
+{
+    for (const char *p = list; (p = strstr(p, word)); p += n) {
+        if ((p == list || p[-1] == ' ') && (!p[n] || p[n] == ' '))
+            return true;
+    }
+    return false;
+}
+
+/* With the host's own CPU in the guest, the guest has seen all of the source's flags; told by the kernel
+ * where QEMU has not told. */
+static void judge_cpu(const struct host_facts *h, const struct admission_request *r, json_t *why)
+{
+    const struct vm_spec *s = r->spec;
+    char missing[120] = "", word[64];
+    unsigned more = 0;
+
+    if (r->start || !s->accel || strncmp(s->accel, "kvm", 3) || !s->cpu || strncmp(s->cpu, "host", 4) ||
+        !r->cpu_flags || (r->cpu && h->cpu))
+        return;
+    for (const char *p = r->cpu_flags; *p;) {
+        size_t n = strcspn(p, " ");
+        if (n && n < sizeof word) {
+            snprintf(word, sizeof word, "%.*s", (int)n, p);
+            if (has_word(h->cpu_flags ? h->cpu_flags : "", word, n))
+                ;
+            else if (strlen(missing) + n + 2 < sizeof missing)
+                snprintf(missing + strlen(missing), sizeof missing - strlen(missing), "%s%s",
+                         missing[0] ? " " : "", word);
+            else
+                more++;
+        }
+        p += n + (p[n] == ' ');
+    }
+    if (missing[0] && more)
+        because(why, "the CPU of %s lacks what %s has seen: %s and %u more; use a named CPU model", h->host,
+                s->name, missing, more);
+    else if (missing[0])
+        because(why, "the CPU of %s lacks what %s has seen: %s; use a named CPU model", h->host, s->name,
+                missing);
+}
+
+/* What the guest has seen of its CPU it may use at any time. An older QEMU knows fewer features; under KVM
+ * they are the processor's, and QEMU leaves out, with no more than a warning, what it cannot give. */
+static void judge_features(const struct host_facts *h, const struct admission_request *r, json_t *why)
+{
+    const struct vm_spec *s = r->spec;
+    bool kvm = s->accel && !strncmp(s->accel, "kvm", 3);
+    char missing[160] = "";
+    unsigned more = 0;
+    const json_t *v;
+    size_t i;
+
+    if (r->start || !(kvm || older(h, r)))
+        return;
+    if (r->cpu && !h->cpu && h->cpu_why) {
+        because(why, "the CPU '%s' of %s: %s (on %s)", s->cpu ? s->cpu : "?", s->name, h->cpu_why, h->host);
+        return;
+    }
+    if (!r->cpu && r->allow_older && older(h, r))
+        because(why,
+                "what CPU features %s has seen is not known (was QEMU on %s replaced since it was started?): "
+                "it cannot go to an older QEMU",
+                s->name, r->source);
+    if (!h->cpu || !r->cpu)
+        return;
+    json_array_foreach (r->cpu, i, v) {
+        const char *word = json_is_string(v) ? json_string_value(v) : NULL;
+        size_t used = strlen(missing);
+        if (!word || xm_json_lists(h->cpu, word))
+            continue;
+        if (used + strlen(word) + 2 < sizeof missing)
+            snprintf(missing + used, sizeof missing - used, "%s%s", used ? " " : "", word);
+        else
+            more++;
+    }
+    char rest[32] = "";
+    if (more)
+        snprintf(rest, sizeof rest, " and %u more", more);
+    if (missing[0] || more)
+        because(why,
+                "%s has seen CPU features that QEMU %s on %s cannot give to '%s': %s%s; give it a CPU model "
+                "that both hosts can run",
+                s->name, h->qemu_version ? h->qemu_version : "?", h->host, s->cpu ? s->cpu : "?", missing,
+                rest);
+}
+
+/* ---- the host ---- */
+
+static void judge_kernel(const struct host_facts *h, json_t *why)
+{
+    if (h->no_tracking)
+        because(why, "%s: %s", h->host, h->no_tracking);
+}
+
+static void judge_parts(const struct host_facts *h, const struct admission_request *r, json_t *why)
+{
+    const struct vm_spec *s = r->spec;
+
+    for (unsigned i = 0; i < s->nics; i++) {
+        if (s->nic[i].bridge[0] && !h->bridge[i])
+            because(why, "%s has no bridge '%s' (for NIC '%s')", h->host, s->nic[i].bridge, s->nic[i].name);
+    }
+    if (s->kernel && !h->kernel)
+        because(why, "%s has no kernel %s that may be used", h->host, s->kernel);
+    if (s->initrd && !h->initrd)
+        because(why, "%s has no initrd %s that may be used", h->host, s->initrd);
+    if (s->firmware && !h->firmware)
+        because(why, "%s has no firmware %s that may be used", h->host, s->firmware);
+}
+
+static void judge_memory(const struct host_facts *h, const struct admission_request *r, json_t *why)
+{
+    uint64_t gone = h->memory_promised + h->min_memory;
+    uint64_t have = h->memory_free > gone ? h->memory_free - gone : 0;
+
+    if (have < r->spec->memory)
+        because(why,
+                "%s has %s of RAM to give (%s available, %s promised to other VMs, %s kept) and %s needs %s",
+                h->host, xm_format_size(have).s, xm_format_size(h->memory_free).s,
+                xm_format_size(h->memory_promised).s, xm_format_size(h->min_memory).s, r->spec->name,
+                xm_format_size(r->spec->memory).s);
+}
+
+static void judge_record(const struct host_facts *h, const struct admission_request *r, json_t *why)
+{
+    if (h->present)
+        because(why, "a VM '%s' is on %s already", r->spec->name, h->host);
+    else if (!r->start && h->owned_epoch >= r->epoch && h->owned_epoch)
+        because(why,
+                "%s's record says that it owns '%s' itself (epoch %llu); see `xmigrate recover %s` there",
+                h->host, r->spec->name, (unsigned long long)h->owned_epoch, r->spec->name);
+}
+
+static void judge_limits(const struct host_facts *h, const struct admission_request *r, json_t *why)
+{
+    if (h->migrations >= h->max_migrations)
+        because(why, "%s takes part in %u migrations, which is its limit", h->host, h->migrations);
+    else if (r->storage && h->storage_migrations >= h->max_storage_migrations)
+        because(why, "%s takes part in %u migrations with disks, which is its limit", h->host,
+                h->storage_migrations);
+}
+
+/* ---- disks ---- */
+
+static uint64_t room(const struct host_facts *h, const struct fact_datastore *d)
+{
+    uint64_t gone = d->reserved + h->min_free;
+    return d->free > gone ? d->free - gone : 0;
+}
+
+static bool under_target(const struct fact_datastore *d, uint64_t more)
+{
+    double used = (double)(d->size - d->free) + (double)d->reserved + (double)more;
+    return used <= (double)d->size * d->target / 100.0;
+}
+
+/* The one with the most room; one that stays under its target goes before one that does not. */
+static int choose(const struct host_facts *h, uint64_t need)
+{
+    int best = -1;
+    bool best_under = false;
+
+    for (unsigned i = 0; i < h->datastores; i++) {
+        const struct fact_datastore *d = &h->datastore[i];
+        bool under = under_target(d, need);
+        if (room(h, d) < need || (best_under && !under))
+            continue;
+        if (best < 0 || (under && !best_under) || room(h, d) > room(h, &h->datastore[best])) {
+            best = (int)i;
+            best_under = under;
+        }
+    }
+    return best;
+}
+
+static int judge_storage(const struct host_facts *h, const struct admission_request *r, json_t *why)
+{
+    uint64_t need = 0;
+    int found = -1;
+
+    for (unsigned i = 0; i < r->spec->disks; i++)
+        need += r->used[i];
+    if (!r->spec->disks)
+        return -1;
+    if (!h->datastores) {
+        because(why, "%s has no datastore", h->host);
+        return -1;
+    }
+    if (!r->datastore) {
+        found = choose(h, need);
+        if (found < 0)
+            because(why, "no datastore of %s has room for the %s of %s's disks", h->host,
+                    xm_format_size(need).s, r->spec->name);
+        return found;
+    }
+    for (unsigned i = 0; i < h->datastores; i++) {
+        if (!strcmp(h->datastore[i].name, r->datastore))
+            found = (int)i;
+    }
+    if (found < 0) {
+        because(why, "%s has no datastore '%s'", h->host, r->datastore);
+    } else if (room(h, &h->datastore[found]) < need) {
+        const struct fact_datastore *d = &h->datastore[found];
+        because(why,
+                "datastore '%s' on %s has %s to give (%s free, %s promised, %s kept) and %s's disks need %s",
+                d->name, h->host, xm_format_size(room(h, d)).s, xm_format_size(d->free).s,
+                xm_format_size(d->reserved).s, xm_format_size(h->min_free).s, r->spec->name,
+                xm_format_size(need).s);
+        found = -1;
+    }
+    return found;
+}
+
+static void judge_shared(const struct host_facts *h, const struct admission_request *r, json_t *why)
+{
+    for (unsigned i = 0; i < r->spec->disks; i++) {
+        if (!r->shared[i])
+            because(why,
+                    "%s does not reach disk '%s' (%s): only files in a datastore that both hosts have, under "
+                    "one name, can stay "
+                    "where they are; use --with-storage",
+                    h->host, r->spec->disk[i].name, r->spec->disk[i].path);
+    }
+}
+
+/* ---- links ---- */
+
+static void judge_links(const struct host_facts *h, const struct admission_request *r, json_t *why)
+{
+    bool pair = !h->links || !r->links; /* then the control connection's addresses are the link */
+
+    for (unsigned i = 0; i < h->links; i++) {
+        const struct fact_link *l = &h->link[i];
+        if (!l->up)
+            because(why, "link '%s' of %s is down: no interface that is up has its address %s", l->name,
+                    h->host, l->address);
+        else if (l->speed && l->speed < h->min_bandwidth)
+            because(why, "link '%s' of %s runs at %s, less than the minimum of %s", l->name, h->host,
+                    xm_format_rate((double)l->speed).s, xm_format_rate((double)h->min_bandwidth).s);
+        for (unsigned j = 0; j < r->links; j++)
+            pair = pair || address_same_family(l->address, r->link[j].address);
+    }
+    if (!pair)
+        because(why, "no link of %s pairs with one of %s: their addresses are of different families", h->host,
+                r->source);
+}
+
+unsigned admit(const struct host_facts *h, const struct admission_request *r, json_t *reasons, int *datastore)
+{
+    size_t before = json_array_size(reasons);
+
+    *datastore = -1;
+    if (!r->start && h->protocol != r->protocol) {
+        because(reasons, "%s speaks version %u of the agents' protocol and %s version %u", h->host,
+                h->protocol, r->source, r->protocol);
+        return 1; /* what it says of the rest may mean something else */
+    }
+    judge_record(h, r, reasons);
+    judge_qemu(h, r, reasons);
+    judge_cpu(h, r, reasons);
+    judge_features(h, r, reasons);
+    if (!r->start)
+        judge_kernel(h, reasons);
+    judge_parts(h, r, reasons);
+    judge_memory(h, r, reasons);
+    if (!r->start) {
+        judge_limits(h, r, reasons);
+        judge_links(h, r, reasons);
+        if (r->storage)
+            *datastore = judge_storage(h, r, reasons);
+        else
+            judge_shared(h, r, reasons);
+    }
+    return (unsigned)(json_array_size(reasons) - before);
+}
+
+/* ---- what is attached by hand ---- */
+
+static const char *const immovable[] = {"vfio",     "vhost-user",      "vhost-scsi",  "vhost-vsock",
+                                        "usb-host", "hostdev",         "ivshmem",     "virtfs",
+                                        "fsdev",    "tpm-passthrough", "host_device", NULL};
+/* What may come from a peer: options that by themselves, and with values without a '/', touch nothing of this
+ * host. */
+static const char *const harmless[] = {
+    "-device",    "-object",          "-global",    "-rtc",        "-boot",
+    "-vga",       "-display",         "-smbios",    "-cpu",        "-icount",
+    "-no-reboot", "-no-shutdown",     "-nographic", "-nodefaults", "-no-user-config",
+    "-no-hpet",   "-watchdog-action", "-uuid",      "-name",       "-k",
+    NULL};
+
+static bool listed(const char *const *list, const char *word)
+{
+    for (; *list; list++) {
+        if (!strcmp(*list, word))
+            return true;
+    }
+    return false;
+}
+
+/* -object can make files and talk to sockets; two kinds are known not to. */
+static bool object_ok(const char *value)
+{
+    return !strncmp(value, "iothread,", 9) || !strncmp(value, "rng-builtin,", 12);
+}
+
+/* Options within a value can name files too: -machine dumpdtb=, -cpu and -accel to be safe. */
+static void judge_values(const struct vm_spec *s, json_t *reasons)
+{
+    const char *const value[] = {s->machine, s->accel, s->cpu};
+
+    for (size_t i = 0; i < 3; i++) {
+        if (value[i] && (strchr(value[i], '/') || strstr(value[i], "dumpdtb") || value[i][0] == '-'))
+            because(reasons, "'%s' of %s is nothing that is taken from another host", value[i], s->name);
+    }
+}
+
+unsigned admit_extra(const struct vm_spec *s, bool strict, json_t *reasons)
+{
+    size_t before = json_array_size(reasons);
+
+    if (strict)
+        judge_values(s, reasons);
+    for (size_t i = 0; s->extra && s->extra[i]; i++) {
+        const char *a = s->extra[i], *option = i ? s->extra[i - 1] : "";
+        for (size_t j = 0; immovable[j]; j++) {
+            if (strstr(a, immovable[j])) {
+                because(reasons, "'%s' attaches something of its host to %s that cannot move (%s)", a,
+                        s->name, immovable[j]);
+                break;
+            }
+        }
+        if (!strict)
+            continue;
+        if (a[0] == '-' ? !listed(harmless, a)
+                        : strchr(a, '/') || (!strcmp(option, "-object") && !object_ok(a)))
+            because(reasons, "QEMU's argument '%s' of %s is none that is taken from another host", a,
+                    s->name);
+    }
+    return (unsigned)(json_array_size(reasons) - before);
+}
+
+int admit_qemu_name(const struct vm_spec *s, struct xm_error *e)
+{
+    static const char prefix[] = "qemu-system-";
+    const char *arch = s->qemu + sizeof prefix - 1;
+
+    if (strncmp(s->qemu, prefix, sizeof prefix - 1) || !*arch ||
+        strspn(arch, "abcdefghijklmnopqrstuvwxyz0123456789_") != strlen(arch))
+        return xm_error_set(
+            e, EPERM,
+            "the program '%s' is taken from another host only when it is a qemu-system-ARCH without a path",
+            s->qemu);
+    return 0;
+}

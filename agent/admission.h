@@ -1,0 +1,82 @@
+/* agent/admission.h: may this VM come here? A pure function over what a host is and what is asked of it, so
+ * that every rule of DESIGN §4 («check») is tested without a host. It collects every reason against at once:
+ * who asks has one round to fix them all. */
+#ifndef XM_AGENT_ADMISSION_H
+#define XM_AGENT_ADMISSION_H
+
+#include "base/base.h"
+#include "probe/probe.h"
+#include "vm/vm.h"
+
+#define AGENT_PROTOCOL 1
+
+struct fact_datastore {
+    const char *name;
+    uint64_t size, free;
+    uint64_t reserved; /* promised to migrations that come in, and not written yet */
+    unsigned target;   /* percent */
+};
+
+struct fact_link {
+    const char *name, *address;
+    bool up;
+    uint64_t speed; /* bytes a second; 0: it could not be read */
+};
+
+/* A host, as it is now, seen for one request: what is said of bridges and files is about those that the
+ * request names. */
+struct host_facts {
+    const char *host;
+    unsigned protocol;
+    const char *qemu_version;      /* of the program that the VM wants; NULL: it is not there */
+    const char *qemu_why;          /* without a version: why it cannot be asked; NULL: it is not there */
+    bool machine;                  /* that QEMU has the machine type */
+    enum kvm_level kvm;            /* what KVM can run */
+    const char *kvm_why;           /* below KVM_WHOLE: why no more */
+    const char *no_tracking;       /* why the memory of VMs cannot be tracked; NULL: it can */
+    const json_t *cpu;             /* features that the VM's CPU has with this QEMU; NULL: not known */
+    const char *cpu_why;           /* why not */
+    const char *cpu_flags;         /* of /proc/cpuinfo, separated by blanks */
+    bool bridge[VM_NICS_MAX];      /* by NIC: its bridge exists */
+    bool kernel, initrd, firmware; /* the file is there, and may be used by who asks */
+    bool present;                  /* a VM of this name runs or is expected here */
+    uint64_t owned_epoch; /* this host's record says that it owns the VM, in this epoch; 0: it does not */
+    uint64_t memory_free,
+        memory_promised; /* bytes available; of these, promised to VMs that have not used them yet */
+    uint64_t min_memory, min_free, min_bandwidth;
+    unsigned migrations, max_migrations, storage_migrations, max_storage_migrations;
+    unsigned datastores;
+    const struct fact_datastore *datastore;
+    unsigned links;
+    const struct fact_link *link;
+};
+
+struct admission_request {
+    const struct vm_spec *spec;
+    bool start;                  /* it is started here, not moved: only what a start needs is asked */
+    bool storage;                /* its disks come along */
+    const char *datastore;       /* wanted by name; NULL: choose */
+    uint64_t used[VM_DISKS_MAX]; /* bytes that each disk holds (a thin disk stays thin) */
+    bool shared[VM_DISKS_MAX];   /* without storage: this host reaches the very same disk, proved by a probe
+                                    file */
+    uint64_t epoch;
+    unsigned protocol;
+    const char *source, *qemu_version, *cpu_flags;
+    enum kvm_level kvm; /* of the source */
+    const json_t *cpu;  /* features that the guest has seen; NULL: not known */
+    bool allow_older;   /* QEMU may be an older one here, if machine type and CPU allow */
+    unsigned links;
+    const struct fact_link *link; /* of the source: how many, their addresses' families */
+};
+
+/* Appends a sentence to `reasons` for each thing that is against it; returns how many. *datastore: the index
+ * of the one chosen for the disks, -1 when there is none. */
+unsigned admit(const struct host_facts *, const struct admission_request *, json_t *reasons, int *datastore);
+
+/* What in `extra` cannot move. strict: the spec came from a peer: only arguments that are known to name
+ * nothing of this host. */
+unsigned admit_extra(const struct vm_spec *, bool strict, json_t *reasons);
+/* A program or file that a peer's spec names: the rules for names from outside. 0 or a sentence. */
+int admit_qemu_name(const struct vm_spec *, struct xm_error *);
+
+#endif

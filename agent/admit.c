@@ -1,0 +1,285 @@
+/* What this host is, for admission; and the disks' files. */
+#include "agent/agent.h"
+#include "agent/facts.h"
+#include "probe/probe.h"
+
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- facts ---- */
+
+void gather(struct agent *a, const struct admission_request *r, bool strict, struct gathered *g)
+{
+    const struct vm_spec *s = r->spec;
+    struct host_facts *f = &g->facts;
+    bool run_it = !strict || admit_qemu_name(s, NULL) == 0;
+    bool kvm = s->accel && !strncmp(s->accel, "kvm", 3);
+    char full[128];
+
+    memset(g, 0, sizeof *g);
+    const struct qemu_facts *q = run_it ? qemu_facts(s->qemu, &g->qemu) : NULL;
+    if (!q && run_it && g->qemu.code != ENOENT)
+        f->qemu_why = g->qemu.text;
+    f->host = a->conf.name;
+    f->protocol = AGENT_PROTOCOL;
+    f->qemu_version = q ? q->version : NULL;
+    f->machine = q && qemu_facts_machine(q, s->machine, full);
+    if (!r->start && probe_tracking(&g->tracking) < 0)
+        f->no_tracking = g->tracking.text;
+    f->kvm = kvm ? kvm_probe(&g->kvm) : KVM_NONE;
+    f->kvm_why = g->kvm.text;
+    if (q && !r->start && r->cpu && s->cpu && (!kvm || f->kvm != KVM_NONE))
+        f->cpu = g->cpu = qemu_facts_cpu(s->qemu, s->accel, s->cpu, &g->no_cpu);
+    f->cpu_why = g->no_cpu.code ? g->no_cpu.text : NULL;
+    f->cpu_flags = facts_cpu_flags();
+    for (unsigned i = 0; i < s->nics; i++)
+        f->bridge[i] = s->nic[i].bridge[0] && facts_bridge(s->nic[i].bridge);
+    f->kernel = s->kernel && facts_file(s->kernel, strict);
+    f->initrd = s->initrd && facts_file(s->initrd, strict);
+    f->firmware = s->firmware && facts_file(s->firmware, strict);
+    if (!vm_owned(a, s->name, &f->owned_epoch))
+        f->owned_epoch = 0;
+    f->memory_free = facts_memory_available();
+    f->min_memory = a->conf.min_memory;
+    f->min_free = a->conf.min_free;
+    f->min_bandwidth = a->conf.min_bandwidth;
+    f->max_migrations = a->conf.migrations;
+    f->max_storage_migrations = a->conf.storage_migrations;
+    f->datastores = a->conf.datastores;
+    f->datastore = g->datastore;
+    for (unsigned i = 0; i < a->conf.datastores; i++) {
+        g->datastore[i] =
+            (struct fact_datastore){.name = a->conf.datastore[i].name, .target = a->conf.datastore[i].target};
+        facts_space(a->conf.datastore[i].path, &g->datastore[i].size, &g->datastore[i].free);
+    }
+    f->links = a->conf.links;
+    f->link = g->link;
+    for (unsigned i = 0; i < a->conf.links; i++) {
+        g->link[i] = (struct fact_link){.name = a->conf.link[i].name, .address = a->conf.link[i].address};
+        g->link[i].speed = facts_link_speed(a->conf.link[i].address, &g->link[i].up);
+    }
+}
+
+void gathered_free(struct gathered *g)
+{
+    json_decref(g->cpu);
+}
+
+unsigned judge(struct agent *a, const struct admission_request *r, struct gathered *g, json_t *reasons,
+               int *datastore)
+{
+    struct host_facts *f = &g->facts;
+    struct vm *vm;
+
+    f->present = vm_find(a, r->spec->name) != NULL;
+    f->memory_promised = vms_memory_promised(a);
+    f->migrations = jobs_running(a, false);
+    f->storage_migrations = jobs_running(a, true);
+    TAILQ_FOREACH (vm, &a->vms, link) {
+        f->migrations += vm->incoming != NULL;
+        f->storage_migrations += xm_json_bool(vm->incoming, "storage", false);
+    }
+    for (unsigned i = 0; i < f->datastores; i++)
+        g->datastore[i].reserved = vms_space_promised(a, g->datastore[i].name);
+    return admit(f, r, reasons, datastore);
+}
+
+char *reasons_text(const json_t *reasons)
+{
+    char *text = xm_printf("%s", "");
+    size_t i;
+    json_t *v;
+
+    json_array_foreach ((json_t *)reasons, i, v) {
+        char *longer =
+            xm_printf("%s%s%s", text, i ? "; " : "", json_is_string(v) ? json_string_value(v) : "?");
+        free(text);
+        text = longer;
+    }
+    return text;
+}
+
+/* ---- specs ---- */
+
+/* -ENOENT: there is nothing. */
+static int size_of(const char *path, uint64_t *size, struct xm_error *e)
+{
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    int r = 0;
+
+    if (fd < 0 || fstat(fd, &st) < 0)
+        r = xm_error_errno(e, errno, "cannot open %s", path);
+    else if (S_ISREG(st.st_mode))
+        *size = (uint64_t)st.st_size;
+    else if (!S_ISBLK(st.st_mode) || ioctl(fd, BLKGETSIZE64, size) < 0)
+        r = xm_error_set(e, EINVAL, "%s is neither a file nor a block device", path);
+    if (fd >= 0)
+        close(fd);
+    return r;
+}
+
+static int resolve_disk(struct agent *a, const struct vm_spec *s, struct vm_disk *d, struct xm_error *e)
+{
+    const struct conf_datastore *ds;
+    uint64_t size = 0;
+
+    if (d->path[0] != '/') {
+        ds = config_datastore(&a->conf, d->datastore);
+        if (!ds)
+            return xm_error_set(e, EINVAL, "disk '%s' of VM %s: %s has no datastore '%s'", d->name, s->name,
+                                a->conf.name, d->datastore);
+        char *path = xm_printf("%s/%s", ds->path, d->path);
+        free(d->path);
+        d->path = path;
+    } else if ((ds = config_datastore_of(&a->conf, d->path))) {
+        snprintf(d->datastore, sizeof d->datastore, "%s", ds->name);
+    } else {
+        d->datastore[0] = 0;
+    }
+    int r = size_of(d->path, &size, e);
+    if (r == -ENOENT && d->datastore[0]) {
+        return d->size ? 0
+                       : xm_error_set(
+                             e, EINVAL,
+                             "disk '%s' of VM %s: %s is not there, and without a 'size' it cannot be made",
+                             d->name, s->name, d->path);
+    }
+    if (r)
+        return xm_error_prefix(e, "disk '%s' of VM %s", d->name, s->name);
+    if (d->size && d->size != size)
+        return xm_error_set(e, EINVAL, "disk '%s' of VM %s: %s has %llu bytes, the specification says %llu",
+                            d->name, s->name, d->path, (unsigned long long)size, (unsigned long long)d->size);
+    if (!size || size % 512)
+        return xm_error_set(e, EINVAL, "disk '%s' of VM %s: %s has %llu bytes, which is no multiple of 512",
+                            d->name, s->name, d->path, (unsigned long long)size);
+    d->size = size;
+    return 0;
+}
+
+int resolve_spec(struct agent *a, struct vm_spec *s, struct xm_error *note, struct xm_error *e)
+{
+    const struct qemu_facts *q = qemu_facts(s->qemu, NULL);
+    char full[128];
+
+    if (!s->accel) {
+        struct xm_error why = {0};
+        bool kvm = kvm_probe(&why) == KVM_WHOLE;
+        s->accel = xm_printf("%s", kvm ? "kvm" : "tcg");
+        if (!kvm && note)
+            xm_error_set(note, ENOTSUP, "VM %s runs by software emulation (accel = tcg), which is slow: %s",
+                         s->name, why.text);
+    }
+    if (!s->cpu)
+        s->cpu = xm_printf("%s", !strncmp(s->accel, "kvm", 3) ? "host" : "max");
+    /* "q35" is another machine with each QEMU: both hosts have to mean the same one. */
+    if (q && qemu_facts_machine(q, s->machine, full)) {
+        free(s->machine);
+        s->machine = xm_printf("%s", full);
+    }
+    for (unsigned i = 0; i < s->disks; i++) {
+        int r = resolve_disk(a, s, &s->disk[i], e);
+        if (r)
+            return r;
+    }
+    return 0;
+}
+
+/* ---- disks' files ---- */
+
+uint64_t disk_used(const struct vm_disk *d)
+{
+    struct stat st;
+
+    if (stat(d->path, &st) < 0 || !S_ISREG(st.st_mode))
+        return d->size;
+    return XM_MIN((uint64_t)st.st_blocks * 512, d->size);
+}
+
+static int make_sparse(const char *path, uint64_t size, struct xm_error *e)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    int r = 0;
+
+    if (fd < 0)
+        return xm_error_errno(e, errno, "cannot make %s", path);
+    if (ftruncate(fd, (off_t)size) < 0) {
+        r = xm_error_errno(e, errno, "cannot make %s with %s", path, xm_format_size(size).s);
+        unlink(path);
+    }
+    close(fd);
+    return r;
+}
+
+int create_missing(struct vm_spec *s, json_t *created, struct xm_error *e)
+{
+    for (unsigned i = 0; i < s->disks; i++) {
+        struct vm_disk *d = &s->disk[i];
+        struct stat st;
+        if (!d->datastore[0] || !stat(d->path, &st))
+            continue;
+        int r = make_sparse(d->path, d->size, e);
+        if (r)
+            return r;
+        json_array_append_new(created, json_string(d->path));
+    }
+    return 0;
+}
+
+/* The n-th name that a disk may have: what stands in the way under the first is not touched. */
+static char *disk_path(struct agent *a, int datastore, const char *vm, const char *disk, unsigned n)
+{
+    const char *dir = a->conf.datastore[datastore].path;
+    return n ? xm_printf("%s/%s-%s.%u.raw", dir, vm, disk, n) : xm_printf("%s/%s-%s.raw", dir, vm, disk);
+}
+
+char *free_disk_path(struct agent *a, int datastore, const char *vm, const char *disk)
+{
+    for (unsigned n = 0;; n++) {
+        char *path = disk_path(a, datastore, vm, disk, n);
+        struct stat st;
+        if (lstat(path, &st) < 0)
+            return path;
+        free(path);
+    }
+}
+
+int create_disks(struct agent *a, struct vm_spec *s, int datastore, json_t *created, struct xm_error *e)
+{
+    for (unsigned i = 0; i < s->disks; i++) {
+        struct vm_disk *d = &s->disk[i];
+        int r = -EEXIST;
+        for (unsigned n = 0; r == -EEXIST && n < 1000; n++) {
+            char *path = disk_path(a, datastore, s->name, d->name, n);
+            r = make_sparse(path, d->size, e);
+            if (r) {
+                free(path);
+                continue;
+            }
+            json_array_append_new(created, json_string(path));
+            free(d->path);
+            d->path = path;
+            snprintf(d->datastore, sizeof d->datastore, "%s", a->conf.datastore[datastore].name);
+        }
+        if (r)
+            return r;
+    }
+    return 0;
+}
+
+void delete_created(const json_t *created)
+{
+    size_t i;
+    json_t *v;
+
+    json_array_foreach ((json_t *)created, i, v) {
+        if (json_is_string(v) && unlink(json_string_value(v)) < 0 && errno != ENOENT)
+            xm_log(XM_LOG_WARN, "cannot delete %s: %s", json_string_value(v), strerror(errno));
+    }
+}

@@ -1,0 +1,248 @@
+/* agent/agent.h: xmigrated, the agent of one host. HACKING.md tells its protocols.
+ *
+ * Threads. The main thread waits for connections (epoll). Each connection has a
+ * thread that serves its requests one after the other, and each VM has a thread that listens to its shim's
+ * events («watcher»). So a request that waits for a QEMU to boot, for a peer, or for the end of a migration
+ * is plain code from top to bottom, where a loop would need a state machine for each verb; there are at most
+ * some hundred threads, nearly all asleep, and none of them is on the data path.
+ *
+ * One lock, agent.lock, protects everything that is shared: the lists, and every field of struct vm and
+ * struct job but the constant ones. It is held for short moments only: never over a wait, an fsync or a call
+ * to a shim or peer. So nobody keeps a pointer to a vm over a wait: they keep its name and look it up again.
+ * A job is kept by counting (job_get, job_put).
+ *
+ * Nothing that matters lives here alone. VMs are found again by their run directories, what is reserved is
+ * computed from what stands there (shim.json), ended jobs and owners' records are files in the state
+ * directory.
+ */
+#ifndef XM_AGENT_H
+#define XM_AGENT_H
+
+#include "base/base.h"
+#include "agent/admission.h"
+#include "agent/config.h"
+#include "vm/vm.h"
+#include <pthread.h>
+#include <sys/queue.h>
+
+#define XMIGRATE_VERSION "0.1"
+
+struct agent;
+
+/* ---- VMs (vms.c: the list and the files; watch.c: the shims) ---- */
+
+enum vm_phase {
+    VM_STARTING, /* claimed by a request that is bringing its shim up */
+    VM_UP,       /* it has a shim */
+};
+
+struct vm {
+    TAILQ_ENTRY(vm) link;
+    struct agent *agent;
+    char name[VM_NAME_MAX + 1]; /* constant */
+    char *dir;                  /* constant: its run directory */
+    enum vm_phase phase;
+    json_t *spec; /* replaced as a whole */
+    uint64_t memory;
+    char job[16]; /* the job that holds it; "": none; "-": one that is about to be made */
+    json_t
+        *moving;  /* while its disks move on this host: {"datastore", "reserve": [{path, used}]}; else NULL */
+    int watch_fd; /* its watcher's socket, -1 */
+    unsigned revived;    /* how often its shim was started anew since: */
+    uint64_t revived_at; /* xm_now() */
+    /* It is expected, by a migration: */
+    json_t *incoming; /* what stands in shim.json; NULL when the VM is this host's own */
+};
+
+/* Under the lock: */
+struct vm *vm_find(struct agent *, const char *name);
+/* Claims the name (phase VM_STARTING), NULL with a sentence when it is taken. spec: a new reference is kept.
+ */
+struct vm *vm_claim(struct agent *, const char *name, json_t *spec, struct xm_error *);
+void vm_forget(struct vm *); /* out of the list, freed */
+uint64_t vms_memory_promised(struct agent *);
+uint64_t vms_space_promised(struct agent *, const char *datastore);
+
+/* Without the lock: */
+int vms_adopt(
+    struct agent *); /* at the start: finds the shims that are there, cleans up after those that are not */
+/* Writes shim.json and runs the shim until it says that the VM runs (or waits for its migration). On failure
+ * the sentence is the shim's. The caller removes the run directory then. */
+int vm_spawn(struct agent *, const char *name, json_t *spec, uint64_t epoch, json_t *incoming,
+             struct xm_error *);
+int vm_watch(struct agent *, const char *name, struct xm_error *); /* it has a shim now: starts its watcher */
+/* An incoming VM that is on its way out (its shim does not answer any more) is waited for. True: it has gone.
+ */
+bool vm_wait_ending(struct agent *, const char *name);
+/* Ends what is left of a VM here that is another host's, and has no shim. False: it has one, or does not end.
+ */
+bool vm_end_orphan(struct agent *, const char *name);
+/* No shim any more: what is left of the VM here? False: its QEMU, which nobody may end before it is known
+ * whose the VM is. incoming: as in struct vm. */
+bool vm_clean_up(struct agent *, const char *name, const json_t *incoming);
+/* The process that FILE (shim.pid, qemu.pid) names, if it is still the VM's; 0 when not. */
+pid_t vm_process(struct agent *, const char *name, const char *file);
+/* One request to the shim; the reference `request` is stolen. The answer (ok is true) or NULL with a
+ * sentence. */
+json_t *shim_call(struct agent *, const char *name, json_t *request, int pass_fd, uint64_t timeout_ns,
+                  struct xm_error *);
+void vm_remove_run_dir(struct agent *, const char *name); /* keeps the logs, in state_dir/logs */
+char *vm_path(const struct agent *, const char *name, const char *file); /* in the run directory */
+char *vm_state_path(const struct agent *, const char *name,
+                    const char *file); /* in the state directory; file NULL: itself */
+/* This host's record says that it owns the VM. *epoch (may be NULL): the record's, 0 without one. */
+bool vm_owned(struct agent *, const char *name, uint64_t *epoch);
+int owner_read(struct agent *, const char *name, struct owner_record *, struct xm_error *);
+int owner_write(struct agent *, const char *name, const struct owner_record *, struct xm_error *);
+int write_json(const char *path, const json_t *, struct xm_error *);      /* atomically, durable */
+json_t *read_json(const char *path, struct xm_error *);                   /* an object, or NULL */
+json_t *read_vm_json(struct agent *, const char *name, const char *file); /* likewise, in the run directory */
+
+/* ---- jobs (jobs.c) ---- */
+
+#define JOB_EVENTS 512 /* kept in memory for who watches late; the first («job») and the last always */
+
+struct job {
+    TAILQ_ENTRY(job) link;
+    char id[16];   /* constant */
+    json_t *about; /* job, mode, vm, source, destination…; "state": running, done, failed */
+    json_t *event[JOB_EVENTS];
+    unsigned events; /* how many there were; slot() in jobs.c says where each is */
+    bool over;
+    bool storage;    /* counts against the limit of migrations with disks */
+    bool aborted;    /* its user wants its end; looked at while no shim works on it yet */
+    bool launched;   /* a shim works on it */
+    int exit;        /* when over: the exit status of who waits for it */
+    char error[400]; /* when over and failed */
+    unsigned refs;
+};
+
+int jobs_load(struct agent *);    /* at the start, before the VMs are adopted */
+void jobs_settle(struct agent *); /* after it: ends those that no shim works on any more */
+/* A new job, recorded durably, with its first event. `about` is stolen. NULL with a sentence. */
+struct job *job_new(struct agent *, json_t *about, bool storage, struct xm_error *);
+struct job *job_get(struct agent *, const char *id); /* NULL: unknown, or too long ago */
+void job_put(struct agent *, struct job *);
+void job_event(struct agent *, struct job *, json_t *steals); /* adds job; «done» and «failed» end it */
+void job_fail(struct agent *, struct job *, int exit, const char *why);
+json_t *job_last_event(const struct job *); /* under the lock; a copy, or NULL */
+json_t *jobs_list(struct agent *);
+void jobs_free(struct agent *);
+unsigned jobs_running(struct agent *, bool storage_only); /* under the lock */
+
+/* ---- the agent ---- */
+
+struct conn;
+
+struct agent {
+    struct config conf; /* constant */
+    char *run_lock;
+    int lock_fd;
+    unsigned port; /* that it listens on; constant after the start */
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed; /* a job has a new event, a VM came or went, a thread ended, the agent ends */
+    TAILQ_HEAD(, vm) vms;
+    TAILQ_HEAD(, job) jobs; /* newest last */
+    LIST_HEAD(, conn) conns;
+    unsigned threads, unix_conns, tcp_conns;
+    unsigned next_job;
+    unsigned pending, pending_storage; /* moves that were let in and have no job yet */
+    bool ending;
+};
+
+static inline void agent_lock(struct agent *a)
+{
+    pthread_mutex_lock(&a->lock);
+}
+static inline void agent_unlock(struct agent *a)
+{
+    pthread_mutex_unlock(&a->lock);
+}
+/* The program: everything from the start to the end. Takes the configuration's contents over. */
+int agent_run(struct config *, struct xm_error *);
+/* Starts a detached thread that agent_free waits for. */
+int agent_thread(struct agent *, void *(*run)(void *), void *arg, struct xm_error *);
+void agent_thread_ends(struct agent *); /* the last thing such a thread does */
+/* Under the lock; false when the deadline (xm_now() scale) has passed or the agent ends. */
+bool agent_wait(struct agent *, uint64_t deadline);
+
+/* ---- connections and verbs (conn.c, verbs.c) ---- */
+
+struct conn {
+    LIST_ENTRY(conn) link;
+    struct agent *agent;
+    struct xm_jsonl js;
+    bool peer;           /* came over TCP, from another agent */
+    struct address from; /* of a peer */
+    bool dead;           /* it does not read any more: events are not sent */
+};
+
+/* A verb's handler: sends events by conn_event and returns the last answer (ok_answer, refusal). Without the
+ * lock held. */
+typedef json_t *verb_handler(struct conn *, const json_t *request);
+
+void conn_accept(struct agent *, int listen_fd, bool peer);
+void conn_event(struct conn *, json_t *steals);
+json_t *verb_run(struct conn *, const json_t *request);
+json_t *ok_answer(void); /* {"ok":true} */
+json_t *refusal(int exit, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* Sends the job's events from the first one kept, until it is over; the last answer then. Takes over the
+ * job's reference. */
+json_t *job_stream(struct conn *, struct job *);
+
+enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_REFUSED = 3, EXIT_UNKNOWN = 4 };
+
+verb_handler verb_start, verb_stop, verb_list, verb_show;                           /* start.c */
+verb_handler verb_check, verb_move, verb_abort, verb_set;                           /* move.c */
+verb_handler verb_recover, verb_peer_owner, verb_peer_recover;                      /* recover.c */
+verb_handler verb_rebalance, verb_peer_datastores;                                  /* rebalance.c */
+verb_handler verb_jobs, verb_watch;                                                 /* jobs.c */
+verb_handler verb_peer_hello, verb_peer_check, verb_peer_prepare, verb_peer_cancel; /* peer.c */
+
+/* start.c: starts a VM that this host owns, from its recorded spec. The answer. */
+json_t *start_again(struct agent *, const char *name);
+
+/* A link's socket has come with this token: hands it to the shim that waits for it. peer.c. Takes over
+ * fd. */
+void link_arrived(struct agent *, const struct address *from, const char *token, const char *name, int fd);
+bool link_welcome(struct agent *, const struct address *from); /* some migration expects links from there */
+
+/* admit.c: gathers what this host is, and judges a request by it (agent/admission.h). */
+struct gathered {
+    struct host_facts facts; /* points into what follows, and into the configuration */
+    struct fact_datastore datastore[CONFIG_MANY];
+    struct fact_link link[CONFIG_MANY];
+    struct xm_error tracking, kvm, qemu, no_cpu;
+    json_t *cpu;
+};
+void gathered_free(struct gathered *);
+/* Without the lock: asks kernel, files and QEMU. strict: the request came from a peer. */
+void gather(struct agent *, const struct admission_request *, bool strict, struct gathered *);
+/* Under the lock: adds what is reserved and running, judges. Appends to reasons; returns how many.
+ * *datastore: index in the configuration, -1: none. */
+unsigned judge(struct agent *, const struct admission_request *, struct gathered *, json_t *reasons,
+               int *datastore);
+/* Makes a spec as the user wrote it whole, for this host: accel, cpu, machine's full name, disks' paths and
+ * sizes. note (may be NULL): a sentence for the user when the VM will run otherwise than he may expect. */
+int resolve_spec(struct agent *, struct vm_spec *, struct xm_error *note, struct xm_error *);
+uint64_t
+disk_used(const struct vm_disk *); /* bytes that it holds; its size where that is all that is known */
+/* Makes the sparse files that the spec names and that are not there yet; their paths are appended to
+ * `created`. */
+int create_missing(struct vm_spec *, json_t *created, struct xm_error *);
+/* Makes a new sparse file in the datastore for each disk and changes the spec to them. On failure what was
+ * made is in `created`. */
+int create_disks(struct agent *, struct vm_spec *, int datastore, json_t *created, struct xm_error *);
+/* A path in the datastore that is not taken now; malloc'ed. */
+char *free_disk_path(struct agent *, int datastore, const char *vm, const char *disk);
+void delete_created(const json_t *created);
+char *reasons_text(const json_t *reasons); /* "a; b; c", malloc'ed */
+
+/* call.c: one request to another agent. The answer (ok true), or NULL with a sentence; *exit_status as
+ * the peer said, *reasons (a new reference) when it gave some. local: filled with the address that the
+ * connection had here, when not NULL. */
+json_t *peer_call_agent(struct agent *, const struct conf_peer *, json_t *steals, uint64_t timeout_ns,
+                        int *exit_status, json_t **reasons, struct address_text *local, struct xm_error *);
+
+#endif

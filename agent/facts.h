@@ -1,0 +1,22 @@
+/* agent/facts.h: what the host is, read from the kernel. Any thread. */
+#ifndef XM_AGENT_FACTS_H
+#define XM_AGENT_FACTS_H
+
+#include "base/base.h"
+
+const char *facts_cpu_flags(void); /* of the first CPU; "" when unknown; never freed */
+uint64_t facts_memory_available(void);
+uint64_t
+    facts_shared_rss(pid_t); /* bytes of shared memory that the process has touched; 0: no such process */
+bool facts_bridge(const char *name);
+/* The speed of the interface that has this address, in bytes a second, 0 when unknown; *up: there is one and
+ * it is up. */
+uint64_t facts_link_speed(const char *address, bool *up);
+/* strict: for a name from outside: a plain file that everybody may read, so that nothing secret gets into a
+ * guest. */
+bool facts_file(const char *path, bool strict);
+bool facts_space(const char *dir, uint64_t *size, uint64_t *free_bytes);
+/* A program of this name runs as that process. */
+bool facts_process(pid_t, const char *comm_prefix);
+
+#endif

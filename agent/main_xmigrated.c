@@ -1,0 +1,64 @@
+/* xmigrated: the agent of one host. agent/agent.h has the map of its threads. */
+#include "agent/agent.h"
+
+#include <fcntl.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static void usage(FILE *f)
+{
+    fprintf(f, "usage: xmigrated [--config FILE]\n"
+               "  --config FILE  configuration (default " CONFIG_PATH ")\n"
+               "  --check        read the configuration, say whether it is good, and end\n"
+               "  --version, --help\n");
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option options[] = {{"config", required_argument, NULL, 'c'},
+                                            {"check", no_argument, NULL, 'k'},
+                                            {"version", no_argument, NULL, 'v'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {NULL, 0, NULL, 0}};
+    static struct config conf;
+    struct xm_error e = {0};
+    const char *path = CONFIG_PATH;
+    bool check = false;
+
+    xm_log_open("xmigrated", XM_LOG_INFO);
+    for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+        if (o == 'c') {
+            path = optarg;
+        } else if (o == 'k') {
+            check = true;
+        } else if (o == 'v') {
+            printf("xmigrated %s\n", XMIGRATE_VERSION);
+            return 0;
+        } else {
+            usage(o == 'h' ? stdout : stderr);
+            return o == 'h' ? 0 : 2;
+        }
+    }
+    if (optind < argc) {
+        usage(stderr);
+        return 2;
+    }
+    int r = config_load(&conf, path, &e);
+    if (r) {
+        fprintf(stderr, "xmigrated: %s\n", e.text);
+        config_free(&conf);
+        return 2;
+    }
+    if (check)
+        printf("%s: good\n", path);
+    else
+        r = agent_run(&conf, &e);
+    if (r)
+        fprintf(stderr, "xmigrated: %s\n", e.text);
+    config_free(&conf);
+    return r ? 1 : 0;
+}

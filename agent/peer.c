@@ -1,0 +1,467 @@
+/* What other agents ask of this one: hello, check, prepare, cancel; and their links.
+ *
+ * Everything in a request is hostile until it has been checked: the spec by vm_spec_from_json and by the
+ * rules for specs from outside (agent/admission.h), numbers against their bounds, names against the
+ * configuration. No path comes from a peer: a disk's is made here, from the name of a datastore of ours, and
+ * the VM's and the disk's name.
+ *
+ * prepare, happy path: check; judge and claim the name in one step under the lock, so that what is promised
+ * is counted at once; make the disks; run the shim, which waits with its QEMU; answer with the token.
+ * Anything that fails takes the steps before back. The agent dies in between: shim.json names the disks that
+ * were made, and the next agent deletes them if no shim is there (vms.c). The source never comes: the
+ * shim ends after a minute by itself, and its disks with it.
+ */
+#include "agent/agent.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define TOKEN_BYTES 32
+
+/* ---- requests ---- */
+
+struct asked {
+    struct vm_spec spec;
+    struct admission_request req;
+    struct fact_link link[CONFIG_MANY];
+    char job[16];
+};
+
+static int read_links(struct asked *q, const json_t *links, struct xm_error *e)
+{
+    struct address addr;
+    json_t *l;
+    size_t i;
+
+    if (links && !json_is_array(links))
+        return xm_error_set(e, EINVAL, "links: no list");
+    if (json_array_size(links) > CONFIG_MANY)
+        return xm_error_set(e, EINVAL, "links: more than %d", CONFIG_MANY);
+    json_array_foreach ((json_t *)links, i, l) {
+        q->link[i].name = xm_json_str(l, "name", "");
+        q->link[i].address = xm_json_str(l, "address", "");
+        if (config_name_check("link", q->link[i].name, e) < 0)
+            return -EINVAL;
+        if (!address_parse(&addr, q->link[i].address))
+            return xm_error_set(e, EINVAL, "links: '%.40s' is no IP address", q->link[i].address);
+        q->req.links++;
+    }
+    q->req.link = q->link;
+    return 0;
+}
+
+static int read_used(struct asked *q, const json_t *used, struct xm_error *e)
+{
+    if (!json_is_array(used) || json_array_size(used) != q->spec.disks)
+        return xm_error_set(e, EINVAL, "used: no list of one number per disk");
+    for (unsigned i = 0; i < q->spec.disks; i++) {
+        json_t *n = json_array_get(used, i);
+        if (!json_is_integer(n) || json_integer_value(n) < 0 ||
+            (uint64_t)json_integer_value(n) > q->spec.disk[i].size)
+            return xm_error_set(e, EINVAL, "used: no number from 0 to the disk's size");
+        q->req.used[i] = (uint64_t)json_integer_value(n);
+    }
+    return 0;
+}
+
+static bool hex_only(const char *s, size_t n)
+{
+    return strlen(s) == n && strspn(s, "0123456789abcdef") == n;
+}
+
+/* A disk that stays where it is: the source has put a probe file beside it, and says what is in it. Whoever
+ * finds that in the datastore of this name here reaches the same storage. */
+static void look_for_probe(struct agent *a, struct asked *q, unsigned i, const json_t *probe)
+{
+    struct vm_disk *d = &q->spec.disk[i];
+    const struct conf_datastore *ds = config_datastore(&a->conf, xm_json_str(probe, "datastore", ""));
+    const char *name = xm_json_str(probe, "probe", ""), *content = xm_json_str(probe, "content", "");
+    const char *file = xm_json_str(probe, "file", "");
+    char *text = NULL;
+    size_t len;
+    struct stat st;
+
+    if (!ds || !hex_only(name, 16) || !hex_only(content, 32) || !file[0] || file[0] == '.' ||
+        strchr(file, '/') || strlen(file) > 200)
+        return;
+    char *probe_path = xm_printf("%s/.xmigrate-probe-%s", ds->path, name),
+         *path = xm_printf("%s/%s", ds->path, file);
+    bool same = !xm_file_read(probe_path, 64, &text, &len, NULL) && len == 32 && !memcmp(text, content, 32);
+    if (same && !lstat(path, &st) && S_ISREG(st.st_mode) && (uint64_t)st.st_size == d->size) {
+        free(d->path);
+        d->path = path;
+        path = NULL;
+        snprintf(d->datastore, sizeof d->datastore, "%s", ds->name);
+        q->req.shared[i] = true;
+    }
+    free(probe_path);
+    free(path);
+    free(text);
+}
+
+/* The spec with what is this host's own business taken out of it: taps, paths. */
+static int read_spec(struct asked *q, const json_t *from, struct xm_error *e)
+{
+    json_t *o = json_deep_copy(from), *nic;
+    size_t i;
+
+    json_array_foreach (json_object_get(o, "nics"), i, nic) {
+        if (json_is_object(nic))
+            json_object_set_new(nic, "tap", json_string(""));
+    }
+    int r = vm_spec_from_json(&q->spec, o, e);
+    json_decref(o);
+    return r;
+}
+
+/* Bounds of what is compared word by word: a CPU has some hundred features. */
+static int read_cpu(struct asked *q, const json_t *o, struct xm_error *e)
+{
+    const json_t *list = json_object_get(o, "cpu"), *v;
+    size_t i;
+
+    q->req.cpu_flags = xm_json_str(o, "cpu_flags", NULL);
+    if (q->req.cpu_flags && strlen(q->req.cpu_flags) > 8192)
+        return xm_error_set(e, EINVAL, "cpu_flags: longer than 8192 bytes");
+    if (json_array_size(list) > 1000)
+        return xm_error_set(e, EINVAL, "cpu: more than 1000 features");
+    json_array_foreach (list, i, v) {
+        if (!json_is_string(v) || !json_string_length(v) || json_string_length(v) > 64)
+            return xm_error_set(e, EINVAL, "cpu: no list of names of at most 64 bytes");
+    }
+    q->req.cpu = json_array_size(list) ? list : NULL;
+    return 0;
+}
+
+static int read_request(struct agent *a, struct asked *q, const json_t *o, struct xm_error *e)
+{
+    const json_t *probes = json_object_get(o, "probes");
+    struct admission_request *r = &q->req;
+    int err = read_spec(q, json_object_get(o, "vm"), e);
+
+    if (err)
+        return err;
+    r->spec = &q->spec;
+    vm_wait_ending(a, q->spec.name); /* a second try soon after the first one has failed */
+    r->storage = xm_json_bool(o, "storage", true);
+    r->datastore = xm_json_str(o, "datastore", NULL);
+    r->epoch = (uint64_t)XM_MAX(xm_json_int(o, "epoch", 0), 0);
+    r->protocol = (unsigned)(xm_json_int(o, "protocol", 0) & 0xffff);
+    r->source = xm_json_str(o, "from", "");
+    r->qemu_version = xm_json_str(o, "qemu", NULL);
+    if ((err = read_cpu(q, o, e)) < 0)
+        return err;
+    r->kvm = (enum kvm_level)XM_MIN(XM_MAX(xm_json_int(o, "kvm", KVM_NONE), KVM_NONE), KVM_WHOLE);
+    r->allow_older = xm_json_bool(o, "allow_older", false);
+    snprintf(q->job, sizeof q->job, "%s", xm_json_str(o, "job", ""));
+    if (strspn(q->job, "0123456789") != strlen(q->job))
+        return xm_error_set(e, EINVAL, "job: no number");
+    if (!r->epoch)
+        return xm_error_set(e, EINVAL, "epoch: not from 1");
+    err = read_links(q, json_object_get(o, "links"), e);
+    if (!err && r->storage)
+        err = read_used(q, json_object_get(o, "used"), e);
+    for (unsigned i = 0; !err && !r->storage && i < q->spec.disks; i++)
+        look_for_probe(a, q, i, json_array_get(probes, i));
+    return err;
+}
+
+static void judge_outside(const struct vm_spec *s, json_t *reasons)
+{
+    struct xm_error e;
+
+    if (admit_qemu_name(s, &e) < 0)
+        json_array_append_new(reasons, json_string(e.text));
+    admit_extra(s, true, reasons);
+}
+
+static json_t *refused(json_t *reasons)
+{
+    char *why = reasons_text(reasons);
+    json_t *answer = refusal(EXIT_REFUSED, "%s", why);
+
+    json_object_set_new(answer, "reasons", reasons);
+    free(why);
+    return answer;
+}
+
+/* ---- hello, check ---- */
+
+json_t *verb_peer_hello(struct conn *c, const json_t *request)
+{
+    const struct config *conf = &c->agent->conf;
+    json_t *answer = ok_answer(), *links = json_array();
+
+    (void)request;
+    for (unsigned i = 0; i < conf->links; i++)
+        json_array_append_new(
+            links, json_pack("{s:s, s:s}", "name", conf->link[i].name, "address", conf->link[i].address));
+    json_object_set_new(answer, "host", json_string(conf->name));
+    json_object_set_new(answer, "version", json_string(XMIGRATE_VERSION));
+    json_object_set_new(answer, "protocol", json_integer(AGENT_PROTOCOL));
+    json_object_set_new(answer, "port", json_integer(c->agent->port));
+    json_object_set_new(answer, "links", links);
+    return answer;
+}
+
+json_t *verb_peer_check(struct conn *c, const json_t *request)
+{
+    struct agent *a = c->agent;
+    struct asked q = {0};
+    struct gathered g;
+    struct xm_error e = {0};
+    json_t *answer;
+    int datastore;
+
+    if (read_request(a, &q, request, &e) < 0) {
+        answer = refusal(EXIT_USAGE, "%s", e.text);
+    } else {
+        json_t *reasons = json_array();
+        judge_outside(&q.spec, reasons);
+        gather(a, &q.req, true, &g);
+        agent_lock(a);
+        judge(a, &q.req, &g, reasons, &datastore);
+        agent_unlock(a);
+        gathered_free(&g);
+        answer = ok_answer();
+        json_object_set_new(answer, "reasons", reasons);
+        if (datastore >= 0)
+            json_object_set_new(answer, "datastore", json_string(a->conf.datastore[datastore].name));
+    }
+    vm_spec_free(&q.spec);
+    return answer;
+}
+
+/* ---- prepare ---- */
+
+static int make_token(char hex[2 * TOKEN_BYTES + 1], struct xm_error *e)
+{
+    unsigned char raw[TOKEN_BYTES];
+
+    if (getrandom(raw, sizeof raw, 0) != (ssize_t)sizeof raw)
+        return xm_error_errno(e, errno, "no random numbers");
+    for (int i = 0; i < TOKEN_BYTES; i++)
+        snprintf(hex + 2 * (size_t)i, 3, "%02x", raw[i]);
+    return 0;
+}
+
+/* What is to be known about it as long as it is expected. */
+static json_t *incoming_record(struct agent *a, const struct asked *q, int datastore, const char *token)
+{
+    json_t *links = json_array(), *reserve = json_array();
+
+    for (unsigned i = 0; i < q->req.links; i++)
+        json_array_append_new(links, json_string(q->link[i].address));
+    for (unsigned i = 0; q->req.storage && i < q->spec.disks; i++)
+        json_array_append_new(reserve,
+                              json_pack("{s:s, s:I}", "path", "", "used", (json_int_t)q->req.used[i]));
+    return json_pack("{s:s, s:s, s:s, s:b, s:s, s:o, s:o, s:[]}", "token", token, "source", q->req.source,
+                     "job", q->job, "storage", q->req.storage, "datastore",
+                     datastore < 0 ? "" : a->conf.datastore[datastore].name, "links", links, "reserve",
+                     reserve, "created");
+}
+
+/* The name is claimed. `incoming` is the vm's, and is only added to. */
+static int bring_up(struct agent *a, struct asked *q, int datastore, struct xm_error *e)
+{
+    json_t *created = json_array(), *reserve = json_array();
+    int r = q->req.storage ? create_disks(a, &q->spec, datastore, created, e) : 0;
+
+    for (unsigned i = 0; i < q->spec.disks; i++)
+        json_array_append_new(reserve, json_pack("{s:s, s:I}", "path", q->spec.disk[i].path, "used",
+                                                 (json_int_t)q->req.used[i]));
+    json_t *spec = vm_spec_to_json(&q->spec);
+    agent_lock(a);
+    struct vm *vm = vm_find(a, q->spec.name);
+    json_t *incoming = json_copy(vm->incoming);
+    json_object_set(incoming, "created", created);
+    if (q->req.storage)
+        json_object_set(incoming, "reserve", reserve);
+    json_decref(vm->incoming);
+    vm->incoming = json_incref(incoming);
+    json_decref(vm->spec);
+    vm->spec = json_incref(spec);
+    agent_unlock(a);
+    if (!r && !spec)
+        r = xm_error_set(e, EINVAL, "VM %s: a text in its specification is not UTF-8", q->spec.name);
+    if (!r) {
+        r = vm_spawn(a, q->spec.name, spec, q->req.epoch, incoming, e);
+        if (r)
+            vm_remove_run_dir(a, q->spec.name);
+    }
+    if (r)
+        delete_created(created);
+    json_decref(spec);
+    json_decref(incoming);
+    json_decref(reserve);
+    json_decref(created);
+    return r;
+}
+
+static json_t *prepared(struct agent *a, const struct asked *q, const char *token)
+{
+    json_t *answer = ok_answer(), *links = json_array(), *disks = json_array();
+
+    for (unsigned i = 0; i < a->conf.links; i++)
+        json_array_append_new(
+            links, json_pack("{s:s, s:s}", "name", a->conf.link[i].name, "address", a->conf.link[i].address));
+    for (unsigned i = 0; i < q->spec.disks; i++)
+        json_array_append_new(
+            disks, json_pack("{s:s, s:s}", "name", q->spec.disk[i].name, "path", q->spec.disk[i].path));
+    json_object_set_new(answer, "token", json_string(token));
+    json_object_set_new(answer, "port", json_integer(a->port));
+    json_object_set_new(answer, "links", links);
+    json_object_set_new(answer, "disks", disks);
+    return answer;
+}
+
+static json_t *prepare(struct agent *a, struct asked *q)
+{
+    char token[2 * TOKEN_BYTES + 1];
+    struct gathered g;
+    struct xm_error e = {0};
+    json_t *reasons = json_array();
+    struct vm *vm = NULL;
+    int datastore = -1;
+
+    judge_outside(&q->spec, reasons);
+    gather(a, &q->req, true, &g);
+    json_t *spec = vm_spec_to_json(&q->spec);
+    int r = make_token(token, &e);
+    agent_lock(a);
+    judge(a, &q->req, &g, reasons, &datastore);
+    if (!r && !json_array_size(reasons) && (vm = vm_claim(a, q->spec.name, spec, &e)))
+        vm->incoming = incoming_record(a, q, datastore, token);
+    agent_unlock(a);
+    gathered_free(&g);
+    json_decref(spec);
+    if (!vm && json_array_size(reasons))
+        return refused(reasons);
+    json_decref(reasons);
+    if (!vm)
+        return refusal(EXIT_FAILED, "%s", e.text);
+    if (bring_up(a, q, datastore, &e) < 0 || vm_watch(a, q->spec.name, &e) < 0) {
+        agent_lock(a);
+        vm_forget(vm_find(a, q->spec.name));
+        agent_unlock(a);
+        return refusal(EXIT_FAILED, "%s", e.text);
+    }
+    xm_log(XM_LOG_INFO, "VM %s: prepared for job %s of %s", q->spec.name, q->job, q->req.source);
+    return prepared(a, q, token);
+}
+
+json_t *verb_peer_prepare(struct conn *c, const json_t *request)
+{
+    struct asked q = {0};
+    struct xm_error e = {0};
+    json_t *answer;
+
+    if (read_request(c->agent, &q, request, &e) < 0)
+        answer = refusal(EXIT_USAGE, "%s", e.text);
+    else
+        answer = prepare(c->agent, &q);
+    vm_spec_free(&q.spec);
+    return answer;
+}
+
+/* ---- cancel ---- */
+
+json_t *verb_peer_cancel(struct conn *c, const json_t *request)
+{
+    struct agent *a = c->agent;
+    const char *name = xm_json_str(request, "vm", ""), *token = xm_json_str(request, "token", "");
+    struct xm_error e = {0};
+
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    bool right = vm && vm->incoming && vm->phase == VM_UP && token[0] &&
+                 !strcmp(xm_json_str(vm->incoming, "token", ""), token);
+    agent_unlock(a);
+    if (!right)
+        return refusal(EXIT_FAILED, "%s does not wait for this migration", a->conf.name);
+    json_t *answer = shim_call(a, name, json_pack("{s:s}", "cmd", "abort"), -1, 10 * XM_NS_PER_S, &e);
+    if (!answer)
+        return refusal(EXIT_FAILED, "%s", e.text);
+    json_decref(answer);
+    agent_lock(a);
+    uint64_t until = xm_now() + 20 * XM_NS_PER_S;
+    while (vm_find(a, name) && agent_wait(a, until))
+        ;
+    agent_unlock(a);
+    return ok_answer();
+}
+
+/* ---- links ---- */
+
+static bool announced(const struct vm *vm, const struct address *from)
+{
+    struct address addr;
+    json_t *l;
+    size_t i;
+
+    json_array_foreach (json_object_get(vm->incoming, "links"), i, l) {
+        if (json_is_string(l) && address_parse(&addr, json_string_value(l)) && address_equal(&addr, from))
+            return true;
+    }
+    return false;
+}
+
+bool link_welcome(struct agent *a, const struct address *from)
+{
+    bool yes = false;
+    struct vm *vm;
+
+    agent_lock(a);
+    TAILQ_FOREACH (vm, &a->vms, link)
+        yes = yes || (vm->incoming && announced(vm, from));
+    agent_unlock(a);
+    return yes;
+}
+
+/* In a time that does not tell how much of it is right. */
+static bool token_equal(const char *x, const char *y)
+{
+    unsigned char differ = 0;
+
+    if (strlen(x) != 2 * TOKEN_BYTES || strlen(y) != 2 * TOKEN_BYTES)
+        return false;
+    for (size_t i = 0; i < (size_t)2 * TOKEN_BYTES; i++)
+        differ |= (unsigned char)(x[i] ^ y[i]);
+    return !differ;
+}
+
+void link_arrived(struct agent *a, const struct address *from, const char *token, const char *name, int fd)
+{
+    char vm_name[VM_NAME_MAX + 1] = "";
+    struct xm_error e = {0};
+    struct vm *vm;
+
+    agent_lock(a);
+    TAILQ_FOREACH (vm, &a->vms, link) {
+        if (!vm->incoming || !token_equal(xm_json_str(vm->incoming, "token", ""), token))
+            continue;
+        const struct conf_peer *p = config_peer(&a->conf, xm_json_str(vm->incoming, "source", ""));
+        if (announced(vm, from) || (p && address_equal(&p->parsed, from)))
+            memcpy(vm_name, vm->name, sizeof vm_name);
+    }
+    agent_unlock(a);
+    /* The name is for people; the source gives the address that it comes from. */
+    bool legal =
+        name[0] &&
+        strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:-") == strlen(name);
+    if (!vm_name[0] || !legal) {
+        xm_log(XM_LOG_WARN, "closed a link from %s: no migration waits for it", address_format(from).s);
+    } else {
+        json_t *answer = shim_call(a, vm_name, json_pack("{s:s, s:s}", "cmd", "link", "name", name), fd,
+                                   15 * XM_NS_PER_S, &e);
+        if (!answer)
+            xm_log(XM_LOG_WARN, "VM %s: a link from %s came to nothing: %s", vm_name, address_format(from).s,
+                   e.text);
+        json_decref(answer);
+    }
+    close(fd);
+}

@@ -1,0 +1,258 @@
+/* What speaks against a move: on this host, and at the destination, which is asked the same way again when it
+ * is to prepare.
+ *
+ * All reasons are collected, so that who asked can do away with all of them at once. What is judged by
+ * counting (migrations at once, room in a datastore) is reserved in the same step when the VM is held for the
+ * move, and given back when there will be none.
+ *
+ * Without --with-storage the disks stay where they are, and a probe file is put beside each: only a
+ * destination that can read it there is believed to reach the same storage.
+ */
+#include "agent/facts.h"
+#include "agent/move.h"
+#include "probe/probe.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#define CHECK_NS (30 * XM_NS_PER_S)
+
+/* ---- probes ---- */
+
+static int random_hex(char *to, size_t digits)
+{
+    unsigned char raw[32];
+
+    if (getrandom(raw, digits / 2, 0) != (ssize_t)(digits / 2))
+        return -EIO;
+    for (size_t i = 0; i < digits / 2; i++)
+        snprintf(to + 2 * i, 3, "%02x", raw[i]);
+    return 0;
+}
+
+static json_t *make_probe(struct move *m, unsigned i)
+{
+    struct agent *a = m->agent;
+    const struct vm_disk *d = &m->spec.disk[i];
+    const struct conf_datastore *ds = config_datastore_of(&a->conf, d->path);
+    struct probe *p = &m->probe[i];
+    char name[17], content[33];
+    struct xm_error e = {0};
+
+    if (!ds || random_hex(name, 16) < 0 || random_hex(content, 32) < 0)
+        return json_null(); /* the destination finds nothing, and says so */
+    p->path = xm_printf("%s/.xmigrate-probe-%s", ds->path, name);
+    if (xm_file_replace(p->path, content, 32, &e) < 0) {
+        xm_log(XM_LOG_WARN, "VM %s: %s", m->vm, e.text);
+        free(p->path);
+        p->path = NULL;
+        return json_null();
+    }
+    return json_pack("{s:s, s:s, s:s, s:s}", "datastore", ds->name, "file", strrchr(d->path, '/') + 1,
+                     "probe", name, "content", content);
+}
+
+/* ---- what is asked of the destination ---- */
+
+json_t *move_peer_request(struct move *m, const char *verb, const char *job)
+{
+    struct agent *a = m->agent;
+    const struct qemu_facts *q = qemu_facts(m->spec.qemu, NULL);
+    bool kvm = m->spec.accel && !strncmp(m->spec.accel, "kvm", 3);
+    json_t *o = json_pack("{s:s, s:o, s:b, s:I, s:i, s:s, s:s}", "verb", verb, "vm",
+                          vm_spec_to_json(&m->spec), "storage", m->storage, "epoch", (json_int_t)m->epoch,
+                          "protocol", AGENT_PROTOCOL, "cpu_flags", facts_cpu_flags(), "job", job);
+    json_t *links = json_array(), *used = json_array(), *probes = json_array();
+
+    /* The one that runs the VM counts; what another that was installed since says of CPUs is no use. */
+    const char *version = m->qemu[0] ? m->qemu : q ? q->version : NULL;
+    json_t *cpu = q && m->spec.cpu && !strcmp(version, q->version)
+                      ? qemu_facts_cpu(m->spec.qemu, m->spec.accel, m->spec.cpu, NULL)
+                      : NULL;
+    if (cpu)
+        json_object_set_new(o, "cpu", cpu);
+    json_object_set_new(o, "kvm", json_integer(kvm ? kvm_probe(NULL) : KVM_NONE));
+    json_object_set_new(o, "allow_older", json_boolean(xm_json_bool(m->options, "allow_older", false)));
+    if (version)
+        json_object_set_new(o, "qemu", json_string(version));
+    if (m->datastore[0])
+        json_object_set_new(o, "datastore", json_string(m->datastore));
+    for (unsigned i = 0; i < a->conf.links; i++)
+        json_array_append_new(
+            links, json_pack("{s:s, s:s}", "name", a->conf.link[i].name, "address", a->conf.link[i].address));
+    for (unsigned i = 0; i < m->spec.disks; i++) {
+        json_array_append_new(used, json_integer((json_int_t)disk_used(&m->spec.disk[i])));
+        if (m->storage)
+            continue;
+        if (m->probe[i].path)
+            unlink(m->probe[i].path);
+        free(m->probe[i].path);
+        m->probe[i].path = NULL;
+        json_array_append_new(probes, make_probe(m, i));
+    }
+    json_object_set_new(o, "links", links);
+    json_object_set_new(o, "used", used);
+    json_object_set_new(o, "probes", probes);
+    return o;
+}
+
+static void take_reasons(json_t *to, const json_t *from)
+{
+    json_t *v;
+    size_t i;
+
+    json_array_foreach ((json_t *)from, i, v) {
+        if (json_is_string(v) && i < 50)
+            json_array_append(to, v);
+    }
+}
+
+/* ---- reasons ---- */
+
+static void against(json_t *reasons, char *why)
+{
+    json_t *s = json_string(why);
+    json_array_append_new(reasons, s ? s : json_string("(a text that is not UTF-8)"));
+    free(why);
+}
+
+/* Who is let in is counted in the same step, so that moves asked for at once cannot all be the last one
+ * allowed. */
+static void judge_limits(struct move *m, json_t *reasons)
+{
+    struct agent *a = m->agent;
+    struct vm *vm;
+
+    agent_lock(a);
+    unsigned all = jobs_running(a, false) + a->pending, storage = jobs_running(a, true) + a->pending_storage;
+    TAILQ_FOREACH (vm, &a->vms, link) {
+        all += vm->incoming != NULL;
+        storage += xm_json_bool(vm->incoming, "storage", false);
+    }
+    bool full = all >= a->conf.migrations, storage_full = m->storage && storage >= a->conf.storage_migrations;
+    if (m->held && !full && !storage_full) {
+        m->counted = true;
+        a->pending++;
+        a->pending_storage += m->storage;
+    }
+    agent_unlock(a);
+    if (full)
+        against(reasons, xm_printf("%s takes part in %u migrations, which is its limit", a->conf.name, all));
+    else if (storage_full)
+        against(reasons, xm_printf("%s takes part in %u migrations with disks, which is its limit",
+                                   a->conf.name, storage));
+}
+
+void move_count_off(struct move *m)
+{
+    if (m->counted) {
+        m->agent->pending--;
+        m->agent->pending_storage -= m->storage;
+    }
+    m->counted = false;
+}
+
+static void judge_source(struct move *m, json_t *reasons)
+{
+    struct agent *a = m->agent;
+    struct xm_error e = {0};
+    json_t *st = shim_call(a, m->vm, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, &e);
+
+    if (!st)
+        against(reasons, xm_printf("%s", e.text));
+    else if (strcmp(xm_json_str(st, "role", "owner"), "owner") != 0)
+        against(reasons,
+                xm_printf("VM %s is not this host's to give (%s)", m->vm, xm_json_str(st, "role", "?")));
+    snprintf(m->qemu, sizeof m->qemu, "%s", xm_json_str(st, "qemu", ""));
+    json_decref(st);
+    if (!vm_owned(a, m->vm, &m->epoch))
+        against(reasons, xm_printf("%s's record does not say that it owns VM %s; see `xmigrate recover %s`",
+                                   a->conf.name, m->vm, m->vm));
+    if (!m->local) {
+        admit_extra(&m->spec, false, reasons);
+        if (probe_tracking(&e) < 0)
+            against(reasons, xm_printf("%s: %s", a->conf.name, e.text));
+        if (!m->qemu[0] && !qemu_facts(m->spec.qemu, &e))
+            against(reasons, xm_printf("QEMU on %s cannot be asked what it is: %s", a->conf.name, e.text));
+    }
+    for (unsigned i = 0; !m->local && i < a->conf.links; i++) {
+        bool up;
+        uint64_t speed = facts_link_speed(a->conf.link[i].address, &up);
+        if (!up)
+            against(reasons, xm_printf("link '%s' of %s is down: no interface that is up has its address %s",
+                                       a->conf.link[i].name, a->conf.name, a->conf.link[i].address));
+        else if (speed && speed < a->conf.min_bandwidth)
+            against(reasons, xm_printf("link '%s' of %s runs at %s, less than the minimum of %s",
+                                       a->conf.link[i].name, a->conf.name, xm_format_rate((double)speed).s,
+                                       xm_format_rate((double)a->conf.min_bandwidth).s));
+    }
+    judge_limits(m, reasons);
+}
+
+/* Storage-only: which disks move, and is there room for them. Reserves it when the VM is held. */
+static void judge_local(struct move *m, json_t *reasons)
+{
+    struct agent *a = m->agent;
+    const struct conf_datastore *ds = config_datastore(&a->conf, m->datastore);
+    json_t *disks = json_array(), *reserve = json_array();
+    uint64_t need = 0, size = 0, space = 0;
+
+    for (unsigned i = 0; i < m->spec.disks; i++) {
+        const struct vm_disk *d = &m->spec.disk[i];
+        if (!strcmp(d->datastore, ds->name) || (m->only_stored && !d->datastore[0]))
+            continue;
+        char *path = free_disk_path(a, (int)(ds - a->conf.datastore), m->vm, d->name);
+        need += disk_used(d);
+        json_array_append_new(disks, json_pack("{s:s, s:s}", "name", d->name, "path", path));
+        json_array_append_new(reserve,
+                              json_pack("{s:s, s:I}", "path", path, "used", (json_int_t)disk_used(d)));
+        free(path);
+    }
+    bool there = facts_space(ds->path, &size, &space);
+    agent_lock(a);
+    uint64_t gone = vms_space_promised(a, ds->name) + a->conf.min_free;
+    bool room = !need || (there && space > gone && space - gone >= need);
+    struct vm *vm = vm_find(a, m->vm);
+    if (room && vm && m->held)
+        vm->moving = json_pack("{s:s, s:O}", "datastore", ds->name, "reserve", reserve);
+    agent_unlock(a);
+    if (!room)
+        against(reasons,
+                xm_printf("datastore '%s' has %s to give and the disks of %s need %s", ds->name,
+                          xm_format_size(space > gone ? space - gone : 0).s, m->vm, xm_format_size(need).s));
+    json_decref(reserve);
+    m->disks = disks;
+}
+
+static void judge_peer(struct move *m, json_t *reasons)
+{
+    struct xm_error e = {0};
+    json_t *more = NULL;
+    int status;
+    json_t *answer = peer_call_agent(m->agent, m->peer, move_peer_request(m, "peer.check", ""), CHECK_NS,
+                                     &status, &more, NULL, &e);
+
+    if (answer)
+        take_reasons(reasons, json_object_get(answer, "reasons"));
+    else
+        against(reasons, xm_printf("%s", e.text));
+    json_decref(more);
+    json_decref(answer);
+}
+
+json_t *move_reasons(struct move *m)
+{
+    json_t *reasons = json_array();
+
+    judge_source(m, reasons);
+    if (!m->epoch)
+        m->epoch = 1;
+    if (m->local)
+        judge_local(m, reasons);
+    else
+        judge_peer(m, reasons);
+    return reasons;
+}

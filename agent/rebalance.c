@@ -1,0 +1,319 @@
+/* rebalance: what is there (own datastores, those of the peers that answer, own VMs), the plan (agent/plan.h,
+ * a pure function), and its moves, each an ordinary move with all its checks, one after the other.
+ *
+ * A peer that does not answer is left out, and said. A move that is refused or fails ends the run: the plan
+ * was made for another state than there is now; the next run makes a new one. Nothing is kept between runs.
+ */
+#include "agent/agent.h"
+#include "agent/facts.h"
+#include "agent/move.h"
+#include "agent/plan.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ASK_NS (15 * XM_NS_PER_S)
+
+/* ---- what is there ---- */
+
+static json_t *own_datastores(struct agent *a)
+{
+    json_t *list = json_array();
+
+    for (unsigned i = 0; i < a->conf.datastores; i++) {
+        const struct conf_datastore *d = &a->conf.datastore[i];
+        uint64_t size = 0, space = 0;
+        if (!facts_space(d->path, &size, &space))
+            continue;
+        agent_lock(a);
+        uint64_t promised = vms_space_promised(a, d->name);
+        agent_unlock(a);
+        json_array_append_new(list,
+                              json_pack("{s:s, s:I, s:I, s:I, s:i}", "name", d->name, "size",
+                                        (json_int_t)size, "used", (json_int_t)(size - XM_MIN(space, size)),
+                                        "reserved", (json_int_t)promised, "target", (int)d->target));
+    }
+    return list;
+}
+
+static uint64_t own_memory_free(struct agent *a)
+{
+    uint64_t have = facts_memory_available();
+
+    agent_lock(a);
+    uint64_t gone = vms_memory_promised(a) + a->conf.min_memory;
+    agent_unlock(a);
+    return have > gone ? have - gone : 0;
+}
+
+json_t *verb_peer_datastores(struct conn *c, const json_t *request)
+{
+    json_t *answer = ok_answer();
+
+    (void)request;
+    json_object_set_new(answer, "host", json_string(c->agent->conf.name));
+    json_object_set_new(answer, "memory_free", json_integer((json_int_t)own_memory_free(c->agent)));
+    json_object_set_new(answer, "datastores", own_datastores(c->agent));
+    return answer;
+}
+
+struct scene {
+    struct plan_input input;
+    struct plan_host host[CONFIG_MANY];
+    struct plan_datastore datastore[CONFIG_MANY * (CONFIG_MANY + 1)];
+    struct plan_vm *vm;
+};
+
+/* Also for lists that a peer has sent: what makes no sense is left out. */
+static void add_datastores(struct scene *s, const char *host, const json_t *list)
+{
+    json_t *d;
+    size_t i;
+
+    json_array_foreach ((json_t *)list, i, d) {
+        struct plan_datastore *to = &s->datastore[s->input.datastore_count];
+        int64_t size = xm_json_int(d, "size", 0), used = xm_json_int(d, "used", -1),
+                target = xm_json_int(d, "target", -1);
+        int64_t reserved = xm_json_int(d, "reserved", 0);
+        const char *name = xm_json_str(d, "name", "");
+        if (i >= CONFIG_MANY || size <= 0 || used < 0 || used > size || target < 0 || target > 100 ||
+            reserved < 0 || config_name_check("datastore", name, NULL) < 0)
+            continue;
+        memset(to, 0, sizeof *to);
+        snprintf(to->host, sizeof to->host, "%s", host);
+        snprintf(to->name, sizeof to->name, "%s", name);
+        to->size = (uint64_t)size;
+        to->used = XM_MIN((uint64_t)used + (uint64_t)reserved, to->size);
+        to->target = (unsigned)target;
+        s->input.datastore_count++;
+    }
+}
+
+static void add_peers(struct conn *c, struct scene *s)
+{
+    struct agent *a = c->agent;
+
+    for (unsigned i = 0; i < a->conf.peers; i++) {
+        const struct conf_peer *p = &a->conf.peer[i];
+        struct xm_error e = {0};
+        json_t *reasons;
+        int status;
+        json_t *o = peer_call_agent(a, p, json_pack("{s:s}", "verb", "peer.datastores"), ASK_NS, &status,
+                                    &reasons, NULL, &e);
+        json_decref(reasons);
+        if (!o) {
+            conn_event(c, json_pack("{s:s, s:o}", "event", "note", "text",
+                                    json_sprintf("%s; it is left out", e.text)));
+            continue;
+        }
+        struct plan_host *h = &s->host[s->input.host_count++];
+        snprintf(h->name, sizeof h->name, "%s", p->name);
+        h->memory_free = (uint64_t)XM_MAX(xm_json_int(o, "memory_free", 0), 0);
+        add_datastores(s, p->name, json_object_get(o, "datastores"));
+        json_decref(o);
+    }
+}
+
+static int datastore_index(const struct scene *s, const char *name)
+{
+    for (unsigned i = 0; name[0] && i < s->input.datastore_count; i++) {
+        if (!strcmp(s->datastore[i].host, s->input.host) && !strcmp(s->datastore[i].name, name))
+            return (int)i;
+    }
+    return -1;
+}
+
+static void add_vm(struct scene *s, const json_t *spec, bool fixed)
+{
+    struct plan_vm *v = &s->vm[s->input.vm_count];
+    struct vm_spec vm = {0};
+
+    if (vm_spec_from_json(&vm, spec, NULL) == 0) {
+        memset(v, 0, sizeof *v);
+        snprintf(v->name, sizeof v->name, "%s", vm.name);
+        v->memory = vm.memory;
+        v->fixed = fixed;
+        v->disks = vm.disks;
+        for (unsigned i = 0; i < vm.disks; i++) {
+            v->disk[i].datastore = datastore_index(s, vm.disk[i].datastore);
+            v->disk[i].bytes = disk_used(&vm.disk[i]);
+        }
+        s->input.vm_count++;
+    }
+    vm_spec_free(&vm);
+}
+
+static void add_vms(struct agent *a, struct scene *s)
+{
+    json_t *specs = json_array(), *o;
+    struct vm *vm;
+    size_t i;
+
+    agent_lock(a);
+    TAILQ_FOREACH (vm, &a->vms, link) {
+        if (!vm->incoming && vm->phase == VM_UP)
+            json_array_append_new(specs, json_pack("{s:O, s:b}", "spec", vm->spec, "fixed", vm->job[0] != 0));
+    }
+    agent_unlock(a);
+    s->vm = calloc(json_array_size(specs) + 1, sizeof *s->vm);
+    json_array_foreach (specs, i, o) {
+        if (s->vm)
+            add_vm(s, json_object_get(o, "spec"), xm_json_bool(o, "fixed", false));
+    }
+    json_decref(specs);
+}
+
+static struct scene *look(struct conn *c)
+{
+    struct agent *a = c->agent;
+    struct scene *s = calloc(1, sizeof *s);
+
+    if (!s)
+        return NULL;
+    s->input.host = a->conf.name;
+    s->input.concurrent = 1;
+    json_t *own = own_datastores(a);
+    add_datastores(s, a->conf.name, own);
+    json_decref(own);
+    add_peers(c, s);
+    add_vms(a, s);
+    s->input.hosts = s->host;
+    s->input.datastores = s->datastore;
+    s->input.vms = s->vm;
+    return s;
+}
+
+/* ---- the plan, in words ---- */
+
+static json_t *describe_move(const struct scene *s, const struct plan_move *m)
+{
+    const struct plan_vm *vm = &s->vm[m->vm];
+    const struct plan_datastore *to = &s->datastore[m->datastore];
+    char from[CONFIG_NAME_MAX + 1] = "", where[2 * CONFIG_NAME_MAX + 2];
+
+    for (unsigned i = 0; i < vm->disks && !from[0]; i++) {
+        if (vm->disk[i].datastore >= 0 && (unsigned)vm->disk[i].datastore != m->datastore)
+            snprintf(from, sizeof from, "%s", s->datastore[vm->disk[i].datastore].name);
+    }
+    snprintf(where, sizeof where, "%s%s%s", m->across ? to->host : "", m->across ? ":" : "", to->name);
+    return json_pack("{s:s, s:s, s:s, s:I, s:s}", "vm", vm->name, "from", from, "to", where, "bytes",
+                     (json_int_t)m->bytes, "reason", m->reason);
+}
+
+static json_t *problems(const struct plan *p)
+{
+    json_t *list = json_array();
+
+    for (unsigned i = 0; i < p->problem_count; i++)
+        json_array_append_new(list, json_string(p->problems[i].reason));
+    if (!p->fewest)
+        json_array_append_new(
+            list,
+            json_string("there are too many possibilities to try all: a plan with fewer moves may exist"));
+    return list;
+}
+
+/* ---- running it ---- */
+
+static void tell(struct conn *c, json_t *text)
+{
+    conn_event(c, json_pack("{s:s, s:o}", "event", "note", "text", text));
+}
+
+/* Waits for the job's end and passes its last event on. True: it is done. */
+static bool wait_for(struct conn *c, struct job *job)
+{
+    struct agent *a = c->agent;
+    json_t *last = NULL;
+
+    agent_lock(a);
+    while (!job->over && agent_wait(a, UINT64_MAX))
+        ;
+    bool done = job->over && !job->error[0];
+    if (job->over)
+        last = job_last_event(job);
+    agent_unlock(a);
+    if (last)
+        conn_event(c, last);
+    job_put(a, job);
+    return done;
+}
+
+/* NULL: moved; else the refusal. */
+static json_t *run_move(struct conn *c, const struct scene *s, const struct plan_move *m)
+{
+    const struct plan_datastore *to = &s->datastore[m->datastore];
+    const char *vm = s->vm[m->vm].name;
+    json_t *no = NULL;
+    json_t *request = json_pack("{s:s, s:s, s:b, s:b, s:b}", "vm", vm, "datastore", to->name, "storage",
+                                m->across, "storage_only", !m->across, "only_stored", 1);
+
+    if (m->across)
+        json_object_set_new(request, "host", json_string(to->host));
+    struct job *job = move_begin(c->agent, request, false, NULL, &no);
+    json_decref(request);
+    if (!job)
+        return no;
+    return wait_for(c, job)
+               ? NULL
+               : refusal(EXIT_FAILED, "moving VM %s failed; the moves behind it were not begun", vm);
+}
+
+static json_t *run_plan(struct conn *c, const struct scene *s, const struct plan *p)
+{
+    for (unsigned i = 0; i < p->move_count; i++) {
+        json_t *o = describe_move(s, &p->moves[i]);
+        tell(c,
+             json_sprintf("VM %s: %s -> %s, %s: %s", xm_json_str(o, "vm", ""), xm_json_str(o, "from", ""),
+                          xm_json_str(o, "to", ""), xm_format_size(p->moves[i].bytes).s, p->moves[i].reason));
+        json_decref(o);
+        json_t *no = run_move(c, s, &p->moves[i]);
+        if (no)
+            return no;
+    }
+    return NULL;
+}
+
+static json_t *rebalance(struct conn *c, const struct scene *s, bool dry_run)
+{
+    struct xm_error e = {0};
+    struct plan p = {0};
+    json_t *list = json_array(), *answer = NULL;
+
+    if (!s->vm || plan_rebalance(&s->input, &p, &e) < 0) {
+        json_decref(list);
+        return refusal(EXIT_FAILED, "%s", s->vm ? e.text : "no memory");
+    }
+    for (unsigned i = 0; i < p.move_count; i++)
+        json_array_append_new(list, describe_move(s, &p.moves[i]));
+    json_t *why = problems(&p);
+    if (!dry_run)
+        answer = run_plan(c, s, &p);
+    if (!answer) {
+        answer = ok_answer();
+        json_object_set(answer, "moves", list);
+        /* A plan without moves reads as «all is well»: not where something stays over its target. */
+        if (dry_run || !p.move_count) {
+            if (p.move_count || !p.problem_count)
+                json_object_set(answer, "plan", list);
+        }
+        json_object_set(answer, "reasons", why);
+    }
+    json_decref(why);
+    json_decref(list);
+    plan_free(&p);
+    return answer;
+}
+
+json_t *verb_rebalance(struct conn *c, const json_t *request)
+{
+    struct scene *s = look(c);
+
+    if (!s)
+        return refusal(EXIT_FAILED, "no memory");
+    json_t *answer = rebalance(c, s, xm_json_bool(request, "dry_run", false));
+    free(s->vm);
+    free(s);
+    return answer;
+}

@@ -1,0 +1,337 @@
+/* The VMs of this host: each is a shim, a process that outlives the agent, and a run directory that tells of
+ * it. Here: where its files are, the list of the VMs, what is reserved for them, and how they are found again.
+ *
+ * Happy path: a request claims the name, brings the shim up and has it watched (watch.c), which forgets
+ * the VM when its shim has ended. The agent dies: nothing changes for shims. The next agent finds them by
+ * their run directories (vms_adopt), takes those that live into its list, and cleans up after the others.
+ *
+ * A process is taken for the VM's only when its command line names the run directory: numbers are used again.
+ */
+#include "agent/agent.h"
+#include "agent/facts.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- paths and files ---- */
+
+char *vm_path(const struct agent *a, const char *name, const char *file)
+{
+    return file ? xm_printf("%s/vms/%s/%s", a->conf.run_dir, name, file)
+                : xm_printf("%s/vms/%s", a->conf.run_dir, name);
+}
+
+char *vm_state_path(const struct agent *a, const char *name, const char *file)
+{
+    return file ? xm_printf("%s/vms/%s/%s", a->conf.state_dir, name, file)
+                : xm_printf("%s/vms/%s", a->conf.state_dir, name);
+}
+
+int write_json(const char *path, const json_t *o, struct xm_error *e)
+{
+    char *text = o ? json_dumps(o, JSON_INDENT(1)) : NULL;
+    int r = text ? xm_file_replace(path, text, strlen(text), e)
+                 : xm_error_set(e, EINVAL, "cannot write %s: a text in it is not UTF-8, or memory is short",
+                                path);
+
+    free(text);
+    return r;
+}
+
+json_t *read_json(const char *path, struct xm_error *e)
+{
+    char *text;
+    size_t len;
+    json_error_t why;
+
+    if (xm_file_read(path, 4 << 20, &text, &len, e) < 0)
+        return NULL;
+    json_t *o = json_loadb(text, len, JSON_REJECT_DUPLICATES, &why);
+    free(text);
+    if (!json_is_object(o)) {
+        xm_error_set(e, EINVAL, "%s:%d: %s", path, why.line, o ? "no JSON object" : why.text);
+        json_decref(o);
+        return NULL;
+    }
+    return o;
+}
+
+json_t *read_vm_json(struct agent *a, const char *name, const char *file)
+{
+    char *path = vm_path(a, name, file);
+    json_t *o = read_json(path, NULL);
+
+    free(path);
+    return o;
+}
+
+int owner_read(struct agent *a, const char *name, struct owner_record *rec, struct xm_error *e)
+{
+    char *dir = vm_state_path(a, name, NULL);
+    int r = owner_load(dir, name, rec, e);
+
+    free(dir);
+    return r;
+}
+
+int owner_write(struct agent *a, const char *name, const struct owner_record *rec, struct xm_error *e)
+{
+    char *dir = vm_state_path(a, name, NULL);
+    int r = owner_save(dir, name, rec, e);
+
+    free(dir);
+    return r;
+}
+
+bool vm_owned(struct agent *a, const char *name, uint64_t *epoch)
+{
+    struct owner_record rec;
+    int r = owner_read(a, name, &rec, NULL);
+
+    if (epoch)
+        *epoch = r ? 0 : rec.epoch;
+    return !r && owner_may_run(&rec);
+}
+
+pid_t vm_process(struct agent *a, const char *name, const char *file)
+{
+    char *path = vm_path(a, name, file), *dir = vm_path(a, name, NULL), *text = NULL;
+    char proc[64];
+    size_t len = 0;
+    pid_t pid = 0;
+
+    if (!xm_file_read(path, 64, &text, &len, NULL))
+        pid = (pid_t)strtol(text, NULL, 10);
+    free(text);
+    text = NULL;
+    snprintf(proc, sizeof proc, "/proc/%d/cmdline", pid);
+    size_t dir_len = strlen(dir);
+    if (pid <= 0 || xm_file_read(proc, 1 << 20, &text, &len, NULL) < 0 || !memmem(text, len, dir, dir_len))
+        pid = 0;
+    free(text);
+    free(path);
+    free(dir);
+    return pid;
+}
+
+/* A log outlives its run directory, the last 256 KiB of it: someone will ask why. */
+static void keep_log(struct agent *a, const char *name, const char *file)
+{
+    char *from = vm_path(a, name, file), *to = xm_printf("%s/logs/%s-%s", a->conf.state_dir, name, file);
+    enum { KEEP = 256 << 10 };
+    char *text = malloc(KEEP);
+    int in = open(from, O_RDONLY | O_CLOEXEC);
+    struct stat st;
+
+    if (text && in >= 0 && !fstat(in, &st) && st.st_size > 0) {
+        ssize_t n = pread(in, text, KEEP, st.st_size > KEEP ? st.st_size - KEEP : 0);
+        int out = n > 0 ? open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600) : -1;
+        if (out >= 0 && write(out, text, (size_t)n) < 0)
+            xm_log(XM_LOG_WARN, "cannot keep %s: %s", to, strerror(errno));
+        if (out >= 0)
+            close(out);
+    }
+    if (in >= 0)
+        close(in);
+    free(text);
+    free(from);
+    free(to);
+}
+
+void vm_remove_run_dir(struct agent *a, const char *name)
+{
+    char *dir = vm_path(a, name, NULL);
+    struct xm_error e = {0};
+
+    keep_log(a, name, "shim.log");
+    keep_log(a, name, "qemu.log");
+    if (xm_rmdir_files(dir, &e) < 0)
+        xm_log(XM_LOG_WARN, "VM %s: %s", name, e.text);
+    free(dir);
+}
+
+/* ---- the list ---- */
+
+struct vm *vm_find(struct agent *a, const char *name)
+{
+    struct vm *vm;
+
+    TAILQ_FOREACH (vm, &a->vms, link) {
+        if (!strcmp(vm->name, name))
+            return vm;
+    }
+    return NULL;
+}
+
+struct vm *vm_claim(struct agent *a, const char *name, json_t *spec, struct xm_error *e)
+{
+    struct vm *vm;
+
+    if (vm_find(a, name)) {
+        xm_error_set(e, EEXIST, "VM %s is on %s already", name, a->conf.name);
+        return NULL;
+    }
+    vm = calloc(1, sizeof *vm);
+    if (!vm) {
+        xm_error_set(e, ENOMEM, "no memory for VM %s", name);
+        return NULL;
+    }
+    vm->agent = a;
+    snprintf(vm->name, sizeof vm->name, "%s", name);
+    vm->dir = vm_path(a, name, NULL);
+    vm->spec = json_incref(spec);
+    vm->memory = (uint64_t)xm_json_int(spec, "memory", 0);
+    vm->watch_fd = -1;
+    TAILQ_INSERT_TAIL(&a->vms, vm, link);
+    return vm;
+}
+
+/* One that is expected, but whose shim does not answer, is on its way out. */
+bool vm_wait_ending(struct agent *a, const char *name)
+{
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    bool expected = vm && vm->incoming && vm->phase == VM_UP;
+    agent_unlock(a);
+    if (!expected)
+        return false;
+    json_t *st = shim_call(a, name, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, NULL);
+    json_decref(st);
+    if (st)
+        return false;
+    agent_lock(a);
+    uint64_t until = xm_now() + 10 * XM_NS_PER_S;
+    while (vm_find(a, name) && agent_wait(a, until))
+        ;
+    bool gone = !vm_find(a, name);
+    agent_unlock(a);
+    return gone;
+}
+
+void vm_forget(struct vm *vm)
+{
+    TAILQ_REMOVE(&vm->agent->vms, vm, link);
+    pthread_cond_broadcast(&vm->agent->changed);
+    json_decref(vm->spec);
+    json_decref(vm->incoming);
+    json_decref(vm->moving);
+    free(vm->dir);
+    free(vm);
+}
+
+/* RAM that was promised and that nobody has touched yet: it is still counted as available by the kernel. */
+uint64_t vms_memory_promised(struct agent *a)
+{
+    uint64_t sum = 0;
+    struct vm *vm;
+
+    TAILQ_FOREACH (vm, &a->vms, link) {
+        uint64_t qemu = facts_shared_rss(vm_process(a, vm->name, "qemu.pid"));
+        uint64_t shim = facts_shared_rss(vm_process(a, vm->name, "shim.pid"));
+        uint64_t used = XM_MAX(qemu, shim); /* both map the same memory; who touched a page has it */
+        sum += vm->memory > used ? vm->memory - used : 0;
+    }
+    return sum;
+}
+
+uint64_t vms_space_promised(struct agent *a, const char *datastore)
+{
+    uint64_t sum = 0;
+    struct vm *vm;
+    size_t i;
+    json_t *disk;
+
+    TAILQ_FOREACH (vm, &a->vms, link) {
+        const json_t *r = vm->incoming ? vm->incoming : vm->moving;
+        if (!r || strcmp(xm_json_str(r, "datastore", ""), datastore) != 0)
+            continue;
+        json_array_foreach (json_object_get(r, "reserve"), i, disk) {
+            struct stat st;
+            uint64_t want = (uint64_t)xm_json_int(disk, "used", 0);
+            uint64_t have = stat(xm_json_str(disk, "path", ""), &st) ? 0 : (uint64_t)st.st_blocks * 512;
+            sum += want > have ? want - have : 0;
+        }
+    }
+    return sum;
+}
+
+/* ---- at the agent's start ---- */
+
+/* A job may have ended while no agent was there: its last event stands in a file. */
+static void take_result(struct agent *a, const char *name)
+{
+    json_t *result = read_vm_json(a, name, "result.json");
+    struct job *job = result ? job_get(a, xm_json_str(result, "job", "")) : NULL;
+
+    if (job && !strcmp(xm_json_str(job->about, "vm", ""), name))
+        job_event(a, job, json_incref(result));
+    if (job)
+        job_put(a, job);
+    json_decref(result);
+}
+
+static void adopt_living(struct agent *a, const char *name, json_t *spec, json_t *incoming)
+{
+    struct xm_error e = {0};
+    bool mine = vm_owned(a, name, NULL); /* what came in and was taken over is this host's own */
+    json_t *st = shim_call(a, name, json_pack("{s:s}", "cmd", "status"), -1, 2 * XM_NS_PER_S, NULL);
+
+    agent_lock(a);
+    struct vm *vm = vm_claim(a, name, spec, &e);
+    if (vm && mine)
+        snprintf(vm->job, sizeof vm->job, "%s", xm_json_str(st, "job", ""));
+    else if (vm)
+        vm->incoming = json_incref(incoming);
+    agent_unlock(a);
+    json_decref(st);
+    xm_log(XM_LOG_INFO, "VM %s: found again", name);
+    if (!vm || vm_watch(a, name, &e) < 0)
+        xm_log(XM_LOG_ERROR, "%s", e.text);
+}
+
+static void adopt(struct agent *a, const char *name)
+{
+    struct xm_error e = {0};
+    json_t *conf = read_vm_json(a, name, "shim.json");
+    json_t *spec = json_object_get(conf, "vm"), *incoming = json_object_get(conf, "incoming");
+    struct vm_spec check = {0};
+    char *spec_path = vm_state_path(a, name, "spec.json");
+    json_t *newer = json_is_object(incoming) ? NULL : read_json(spec_path, NULL);
+
+    free(spec_path);
+    if (newer)
+        spec = newer; /* its disks may have moved since the shim was started */
+    incoming = json_is_object(incoming) ? incoming : NULL;
+    take_result(a, name);
+    if (!vm_process(a, name, "shim.pid") && !vm_process(a, name, "qemu.pid")) {
+        xm_log(XM_LOG_INFO, "VM %s has ended while no agent ran; cleaning up", name);
+        vm_clean_up(a, name, incoming);
+    } else if (vm_spec_from_json(&check, spec, &e) < 0 || strcmp(check.name, name) != 0) {
+        xm_log(XM_LOG_ERROR, "VM %s: its shim.json cannot be used, it is left alone: %s", name, e.text);
+    } else {
+        adopt_living(a, name, spec, incoming);
+    }
+    vm_spec_free(&check);
+    json_decref(newer);
+    json_decref(conf);
+}
+
+int vms_adopt(struct agent *a)
+{
+    char *path = xm_printf("%s/vms", a->conf.run_dir);
+    DIR *d = opendir(path);
+
+    free(path);
+    for (struct dirent *f; d && (f = readdir(d));) {
+        if (vm_name_check(f->d_name, NULL) == 0)
+            adopt(a, f->d_name);
+    }
+    if (d)
+        closedir(d);
+    return 0;
+}

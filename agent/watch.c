@@ -1,0 +1,375 @@
+/* The shims of this host's VMs: starting one, speaking with it, watching it, and what is done when it has gone.
+ *
+ * Happy path: a request writes shim.json, runs the shim until that says that the VM runs, starts the watcher;
+ * the watcher subscribes to the shim's events and passes those of this host's jobs on; when the shim has
+ * ended, the run directory is removed and the VM forgotten.
+ *
+ * The shim dies while its QEMU lives: a new shim is started with the same shim.json; it takes the QEMU over,
+ * whose disks wait. Shim and QEMU are both dead: the directory is removed; if it was an incoming migration
+ * that never took over, the disks that were made for it too.
+ */
+#include "agent/agent.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define SHIM_START_NS (120 * XM_NS_PER_S)
+#define REVIVE_MAX    3
+#define REVIVE_NS     (600 * XM_NS_PER_S) /* so many in that time, then it is left alone */
+
+/* ---- the shim ---- */
+
+json_t *shim_call(struct agent *a, const char *name, json_t *request, int pass_fd, uint64_t timeout_ns,
+                  struct xm_error *e)
+{
+    char *path = vm_path(a, name, "shim.sock");
+    struct xm_jsonl js;
+    json_t *answer = NULL;
+    int fd = xm_unix_connect(path, e);
+
+    free(path);
+    if (fd < 0) {
+        json_decref(request);
+        xm_error_prefix(e, "VM %s: its shim does not answer", name);
+        return NULL;
+    }
+    xm_jsonl_init(&js, fd);
+    json_object_set_new(request, "id", json_integer(1));
+    if (xm_jsonl_send(fd, request, pass_fd, e) == 0) {
+        uint64_t deadline = xm_now() + timeout_ns;
+        while ((answer = xm_jsonl_recv(&js, deadline, e)) && xm_json_int(answer, "id", 0) != 1)
+            json_decref(answer);
+    }
+    xm_jsonl_close(&js);
+    if (!answer) {
+        xm_error_prefix(e, "VM %s: its shim does not answer", name);
+    } else if (!xm_json_bool(answer, "ok", false)) {
+        xm_error_set(e, EIO, "%s", xm_json_str(answer, "error", "the shim refused without saying why"));
+        json_decref(answer);
+        answer = NULL;
+    }
+    return answer;
+}
+
+int vm_spawn(struct agent *a, const char *name, json_t *spec, uint64_t epoch, json_t *incoming,
+             struct xm_error *e)
+{
+    char *dir = vm_path(a, name, NULL), *path = vm_path(a, name, "shim.json");
+    json_t *o = json_pack("{s:O, s:s, s:s, s:s, s:s, s:I, s:O?}", "vm", spec, "host", a->conf.name,
+                          "state_dir", a->conf.state_dir, "run_dir", a->conf.run_dir, "engine",
+                          a->conf.engine, "epoch", (json_int_t)epoch, "incoming", incoming);
+    int r = xm_mkdir_all(dir, e);
+
+    if (!r)
+        r = write_json(path, o, e);
+    const char *const argv[] = {a->conf.shim, path, NULL};
+    if (!r)
+        r = xm_run(argv, SHIM_START_NS, NULL, e);
+    json_decref(o);
+    free(path);
+    free(dir);
+    return r;
+}
+
+/* ---- watching ---- */
+
+struct watch {
+    struct agent *agent;
+    char name[VM_NAME_MAX + 1];
+};
+
+/* Is it still expected, or this host's own by now? Asked again whenever something happened. */
+static void learn_role(struct agent *a, const char *name)
+{
+    json_t *st = shim_call(a, name, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, NULL);
+
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    if (vm && vm->incoming && st && !strcmp(xm_json_str(st, "role", ""), "owner")) {
+        xm_log(XM_LOG_INFO, "VM %s has come from %s and runs here", name,
+               xm_json_str(vm->incoming, "source", "?"));
+        json_decref(vm->incoming);
+        vm->incoming = NULL;
+        pthread_cond_broadcast(&a->changed);
+    }
+    agent_unlock(a);
+    json_decref(st);
+}
+
+static void learn_spec(struct agent *a, const char *name)
+{
+    char *path = vm_state_path(a, name, "spec.json");
+    json_t *spec = read_json(path, NULL);
+
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    if (vm && spec) {
+        json_decref(vm->spec);
+        vm->spec = json_incref(spec);
+    }
+    agent_unlock(a);
+    json_decref(spec);
+    free(path);
+}
+
+static void on_event(struct agent *a, const char *name, json_t *event)
+{
+    const char *what = xm_json_str(event, "event", "");
+    struct job *job = NULL;
+
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    bool incoming = vm && vm->incoming;
+    char id[16] = "";
+    /* The other side's jobs are counted by the other side. */
+    if (vm && !incoming && vm->job[0] && !strcmp(vm->job, xm_json_str(event, "job", "")))
+        memcpy(id, vm->job, sizeof id);
+    agent_unlock(a);
+    bool done = !strcmp(what, "done");
+    if (id[0] && (job = job_get(a, id))) {
+        bool stays = !strcmp(xm_json_str(job->about, "mode", ""), "storage-only");
+        if (done && stays)
+            learn_spec(a, name);
+        /* When the VM has gone, «done» is said after it has gone from the list too (vm_ended). */
+        if (!done || stays)
+            job_event(a, job, json_incref(event));
+        job_put(a, job);
+    }
+    if (incoming && strcmp(what, "progress"))
+        learn_role(a, name);
+}
+
+/* Until the shim hangs up. False: it could not be reached. */
+static bool listen_to(struct agent *a, const char *name)
+{
+    char *path = vm_path(a, name, "shim.sock");
+    struct xm_jsonl js;
+    int fd = xm_unix_connect(path, NULL);
+
+    free(path);
+    if (fd < 0)
+        return false;
+    xm_jsonl_init(&js, fd);
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    bool go_on = vm && !a->ending;
+    if (go_on)
+        vm->watch_fd = fd;
+    agent_unlock(a);
+    if (go_on && !xm_jsonl_send(fd, json_pack("{s:i, s:s}", "id", 1, "cmd", "subscribe"), -1, NULL)) {
+        struct xm_error e;
+        for (json_t *o; (o = xm_jsonl_recv(&js, UINT64_MAX, &e)); json_decref(o)) {
+            if (json_object_get(o, "event"))
+                on_event(a, name, o);
+            else if (xm_json_int(o, "id", 0) == 1)
+                learn_role(a, name); /* nothing that happens from now on is missed */
+        }
+    }
+    agent_lock(a);
+    if ((vm = vm_find(a, name)))
+        vm->watch_fd = -1;
+    agent_unlock(a);
+    xm_jsonl_close(&js);
+    return true;
+}
+
+static void fail_job_of(struct agent *a, const char *name, const char *why)
+{
+    char id[16] = "";
+
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    if (vm)
+        memcpy(id, vm->job, sizeof id);
+    agent_unlock(a);
+    struct job *job = id[0] ? job_get(a, id) : NULL;
+    if (job) {
+        job_fail(a, job, EXIT_FAILED, why);
+        job_put(a, job);
+    }
+}
+
+/* The shim is gone and QEMU is not: another shim for it. */
+static bool revive(struct agent *a, const char *name)
+{
+    struct xm_error e = {0};
+    uint64_t epoch;
+
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    if (vm && xm_now() - vm->revived_at > REVIVE_NS) {
+        vm->revived = 0;
+        vm->revived_at = xm_now();
+    }
+    json_t *spec = vm && !vm->incoming && vm->revived++ < REVIVE_MAX ? json_incref(vm->spec) : NULL;
+    agent_unlock(a);
+    if (!spec || !vm_process(a, name, "qemu.pid") || !vm_owned(a, name, &epoch)) {
+        json_decref(spec);
+        return false;
+    }
+    xm_log(XM_LOG_WARN, "VM %s: its shim has died; starting another one for its running QEMU", name);
+    int r = vm_spawn(a, name, spec, epoch, NULL, &e);
+    json_decref(spec);
+    if (r)
+        xm_log(XM_LOG_ERROR, "%s", e.text);
+    else
+        fail_job_of(a, name, "the shim died, and with it the migration; the VM runs on here with a new one");
+    return r == 0;
+}
+
+static void kill_qemu(pid_t pid)
+{
+    int fd = (int)syscall(SYS_pidfd_open, pid, 0);
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+
+    kill(pid, SIGKILL);
+    if (fd >= 0) {
+        poll(&p, 1, 5000); /* its taps are busy until it has gone */
+        close(fd);
+    }
+}
+
+static void delete_taps(struct agent *a, const char *name)
+{
+    char *path = vm_path(a, name, "shim.json");
+    const char *const argv[] = {a->conf.shim, "--clean-up", path, NULL};
+    struct xm_error e = {0};
+
+    if (xm_run(argv, SHIM_START_NS, NULL, &e) < 0)
+        xm_log(XM_LOG_WARN, "VM %s: what it left in the kernel is still there: %s", name, e.text);
+    free(path);
+}
+
+/* The shim does the same when it can; it cannot when it was killed. */
+bool vm_clean_up(struct agent *a, const char *name, const json_t *incoming)
+{
+    pid_t qemu = vm_process(a, name, "qemu.pid");
+    bool owned = vm_owned(a, name, NULL);
+
+    if (qemu && (!incoming || owned)) {
+        xm_log(XM_LOG_ERROR,
+               "VM %s: its QEMU (process %d) has no shim, and is left as it is; see `xmigrate recover %s`",
+               name, qemu, name);
+        return false;
+    }
+    /* An incoming one that was never taken over: the source still has everything. */
+    if (qemu)
+        kill_qemu(qemu);
+    if (incoming && !owned)
+        delete_created(json_object_get(incoming, "created"));
+    delete_taps(a, name);
+    vm_remove_run_dir(a, name);
+    return true;
+}
+
+bool vm_end_orphan(struct agent *a, const char *name)
+{
+    pid_t qemu = vm_process(a, name, "qemu.pid");
+
+    if (vm_process(a, name, "shim.pid"))
+        return false;
+    if (qemu)
+        kill_qemu(qemu);
+    bool gone = vm_clean_up(a, name, NULL);
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    if (gone && vm)
+        vm_forget(vm);
+    agent_unlock(a);
+    return gone;
+}
+
+/* The shim leaves its last event in a file: the agent may have been away when it was sent. */
+static void end_job(struct agent *a, const char *name, const char *id, json_t *result)
+{
+    struct job *job = job_get(a, id);
+
+    if (job && result && !strcmp(xm_json_str(result, "job", ""), id)) {
+        job_event(a, job, json_incref(result));
+    } else if (job) {
+        char *why = xm_printf(
+            "the shim of VM %s ended without a report; `xmigrate recover %s` finds out where the VM is", name,
+            name);
+        job_fail(a, job, EXIT_UNKNOWN, why);
+        free(why);
+    }
+    if (job)
+        job_put(a, job);
+}
+
+static void vm_ended(struct agent *a, const char *name)
+{
+    char id[16] = "";
+    json_t *incoming = NULL, *result = read_vm_json(a, name, "result.json");
+
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    if (vm) {
+        memcpy(id, vm->job, sizeof id);
+        incoming = json_incref(vm->incoming);
+    }
+    agent_unlock(a);
+    bool gone = vm_clean_up(a, name, incoming);
+    json_decref(incoming);
+    xm_log(XM_LOG_INFO, "VM %s: its shim has ended", name);
+    agent_lock(a);
+    if (gone && (vm = vm_find(a, name)))
+        vm_forget(vm);
+    agent_unlock(a);
+    if (id[0] && strcmp(id, "-") != 0)
+        end_job(a, name, id, result);
+    json_decref(result);
+}
+
+static void *watch_main(void *arg)
+{
+    struct watch *w = arg;
+    struct agent *a = w->agent;
+    bool ending = false;
+
+    while (!ending) {
+        listen_to(a, w->name);
+        /* It hung up, or is not there yet, or is dead. */
+        if (!vm_process(a, w->name, "shim.pid") && !revive(a, w->name))
+            break;
+        agent_lock(a);
+        uint64_t until = xm_now() + 100 * XM_NS_PER_MS;
+        while (agent_wait(a, until))
+            ;
+        ending = a->ending;
+        agent_unlock(a);
+    }
+    agent_lock(a);
+    ending = a->ending;
+    agent_unlock(a);
+    if (!ending)
+        vm_ended(a, w->name);
+    free(w);
+    agent_thread_ends(a);
+    return NULL;
+}
+
+int vm_watch(struct agent *a, const char *name, struct xm_error *e)
+{
+    struct watch *w = calloc(1, sizeof *w);
+
+    if (!w)
+        return xm_error_set(e, ENOMEM, "no memory to watch VM %s", name);
+    w->agent = a;
+    snprintf(w->name, sizeof w->name, "%s", name);
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    if (vm)
+        vm->phase = VM_UP;
+    pthread_cond_broadcast(&a->changed);
+    agent_unlock(a);
+    int r = agent_thread(a, watch_main, w, e);
+    if (r)
+        free(w);
+    return r;
+}

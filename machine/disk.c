@@ -1,0 +1,144 @@
+/* One disk's thread: it opens the file, owns the engine and turns it until it is told to stop. Everything
+ * else reaches the disk through the engine's mailbox. A disk that cannot be opened fails machine_disk_start with
+ * a sentence; later errors go to the guest as I/O errors. */
+#include "machine/machine.h"
+
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define ENGINE_DEPTH  256
+#define LOCK_PATIENCE (5 * XM_NS_PER_S)
+
+/* A shim of this VM that was killed a moment ago: the kernel keeps its lock until the I/O that it had under way has ended, which also
+ * keeps those writes from landing after ours. */
+static int open_file(struct machine_disk *d, struct xm_error *e)
+{
+    char *left = xm_printf("%s/qemu.pid", d->machine->run_dir);
+    uint64_t deadline = xm_now() + (access(left, F_OK) == 0 ? LOCK_PATIENCE : 0);
+    int r;
+
+    while ((r = xm_file_open(d->file, d->spec->path, d->machine->shares_disks ? XM_FILE_SHARED : 0, 0, e)) ==
+               -EBUSY &&
+           xm_now() < deadline)
+        poll(NULL, 0, 10);
+    free(left);
+    return r;
+}
+
+static void *disk_main(void *arg)
+{
+    struct machine_disk *d = arg;
+    struct xm_error *e = &d->error;
+
+    pthread_setname_np(pthread_self(), d->spec->name[0] ? d->spec->name : "disk");
+    d->file = calloc(1, sizeof *d->file);
+    if (d->file && open_file(d, e) == 0) {
+        d->engine = xm_engine_open(d->machine->engine, ENGINE_DEPTH, e);
+        if (d->engine) {
+            xm_mailbox_own(&d->engine->mailbox);
+            d->disk = xm_disk_new(d->engine, d->file, NULL, e);
+        }
+        if (!d->disk) {
+            if (d->engine)
+                xm_engine_free(d->engine);
+            d->engine = NULL;
+            xm_file_close(d->file);
+        }
+    }
+    if (!d->disk) {
+        free(d->file);
+        d->file = NULL;
+    }
+    /* No guest of ours waits for a disk that is being filled. */
+    if (d->machine->incoming)
+        xm_sched_background(0, true);
+    bool ok = d->disk;
+    sem_post(&d->ready);
+    while (ok && !d->stop)
+        xm_engine_turn(d->engine);
+    return NULL;
+}
+
+int machine_disk_start(struct machine_disk *d, struct xm_error *e)
+{
+    sem_init(&d->ready, 0, 0);
+    int r = pthread_create(&d->thread, NULL, disk_main, d);
+    if (r)
+        return xm_error_errno(e, r, "disk %s: thread", d->spec->name);
+    d->started = true;
+    while (sem_wait(&d->ready) < 0) {
+    }
+    if (d->disk)
+        return 0;
+    pthread_join(d->thread, NULL);
+    d->started = false;
+    *e = d->error;
+    return xm_error_prefix(e, "disk %s", d->spec->name);
+}
+
+static struct xm_bitmap *wrote_bitmap(void *ctx, int memfd, uint64_t size)
+{
+    struct machine *vm = ctx;
+
+    (void)size;
+    return xm_ram_bitmap(&vm->ram, memfd);
+}
+
+int machine_disk_serve(struct machine_disk *d, struct xm_error *e)
+{
+    char *path = xm_printf("%s/disk-%s.sock", d->machine->run_dir, d->spec->name);
+    struct xm_vhost_opts o = {
+        .socket_path = path,
+        .serial = d->spec->name,
+        .queues = d->spec->queues ? d->spec->queues : XM_MIN(d->machine->spec.vcpus, 4u),
+        .mem = {wrote_bitmap, d->machine},
+    };
+    d->vhost = xm_vhost_new(d->disk, &o, e);
+    free(path);
+    return d->vhost ? 0 : xm_error_prefix(e, "disk %s", d->spec->name);
+}
+
+struct disk_call {
+    struct machine_disk *d;
+    void (*fn)(struct machine_disk *, void *);
+    void *arg;
+};
+
+static void disk_call_run(void *arg)
+{
+    struct disk_call *c = arg;
+    c->fn(c->d, c->arg);
+}
+
+void machine_disk_call(struct machine_disk *d, void (*fn)(struct machine_disk *, void *), void *arg)
+{
+    struct disk_call c = {d, fn, arg};
+    xm_mailbox_call(&d->engine->mailbox, disk_call_run, &c);
+}
+
+static void stop_here(struct machine_disk *d, void *arg)
+{
+    (void)arg;
+    xm_disk_free(d->disk);
+    d->disk = NULL;
+    d->stop = true;
+}
+
+void machine_disk_stop(struct machine_disk *d)
+{
+    if (!d->started)
+        return;
+    if (d->vhost)
+        xm_vhost_free(d->vhost);
+    d->vhost = NULL;
+    machine_disk_call(d, stop_here, NULL);
+    pthread_join(d->thread, NULL);
+    xm_engine_free(d->engine);
+    xm_file_close(d->file);
+    free(d->file);
+    d->file = NULL;
+    d->engine = NULL;
+    d->started = d->stop = false;
+}

@@ -1,0 +1,157 @@
+/* machine/machine.c: one VM's start and end on this host.
+ *
+ * Start: disks (threads, files, drivers) -> vhost-user sockets -> QEMU, stopped -> the guest's RAM is found
+ * -> run (or wait for the migration). A failure at any step is one sentence; machine_stop takes the steps
+ * before it back. */
+#include "machine/machine.h"
+
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define RECONNECT_TIMEOUT (5 * XM_NS_PER_S) /* QEMU tries once a second */
+#define RUN_TIMEOUT       (20 * XM_NS_PER_S)
+
+int machine_init(struct machine *vm, const json_t *o, struct xm_error *e)
+{
+    const char *state = xm_json_str(o, "state_dir", NULL);
+    const char *run = xm_json_str(o, "run_dir", NULL);
+    const char *host = xm_json_str(o, "host", NULL);
+    const char *engine = xm_json_str(o, "engine", "auto");
+
+    qemu_init(&vm->qemu);
+    if (!state || !run || !host)
+        return xm_error_set(e, EINVAL, "not a shim's configuration");
+    int r = vm_spec_from_json(&vm->spec, json_object_get(o, "vm"), e);
+    vm->host = xm_printf("%s", host);
+    vm->run_dir = xm_printf("%s/vms/%s", run, vm->spec.name);
+    vm->state_dir = xm_printf("%s/vms/%s", state, vm->spec.name);
+    vm->epoch = (uint64_t)xm_json_int(o, "epoch", 1);
+    vm->engine = !strcmp(engine, "libaio")     ? XM_ENGINE_LIBAIO
+                 : !strcmp(engine, "io_uring") ? XM_ENGINE_URING
+                                               : XM_ENGINE_AUTO;
+    const json_t *in = json_object_get(o, "incoming");
+    vm->incoming = json_is_object(in);
+    vm->shares_disks = vm->incoming && !xm_json_bool(in, "storage", true);
+    vm->disks = vm->spec.disks;
+    for (unsigned i = 0; i < vm->disks; i++) {
+        vm->disk[i].machine = vm;
+        vm->disk[i].spec = &vm->spec.disk[i];
+        vm->disk[i].object = (uint16_t)i;
+    }
+    return r;
+}
+
+int machine_save_spec(struct machine *vm, struct xm_error *e)
+{
+    json_t *o = vm_spec_to_json(&vm->spec);
+    char *text = json_dumps(o, JSON_INDENT(1));
+    char *path = xm_printf("%s/spec.json", vm->state_dir);
+    int r = xm_mkdir_all(vm->state_dir, e);
+
+    if (!r)
+        r = text ? xm_file_replace(path, text, strlen(text), e)
+                 : xm_error_set(e, ENOMEM, "VM %s: no memory", vm->spec.name);
+    free(path);
+    free(text);
+    json_decref(o);
+    return r;
+}
+
+/* ---- QEMU ---- */
+
+static void on_qmp_event(void *ctx, const char *name, const json_t *data, uint64_t when)
+{
+    struct machine *vm = ctx;
+
+    if (!strcmp(name, "STOP"))
+        vm->guest_running = false;
+    else if (!strcmp(name, "RESUME"))
+        vm->guest_running = true;
+    if (vm->qmp_event)
+        vm->qmp_event(vm, name, data, when);
+}
+
+static int learn_running(struct machine *vm, struct xm_error *e)
+{
+    json_t *st = qmp_call(&vm->qemu.qmp, "query-status", NULL, 10 * XM_NS_PER_S, e);
+
+    vm->guest_running = xm_json_bool(st, "running", false);
+    json_decref(st);
+    return st ? 0 : -EIO;
+}
+
+/* The guest runs only where the record says so (DESIGN §8); and if an earlier shim of ours died in a
+ * switch-over before it gave the VM away, the guest has to be brought back. */
+static int run_guest(struct machine *vm, struct xm_error *e)
+{
+    struct owner_record rec;
+    int r = owner_load(vm->state_dir, vm->spec.name, &rec, e);
+
+    if (!r && !owner_may_run(&rec))
+        r = xm_error_set(e, EPERM, "it was given to %s (epoch %llu); see `xmigrate recover %s`", rec.to,
+                         (unsigned long long)rec.epoch, vm->spec.name);
+    if (!r)
+        vm->epoch = rec.epoch;
+    /* A QEMU that goes on before it has come back to its disks starts them in vain, and never again (7.2). */
+    uint64_t deadline = xm_now() + RECONNECT_TIMEOUT;
+    for (unsigned i = 0; !r && vm->adopted && i < vm->disks; i++) {
+        while (!xm_vhost_attached(vm->disk[i].vhost) && xm_now() < deadline)
+            poll(NULL, 0, 10);
+    }
+    if (!r)
+        r = qemu_cancel_migration(&vm->qemu, RUN_TIMEOUT, e);
+    return r ? r : qemu_continue(&vm->qemu, RUN_TIMEOUT, e);
+}
+
+static int start_qemu(struct machine *vm, struct xm_error *e)
+{
+    int r = qemu_adopt(&vm->qemu, vm->run_dir, e);
+
+    vm->adopted = r == 0;
+    if (r == -ESRCH)
+        r = qemu_start(&vm->qemu, &vm->spec, vm->run_dir, vm->incoming, e);
+    if (r)
+        return r;
+    vm->qemu.qmp.ctx = vm;
+    vm->qemu.qmp.event = on_qmp_event;
+    if (vm->adopted)
+        xm_log(XM_LOG_WARN, "VM %s: took over its running QEMU (process %d)", vm->spec.name, vm->qemu.pid);
+    if ((r = xm_ram_find(&vm->ram, vm->qemu.pid, e)) < 0)
+        return r;
+    if (!vm->incoming && (r = run_guest(vm, e)) < 0)
+        return r;
+    return learn_running(vm, e);
+}
+
+/* ---- start and end ---- */
+
+int machine_start(struct machine *vm, struct xm_error *e)
+{
+    int r = 0;
+
+    for (unsigned i = 0; !r && i < vm->disks; i++)
+        r = machine_disk_start(&vm->disk[i], e);
+    for (unsigned i = 0; !r && i < vm->disks; i++)
+        r = machine_disk_serve(&vm->disk[i], e);
+    if (!r)
+        r = start_qemu(vm, e);
+    return r;
+}
+
+void machine_stop(struct machine *vm)
+{
+    if (vm->qemu.pid > 0)
+        qemu_end(&vm->qemu, &vm->spec);
+    for (unsigned i = 0; i < vm->disks; i++)
+        machine_disk_stop(&vm->disk[i]);
+    xm_ram_close(&vm->ram);
+}
+
+void machine_free(struct machine *vm)
+{
+    vm_spec_free(&vm->spec);
+    free(vm->host);
+    free(vm->run_dir);
+    free(vm->state_dir);
+}

@@ -1,0 +1,76 @@
+/* machine/machine.h: one VM's things on this host: its directories, its disks with their threads, its QEMU and
+ * RAM. What a migration does with them is migrate/'s; who serves whom, shim/'s.
+ *
+ * Threads, and who owns what:
+ *   main        the specification, QEMU's life; runs `mailbox`
+ *   one a disk  everything in machine_disk but the names (its engine's mailbox)
+ *   while a migration goes on, QMP and the specification are its thread's (migrate/). */
+#ifndef XM_MACHINE_H
+#define XM_MACHINE_H
+
+#include "machine/qemu.h"
+#include "mirror/mirror.h"
+#include "vm/vm.h"
+#include <semaphore.h>
+
+struct machine;
+
+struct machine_disk {
+    struct machine *machine;
+    struct vm_disk *spec;
+    uint16_t object; /* its number on the wire */
+    pthread_t thread;
+    bool started;
+    bool stop;   /* disk thread only */
+    sem_t ready; /* the thread has set itself up, or failed (error.code) */
+    struct xm_error error;
+    struct xm_engine *engine;
+    struct xm_file *file; /* malloc'ed: a pivot swaps it */
+    struct xm_disk *disk;
+    struct xm_vhost *vhost;
+    struct xm_replica *replica; /* while a migration goes out */
+    struct xm_writer *writer;   /* while one comes in */
+};
+
+struct machine {
+    struct vm_spec spec;
+    char *host;      /* this host's name */
+    char *run_dir;   /* this VM's: .../vms/NAME */
+    char *state_dir; /* this VM's: .../vms/NAME */
+    enum xm_engine_kind engine;
+    uint64_t epoch;
+
+    bool incoming;     /* it was started to be filled by a migration: nobody's guest waits for its disks */
+    bool shares_disks; /* incoming, compute-only: the source has the same disks open until it hands over */
+
+    struct xm_mailbox mailbox; /* the main thread's */
+    struct qemu qemu;
+    bool adopted;       /* an earlier shim started it */
+    bool guest_running; /* by QEMU's events */
+    struct xm_ram ram;  /* fixed from QEMU's start to its end */
+    unsigned disks;
+    struct machine_disk disk[VM_DISKS_MAX];
+
+    /* Any thread. Takes the reference; adds "vm". Events go to all who subscribed. */
+    void (*emit)(struct machine *, json_t *event);
+    /* QEMU's, as its QMP is read; data may be NULL. `when`: ns of CLOCK_REALTIME. */
+    void (*qmp_event)(struct machine *, const char *name, const json_t *data, uint64_t when);
+};
+
+/* From what the agent wrote for the shim (HACKING.md, shim.json). machine_free after success or failure. */
+int machine_init(struct machine *, const json_t *config, struct xm_error *);
+/* Disks, their sockets, and QEMU: one that an earlier shim of this VM left running, or a new one. A guest runs
+ * after it only where the owner record says so; with `incoming` it waits for its migration. */
+int machine_start(struct machine *, struct xm_error *);
+void machine_stop(struct machine *); /* ends QEMU, then the disks; fine in any state */
+void machine_free(struct machine *);
+int machine_save_spec(struct machine *, struct xm_error *); /* state_dir/spec.json */
+
+/* disk.c */
+int machine_disk_start(struct machine_disk *, struct xm_error *); /* thread, engine, file, driver */
+int machine_disk_serve(struct machine_disk *, struct xm_error *); /* vhost-user socket */
+void machine_disk_stop(struct machine_disk *);                    /* all of it; fine in any state */
+/* On its thread; waits. */
+void machine_disk_call(struct machine_disk *, void (*fn)(struct machine_disk *, void *), void *arg);
+
+#endif

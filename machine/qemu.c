@@ -1,0 +1,422 @@
+#include "machine/qemu.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define START_TIMEOUT (20 * XM_NS_PER_S)
+#define QUIT_TIMEOUT  (5 * XM_NS_PER_S)
+
+/* ---- the command line ---- */
+
+struct args {
+    char **v;
+    size_t n;
+};
+
+static void add(struct args *a, char *s)
+{
+    char **v = realloc(a->v, (a->n + 2) * sizeof *v);
+    if (!v) {
+        free(s);
+        return; /* QEMU would say what is missing; memory of this size is not refused */
+    }
+    a->v = v;
+    a->v[a->n++] = s;
+    a->v[a->n] = NULL;
+}
+
+static void add2(struct args *a, const char *option, char *value)
+{
+    add(a, xm_printf("%s", option));
+    add(a, value);
+}
+
+static void add_opt(struct args *a, const char *option, const char *value)
+{
+    if (value)
+        add2(a, option, xm_printf("%s", value));
+}
+
+/* A named, shared file is the one kind of RAM that every QEMU from 7.2 to 11 leaves out of its stream with
+ * x-ignore-shared; since 8.1 memory-backend-memfd is sent. So the memfd is ours, and QEMU opens it by a name.
+ */
+static char *ram_backend(const struct vm_spec *vm)
+{
+    return xm_printf("memory-backend-file,id=mem0,size=%lluM,share=on,mem-path=/proc/self/fd/%d",
+                     (unsigned long long)(vm->memory >> 20), QEMU_RAM_FD);
+}
+
+char **qemu_arguments(const struct vm_spec *vm, const struct qemu_facts *knows, const char *run_dir,
+                      bool incoming)
+{
+    struct args a = {0};
+    bool kvm = vm->accel && !strncmp(vm->accel, "kvm", 3);
+
+    add_opt(&a, "-name", vm->name);
+    add(&a, xm_printf("-nodefaults"));
+    add(&a, xm_printf("-no-user-config"));
+    add2(&a, "-display", xm_printf("none"));
+    add2(&a, "-vga", xm_printf("none"));
+    add2(&a, "-machine", xm_printf("%s,memory-backend=mem0", vm->machine));
+    add_opt(&a, "-accel", vm->accel);
+    add2(&a, "-cpu", xm_printf("%s", vm->cpu ? vm->cpu : kvm ? "host" : "max"));
+    add2(&a, "-m", xm_printf("size=%lluM", (unsigned long long)(vm->memory >> 20)));
+    add2(&a, "-object", ram_backend(vm));
+    add2(&a, "-smp", xm_printf("%u", vm->vcpus));
+    add2(&a, "-qmp", xm_printf("unix:%s/qmp.sock,server=on,wait=off", run_dir));
+    add2(&a, "-chardev",
+         xm_printf(
+             "socket,id=serial0,path=%s/serial.sock,server=on,wait=off,logfile=%s/console.log,logappend=on",
+             run_dir, run_dir));
+    add2(&a, "-serial", xm_printf("chardev:serial0"));
+    add_opt(&a, "-kernel", vm->kernel);
+    add_opt(&a, "-initrd", vm->initrd);
+    add_opt(&a, "-append", vm->append);
+    add_opt(&a, "-bios", vm->firmware);
+    for (unsigned i = 0; i < vm->disks; i++) {
+        const struct vm_disk *d = &vm->disk[i];
+        unsigned queues = d->queues ? d->queues : XM_MIN(vm->vcpus, 4u);
+        add2(&a, "-chardev",
+             xm_printf("socket,id=chr-%s,path=%s/disk-%s.sock,%s", d->name, run_dir, d->name,
+                       knows->reconnect_ms ? "reconnect-ms=1000" : "reconnect=1"));
+        /* config-wce=off: the guest cannot change the cache mode, which QEMU would not tell the driver again
+         * after a reconnect or a move. The disk is write-back, and the guest flushes. */
+        add2(&a, "-device",
+             xm_printf("vhost-user-blk-pci,id=disk-%s,chardev=chr-%s,num-queues=%u,config-wce=off", d->name,
+                       d->name, queues));
+    }
+    for (unsigned i = 0; i < vm->nics; i++) {
+        const struct vm_nic *n = &vm->nic[i];
+        add2(&a, "-netdev",
+             xm_printf("tap,id=net-%s,ifname=%s,script=no,downscript=no,vhost=off", n->name, n->tap));
+        add2(&a, "-device",
+             xm_printf("virtio-net-pci,id=nic-%s,netdev=net-%s,mac=%s,romfile=", n->name, n->name, n->mac));
+    }
+    for (char **x = vm->extra; x && *x; x++)
+        add(&a, xm_printf("%s", *x));
+    /* Stopped at first: the shim has to know the guest's RAM before the guest writes to it through us. */
+    add(&a, xm_printf("-S"));
+    if (incoming)
+        add2(&a, "-incoming", xm_printf("defer"));
+    return a.v;
+}
+
+void qemu_arguments_free(char **v)
+{
+    for (char **p = v; p && *p; p++)
+        free(*p);
+    free(v);
+}
+
+/* ---- the process ---- */
+
+void qemu_init(struct qemu *q)
+{
+    memset(q, 0, sizeof *q);
+    q->pidfd = -1;
+    pthread_mutex_init(&q->qmp.lock, NULL);
+    xm_jsonl_init(&q->qmp.conn, -1);
+}
+
+static int pidfd_open_(pid_t pid)
+{
+    return (int)syscall(SYS_pidfd_open, pid, 0);
+}
+
+bool qemu_alive(const struct qemu *q)
+{
+    struct pollfd p = {.fd = q->pidfd, .events = POLLIN};
+
+    return q->pid > 0 && q->pidfd >= 0 && poll(&p, 1, 0) == 0;
+}
+
+static bool alive_cb(void *ctx)
+{
+    return qemu_alive(ctx);
+}
+
+/* The last line of QEMU's log, for the sentence that says why it did not start. */
+static void last_line(const char *path, char *out, size_t size)
+{
+    char *text = NULL;
+    size_t len = 0;
+
+    out[0] = 0;
+    if (xm_file_read(path, 1 << 20, &text, &len, NULL) < 0)
+        return;
+    while (len && text[len - 1] == '\n')
+        text[--len] = 0;
+    const char *nl = strrchr(text, '\n');
+    snprintf(out, size, "%s", nl ? nl + 1 : text);
+    free(text);
+}
+
+static void child_exec(char **argv, const char *log, int ram)
+{
+    sigset_t none;
+    int in = open("/dev/null", O_RDONLY);
+    int out = open(log, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGPIPE, SIG_DFL);
+    setsid();
+    dup2(in, 0);
+    dup2(out, 1);
+    dup2(out, 2);
+    if (dup2(ram, QEMU_RAM_FD) < 0 || fcntl(QEMU_RAM_FD, F_SETFD, 0) < 0) {
+        dprintf(2, "cannot pass the guest's RAM on: %s\n", strerror(errno));
+        _exit(127); /* in the forked child only */
+    }
+    execvp(argv[0], argv);
+    dprintf(2, "cannot run %s: %s\n", argv[0], strerror(errno));
+    _exit(127); /* in the forked child only */
+}
+
+/* The name tells xm_ram_find that this is RAM. */
+static int make_ram(const struct vm_spec *vm, struct xm_error *e)
+{
+    int fd = memfd_create(XM_RAM_NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+    /* Sealed as QEMU seals its own, so that it does not shrink under us. */
+    if (fd < 0 || ftruncate(fd, (off_t)vm->memory) < 0 ||
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
+        int code = errno;
+        if (fd >= 0)
+            close(fd);
+        return xm_error_errno(e, code, "cannot make %s of RAM", xm_format_size(vm->memory).s);
+    }
+    return fd;
+}
+
+static int spawn(struct qemu *q, const struct vm_spec *vm, const char *run_dir, bool incoming,
+                 struct xm_error *e)
+{
+    const struct qemu_facts *knows = qemu_facts(vm->qemu, e);
+    int ram = knows ? make_ram(vm, e) : -XM_MAX(e->code, 1);
+
+    if (ram < 0)
+        return ram;
+    char **args = qemu_arguments(vm, knows, run_dir, incoming);
+    struct args a = {0};
+    char *log = xm_printf("%s/qemu.log", run_dir);
+
+    add(&a, xm_printf("%s", vm->qemu));
+    for (char **p = args; p && *p; p++)
+        add(&a, xm_printf("%s", *p));
+    pid_t pid = a.v ? fork() : -1;
+    if (pid == 0)
+        child_exec(a.v, log, ram);
+    int code = errno;
+    qemu_arguments_free(a.v);
+    qemu_arguments_free(args);
+    free(log);
+    close(ram);
+    if (pid < 0)
+        return xm_error_errno(e, code, "cannot start %s", vm->qemu);
+    q->pid = pid;
+    q->child = true;
+    q->pidfd = pidfd_open_(pid);
+    return 0;
+}
+
+static int write_pid(const char *run_dir, pid_t pid, struct xm_error *e)
+{
+    char *path = xm_printf("%s/qemu.pid", run_dir);
+    char text[32];
+    int n = snprintf(text, sizeof text, "%d\n", pid);
+    int r = xm_file_replace(path, text, (size_t)n, e);
+
+    free(path);
+    return r;
+}
+
+int qemu_start(struct qemu *q, const struct vm_spec *vm, const char *run_dir, bool incoming,
+               struct xm_error *e)
+{
+    int r = 0;
+    char *path = xm_printf("%s/qmp.sock", run_dir);
+    struct xm_error why = {0};
+
+    unlink(path);
+    for (unsigned i = 0; !r && i < vm->nics; i++)
+        r = tap_create(&vm->nic[i], e);
+    if (!r)
+        r = spawn(q, vm, run_dir, incoming, e);
+    if (!r)
+        r = write_pid(run_dir, q->pid, e);
+    if (!r && (r = qmp_open(&q->qmp, path, xm_now() + START_TIMEOUT, alive_cb, q, &why)) < 0) {
+        char *log = xm_printf("%s/qemu.log", run_dir);
+        char said[300];
+        last_line(log, said, sizeof said);
+        r = xm_error_set(e, -r, "QEMU did not start: %s%s%s", why.text, said[0] ? ": " : "", said);
+        free(log);
+    }
+    free(path);
+    if (r)
+        qemu_end(q, vm);
+    return r;
+}
+
+int qemu_adopt(struct qemu *q, const char *run_dir, struct xm_error *e)
+{
+    char *path = xm_printf("%s/qemu.pid", run_dir);
+    char *text = NULL;
+    char *cmdline = NULL;
+    size_t len = 0;
+    int r = xm_file_read(path, 64, &text, &len, NULL) < 0 ? -ESRCH : 0;
+    pid_t pid = r ? 0 : (pid_t)atoi(text);
+
+    free(path);
+    free(text);
+    if (r || pid <= 1)
+        return -ESRCH;
+    /* A number may have been given to somebody else since: our QEMU names our directory on its command line.
+     */
+    path = xm_printf("/proc/%d/cmdline", pid);
+    q->pidfd = pidfd_open_(pid);
+    if (q->pidfd < 0 || xm_file_read(path, 1 << 20, &cmdline, &len, NULL) < 0 ||
+        !memmem(cmdline, len, run_dir, strlen(run_dir)))
+        r = -ESRCH;
+    free(path);
+    free(cmdline);
+    if (r) {
+        if (q->pidfd >= 0)
+            close(q->pidfd);
+        q->pidfd = -1;
+        return r;
+    }
+    q->pid = pid;
+    q->child = false;
+    path = xm_printf("%s/qmp.sock", run_dir);
+    r = qmp_open(&q->qmp, path, xm_now() + START_TIMEOUT, alive_cb, q, e);
+    free(path);
+    return r;
+}
+
+/* NAME, page size with its unit, 0xOFFSET, 0xUSED, 0xTOTAL, …: the first line says so, the others are one
+ * block each. */
+uint64_t qemu_ramblocks_sum(const char *text)
+{
+    uint64_t sum = 0, used;
+
+    for (const char *line = text; line && *line; line = strchr(line, '\n'), line = line ? line + 1 : NULL) {
+        const char *at = line, *end = line + strcspn(line, "\n");
+        while ((at = memmem(at, (size_t)(end - at), " 0x", 3)) && sscanf(at, " 0x%*x 0x%" SCNx64, &used) != 1)
+            at++;
+        if (at)
+            sum += used;
+    }
+    return sum;
+}
+
+int qemu_other_ram(struct qemu *q, const struct xm_ram *ram, uint64_t *bytes, struct xm_error *e)
+{
+    json_t *text = qmp_call(&q->qmp, "human-monitor-command",
+                            json_pack("{s:s}", "command-line", "info ramblock"), 10 * XM_NS_PER_S, e);
+    uint64_t all = json_is_string(text) ? qemu_ramblocks_sum(json_string_value(text)) : 0, ours = 0;
+
+    for (unsigned i = 0; i < ram->blocks; i++)
+        ours += ram->block[i].size;
+    json_decref(text);
+    if (!text)
+        return -e->code;
+    if (all < ours)
+        return xm_error_set(e, EPROTO, "QEMU says of its RAM what is not understood here (info ramblock)");
+    *bytes = all - ours;
+    return 0;
+}
+
+static bool migration_ended(const char *status)
+{
+    static const char *const idle[] = {"none", "cancelled", "failed", "completed"};
+    for (unsigned i = 0; i < 4; i++) {
+        if (!strcmp(status, idle[i]))
+            return true;
+    }
+    return false;
+}
+
+int qemu_cancel_migration(struct qemu *q, uint64_t timeout_ns, struct xm_error *e)
+{
+    uint64_t deadline = xm_now() + timeout_ns;
+    bool asked = false;
+
+    for (;;) {
+        json_t *st = qmp_call(&q->qmp, "query-migrate", NULL, timeout_ns, e);
+        bool over = migration_ended(xm_json_str(st, "status", "none"));
+        json_decref(st);
+        if (!st)
+            return -EIO;
+        if (over)
+            return 0;
+        if (xm_now() > deadline)
+            return xm_error_set(e, ETIMEDOUT, "QEMU does not end its migration");
+        if (!asked && qmp_do(&q->qmp, "migrate_cancel", NULL, timeout_ns, e) < 0)
+            return -EIO;
+        asked = true;
+        qmp_pump(&q->qmp, 5, NULL);
+    }
+}
+
+int qemu_continue(struct qemu *q, uint64_t timeout_ns, struct xm_error *e)
+{
+    uint64_t deadline = xm_now() + timeout_ns;
+    struct xm_error why = {0};
+
+    for (;;) {
+        json_t *st = qmp_call(&q->qmp, "query-status", NULL, timeout_ns, e);
+        bool running = xm_json_bool(st, "running", false);
+        json_decref(st);
+        if (!st)
+            return -EIO;
+        if (running)
+            return 0;
+        if (xm_now() > deadline)
+            return xm_error_set(e, ETIMEDOUT, "QEMU does not let the guest run: %s", why.text);
+        if (qmp_do(&q->qmp, "cont", NULL, timeout_ns, &why) < 0)
+            qmp_pump(&q->qmp, 20, NULL); /* «finish-migrate» passes within milliseconds */
+    }
+}
+
+static void forget(struct qemu *q)
+{
+    int fd = q->pidfd;
+
+    q->pid = 0;
+    q->pidfd = -1; /* before its number can be another file's: the main thread watches it */
+    if (fd >= 0)
+        close(fd);
+}
+
+void qemu_leave(struct qemu *q)
+{
+    forget(q);
+    qmp_close(&q->qmp);
+}
+
+void qemu_end(struct qemu *q, const struct vm_spec *vm)
+{
+    if (q->pid > 0 && qemu_alive(q)) {
+        struct pollfd p = {.fd = q->pidfd, .events = POLLIN};
+        if (qmp_do(&q->qmp, "quit", NULL, XM_NS_PER_S, NULL) < 0 ||
+            poll(&p, 1, (int)(QUIT_TIMEOUT / XM_NS_PER_MS)) <= 0)
+            syscall(SYS_pidfd_send_signal, q->pidfd, SIGKILL, NULL, 0);
+        poll(&p, 1, -1);
+    }
+    if (q->pid > 0 && q->child)
+        waitpid(q->pid, NULL, 0);
+    forget(q);
+    qmp_close(&q->qmp);
+    for (unsigned i = 0; i < vm->nics; i++)
+        tap_delete(&vm->nic[i]);
+}

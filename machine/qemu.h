@@ -1,0 +1,50 @@
+/* machine/qemu.h: the QEMU process of a VM: its command line, its taps, its start and end. */
+#ifndef XM_MACHINE_QEMU_H
+#define XM_MACHINE_QEMU_H
+
+#include "machine/qmp.h"
+#include "memxfer/memxfer.h"
+#include "probe/probe.h"
+#include "vm/vm.h"
+
+/* One thread's at a time: main's, or a migration's until it is over. pid and pidfd main reads meanwhile. */
+struct qemu {
+    _Atomic pid_t pid; /* 0: none */
+    _Atomic int pidfd; /* readable when it has ended; -1: none */
+    bool child;        /* ours to reap */
+    struct qmp qmp;
+};
+
+void qemu_init(struct qemu *);
+
+/* The descriptor number under which QEMU gets the guest's RAM. */
+#define QEMU_RAM_FD 3
+/* The arguments, for `run_dir` (the VM's) and the QEMU that was asked, as a malloc'ed NULL-terminated list.
+ * Both hosts build the same devices in the same order. */
+char **qemu_arguments(const struct vm_spec *, const struct qemu_facts *, const char *run_dir, bool incoming);
+void qemu_arguments_free(char **);
+
+/* Makes the taps and starts QEMU with its guest stopped (-S), then waits for its monitor. Its stdout and
+ * stderr go to run_dir/qemu.log, whose last line is part of the sentence when it does not come up. */
+int qemu_start(struct qemu *, const struct vm_spec *, const char *run_dir, bool incoming, struct xm_error *);
+/* Takes over a QEMU that an earlier shim of this VM left running. -ESRCH: there is none. */
+int qemu_adopt(struct qemu *, const char *run_dir, struct xm_error *);
+/* Bytes of RAM that it has besides the guest's: ROMs, a VGA's. */
+int qemu_other_ram(struct qemu *, const struct xm_ram *, uint64_t *bytes, struct xm_error *);
+/* The sum of the column «Used» in the answer to the monitor's `info ramblock`. */
+uint64_t qemu_ramblocks_sum(const char *text);
+/* Whatever migration it is in, it is in none when this returns 0. */
+int qemu_cancel_migration(struct qemu *, uint64_t timeout_ns, struct xm_error *);
+/* The guest runs when this returns 0. */
+int qemu_continue(struct qemu *, uint64_t timeout_ns, struct xm_error *);
+/* Lets go of an adopted one, without ending it. */
+void qemu_leave(struct qemu *);
+bool qemu_alive(const struct qemu *);
+/* Ends it: asks by QMP, then SIGKILL after 5 s. Closes everything; removes the taps. */
+void qemu_end(struct qemu *, const struct vm_spec *);
+
+/* Taps: persistent, on the bridge, up. */
+int tap_create(const struct vm_nic *, struct xm_error *);
+void tap_delete(const struct vm_nic *);
+
+#endif

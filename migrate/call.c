@@ -1,0 +1,40 @@
+/* One CALL frame with a JSON object each, answered by one. */
+#include "migrate/call.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+json_t *call_destination(struct xm_links *links, json_t *steals, uint64_t timeout_ns, struct xm_error *e)
+{
+    char *text = json_dumps(steals, JSON_COMPACT);
+    struct xm_msg msg = {.type = XM_FRAME_CALL, .urgent = true, .payload = text};
+    json_t *reply = NULL;
+    char what[64];
+
+    snprintf(what, sizeof what, "%s", xm_json_str(steals, "call", "?"));
+    json_decref(steals);
+    if (!text) {
+        xm_error_set(e, ENOMEM, "no memory");
+        return NULL;
+    }
+    msg.length = (uint32_t)strlen(text);
+    int r = xm_transport_call(xm_links_transport(links), &msg, timeout_ns, e);
+    free(text);
+    if (r < 0) {
+        struct xm_error lost = {0};
+        xm_links_error(links, &lost);
+        if (lost.code)
+            xm_error_set(e, lost.code, "%s", lost.text);
+        xm_error_prefix(e, "the destination does not answer «%s»", what);
+    } else {
+        reply = msg.reply ? json_loadb(msg.reply, msg.reply_len, 0, NULL) : NULL;
+        if (!xm_json_bool(reply, "ok", false)) {
+            xm_error_set(e, EIO, "the destination refuses «%s»: %s", what,
+                         xm_json_str(reply, "error", "no reason given"));
+            json_decref(reply);
+            reply = NULL;
+        }
+    }
+    free(msg.reply);
+    return reply;
+}

@@ -1,0 +1,10 @@
+/* migrate/call.h: what the source asks of the destination over the links: {"call":...} answered by {"ok":...}. */
+#ifndef XM_MIGRATE_CALL_H
+#define XM_MIGRATE_CALL_H
+
+#include "net/net.h"
+
+/* The answer, a new reference; NULL with a sentence when there is none or it says no. */
+json_t *call_destination(struct xm_links *, json_t *steals, uint64_t timeout_ns, struct xm_error *);
+
+#endif

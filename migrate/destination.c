@@ -1,0 +1,312 @@
+/* The destination's side of a migration, on one thread that answers the source's calls in their order:
+ *
+ *   begin     both sides have the same disks and RAM blocks; answers which disks read as zeros
+ *   incoming  QEMU listens for its device state
+ *   loaded    waits until QEMU has loaded all of it and is stopped; from the answer on the VM is *promised*: the source may give it
+ *   handoff   the source has recorded that the VM is ours: we record it too, then run it (vm/handoff.h)
+ *
+ * Frames of disks, RAM and device state go to their owners without passing this thread.
+ *
+ * Failures: until the VM is promised, anything (links gone, ABORT, a bad frame, QEMU's end, nobody calling within a minute) ends this side:
+ * QEMU and disks made for it are deleted, the source still has everything. Once it is promised and the links are lost, we do not know
+ * whether it was given: `undecided`. The VM stays loaded and stopped until the source's record is known (destination_decide). */
+#include "migrate/destination.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FIRST_LINK_TIMEOUT (60 * XM_NS_PER_S)
+#define LINGER             (10 * XM_NS_PER_S)
+
+static const char *const state_names[] = {"waiting",   "copying", "loading", "promised",
+                                          "undecided", "running", "failed"};
+
+const char *destination_state_name(const struct destination *dst)
+{
+    return state_names[atomic_load(&dst->state)];
+}
+
+void destination_set_state(struct destination *dst, enum dest_state to)
+{
+    xm_log(XM_LOG_INFO, "VM %s, job %s from %s: %s -> %s", dst->machine->spec.name, dst->job, dst->source,
+           destination_state_name(dst), state_names[to]);
+    dst->state = to;
+}
+
+void destination_fail(struct destination *dst, const char *why)
+{
+    pthread_mutex_lock(&dst->lock);
+    if (!dst->failure.code)
+        xm_error_set(&dst->failure, EIO, "%s", why);
+    pthread_mutex_unlock(&dst->lock);
+}
+
+/* ---- the thread ---- */
+
+void destination_qmp_event(struct destination *dst, const char *name, const json_t *data)
+{
+    if (!strcmp(name, "MIGRATION"))
+        snprintf(dst->qemu_status, sizeof dst->qemu_status, "%s", xm_json_str(data, "status", ""));
+}
+
+static void find_failure(struct destination *dst, struct xm_error *e)
+{
+    pthread_mutex_lock(&dst->lock);
+    *e = dst->failure;
+    pthread_mutex_unlock(&dst->lock);
+    if (!e->code)
+        xm_links_error(dst->links, e);
+    if (!e->code && dst->state == DEST_WAITING && xm_now() - dst->began > FIRST_LINK_TIMEOUT)
+        xm_error_set(e, ETIMEDOUT, "%s did not come with its migration", dst->source);
+}
+
+static void tell(struct destination *dst, const char *event)
+{
+    struct machine *vm = dst->machine;
+
+    vm->emit(vm, json_pack("{s:s s:s s:s s:I}", "event", event, "job", dst->job, "source", dst->source,
+                           "epoch", (json_int_t)vm->epoch));
+}
+
+static void over(struct xm_post *p)
+{
+    struct destination *dst = xm_container_of(p, struct destination, over);
+
+    dst->ended(dst->machine, dst->how);
+}
+
+/* The thread's last word. */
+static void end(struct destination *dst, enum migrate_end how)
+{
+    dst->how = how;
+    dst->over.run = over;
+    xm_mailbox_post(&dst->machine->mailbox, &dst->over);
+}
+
+void destination_end(struct destination *dst)
+{
+    struct machine *vm = dst->machine;
+    struct xm_error e = {0};
+
+    find_failure(dst, &e);
+    destination_set_state(dst, DEST_FAILED);
+    xm_log(XM_LOG_WARN, "VM %s, job %s from %s has ended here: %s", vm->spec.name, dst->job, dst->source,
+           e.text);
+    vm->emit(vm, json_pack("{s:s s:s s:s}", "event", "incoming-failed", "job", dst->job, "error", e.text));
+    end(dst, MIGRATE_NOT);
+}
+
+static void *destination_main(void *arg)
+{
+    struct destination *dst = arg;
+    bool told_running = false;
+
+    pthread_setname_np(pthread_self(), "incoming");
+    xm_mailbox_own(&dst->mailbox);
+    dst->began = xm_now();
+    while (!dst->stop) {
+        struct xm_error e = {0};
+        xm_mailbox_wait(&dst->mailbox, 50);
+        if (dst->state == DEST_FAILED)
+            break;
+        qmp_pump(&dst->machine->qemu.qmp, 0, NULL);
+        find_failure(dst, &e);
+        if (dst->state == DEST_RUNNING) {
+            if (!told_running)
+                tell(dst, "running");
+            told_running = true;
+            /* The source closes the links when it has our answer. */
+            if (e.code || xm_now() - dst->ran > LINGER) {
+                end(dst, MIGRATE_CAME);
+                break;
+            }
+        } else if (e.code && dst->state == DEST_PROMISED) {
+            destination_set_state(dst, DEST_UNDECIDED);
+            tell(dst, "undecided");
+        } else if (e.code && dst->state != DEST_UNDECIDED) {
+            destination_end(dst);
+            break;
+        }
+    }
+    return NULL;
+}
+
+struct decision {
+    struct destination *dst;
+    bool mine;
+    int result;
+    struct xm_error error;
+};
+
+static void decide(void *arg)
+{
+    struct decision *d = arg;
+    d->result = destination_decide_here(d->dst, d->mine, &d->error);
+}
+
+int destination_decide(struct destination *dst, bool mine, struct xm_error *e)
+{
+    struct decision d = {.dst = dst, .mine = mine};
+
+    xm_mailbox_call(&dst->mailbox, decide, &d);
+    if (d.result && e)
+        *e = d.error;
+    return d.result;
+}
+
+/* ---- start and end ---- */
+
+static int read_token(struct destination *dst, const char *hex, struct xm_error *e)
+{
+    for (unsigned i = 0; i < XM_TOKEN_BYTES; i++) {
+        unsigned byte;
+        if (strlen(hex) != 2 * XM_TOKEN_BYTES || sscanf(hex + 2 * (size_t)i, "%2x", &byte) != 1)
+            return xm_error_set(e, EINVAL, "no usable token");
+        dst->token[i] = (uint8_t)byte;
+    }
+    return 0;
+}
+
+struct destination *destination_new(struct machine *vm, const json_t *o, migrate_ended *ended,
+                                    struct xm_error *e)
+{
+    struct destination *dst = calloc(1, sizeof *dst);
+
+    if (!dst) {
+        xm_error_set(e, ENOMEM, "no memory");
+        return NULL;
+    }
+    dst->machine = vm;
+    dst->ended = ended;
+    dst->storage = xm_json_bool(o, "storage", true);
+    snprintf(dst->source, sizeof dst->source, "%s", xm_json_str(o, "source", "?"));
+    snprintf(dst->job, sizeof dst->job, "%s", xm_json_str(o, "job", "0"));
+    pthread_mutex_init(&dst->lock, NULL);
+    int r = xm_mailbox_init(&dst->mailbox);
+    if (r)
+        xm_error_errno(e, -r, "eventfd");
+    if (!r && !read_token(dst, xm_json_str(o, "token", ""), e))
+        return dst;
+    if (!r)
+        xm_mailbox_destroy(&dst->mailbox);
+    pthread_mutex_destroy(&dst->lock);
+    free(dst);
+    return NULL;
+}
+
+static void writer_new(struct machine_disk *d, void *arg)
+{
+    d->writer = xm_writer_new(d->engine, d->file, arg);
+}
+
+static void writer_cancel(struct machine_disk *d, void *arg)
+{
+    (void)arg;
+    if (d->writer)
+        xm_writer_cancel(d->writer);
+}
+
+static void writer_free(struct machine_disk *d, void *arg)
+{
+    (void)arg;
+    if (d->writer)
+        xm_writer_free(d->writer);
+    d->writer = NULL;
+}
+
+int destination_start(struct destination *dst, struct xm_error *e)
+{
+    struct machine *vm = dst->machine;
+    struct xm_links_opts o = {
+        .sink = {.check = destination_check_frame, .frame = destination_take_frame, .ctx = dst},
+    };
+
+    memcpy(o.token, dst->token, sizeof o.token);
+    dst->ramsink = xm_ramsink_new(&vm->ram, e);
+    if (dst->ramsink)
+        o.sink.placer = xm_ramsink_placer(dst->ramsink);
+    dst->links = dst->ramsink ? xm_links_new(&o, e) : NULL;
+    if (!dst->links)
+        return -XM_MAX(e->code, 1);
+    struct owner_record rec;
+    struct handoff_actions none;
+    int r = owner_load(vm->state_dir, vm->spec.name, &rec, e);
+    if (r && r != -ENOENT)
+        return r;
+    if ((r = handoff_start(&dst->handoff, HANDOFF_DESTINATION, false, vm->host, dst->source, r ? NULL : &rec,
+                           &none, e)) < 0)
+        return r;
+    xm_links_set_background(dst->links, true);
+    xm_ramsink_populate(dst->ramsink);
+    for (unsigned i = 0; i < vm->disks; i++) {
+        machine_disk_call(&vm->disk[i], writer_new, e);
+        if (!vm->disk[i].writer)
+            return -XM_MAX(e->code, 1);
+    }
+    r = pthread_create(&dst->thread, NULL, destination_main, dst);
+    dst->started = r == 0;
+    return r ? xm_error_errno(e, r, "the migration's thread") : 0;
+}
+
+int destination_add_link(struct destination *dst, int fd, const char *name, struct xm_error *e)
+{
+    int r = xm_links_add(dst->links, fd, false, name, e);
+    return XM_MIN(r, 0);
+}
+
+bool destination_owns(const struct destination *dst)
+{
+    return dst->state == DEST_RUNNING;
+}
+
+bool destination_may_own(const struct destination *dst)
+{
+    enum dest_state st = dst->state;
+    return st == DEST_PROMISED || st == DEST_UNDECIDED || st == DEST_RUNNING;
+}
+
+void destination_status(struct destination *dst, json_t *into)
+{
+    enum dest_state st = dst->state;
+
+    json_object_set_new(into, "role",
+                        json_string(st == DEST_RUNNING     ? "owner"
+                                    : st == DEST_UNDECIDED ? "undecided"
+                                                           : "incoming"));
+    json_object_set_new(into, "step", json_string(state_names[st]));
+    json_object_set_new(into, "job", json_string(dst->job));
+    json_object_set_new(into, "source", json_string(dst->source));
+}
+
+void destination_free(struct destination *dst)
+{
+    struct machine *vm = dst->machine;
+
+    dst->stop = true;
+    if (dst->started)
+        pthread_join(dst->thread, NULL);
+    if (dst->links)
+        xm_links_abort(dst->links, "the destination has ended this migration");
+    pthread_mutex_lock(&dst->lock);
+    dst->closed = true;
+    pthread_mutex_unlock(&dst->lock);
+    for (unsigned i = 0; i < vm->disks; i++) {
+        if (vm->disk[i].started)
+            machine_disk_call(&vm->disk[i], writer_cancel, NULL);
+    }
+    xm_mailbox_run(&dst->mailbox); /* calls that came too late: answered with what they get */
+    stream_free(dst->stream);
+    dst->stream = NULL;
+    if (dst->links)
+        xm_links_free(dst->links);
+    for (unsigned i = 0; i < vm->disks; i++) {
+        if (vm->disk[i].started)
+            machine_disk_call(&vm->disk[i], writer_free, NULL);
+    }
+    if (dst->ramsink)
+        xm_ramsink_free(dst->ramsink);
+    xm_mailbox_destroy(&dst->mailbox);
+    pthread_mutex_destroy(&dst->lock);
+    free(dst);
+}

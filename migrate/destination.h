@@ -1,0 +1,60 @@
+/* migrate/destination.h: a migration as the destination lives it: destination.c (its life),
+ * destination_frames.c (what goes to disks, RAM and QEMU without passing its thread) and destination_calls.c
+ * (the source's calls, and the hand-off). */
+#ifndef XM_MIGRATE_DESTINATION_H
+#define XM_MIGRATE_DESTINATION_H
+
+#include "migrate/migrate.h"
+#include "migrate/stream.h"
+
+enum dest_state {
+    DEST_WAITING,
+    DEST_COPYING,
+    DEST_LOADING,
+    DEST_PROMISED,
+    DEST_UNDECIDED,
+    DEST_RUNNING,
+    DEST_FAILED
+};
+
+struct destination {
+    struct machine *machine;
+    pthread_t thread;
+    bool started;
+    struct xm_post over; /* to the main thread, once; then `how` */
+    migrate_ended *ended;
+    enum migrate_end how;
+    struct xm_mailbox mailbox;
+    char source[64], job[32];
+    uint8_t token[XM_TOKEN_BYTES];
+    _Atomic enum dest_state state; /* set by its thread; any thread reads */
+    bool storage;
+    struct xm_links *links;
+    struct xm_ramsink *ramsink;
+    struct stream *stream;
+    uint64_t began, ran;
+    uint64_t epoch;         /* that the source will give it with */
+    struct handoff handoff; /* its thread */
+    bool announced;
+    _Atomic bool stop;    /* main */
+    pthread_mutex_t lock; /* protects failure, closed, stream */
+    bool closed;          /* no more frames are handed on */
+    struct xm_error failure;
+    char qemu_status[32];
+};
+
+void destination_set_state(struct destination *, enum dest_state);
+const char *destination_state_name(const struct destination *);
+/* The VM stays with its source, or this side cannot go on: state DEST_FAILED, and the shim ends. */
+void destination_end(struct destination *);
+
+/* destination_frames.c: for struct xm_sink, ctx is the destination. */
+int destination_check_frame(void *ctx, const struct xm_frame_hdr *, struct xm_error *);
+void destination_take_frame(void *ctx, struct xm_rx *);
+
+/* destination_calls.c, on the destination's thread. */
+void destination_call(struct xm_post *); /* a CALL frame's post */
+/* The source's record says whose the VM is: for one that is undecided. */
+int destination_decide_here(struct destination *, bool mine, struct xm_error *);
+
+#endif

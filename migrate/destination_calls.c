@@ -1,0 +1,252 @@
+/* The source's calls, one after the other, on the destination's thread; destination.c tells what each is for and
+ * what its failure means. */
+#include "migrate/destination.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* The VM is stopped for most of these waits. */
+#define LOAD_TIMEOUT (10 * XM_NS_PER_S)
+
+static int do_begin(struct destination *dst, const json_t *o, json_t *reply, struct xm_error *e)
+{
+    struct machine *vm = dst->machine;
+    const json_t *disks = json_object_get(o, "disks");
+    const json_t *ram = json_object_get(o, "ram");
+    json_t *list = json_array();
+
+    json_object_set_new(reply, "disks", list);
+    if (dst->state != DEST_WAITING)
+        return xm_error_set(e, EPROTO, "it has begun already");
+    if (json_array_size(disks) != vm->disks || json_array_size(ram) != vm->ram.blocks)
+        return xm_error_set(e, EINVAL, "%zu disks and %zu RAM blocks there, %u and %u here",
+                            json_array_size(disks), json_array_size(ram), vm->disks, vm->ram.blocks);
+    dst->epoch = (uint64_t)xm_json_int(o, "epoch", 0);
+    if (dst->storage != xm_json_bool(o, "storage", true))
+        return xm_error_set(e, EPROTO, "prepared for another kind of migration");
+    for (unsigned i = 0; i < vm->disks; i++) {
+        const json_t *d = json_array_get(disks, i);
+        struct xm_file *f = vm->disk[i].file;
+        if (strcmp(xm_json_str(d, "name", ""), vm->disk[i].spec->name) != 0 ||
+            (uint64_t)xm_json_int(d, "size", -1) != f->size)
+            return xm_error_set(e, EINVAL, "disk %u is not the same on both sides", i);
+        if (f->block > (uint64_t)xm_json_int(d, "block", 512) && dst->storage)
+            return xm_error_set(
+                e, EINVAL,
+                "disk %s: %s has blocks of %u bytes, the source's has %lld: choose another datastore",
+                vm->disk[i].spec->name, f->path, f->block, (long long)xm_json_int(d, "block", 512));
+        json_array_append_new(list,
+                              json_pack("{s:b}", "zeroed", !f->block_device && xm_file_allocated(f) == 0));
+    }
+    for (unsigned i = 0; i < vm->ram.blocks; i++) {
+        if ((uint64_t)xm_json_int(json_array_get(ram, i), "size", -1) != vm->ram.block[i].size)
+            return xm_error_set(e, EINVAL, "RAM block %u has another size here", i);
+    }
+    destination_set_state(dst, DEST_COPYING);
+    return 0;
+}
+
+static void disk_first(struct machine_disk *d, void *unused)
+{
+    (void)d;
+    (void)unused;
+    xm_sched_background(0, false);
+}
+
+static int do_incoming(struct destination *dst, struct xm_error *e)
+{
+    struct qmp *q = &dst->machine->qemu.qmp;
+    char *path = xm_printf("%s/mig.sock", dst->machine->run_dir);
+    char *uri = xm_printf("unix:%s", path);
+    json_t *caps = json_pack("{s:[{s:s s:b} {s:s s:b}]}", "capabilities", "capability", "x-ignore-shared",
+                             "state", 1, "capability", "events", "state", 1);
+    int r = dst->state == DEST_COPYING ? 0 : xm_error_set(e, EPROTO, "not now");
+
+    if (r)
+        json_decref(caps);
+    else
+        r = qmp_do(q, "migrate-set-capabilities", caps, LOAD_TIMEOUT, e);
+    unlink(path);
+    if (!r)
+        r = qmp_do(q, "migrate-incoming", json_pack("{s:s}", "uri", uri), LOAD_TIMEOUT, e);
+    if (!r) {
+        struct stream *st = stream_receive(path, e);
+        pthread_mutex_lock(&dst->lock);
+        dst->stream = st;
+        pthread_mutex_unlock(&dst->lock);
+        r = st ? 0 : -e->code;
+    }
+    free(uri);
+    free(path);
+    if (!r)
+        r = machine_save_spec(dst->machine,
+                              e); /* now, while the guest still runs; without the record it means nothing */
+    /* The guest is about to be stopped: nothing gives way any more. */
+    xm_links_set_background(dst->links, false);
+    for (unsigned i = 0; i < dst->machine->disks; i++)
+        machine_disk_call(&dst->machine->disk[i], disk_first, NULL);
+    if (!r)
+        destination_set_state(dst, DEST_LOADING);
+    return r;
+}
+
+static int do_loaded(struct destination *dst, struct xm_error *e)
+{
+    uint64_t deadline = xm_now() + LOAD_TIMEOUT;
+
+    if (dst->state == DEST_PROMISED)
+        return 0;
+    if (dst->state != DEST_LOADING)
+        return xm_error_set(e, EPROTO, "nothing is being loaded");
+    while (strcmp(dst->qemu_status, "completed") != 0) {
+        int r = qmp_pump(&dst->machine->qemu.qmp, 20, e);
+        struct xm_error broken = {0};
+        stream_error(dst->stream, &broken);
+        if (!r && broken.code)
+            r = xm_error_set(e, broken.code, "%s", broken.text);
+        if (!r && !strcmp(dst->qemu_status, "failed"))
+            r = xm_error_set(e, EIO, "QEMU could not load the VM's devices (see qemu.log on %s)",
+                             dst->machine->host);
+        if (!r && (xm_now() > deadline || dst->stop))
+            r = xm_error_set(e, ETIMEDOUT, "QEMU does not finish loading the VM's devices (it is «%s»)",
+                             dst->qemu_status);
+        if (r)
+            return r;
+    }
+    for (unsigned i = 0; !dst->storage && i < dst->machine->disks; i++) {
+        int r = xm_file_lock(dst->machine->disk[i].file, e);
+        if (r)
+            return r;
+    }
+    destination_set_state(dst, DEST_PROMISED);
+    return 0;
+}
+
+/* ---- hand-off: drives vm/handoff.h's machine ---- */
+
+/* True when the guest may have executed something: all but QEMU's plain refusal. */
+static bool let_run(struct destination *dst, struct xm_error *e)
+{
+    int r = xm_fault("run-refused") ? xm_error_set(e, EIO, "fault point run-refused")
+                                    : qmp_do(&dst->machine->qemu.qmp, "cont", NULL, LOAD_TIMEOUT, e);
+
+    if (r)
+        xm_log(XM_LOG_ERROR, "VM %s: %s", dst->machine->spec.name, e->text);
+    return r != -EIO;
+}
+
+/* Does what the machine says. *reply: the message for the source, if there is one. */
+static void act(struct destination *dst, struct handoff_actions a, json_t *reply, struct xm_error *e)
+{
+    struct machine *vm = dst->machine;
+
+    for (;;) {
+        if (a.write) {
+            int r = owner_save(vm->state_dir, vm->spec.name, &a.record, e);
+            xm_fault("run-after-record");
+            handoff_event(&dst->handoff, r ? HANDOFF_WRITE_FAILED : HANDOFF_WRITTEN, &a);
+        } else if (a.run) {
+            bool ran = let_run(dst, e);
+            if (ran) {
+                dst->ran = xm_now();
+                vm->epoch = dst->handoff.record.epoch;
+                destination_set_state(dst, DEST_RUNNING);
+            }
+            handoff_event(&dst->handoff, ran ? HANDOFF_RAN : HANDOFF_CANNOT_RUN, &a);
+        } else {
+            break;
+        }
+    }
+    if (a.discard) {
+        destination_fail(dst, "the VM stays with its source");
+        destination_end(dst);
+    }
+    if (a.send && reply) {
+        json_t *m = handoff_msg_pack(&a.msg);
+        json_object_update(reply, m);
+        json_decref(m);
+    }
+}
+
+static int do_handoff(struct destination *dst, const json_t *o, json_t *reply, struct xm_error *e)
+{
+    struct handoff_msg msg;
+    struct handoff_actions a;
+    int r = handoff_msg_unpack(&msg, o, e);
+
+    if (r)
+        return r;
+    if (dst->state != DEST_PROMISED && dst->state != DEST_UNDECIDED && dst->state != DEST_RUNNING)
+        return xm_error_set(e, EPROTO, "the VM is not loaded");
+    handoff_message(&dst->handoff, &msg, &a);
+    act(dst, a, reply, e);
+    if (e->code)
+        json_object_set_new(reply, "reason", json_string(e->text));
+    return 0;
+}
+
+/* ---- all calls ---- */
+
+static void announce(struct destination *dst)
+{
+    json_t *args = json_pack("{s:i s:i s:i s:i}", "initial", 10, "max", 550, "rounds", 5, "step", 100);
+    struct xm_error e = {0};
+
+    dst->announced = true;
+    if (qmp_do(&dst->machine->qemu.qmp, "announce-self", args, LOAD_TIMEOUT, &e) < 0)
+        xm_log(XM_LOG_WARN, "VM %s: %s", dst->machine->spec.name, e.text);
+}
+
+void destination_call(struct xm_post *p)
+{
+    struct xm_rx *rx = xm_container_of(p, struct xm_rx, post);
+    struct destination *dst = rx->owner;
+    json_t *o = rx->payload ? json_loadb(rx->payload, rx->hdr.length, 0, NULL) : NULL;
+    const char *call = xm_json_str(o, "call", "");
+    json_t *reply = json_object();
+    struct xm_error e = {0};
+    int r;
+
+    if (!strcmp(call, "begin"))
+        r = do_begin(dst, o, reply, &e);
+    else if (!strcmp(call, "incoming"))
+        r = do_incoming(dst, &e);
+    else if (!strcmp(call, "loaded"))
+        r = do_loaded(dst, &e);
+    else if (!strcmp(call, "handoff"))
+        r = do_handoff(dst, o, reply, &e);
+    else
+        r = xm_error_set(&e, EPROTO, "unknown call «%.20s»", call);
+    bool announce_now = dst->state == DEST_RUNNING && !dst->announced;
+    json_object_set_new(reply, "ok", json_boolean(r == 0));
+    if (r) {
+        json_object_set_new(reply, "error", json_string(e.text));
+        xm_log(XM_LOG_WARN, "VM %s, job %s: «%.20s» refused: %s", dst->machine->spec.name, dst->job, call,
+               e.text);
+    }
+    char *text = json_dumps(reply, JSON_COMPACT);
+    xm_rx_done(rx, text ? 0 : -ENOMEM, text, text ? (uint32_t)strlen(text) : 0);
+    free(text);
+    json_decref(reply);
+    json_decref(o);
+    if (announce_now)
+        announce(dst);
+}
+
+int destination_decide_here(struct destination *dst, bool mine, struct xm_error *e)
+{
+    /* What the source would have answered itself. */
+    struct handoff_msg msg = {
+        .type = HANDOFF_MSG_ANSWER, .epoch = dst->epoch, .owner = mine ? OWNER_GIVEN : OWNER_MINE};
+    struct handoff_actions a;
+
+    if (dst->state != DEST_UNDECIDED)
+        return xm_error_set(e, EINVAL, "nothing is undecided here (it is «%s»)", destination_state_name(dst));
+    snprintf(msg.to, sizeof msg.to, "%s", mine ? dst->machine->host : "");
+    handoff_message(&dst->handoff, &msg, &a);
+    act(dst, a, NULL, e);
+    if (dst->state == DEST_RUNNING)
+        announce(dst);
+    return mine && dst->state != DEST_RUNNING ? -XM_MAX(e->code, 1) : 0;
+}

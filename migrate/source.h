@@ -1,0 +1,115 @@
+/* migrate/source.h: a migration as the source lives it: one thread walks the states of DESIGN §4, in this
+ * order. */
+#ifndef XM_MIGRATE_SOURCE_H
+#define XM_MIGRATE_SOURCE_H
+
+#include "migrate/call.h"
+#include "migrate/migrate.h"
+#include "migrate/stream.h"
+
+enum source_state {
+    SOURCE_PREPARE, /* links, the destination says what it has */
+    SOURCE_DISKS,   /* mirror on, bulk copy */
+    SOURCE_MEMORY,  /* rounds, disks in lock-step */
+    SOURCE_SWITCH,  /* QEMU stops the VM; the last pages; disks settled; device state */
+    SOURCE_HANDOFF, /* ownership passes: no way back from the record on */
+    SOURCE_SETTLE,  /* the VM runs there; this side is taken away */
+    SOURCE_DONE,
+    SOURCE_FAILED, /* the VM runs here, as before */
+    SOURCE_UNKNOWN, /* given away, but the destination has not answered: the VM is stopped here; `recover` finds
+                    out */
+    SOURCE_STATES
+};
+
+struct source_options {
+    uint64_t downtime;  /* ns, the budget */
+    uint64_t bandwidth; /* bytes a second, all links; 0: none */
+    uint64_t link_timeout;
+    bool keep_source, verify;
+    unsigned patience; /* rounds without gain */
+};
+
+/* What is found out on the way, for the report. Times in ns. */
+struct source_report {
+    uint64_t began, entered[SOURCE_STATES];
+    uint64_t stopped_at,
+        running_at; /* xm_now(): the VM stopped here; the destination's answer that it runs */
+    uint64_t ram_bytes, final_pages;
+    unsigned rounds;
+    uint64_t estimate;
+    uint64_t t_final_ram, t_disks, t_device, t_handoff; /* parts of the downtime */
+    struct xm_digest digest;
+    uint64_t verified; /* bytes of disks that were compared whole */
+};
+
+struct source {
+    struct machine *machine;
+    pthread_t thread;
+    struct xm_post over; /* to the main thread, when the thread has ended */
+    migrate_ended *ended;
+    char job[32];
+    char destination[64];
+    bool storage;              /* disks move too */
+    bool zeroed[VM_DISKS_MAX]; /* the destination's disk reads as zeros, it says */
+    bool local;                /* storage-only: the disks move on this host, the VM stays */
+    json_t *request;           /* links, disks */
+    struct source_options opt;
+
+    _Atomic enum source_state state; /* set by its thread in set_state alone; any thread reads */
+    _Atomic bool abort;              /* any thread */
+    _Atomic bool qemu_gone;          /* main */
+    char abort_reason[128];
+    struct xm_links *links;
+    struct xm_transport *to;
+    struct xm_precopy *precopy;
+    struct stream *stream;
+    struct handoff handoff;
+    struct xm_meter meter;
+    struct source_report report;
+    uint64_t last_progress;
+    uint64_t device_state_ns; /* measured or assumed */
+    double wire_rate;         /* bytes a second, of the last round of memory */
+    uint64_t other_ram;       /* bytes of RAM that go by QEMU's own stream: ROMs, a VGA's */
+    bool ram_checked;         /* it sends no more than that */
+    /* From QMP's events: */
+    char qemu_status[32];    /* of MIGRATION events */
+    uint64_t stop_seen;      /* xm_now() at the STOP event */
+    uint64_t stream_at_stop; /* bytes that QEMU had sent by then */
+    struct xm_error error;
+};
+
+const char *source_state_name(const struct source *);
+const char *source_step_name(enum source_state);
+
+/* The steps (source_disks.c, source_memory.c, source_switch.c). They return 0 or -errno with m->error filled.
+ */
+int source_disks(struct source *);
+/* One disk's second side: at the destination, or `near`, a file of this host. */
+int source_disk_mirror(struct source *, struct machine_disk *, bool zeroed, struct xm_writer *near);
+void source_disk_mirror_off(struct machine_disk *);
+int source_disk_check(struct source *, struct machine_disk *); /* a chunk that cannot be copied is an error */
+bool source_disk_in_step(struct machine_disk *);
+int source_disks_verify(struct source *); /* each reads both sides whole */
+void source_disks_off(struct source *);   /* mirror off, replicas freed; on failure and at the end */
+/* Links have come or gone: without any the guest does not wait for the mirror. Any thread. */
+void source_disks_links(struct source *);
+bool source_disks_in_step(struct source *); /* every chunk of every disk is there, at this look */
+int source_disks_wait(struct source *);     /* until they are */
+/* All disks, at the destination, once; before each round, so that little is left of it for the switch. */
+int source_disks_flush(struct source *);
+int source_storage(struct source *); /* storage-only, all of it */
+int source_memory(struct source *);
+int source_switch(struct source *);
+int source_handoff_prepare(struct source *); /* the record says that the VM is ours to give */
+int source_handoff(struct source *);
+void source_keep(struct source *);  /* tells the destination that the VM stays here, if it can be told */
+int source_resume(struct source *); /* after a failed switch: the VM runs here again */
+
+/* Shared by the steps. */
+json_t *source_event(const struct source *, const char *name);
+void source_set_state(struct source *, enum source_state);
+int source_interrupted(struct source *); /* aborted, QEMU gone, links lost: -errno with m->error filled */
+void source_progress(struct source *, bool now); /* at most twice a second unless now */
+json_t *source_report(struct source *);          /* the fields of «done» */
+
+#endif

@@ -1,0 +1,119 @@
+/* The hand-off at the source: drives vm/handoff.h's machine with the record on disk and calls over the links.
+ *
+ * Happy path: WANT -> «given to B, n+1» is durable -> RUN -> the destination has recorded it, runs the VM and acknowledges -> our copy may
+ * go. Otherwise the machine says what follows; three ends are possible here:
+ *   destroy    the VM runs there
+ *   resume     it is ours (again), and runs here: the record could not be written, or the destination handed it back
+ *   neither    nobody has answered: the VM stays stopped here, with its disks, until `recover` has asked the destination */
+#include "migrate/source.h"
+
+#include <poll.h>
+#include <string.h>
+
+#define ANSWER_TIMEOUT (10 * XM_NS_PER_S)
+#define RETRY_MS       100
+
+struct outcome {
+    bool destroy, resume;
+};
+
+/* One message to the destination; what it answers goes back into the machine. A lost one is nothing. */
+static void exchange(struct source *m, struct handoff *h, const struct handoff_msg *out,
+                     struct handoff_actions *next)
+{
+    struct handoff_msg in;
+    struct xm_error e = {0};
+    json_t *o = handoff_msg_pack(out);
+
+    memset(next, 0, sizeof *next);
+    json_object_set_new(o, "call", json_string("handoff"));
+    json_t *reply = call_destination(m->links, o, ANSWER_TIMEOUT, &e);
+    if (reply && json_object_get(reply, "handoff") && handoff_msg_unpack(&in, reply, &e) == 0)
+        handoff_message(h, &in, next);
+    if (xm_json_str(reply, "reason", NULL))
+        xm_error_set(&e, EIO, "%s: %s", m->destination, xm_json_str(reply, "reason", ""));
+    if (e.code && !m->error.code) /* the first is the cause */
+        m->error = e;
+    json_decref(reply);
+}
+
+static void act(struct source *m, struct handoff *h, struct handoff_actions a, struct outcome *out)
+{
+    for (;;) {
+        out->resume |= a.resume;
+        out->destroy |= a.destroy;
+        if (a.write) {
+            int r = owner_save(m->machine->state_dir, m->machine->spec.name, &a.record, &m->error);
+            xm_fault("handoff-after-record");
+            handoff_event(h, r ? HANDOFF_WRITE_FAILED : HANDOFF_WRITTEN, &a);
+        } else if (a.send) {
+            struct handoff_msg msg = a.msg;
+            exchange(m, h, &msg, &a);
+        } else {
+            return;
+        }
+    }
+}
+
+int source_handoff_prepare(struct source *m)
+{
+    struct machine *vm = m->machine;
+    struct owner_record rec;
+    struct handoff_actions none;
+    int r = owner_load(vm->state_dir, vm->spec.name, &rec, &m->error);
+
+    if (!r)
+        r = handoff_start(&m->handoff, HANDOFF_SOURCE, false, vm->host, m->destination, &rec, &none,
+                          &m->error);
+    return r;
+}
+
+int source_handoff(struct source *m)
+{
+    struct machine *vm = m->machine;
+    struct handoff *h = &m->handoff;
+    struct handoff_actions a;
+    struct outcome out = {0};
+    uint64_t t = xm_now();
+    uint64_t deadline = t + XM_MAX(m->opt.link_timeout, ANSWER_TIMEOUT);
+
+    if (xm_fault("handoff-before-record"))
+        return xm_error_set(&m->error, EIO, "fault point handoff-before-record");
+    m->error.code = 0;
+    handoff_event(h, HANDOFF_WANT, &a);
+    act(m, h, a, &out);
+    while (handoff_open(h) && xm_links_up(m->links) > 0 && xm_now() < deadline) {
+        poll(NULL, 0, RETRY_MS);
+        handoff_event(h, HANDOFF_RETRY, &a);
+        act(m, h, a, &out);
+    }
+    vm->epoch = h->record.epoch;
+    if (out.destroy) {
+        m->report.running_at = xm_now();
+        m->report.t_handoff = m->report.running_at - t;
+        return 0;
+    }
+    if (out.resume) {
+        xm_error_prefix(&m->error, "the VM could not be handed over and is this host's");
+        return -EIO;
+    }
+    xm_error_prefix(&m->error,
+                    "VM %s was given to %s, which has not said that it runs it; it is stopped here (ask with "
+                    "`xmigrate recover %s`)",
+                    vm->spec.name, m->destination, vm->spec.name);
+    source_set_state(m, SOURCE_UNKNOWN);
+    return -EIO;
+}
+
+/* The destination may have promised to run the VM, and would not know what became of it when the links just
+ * went. */
+void source_keep(struct source *m)
+{
+    struct handoff_actions a;
+    struct outcome out = {0};
+    struct xm_error first = m->error;
+
+    if (xm_links_up(m->links) > 0 && handoff_event(&m->handoff, HANDOFF_ABORT, &a) == 0)
+        act(m, &m->handoff, a, &out);
+    m->error = first;
+}

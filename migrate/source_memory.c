@@ -1,0 +1,85 @@
+/* Pre-copy: rounds until what is left fits into the downtime budget. The VM runs all the time. */
+#include "migrate/source.h"
+
+#include <string.h>
+
+static uint64_t mirror_backlog(struct source *m)
+{
+    uint64_t sum = 0;
+
+    for (unsigned i = 0; m->storage && i < m->machine->disks; i++) {
+        struct xm_disk_status st;
+        xm_disk_status(m->machine->disk[i].disk, &st);
+        sum += st.buffer_bytes;
+    }
+    return sum;
+}
+
+/* One more round is worth it only while the rounds shrink; which ends here, in words. */
+static int stuck(struct source *m, uint64_t dirty, const struct xm_round *last)
+{
+    double need = last->ns ? (double)dirty * 1e9 / (double)last->ns : 0;
+
+    return xm_error_set(
+        &m->error, ETIMEDOUT,
+        "the guest dirties memory faster than it can be sent: %s left after %u rounds at %s, estimated "
+        "downtime %s, budget %s; it would need links of at least %s, or a larger --downtime",
+        xm_format_size(dirty).s, m->report.rounds, xm_format_rate(last->rate).s,
+        xm_format_time(m->report.estimate).s, xm_format_time(m->opt.downtime).s, xm_format_rate(need).s);
+}
+
+int source_memory(struct source *m)
+{
+    struct xm_converge_state judge = {0};
+    struct xm_round round = {0};
+
+    m->precopy = xm_precopy_new(&m->machine->ram, m->to, &m->error);
+    if (!m->precopy)
+        return -m->error.code;
+    for (;;) {
+        uint64_t pages = 0;
+        int r = source_interrupted(m);
+        if (!r)
+            r = source_disks_flush(m);
+        if (!r)
+            r = xm_precopy_round(m->precopy, false, &m->abort, &round, &m->error);
+        if (r)
+            return source_interrupted(m) ? -m->error.code : r;
+        m->wire_rate = round.rate;
+        m->report.rounds = round.number;
+        m->report.ram_bytes += round.pages_data * XM_PAGE;
+        qmp_pump(&m->machine->qemu.qmp, 0, NULL);
+        uint64_t t = xm_now();
+        if ((r = xm_precopy_peek(m->precopy, &pages, &m->error)) < 0)
+            return r;
+        struct xm_switch_inputs in = {
+            .dirty_bytes = pages * XM_PAGE,
+            .mirror_backlog = mirror_backlog(m),
+            .wire_rate = round.rate,
+            .scan_ns = xm_now() - t,
+            .device_state_ns = m->device_state_ns,
+            .flush_ns = 2 * XM_NS_PER_MS,
+            .round_trip_ns = 2 * XM_NS_PER_MS,
+        };
+        m->report.estimate = xm_switch_estimate(&in);
+        xm_log(XM_LOG_INFO,
+               "job %s: round %u: %llu pages in %s, %llu dirty since, switch-over estimated at %s", m->job,
+               round.number, (unsigned long long)round.pages_dirty, xm_format_time(round.ns).s,
+               (unsigned long long)pages, xm_format_time(m->report.estimate).s);
+        source_progress(m, true);
+        switch (
+            xm_converge_judge(&judge, in.dirty_bytes, m->report.estimate, m->opt.downtime, m->opt.patience)) {
+        case XM_CONVERGE_SWITCH:
+            /* Chunks that the mirror gave up meanwhile are copied while the guest runs, not while it is stopped. */
+            if (source_disks_in_step(m))
+                return 0;
+            if ((r = source_disks_wait(m)) < 0)
+                return r;
+            break;
+        case XM_CONVERGE_STUCK:
+            return stuck(m, in.dirty_bytes, &round);
+        case XM_CONVERGE_AGAIN:
+            break;
+        }
+    }
+}

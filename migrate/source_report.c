@@ -1,0 +1,129 @@
+/* What a migration tells: its progress while it goes on, and the report at its end. Completed is what the
+ * other side has acknowledged (invariant 9). Units: bytes, bytes a second, seconds, and ms where the name
+ * says so. */
+#include "migrate/source.h"
+
+#include <stdio.h>
+
+static void add_disks(struct source *m, json_t *o, uint64_t *done, uint64_t *total)
+{
+    static const char *const modes[] = {"off", "starting", "async", "sync"};
+    json_t *list = json_array();
+
+    for (unsigned i = 0; (m->storage || m->local) && i < m->machine->disks; i++) {
+        struct machine_disk *d = &m->machine->disk[i];
+        struct xm_disk_status st;
+        xm_disk_status(d->disk, &st);
+        uint64_t copied = m->state >= SOURCE_SETTLE ? st.size : 0;
+        if (!copied && st.chunks_total && st.mode != XM_MIRROR_OFF)
+            copied =
+                (uint64_t)((double)st.size * (double)st.chunks[XM_CHUNK_PRESENT] / (double)st.chunks_total);
+        *done += copied;
+        *total += st.size;
+        json_array_append_new(list,
+                              json_pack("{s:s s:I s:I s:s s:I s:I s:I}", "name", d->spec->name, "copied",
+                                        (json_int_t)copied, "total", (json_int_t)st.size, "mode",
+                                        modes[st.mode], "mirrored", (json_int_t)st.mirrored_bytes, "buffer",
+                                        (json_int_t)st.buffer_bytes, "given_up", (json_int_t)st.given_up));
+    }
+    json_object_set_new(o, "disks", list);
+}
+
+void source_progress(struct source *m, bool now)
+{
+    uint64_t t = xm_now();
+    uint64_t done = 0;
+    uint64_t total = 0;
+    uint64_t ram_done = 0;
+    uint64_t ram_of = 0;
+
+    if (!now && t - m->last_progress < 500 * XM_NS_PER_MS)
+        return;
+    m->last_progress = t;
+    json_t *o = source_event(m, "progress");
+    add_disks(m, o, &done, &total);
+    if (m->precopy)
+        xm_precopy_progress(m->precopy, &ram_done, &ram_of);
+    double rate = m->links ? xm_links_rate(m->links) : 0;
+    uint64_t dirty = (ram_of - ram_done) * XM_PAGE;
+    uint64_t left = total - done + dirty;
+    json_object_set_new(o, "bytes_done", json_integer((json_int_t)done));
+    json_object_set_new(o, "bytes_total", json_integer((json_int_t)total));
+    json_object_set_new(o, "rate", json_real(rate));
+    json_object_set_new(o, "eta_s", rate > 1 ? json_real((double)left / rate) : json_null());
+    json_object_set_new(o, "round", json_integer(m->report.rounds));
+    json_object_set_new(o, "dirty_bytes", json_integer((json_int_t)dirty));
+    json_object_set_new(o, "elapsed_s", json_real((double)(t - m->report.began) / 1e9));
+    json_object_set_new(o, "wire_bytes",
+                        json_integer(m->links ? (json_int_t)xm_links_wire_bytes(m->links) : 0));
+    m->machine->emit(m->machine, o);
+}
+
+json_t *source_report(struct source *m)
+{
+    struct source_report *r = &m->report;
+    uint64_t disk_bytes = 0;
+    uint64_t zero = 0;
+    uint64_t mirrored = 0;
+    uint64_t to_sync = 0;
+    uint64_t to_async = 0;
+    uint64_t held = 0;
+    uint64_t held_max = 0;
+    uint64_t given_up = 0;
+    char digest[64];
+
+    for (unsigned i = 0; (m->storage || m->local) && i < m->machine->disks; i++) {
+        struct xm_disk_status st;
+        xm_disk_status(m->machine->disk[i].disk, &st);
+        disk_bytes += st.copied.bytes_data + st.mirrored_bytes;
+        zero += st.copied.bytes_zero + st.copied.bytes_hole;
+        mirrored += st.mirrored_bytes;
+        to_sync += st.to_sync;
+        to_async += st.to_async;
+        held += st.held;
+        held_max = XM_MAX(held_max, st.held_ns_max);
+        given_up += st.given_up;
+        if (m->local) {
+            r->digest.frames += st.digest.frames;
+            r->digest.sum += st.digest.sum;
+        }
+    }
+    snprintf(digest, sizeof digest, "%016llx", (unsigned long long)r->digest.sum);
+    double down =
+        r->running_at > r->stopped_at && r->stopped_at ? (double)(r->running_at - r->stopped_at) / 1e6 : 0;
+    json_t *o =
+        json_pack("{s:s s:s s:s s:f s:f s:I s:I s:I s:I s:i s:s}", "source", m->machine->host, "destination",
+                  m->destination, "job", m->job, "total_s", (double)(xm_now() - r->began) / 1e9,
+                  "downtime_ms", down, "disk_bytes", (json_int_t)disk_bytes, "disk_zero_bytes",
+                  (json_int_t)zero, "ram_bytes", (json_int_t)r->ram_bytes, "wire_bytes",
+                  m->links ? (json_int_t)xm_links_wire_bytes(m->links) : (json_int_t)0, "rounds",
+                  (int)r->rounds, "digest", digest);
+    json_object_set_new(o, "mirror",
+                        json_pack("{s:I s:I s:I s:I s:f s:I}", "bytes", (json_int_t)mirrored, "to_sync",
+                                  (json_int_t)to_sync, "to_async", (json_int_t)to_async, "held",
+                                  (json_int_t)held, "held_ms_max", (double)held_max / 1e6, "given_up",
+                                  (json_int_t)given_up));
+    json_object_set_new(o, "downtime_parts_ms",
+                        json_pack("{s:f s:f s:f s:f}", "final_ram", (double)r->t_final_ram / 1e6, "disks",
+                                  (double)r->t_disks / 1e6, "device_state", (double)r->t_device / 1e6,
+                                  "handoff", (double)r->t_handoff / 1e6));
+    json_t *phases = json_object();
+    uint64_t end = xm_now();
+    for (int st = SOURCE_SETTLE; st >= SOURCE_PREPARE; st--) {
+        if (!r->entered[st])
+            continue;
+        json_object_set_new(phases, source_step_name((enum source_state)st),
+                            json_real((double)(end - r->entered[st]) / 1e9));
+        end = r->entered[st];
+    }
+    json_object_set_new(o, "phases_s", phases);
+    json_object_set_new(o, "kind",
+                        json_string(m->local     ? "storage-only"
+                                    : m->storage ? "unified"
+                                                 : "compute-only"));
+    if (m->opt.verify)
+        json_object_set_new(o, "verified_bytes", json_integer((json_int_t)r->verified));
+    if (m->local)
+        json_object_set_new(o, "datastore", json_string(xm_json_str(m->request, "datastore", "")));
+    return o;
+}

@@ -1,0 +1,346 @@
+/* The switch-over at the source.
+ *
+ * Happy path: the destination's QEMU listens -> ours begins its migration and stops the VM at pre-switchover
+ * (all rings stopped, device state not yet sent) -> disks settle (invariant 10) while the last dirty pages go
+ * -> both sides' digests are compared -> QEMU sends the device state -> the destination has loaded it all ->
+ * hand-off.
+ *
+ * QEMU's stream carries what is not the guest's RAM, some 0.2 MB and ROMs. A QEMU that would send guest RAM
+ * too would do so in the downtime, and over what our own frames have brought: it is asked what it counts as
+ * its own to send before anything is accepted of it, and device state that is larger than what fits into the
+ * budget ends the migration (check_ram, check_state).
+ *
+ * Failures before the hand-off: source_resume() cancels QEMU's migration and lets the VM go on; nothing of
+ * what the destination has heard makes it run the VM. */
+#include "migrate/source.h"
+
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The VM is stopped for most of these waits: better back to the source than waiting long. */
+#define QEMU_TIMEOUT   (10 * XM_NS_PER_S)
+#define SETTLE_TIMEOUT (10 * XM_NS_PER_S)
+#define STATE_MIN      (1ull << 20) /* device state that is always let through; usual is 0.1 to 0.3 MB */
+
+/* ROMs of QEMU's may grow by some KiB when a guest boots anew; guest RAM has no smaller blocks. */
+#define RAM_SLACK (1ull << 20)
+
+/* ---- what QEMU sends by itself ---- */
+
+/* QEMU has begun: would it send some of the RAM that goes by our frames? Asked once. */
+static int check_ram(struct source *m)
+{
+    struct qmp *q = &m->machine->qemu.qmp;
+
+    if (m->ram_checked || (strcmp(m->qemu_status, "active") && strcmp(m->qemu_status, "pre-switchover")))
+        return 0;
+    json_t *st = qmp_call(q, "query-migrate", NULL, QEMU_TIMEOUT, &m->error);
+    uint64_t sends = (uint64_t)xm_json_int(json_object_get(st, "ram"), "total", 0);
+    json_decref(st);
+    if (!st)
+        return -m->error.code;
+    m->ram_checked = true;
+    if (sends <= m->other_ram + RAM_SLACK)
+        return 0;
+    return xm_error_set(
+        &m->error, ENOTSUP,
+        "this QEMU would send %s of guest RAM itself, in the downtime: shared memory must be a "
+        "memory-backend-file, as VMs have it that this version of xmigrate starts; stop and start %s "
+        "once (a reboot inside it is not enough)",
+        xm_format_size(sends - m->other_ram).s, m->machine->spec.name);
+}
+
+/* What came since the VM was stopped has to fit into the budget. */
+static int check_state(struct source *m)
+{
+    double fits = m->wire_rate * (double)m->opt.downtime / 1e9;
+    uint64_t max = XM_MAX(STATE_MIN, (uint64_t)fits), bytes = stream_bytes(m->stream) - m->stream_at_stop;
+
+    if (!m->stop_seen || (bytes <= max && !xm_fault("state-large")))
+        return 0;
+    return xm_error_set(
+        &m->error, EFBIG,
+        "QEMU's device state is larger than %s: the VM would stand still for longer than its budget of %s; "
+        "allow more with --downtime",
+        xm_format_size(max).s, xm_format_time(m->opt.downtime).s);
+}
+
+/* Waits until QEMU's migration is in the state wanted, by its events. */
+static int wait_qemu(struct source *m, const char *status)
+{
+    uint64_t deadline = xm_now() + QEMU_TIMEOUT;
+
+    while (strcmp(m->qemu_status, status) != 0) {
+        int r = source_interrupted(m);
+        if (!r && !strcmp(m->qemu_status, "failed"))
+            r = xm_error_set(&m->error, EIO,
+                             "QEMU could not hand its devices over (see qemu.log on both hosts)");
+        if (!r)
+            r = check_ram(m);
+        if (!r)
+            r = check_state(m);
+        if (!r && xm_now() > deadline && !strcmp(m->qemu_status, "active"))
+            r = xm_error_set(
+                &m->error, ETIMEDOUT,
+                "QEMU has memory of its own (a VGA's, say) that changes faster than it can be sent "
+                "within the downtime budget of %s; allow more with --downtime",
+                xm_format_time(m->opt.downtime).s);
+        else if (!r && xm_now() > deadline)
+            r = xm_error_set(&m->error, ETIMEDOUT, "QEMU's migration does not reach «%s» (it is «%s»)",
+                             status, m->qemu_status);
+        if (!r)
+            r = qmp_pump(&m->machine->qemu.qmp, 5, &m->error);
+        if (r)
+            return r;
+    }
+    return check_ram(m);
+}
+
+static json_t *capabilities(void)
+{
+    static const char *const names[] = {"x-ignore-shared", "pause-before-switchover", "events"};
+    json_t *list = json_array();
+
+    for (unsigned i = 0; i < 3; i++)
+        json_array_append_new(list, json_pack("{s:s s:b}", "capability", names[i], "state", 1));
+    return json_pack("{s:o}", "capabilities", list);
+}
+
+static int start_qemu_migration(struct source *m)
+{
+    struct qmp *q = &m->machine->qemu.qmp;
+    char *path = xm_printf("%s/mig.sock", m->machine->run_dir);
+    char *uri = xm_printf("unix:%s", path);
+    json_t *reply = NULL;
+    int r = qmp_do(q, "migrate-set-capabilities", capabilities(), QEMU_TIMEOUT, &m->error);
+
+    /* QEMU's own limit must not pace its stream: what it sends is small, and the links have their own. It
+     * stops the VM when what is left of its own RAM (a VGA's) takes a quarter of the budget. */
+    json_int_t ms = (json_int_t)(m->opt.downtime / 4 / XM_NS_PER_MS);
+    if (!r)
+        r = qmp_do(
+            q, "migrate-set-parameters",
+            json_pack("{s:I s:I}", "max-bandwidth", (json_int_t)1 << 36, "downtime-limit", XM_MAX(ms, 1)),
+            QEMU_TIMEOUT, &m->error);
+    if (!r)
+        r = qemu_other_ram(&m->machine->qemu, &m->machine->ram, &m->other_ram, &m->error);
+    if (!r) {
+        reply = call_destination(m->links, json_pack("{s:s}", "call", "incoming"), QEMU_TIMEOUT, &m->error);
+        r = reply ? 0 : -m->error.code;
+        json_decref(reply);
+    }
+    if (!r) {
+        m->stream = stream_send(path, m->to, &m->error);
+        r = m->stream ? 0 : -m->error.code;
+    }
+    m->qemu_status[0] = 0;
+    m->stop_seen = 0;
+    m->ram_checked = false;
+    if (!r)
+        r = qmp_do(q, "migrate", json_pack("{s:s}", "uri", uri), QEMU_TIMEOUT, &m->error);
+    free(uri);
+    free(path);
+    return r;
+}
+
+/* ---- disks ---- */
+
+struct settle {
+    struct xm_mailbox *home;
+    struct xm_post post;
+    struct machine_disk *d;
+    int status;
+    char why[300];
+    bool done;
+};
+
+static void settle_posted(struct xm_post *p)
+{
+    xm_container_of(p, struct settle, post)->done = true;
+}
+
+static void settle_done(void *arg, int status, const char *why)
+{
+    struct settle *s = arg;
+    s->status = status;
+    snprintf(s->why, sizeof s->why, "%s", why ? why : "");
+    s->post.run = settle_posted;
+    xm_mailbox_post(s->home, &s->post);
+}
+
+static void settle_begin(struct machine_disk *d, void *arg)
+{
+    xm_disk_settle(d->disk, settle_done, arg);
+}
+
+/* All disks at once; each calls back in the end, whatever happens to the links, so that waiting for it is
+ * safe. */
+static int settle_wait(struct source *m, struct settle *s, struct xm_mailbox *mb)
+{
+    uint64_t deadline = xm_now() + SETTLE_TIMEOUT;
+    int r = 0;
+
+    for (unsigned i = 0; i < m->machine->disks; i++) {
+        while (!s[i].done) {
+            xm_mailbox_wait(mb, 100);
+            if (!s[i].done && xm_now() > deadline && m->links)
+                xm_links_abort(m->links, "the destination's disks did not settle in time");
+        }
+        if (s[i].status && !r)
+            r = xm_error_set(&m->error, -s[i].status, "disk %s: %s", m->machine->disk[i].spec->name,
+                             s[i].why);
+    }
+    return r;
+}
+
+/* ---- digests ---- */
+
+static int compare(struct source *m, uint8_t type, uint16_t object, const struct xm_digest *ours,
+                   const char *what)
+{
+    struct xm_msg msg = {.type = type, .object = object, .urgent = true};
+    struct xm_digest theirs = {0};
+    int r = xm_transport_call(m->to, &msg, SETTLE_TIMEOUT, &m->error);
+
+    if (!r && msg.reply_len == sizeof theirs)
+        memcpy(&theirs, msg.reply, sizeof theirs);
+    if (!r && !xm_digest_equal(ours, &theirs))
+        r = xm_error_set(&m->error, EBADMSG,
+                         "%s: the two sides differ (sent %llu frames, %llu bytes; applied %llu frames, %llu "
+                         "bytes): this must "
+                         "not happen, please report it",
+                         what, (unsigned long long)ours->frames, (unsigned long long)ours->bytes,
+                         (unsigned long long)theirs.frames, (unsigned long long)theirs.bytes);
+    free(msg.reply);
+    m->report.digest.frames += ours->frames;
+    m->report.digest.bytes += ours->bytes;
+    m->report.digest.sum += ours->sum;
+    return r;
+}
+
+static int compare_all(struct source *m)
+{
+    struct xm_digest d;
+    int r = 0;
+
+    for (unsigned i = 0; m->storage && !r && i < m->machine->disks; i++) {
+        struct xm_disk_status st;
+        xm_disk_status(m->machine->disk[i].disk, &st);
+        r = compare(m, XM_FRAME_DISK_DIGEST, (uint16_t)i, &st.digest, m->machine->disk[i].spec->name);
+    }
+    xm_precopy_digest(m->precopy, &d);
+    return r ? r : compare(m, XM_FRAME_RAM_DIGEST, 0, &d, "memory");
+}
+
+/* ---- the switch ---- */
+
+static int drain(struct source *m)
+{
+    struct settle s[VM_DISKS_MAX] = {0};
+    struct xm_mailbox mb;
+    struct xm_round round = {0};
+    uint64_t t0 = xm_now();
+    int r = xm_mailbox_init(&mb);
+
+    if (r)
+        return xm_error_errno(&m->error, -r, "eventfd");
+    for (unsigned i = 0; i < m->machine->disks; i++) {
+        s[i].home = &mb;
+        s[i].d = &m->machine->disk[i];
+        if (m->storage)
+            machine_disk_call(s[i].d, settle_begin, &s[i]);
+        else
+            s[i].done = true;
+        if (s[i].d->vhost && !xm_vhost_stopped(s[i].d->vhost))
+            r = xm_error_set(&m->error, EBUSY, "disk %s still has a running ring though the VM is stopped",
+                             s[i].d->spec->name);
+    }
+    if (!r)
+        r = xm_precopy_round(m->precopy, true, &m->abort, &round, &m->error);
+    m->report.rounds = XM_MAX(m->report.rounds, round.number);
+    m->report.ram_bytes += round.pages_data * XM_PAGE;
+    m->report.final_pages = round.pages_dirty;
+    m->report.t_final_ram = xm_now() - t0;
+    struct xm_error first = m->error;
+    if (r)
+        xm_links_abort(m->links, first.text); /* lets the disks call back */
+    int settled = settle_wait(m, s, &mb);
+    m->report.t_disks = xm_now() - t0;
+    if (r)
+        m->error = first;
+    xm_mailbox_destroy(&mb);
+    return r ? r : settled;
+}
+
+/* Disks that both hosts reach: ours are idle from here on, and the destination locks them before it promises
+ * to run the VM. */
+static int lock_disks(struct source *m, bool lock)
+{
+    uint64_t deadline = xm_now() + QEMU_TIMEOUT;
+    struct xm_error e = {0};
+    int r = 0;
+
+    for (unsigned i = 0; i < m->machine->disks; i++) {
+        struct xm_file *f = m->machine->disk[i].file;
+        if (!lock)
+            xm_file_unlock(f);
+        while (lock && (r = xm_file_lock(f, &e)) == -EBUSY && xm_now() < deadline)
+            poll(NULL, 0, 20); /* the destination is going away */
+        if (r) {
+            xm_log(XM_LOG_ERROR, "VM %s stays stopped: %s", m->machine->spec.name, e.text);
+            return r;
+        }
+    }
+    return 0;
+}
+
+int source_switch(struct source *m)
+{
+    json_t *reply;
+    int r = source_interrupted(m);
+
+    if (!r)
+        r = start_qemu_migration(m);
+    if (!r)
+        r = wait_qemu(m, "pre-switchover");
+    if (r)
+        return r;
+    m->report.stopped_at = m->stop_seen ? m->stop_seen : xm_now();
+    if (xm_fault("switch-stopped"))
+        return xm_error_set(&m->error, EIO, "fault point switch-stopped");
+    if ((r = drain(m)) < 0 || (r = compare_all(m)) < 0)
+        return source_interrupted(m) ? -m->error.code : r;
+    if (!m->storage)
+        lock_disks(m, false);
+    uint64_t t = xm_now();
+    r = qmp_do(&m->machine->qemu.qmp, "migrate-continue", json_pack("{s:s}", "state", "pre-switchover"),
+               QEMU_TIMEOUT, &m->error);
+    if (!r)
+        r = wait_qemu(m, "completed");
+    if (r)
+        return r;
+    reply = call_destination(m->links, json_pack("{s:s}", "call", "loaded"), QEMU_TIMEOUT, &m->error);
+    m->report.t_device = xm_now() - t;
+    json_decref(reply);
+    if (!reply)
+        return -m->error.code;
+    return source_interrupted(m); /* the last chance of an abort */
+}
+
+/* ---- back ---- */
+
+int source_resume(struct source *m)
+{
+    struct xm_error e = {0};
+    int r = qemu_cancel_migration(&m->machine->qemu, QEMU_TIMEOUT, &e);
+
+    if (!m->storage && lock_disks(m, true) < 0)
+        return -EBUSY;
+    if (!r)
+        r = qemu_continue(&m->machine->qemu, QEMU_TIMEOUT, &e);
+    if (r)
+        xm_log(XM_LOG_ERROR, "VM %s does not go on after the failed switch-over: %s", m->machine->spec.name,
+               e.text);
+    return r;
+}

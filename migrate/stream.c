@@ -1,0 +1,297 @@
+/* See stream.h. Source: at most IN_FLIGHT frames are unanswered, their buffers are the thread's own.
+ * Destination: frames may come in any order by any link; those ahead of their turn wait in a list, duplicates
+ * (offset below what was written) are answered and dropped. */
+#include "migrate/stream.h"
+
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define IN_FLIGHT 16
+#define PIECE     (128u << 10)
+
+struct piece {
+    struct xm_msg msg;
+    struct stream *s;
+    bool busy;
+    uint8_t data[PIECE];
+};
+
+struct stream {
+    pthread_t thread;
+    struct xm_mailbox mailbox; /* the thread's */
+    _Atomic int fd;            /* to QEMU */
+    int listen_fd;             /* source */
+    _Atomic bool stop;
+    _Atomic uint64_t offset; /* bytes sent, or written to QEMU */
+    pthread_mutex_t lock;    /* protects error */
+    struct xm_error error;
+    /* source */
+    struct xm_transport *to;
+    struct piece *piece;
+    unsigned busy;
+    /* destination */
+    STAILQ_HEAD(, xm_post) early; /* posts of frames ahead of their turn */
+    bool ended;
+};
+
+static void set_error(struct stream *s, const struct xm_error *e)
+{
+    pthread_mutex_lock(&s->lock);
+    if (!s->error.code)
+        s->error = *e;
+    pthread_mutex_unlock(&s->lock);
+}
+
+void stream_error(struct stream *s, struct xm_error *e)
+{
+    pthread_mutex_lock(&s->lock);
+    *e = s->error;
+    pthread_mutex_unlock(&s->lock);
+}
+
+uint64_t stream_bytes(const struct stream *s)
+{
+    return s->offset;
+}
+
+/* ---- source ---- */
+
+static void piece_settled(struct xm_post *p)
+{
+    struct xm_msg *msg = xm_container_of(p, struct xm_msg, post);
+    struct piece *pc = xm_container_of(msg, struct piece, msg);
+    struct xm_error e = {0};
+
+    pc->busy = false;
+    pc->s->busy--;
+    free(msg->reply);
+    if (msg->status) {
+        xm_error_errno(&e, -msg->status, "the destination refuses QEMU's device state");
+        set_error(pc->s, &e);
+    }
+}
+
+static struct piece *free_piece(struct stream *s)
+{
+    for (;;) {
+        for (unsigned i = 0; i < IN_FLIGHT; i++) {
+            if (!s->piece[i].busy)
+                return &s->piece[i];
+        }
+        xm_mailbox_wait(&s->mailbox, -1);
+    }
+}
+
+static void send_piece(struct stream *s, struct piece *pc, uint32_t n, bool end)
+{
+    pc->busy = true;
+    s->busy++;
+    pc->msg = (struct xm_msg){
+        .post.run = piece_settled,
+        .home = &s->mailbox,
+        .type = XM_FRAME_STREAM,
+        .flags = end ? XM_FLAG_END : 0,
+        .urgent = true,
+        .length = n,
+        .payload = n ? pc->data : NULL,
+        .offset = s->offset,
+    };
+    s->offset += n;
+    s->to->submit(s->to, &pc->msg);
+}
+
+/* Waits for something to read on fd, or the end. */
+static bool readable(struct stream *s, int fd)
+{
+    while (!s->stop) {
+        struct pollfd p[2] = {{.fd = fd, .events = POLLIN}, {.fd = s->mailbox.fd, .events = POLLIN}};
+        if (poll(p, 2, -1) < 0)
+            continue;
+        if (p[1].revents)
+            xm_mailbox_run(&s->mailbox);
+        if (p[0].revents)
+            return !s->stop;
+    }
+    return false;
+}
+
+static void *send_main(void *arg)
+{
+    struct stream *s = arg;
+    bool end = false;
+
+    pthread_setname_np(pthread_self(), "stream");
+    if (readable(s, s->listen_fd))
+        s->fd = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+    while (s->fd >= 0 && !end && readable(s, s->fd)) {
+        struct piece *pc = free_piece(s);
+        ssize_t n = read(s->fd, pc->data, PIECE);
+        if (n < 0 && (errno == EINTR || errno == EAGAIN))
+            continue;
+        end = n <= 0;
+        send_piece(s, pc, n > 0 ? (uint32_t)n : 0, end);
+    }
+    while (s->busy)
+        xm_mailbox_wait(&s->mailbox, -1);
+    return NULL;
+}
+
+/* ---- destination ---- */
+
+static void write_frame(struct stream *s, struct xm_rx *rx)
+{
+    const uint8_t *p = rx->payload;
+    size_t left = rx->hdr.length;
+    struct xm_error e = {0};
+
+    while (left) {
+        ssize_t n = send(s->fd, p, left, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0) {
+            int code = errno;
+            xm_error_errno(&e, code, "QEMU at the destination does not take the device state");
+            set_error(s, &e);
+            xm_rx_done(rx, -code, NULL, 0);
+            return;
+        }
+        p += n;
+        left -= (size_t)n;
+    }
+    s->offset += rx->hdr.length;
+    if (rx->hdr.flags & XM_FLAG_END) {
+        s->ended = true;
+        shutdown(s->fd, SHUT_WR);
+    }
+    xm_rx_done(rx, 0, NULL, 0);
+}
+
+static void frame_run(struct xm_post *post)
+{
+    struct xm_rx *rx = xm_container_of(post, struct xm_rx, post);
+    struct stream *s = rx->owner;
+
+    if (s->stop) {
+        xm_rx_done(rx, -ECANCELED, NULL, 0);
+        return;
+    }
+    if (rx->hdr.offset < s->offset || s->ended) { /* resent: it was written already */
+        xm_rx_done(rx, 0, NULL, 0);
+        return;
+    }
+    STAILQ_INSERT_TAIL(&s->early, post, next);
+    /* Bounded by the sender's IN_FLIGHT: the one whose turn it is is found by looking. */
+    for (struct xm_post *p = STAILQ_FIRST(&s->early), *next; p; p = next) {
+        struct xm_rx *r = xm_container_of(p, struct xm_rx, post);
+        next = STAILQ_NEXT(p, next);
+        if (r->hdr.offset > s->offset)
+            continue;
+        STAILQ_REMOVE(&s->early, p, xm_post, next);
+        if (r->hdr.offset < s->offset || s->ended)
+            xm_rx_done(r, 0, NULL, 0);
+        else
+            write_frame(s, r);
+        next = STAILQ_FIRST(&s->early);
+    }
+}
+
+void stream_frame(struct stream *s, struct xm_rx *rx)
+{
+    rx->owner = s;
+    rx->post.run = frame_run;
+    xm_mailbox_post(&s->mailbox, &rx->post);
+}
+
+static void *receive_main(void *arg)
+{
+    struct stream *s = arg;
+
+    pthread_setname_np(pthread_self(), "stream");
+    while (!s->stop)
+        xm_mailbox_wait(&s->mailbox, -1);
+    xm_mailbox_run(&s->mailbox);
+    for (struct xm_post *p; (p = STAILQ_FIRST(&s->early));) {
+        STAILQ_REMOVE_HEAD(&s->early, next);
+        xm_rx_done(xm_container_of(p, struct xm_rx, post), -ECANCELED, NULL, 0);
+    }
+    return NULL;
+}
+
+/* ---- both ---- */
+
+static struct stream *stream_new(void *(*fn)(void *), int fd, int listen_fd, struct xm_transport *to,
+                                 struct xm_error *e)
+{
+    struct stream *s = calloc(1, sizeof *s);
+
+    if (!s || xm_mailbox_init(&s->mailbox) < 0 || (to && !(s->piece = calloc(IN_FLIGHT, sizeof *s->piece)))) {
+        free(s);
+        xm_error_set(e, ENOMEM, "no memory for the device state's stream");
+        return NULL;
+    }
+    for (unsigned i = 0; to && i < IN_FLIGHT; i++)
+        s->piece[i].s = s;
+    pthread_mutex_init(&s->lock, NULL);
+    STAILQ_INIT(&s->early);
+    s->fd = fd;
+    s->listen_fd = listen_fd;
+    s->to = to;
+    if (pthread_create(&s->thread, NULL, fn, s)) {
+        xm_mailbox_destroy(&s->mailbox);
+        free(s->piece);
+        free(s);
+        xm_error_set(e, EAGAIN, "no thread for the device state's stream");
+        return NULL;
+    }
+    return s;
+}
+
+struct stream *stream_send(const char *path, struct xm_transport *to, struct xm_error *e)
+{
+    int fd = xm_unix_listen(path, e);
+    struct stream *s = fd < 0 ? NULL : stream_new(send_main, -1, fd, to, e);
+
+    if (!s && fd >= 0)
+        close(fd);
+    return s;
+}
+
+struct stream *stream_receive(const char *path, struct xm_error *e)
+{
+    int fd = xm_unix_connect(path, e);
+    struct stream *s = fd < 0 ? NULL : stream_new(receive_main, fd, -1, NULL, e);
+
+    if (!s && fd >= 0)
+        close(fd);
+    return s;
+}
+
+static void stop_run(struct xm_post *p)
+{
+    (void)p; /* it was only to wake the thread */
+}
+
+void stream_free(struct stream *s)
+{
+    struct xm_post wake = {.run = stop_run};
+
+    if (!s)
+        return;
+    s->stop = true;
+    if (s->fd >= 0)
+        shutdown(s->fd, SHUT_RDWR); /* a write to a QEMU that does not read ends too */
+    xm_mailbox_post(&s->mailbox, &wake);
+    pthread_join(s->thread, NULL);
+    xm_mailbox_run(&s->mailbox);
+    if (s->fd >= 0)
+        close(s->fd);
+    if (s->listen_fd >= 0)
+        close(s->listen_fd);
+    xm_mailbox_destroy(&s->mailbox);
+    pthread_mutex_destroy(&s->lock);
+    free(s->piece);
+    free(s);
+}

@@ -1,0 +1,24 @@
+/* migrate/stream.h: QEMU's own migration stream (device state, and RAM that is not the guest's: ROMs), carried
+ * over the links. At the source QEMU connects to a unix socket of ours and its bytes become STREAM frames; at
+ * the destination frames are put in order and written to the socket on which the other QEMU listens. One
+ * thread each. */
+#ifndef XM_MIGRATE_STREAM_H
+#define XM_MIGRATE_STREAM_H
+
+#include "net/net.h"
+
+#define STREAM_MAX (256ull << 20) /* bytes; a stream beyond that is not one of ours */
+
+struct stream;
+/* Source: listens on `path`; what comes is sent, then END. */
+struct stream *stream_send(const char *path, struct xm_transport *, struct xm_error *);
+/* Destination: connects to `path`, where QEMU listens. */
+struct stream *stream_receive(const char *path, struct xm_error *);
+void stream_frame(struct stream *, struct xm_rx *); /* any thread; takes the frame */
+/* Stops and frees; frames that wait are answered with -ECANCELED. */
+void stream_free(struct stream *);
+uint64_t stream_bytes(const struct stream *);
+/* Why it broke, or code 0. */
+void stream_error(struct stream *, struct xm_error *);
+
+#endif

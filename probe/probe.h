@@ -1,0 +1,49 @@
+/* probe/probe.h: what this host can do, found by trying it, never by a version: its kernel, its KVM, its
+ * QEMU. Any thread. */
+#ifndef XM_PROBE_H
+#define XM_PROBE_H
+
+#include "base/base.h"
+
+/* ---- the kernel ---- */
+
+/* Can this process track another one's memory (memxfer.h) with this kernel and its rights? Tried on a child of
+ * its own, some ms. 0 or a sentence that begins with what cannot be done. */
+int probe_tracking(struct xm_error *);
+
+/* ---- KVM ---- */
+
+enum kvm_level {
+    KVM_NONE,  /* no usable /dev/kvm */
+    KVM_PART,  /* it runs guests, but not what an ordinary one consists of: 64-bit code, the FPU, SSE */
+    KVM_WHOLE, /* it runs that */
+};
+
+/* Tried by a guest of some instructions in a process of its own, some ms. Below KVM_WHOLE, `why` says what
+ * went wrong. */
+enum kvm_level kvm_probe(struct xm_error *why);
+
+/* ---- QEMU ---- */
+
+/* What a QEMU program says of itself; arguments are chosen by this. Asked once per program (as PATH finds it,
+ * and again when another file is there), kept for the life of the process; a failure for some seconds. At most
+ * 10 s. */
+struct qemu_facts {
+    char version[32];  /* "7.2.22" */
+    json_t *machines;  /* query-machines: [{"name", "alias"}] */
+    bool reconnect_ms; /* -chardev knows reconnect-ms; else reconnect, in seconds */
+};
+
+/* NULL with a sentence when it cannot be run (-ENOENT: it is not there) or does not answer. The result is
+ * never freed. */
+const struct qemu_facts *qemu_facts(const char *program, struct xm_error *);
+
+/* The machine's name without options is known there. An alias ("q35") is written out in `full`
+ * ("pc-q35-7.2"), options kept. */
+bool qemu_facts_machine(const struct qemu_facts *, const char *machine, char full[128]);
+
+/* The CPU features that a guest sees with this -cpu and accelerator ("tcg" or "kvm", options behind a comma
+ * are ignored): a sorted array of names, a new reference; NULL with a sentence. */
+json_t *qemu_facts_cpu(const char *program, const char *accel, const char *cpu, struct xm_error *);
+
+#endif

@@ -1,0 +1,185 @@
+/* The shim's commands: one table. Main thread. What comes over shim.sock is the agent's (mode 0600), yet
+ * everything is checked. */
+#include "shim/shim.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef int command_fn(struct shim *, struct client *, const json_t *request, json_t *reply,
+                       struct xm_error *);
+
+static int cmd_status(struct shim *s, struct client *c, const json_t *request, json_t *reply,
+                      struct xm_error *e)
+{
+    static const char *const modes[] = {"off", "starting", "async", "sync"};
+    struct machine *vm = &s->machine;
+    const char *state = s->source           ? "migrating"
+                        : !shim_owns(s)     ? "incoming"
+                        : vm->guest_running ? "running"
+                                            : "stopped";
+    json_t *disks = json_array();
+
+    (void)c;
+    (void)request;
+    (void)e;
+    json_object_set_new(reply, "vm", json_string(vm->spec.name));
+    json_object_set_new(reply, "state", json_string(state));
+    json_object_set_new(reply, "role", json_string("owner"));
+    json_object_set_new(reply, "epoch", json_integer((json_int_t)vm->epoch));
+    json_object_set_new(reply, "qemu_pid", json_integer(vm->qemu.pid));
+    json_object_set_new(reply, "qemu", json_string(vm->qemu.qmp.version));
+    json_object_set_new(reply, "shim_pid", json_integer(getpid()));
+    if (s->source)
+        source_status(s->source, reply);
+    if (s->destination)
+        destination_status(s->destination, reply);
+    for (unsigned i = 0; i < vm->disks; i++) {
+        struct machine_disk *d = &vm->disk[i];
+        struct xm_disk_status st;
+        xm_disk_status(d->disk, &st);
+        json_array_append_new(
+            disks,
+            json_pack("{s:s s:s s:I s:s s:s s:I s:I s:I s:I s:I s:b}", "name", d->spec->name, "path",
+                      d->file->path, "size", (json_int_t)st.size, "datastore", d->spec->datastore, "mode",
+                      modes[st.mode], "reads", (json_int_t)st.reads, "writes", (json_int_t)st.writes,
+                      "read_bytes", (json_int_t)st.read_bytes, "write_bytes", (json_int_t)st.write_bytes,
+                      "errors", (json_int_t)st.errors, "connected", xm_vhost_connected(d->vhost)));
+    }
+    json_object_set_new(reply, "disks", disks);
+    return 0;
+}
+
+static int cmd_subscribe(struct shim *s, struct client *c, const json_t *request, json_t *reply,
+                         struct xm_error *e)
+{
+    (void)s, (void)c, (void)request, (void)reply, (void)e;
+    return 0; /* shim.c does it, after the answer has gone */
+}
+
+static int cmd_stop(struct shim *s, struct client *c, const json_t *request, json_t *reply,
+                    struct xm_error *e)
+{
+    (void)c, (void)reply;
+    if (s->source)
+        return xm_error_set(e, EBUSY, "VM %s is being migrated (job %s): abort that first",
+                            s->machine.spec.name, source_job(s->source));
+    if (!shim_owns(s) && !xm_json_bool(request, "force", false))
+        return xm_error_set(e, EBUSY, "VM %s is on its way here", s->machine.spec.name);
+    if (xm_json_bool(request, "force", false)) {
+        shim_end(s);
+        return 0;
+    }
+    return qmp_do(&s->machine.qemu.qmp, "system_powerdown", NULL, 10 * XM_NS_PER_S, e);
+}
+
+static int begin(struct shim *s, const json_t *request, bool local, struct xm_error *e)
+{
+    const char *name = s->machine.spec.name;
+
+    if (s->source)
+        return xm_error_set(e, EBUSY, "VM %s is being migrated already (job %s)", name,
+                            source_job(s->source));
+    if (!shim_owns(s))
+        return xm_error_set(e, EINVAL, "VM %s is not this host's to give", name);
+    s->source = source_start(&s->machine, request, local, shim_ended, e);
+    return s->source ? 0 : -XM_MAX(e->code, 1);
+}
+
+static int cmd_migrate(struct shim *s, struct client *c, const json_t *request, json_t *reply,
+                       struct xm_error *e)
+{
+    (void)c, (void)reply;
+    return begin(s, request, false, e);
+}
+
+static int cmd_storage(struct shim *s, struct client *c, const json_t *request, json_t *reply,
+                       struct xm_error *e)
+{
+    (void)c, (void)reply;
+    return begin(s, request, true, e);
+}
+
+static int cmd_abort(struct shim *s, struct client *c, const json_t *request, json_t *reply,
+                     struct xm_error *e)
+{
+    (void)c, (void)reply;
+    if (s->destination && !destination_may_own(s->destination)) {
+        destination_fail(s->destination, "aborted at the destination");
+        return 0;
+    }
+    if (!s->source)
+        return xm_error_set(e, ENOENT, "VM %s has no such migration going on", s->machine.spec.name);
+    return source_abort(s->source, xm_json_str(request, "job", NULL),
+                        xm_json_str(request, "reason", "by its user"), e);
+}
+
+static int cmd_set(struct shim *s, struct client *c, const json_t *request, json_t *reply, struct xm_error *e)
+{
+    int64_t rate = xm_json_int(request, "bandwidth", -1);
+
+    (void)c, (void)reply;
+    if (!s->source || rate < 0)
+        return xm_error_set(e, EINVAL, "VM %s: no migration going on, or no rate given",
+                            s->machine.spec.name);
+    return source_set_rate(s->source, (uint64_t)rate) < 0
+               ? xm_error_set(e, EAGAIN, "its links are not up yet")
+               : 0;
+}
+
+static int cmd_link(struct shim *s, struct client *c, const json_t *request, json_t *reply,
+                    struct xm_error *e)
+{
+    int fd = c->conn.passed_fd;
+
+    (void)reply;
+    c->conn.passed_fd = -1;
+    if (fd < 0)
+        return xm_error_set(e, EINVAL, "no socket came with it");
+    if (!s->destination) {
+        close(fd);
+        return xm_error_set(e, EINVAL, "VM %s waits for no migration", s->machine.spec.name);
+    }
+    return destination_add_link(s->destination, fd, xm_json_str(request, "name", "link"), e);
+}
+
+static int cmd_decide(struct shim *s, struct client *c, const json_t *request, json_t *reply,
+                      struct xm_error *e)
+{
+    const char *owner = xm_json_str(request, "owner", "");
+
+    (void)c, (void)reply;
+    if (!s->destination || (strcmp(owner, "mine") != 0 && strcmp(owner, "theirs") != 0))
+        return xm_error_set(e, EINVAL, "nothing to decide, or neither mine nor theirs");
+    return destination_decide(s->destination, !strcmp(owner, "mine"), e);
+}
+
+static const struct {
+    const char *name;
+    command_fn *fn;
+} commands[] = {
+    {"status", cmd_status},   {"subscribe", cmd_subscribe}, {"stop", cmd_stop},
+    {"migrate", cmd_migrate}, {"storage", cmd_storage},     {"abort", cmd_abort},
+    {"set", cmd_set},         {"link", cmd_link},           {"decide", cmd_decide},
+};
+
+json_t *shim_command(struct shim *s, struct client *c, json_t *request, bool *subscribe)
+{
+    const char *name = xm_json_str(request, "cmd", "");
+    json_t *reply = json_object();
+    struct xm_error e = {0};
+    int r = -ENOSYS;
+
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        if (!strcmp(commands[i].name, name)) {
+            r = commands[i].fn(s, c, request, reply, &e);
+            *subscribe = !strcmp(name, "subscribe");
+        }
+    }
+    if (r == -ENOSYS && !e.code)
+        xm_error_set(&e, ENOSYS, "unknown command «%.40s»", name);
+    json_object_set_new(reply, "ok", json_boolean(r >= 0));
+    if (r < 0)
+        json_object_set_new(reply, "error", json_string(e.text));
+    return reply;
+}

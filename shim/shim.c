@@ -1,0 +1,339 @@
+/* The shim's life: brings its VM up, serves its socket, watches its QEMU, and ends when the VM has ended or
+ * lives elsewhere.
+ *
+ * If this process dies, QEMU goes on and its disks wait (chardev reconnect). The next shim of this VM adopts
+ * that QEMU. */
+#include "shim/shim.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+bool shim_owns(const struct shim *s)
+{
+    return !s->destination || destination_owns(s->destination);
+}
+
+static struct shim *shim_of(struct machine *vm)
+{
+    return xm_container_of(vm, struct shim, machine);
+}
+
+/* ---- start ---- */
+
+static void emit(struct machine *, json_t *);
+
+static void qmp_event(struct machine *vm, const char *name, const json_t *data, uint64_t when)
+{
+    struct shim *s = shim_of(vm);
+
+    if (s->source)
+        source_qmp_event(s->source, name, data, when);
+    if (s->destination)
+        destination_qmp_event(s->destination, name, data);
+}
+
+json_t *shim_config(const char *path, struct xm_error *e)
+{
+    char *text = NULL;
+    size_t len = 0;
+    json_error_t why;
+
+    if (xm_file_read(path, 1 << 20, &text, &len, e) < 0)
+        return NULL;
+    json_t *o = json_loadb(text, len, 0, &why);
+    free(text);
+    if (!o)
+        xm_error_set(e, EINVAL, "%s: %s", path, why.text);
+    return o;
+}
+
+int shim_new(struct shim *s, const char *config_path, struct xm_error *e)
+{
+    memset(s, 0, sizeof *s);
+    qemu_init(&s->machine.qemu);
+    TAILQ_INIT(&s->clients);
+    s->listen_fd = s->signal_fd = -1;
+    s->machine.emit = emit;
+    s->machine.qmp_event = qmp_event;
+    json_t *o = shim_config(config_path, e);
+    if (!o)
+        return -XM_MAX(e->code, 1);
+    int r = machine_init(&s->machine, o, e);
+    if (!r && s->machine.incoming) {
+        json_t *in = json_object_get(o, "incoming");
+        s->created = json_deep_copy(json_object_get(in, "created"));
+        s->destination = destination_new(&s->machine, in, shim_ended, e);
+        r = s->destination ? 0 : -XM_MAX(e->code, 1);
+    }
+    json_decref(o);
+    return r ? xm_error_prefix(e, "%s", config_path) : 0;
+}
+
+static int open_sockets(struct shim *s, struct xm_error *e)
+{
+    sigset_t set;
+    char *path = xm_printf("%s/shim.sock", s->machine.run_dir);
+    int r = xm_mailbox_init(&s->machine.mailbox);
+
+    if (!r) {
+        s->listen_fd = xm_unix_listen(path, e);
+        r = XM_MIN(s->listen_fd, 0);
+    }
+    free(path);
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    s->signal_fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+    return r;
+}
+
+int shim_start(struct shim *s, struct xm_error *e)
+{
+    int r = open_sockets(s, e);
+
+    if (!r)
+        r = machine_start(&s->machine, e);
+    if (!r && s->destination)
+        r = destination_start(s->destination, e);
+    if (r) {
+        xm_error_prefix(e, "VM %s", s->machine.spec.name);
+        if (s->machine.adopted) /* not ours to end because we failed */
+            qemu_leave(&s->machine.qemu);
+    }
+    return r;
+}
+
+/* ---- events ---- */
+
+struct emit {
+    struct xm_post post;
+    struct shim *shim;
+    json_t *event;
+};
+
+static void emit_run(struct xm_post *p)
+{
+    struct emit *m = xm_container_of(p, struct emit, post);
+    struct shim *s = m->shim;
+    struct client *c;
+
+    TAILQ_FOREACH (c, &s->clients, link) {
+        if (c->subscribed && xm_jsonl_send(c->conn.fd, json_incref(m->event), -1, NULL) < 0)
+            c->subscribed = false; /* its hang-up is seen by the loop */
+    }
+    json_decref(s->last_event);
+    s->last_event = m->event;
+    free(m);
+}
+
+static void emit(struct machine *vm, json_t *event)
+{
+    struct emit *m = calloc(1, sizeof *m);
+
+    if (!m) {
+        json_decref(event);
+        return;
+    }
+    json_object_set_new(event, "vm", json_string(vm->spec.name));
+    m->post.run = emit_run;
+    m->shim = shim_of(vm);
+    m->event = event;
+    xm_mailbox_post(&vm->mailbox, &m->post);
+}
+
+/* ---- the loop ---- */
+
+static void client_drop(struct shim *s, struct client *c)
+{
+    TAILQ_REMOVE(&s->clients, c, link);
+    if (c->conn.passed_fd >= 0)
+        close(c->conn.passed_fd);
+    xm_jsonl_close(&c->conn);
+    free(c);
+}
+
+static void client_accept(struct shim *s)
+{
+    int fd = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+    struct client *c = fd >= 0 ? calloc(1, sizeof *c) : NULL;
+
+    if (!c) {
+        if (fd >= 0)
+            close(fd);
+        return;
+    }
+    xm_jsonl_init(&c->conn, fd);
+    TAILQ_INSERT_TAIL(&s->clients, c, link);
+}
+
+static void client_read(struct shim *s, struct client *c)
+{
+    struct xm_error e = {0};
+    bool bad = false;
+    int r = xm_jsonl_fill(&c->conn, &e);
+
+    for (json_t *o; (o = xm_jsonl_next(&c->conn, &bad, &e));) {
+        bool subscribe = false;
+        json_t *id = json_object_get(o, "id");
+        json_t *reply = shim_command(s, c, o, &subscribe);
+        if (id)
+            json_object_set(reply, "id", id);
+        json_decref(o);
+        if (xm_jsonl_send(c->conn.fd, reply, -1, &e) < 0)
+            r = -1;
+        if (subscribe) {
+            c->subscribed = true;
+            if (s->last_event)
+                xm_jsonl_send(c->conn.fd, json_incref(s->last_event), -1, NULL);
+        }
+    }
+    if (r <= 0 || bad)
+        client_drop(s, c);
+}
+
+static void qemu_ended(struct shim *s)
+{
+    xm_log(XM_LOG_INFO, "VM %s: QEMU has ended", s->machine.spec.name);
+    if (s->source)
+        source_qemu_gone(s->source);
+    else if (s->destination)
+        destination_fail(s->destination, "QEMU at the destination has ended");
+    else
+        shim_ended(&s->machine, MIGRATE_STOPPED);
+}
+
+void shim_ended(struct machine *vm, enum migrate_end how)
+{
+    struct shim *s = shim_of(vm);
+
+    if (s->source)
+        source_free(s->source);
+    s->source = NULL;
+    switch (how) {
+    case MIGRATE_STAYS:
+        return;
+    case MIGRATE_CAME:
+        destination_free(s->destination);
+        s->destination = NULL;
+        return;
+    case MIGRATE_STOPPED:
+        emit(vm, json_pack("{s:s}", "event", "stopped"));
+        break;
+    case MIGRATE_GONE:
+    case MIGRATE_NOT:
+        break;
+    }
+    shim_end(s);
+}
+
+void shim_end(struct shim *s)
+{
+    s->ending = true;
+}
+
+void shim_run(struct shim *s)
+{
+    enum { MAX_FDS = 64, FIXED = 5 };
+    bool seen_end = false;
+
+    while (!s->ending) {
+        struct pollfd p[MAX_FDS];
+        struct client *of[MAX_FDS];
+        struct client *c;
+        int n = FIXED;
+        p[0] = (struct pollfd){.fd = s->machine.mailbox.fd, .events = POLLIN};
+        p[1] = (struct pollfd){.fd = s->listen_fd, .events = POLLIN};
+        p[2] = (struct pollfd){.fd = s->signal_fd, .events = POLLIN};
+        p[3] = (struct pollfd){.fd = seen_end ? -1 : s->machine.qemu.pidfd, .events = POLLIN};
+        /* While a migration talks to QEMU its own thread reads the events. */
+        p[4] = (struct pollfd){.fd = s->source || s->destination ? -1 : s->machine.qemu.qmp.conn.fd,
+                               .events = POLLIN};
+        TAILQ_FOREACH (c, &s->clients, link) {
+            if (n == MAX_FDS)
+                break;
+            of[n] = c;
+            /* TAILQ_REMOVE is not followed: NOLINTNEXTLINE(clang-analyzer-unix.Malloc) */
+            p[n++] = (struct pollfd){.fd = c->conn.fd, .events = POLLIN};
+        }
+        if (poll(p, (nfds_t)n, -1) < 0)
+            continue;
+        if (p[3].revents) {
+            seen_end = true;
+            qemu_ended(s);
+        } else if (p[4].revents) {
+            qmp_pump(&s->machine.qemu.qmp, 0, NULL);
+        }
+        for (int i = FIXED; i < n; i++) {
+            if (p[i].revents)
+                client_read(s, of[i]);
+        }
+        if (p[1].revents)
+            client_accept(s);
+        if (p[0].revents)
+            xm_mailbox_run(&s->machine.mailbox);
+        if (p[2].revents) {
+            xm_log(XM_LOG_WARN, "VM %s: told to end by a signal", s->machine.spec.name);
+            if (s->source)
+                source_abort(s->source, NULL, "the shim was told to end", NULL);
+            shim_end(s);
+        }
+    }
+    while (s->source) /* until it has said how it ended */
+        xm_mailbox_wait(&s->machine.mailbox, -1);
+    xm_mailbox_run(&s->machine.mailbox); /* last events */
+}
+
+/* An incoming migration that did not end with the VM here leaves nothing behind. */
+static void delete_created(struct shim *s)
+{
+    struct machine *vm = &s->machine;
+    size_t i;
+    json_t *path;
+
+    json_array_foreach (s->created, i, path) {
+        if (unlink(json_string_value(path)) < 0 && errno != ENOENT)
+            xm_log(XM_LOG_WARN, "VM %s: cannot delete %s: %s", vm->spec.name, json_string_value(path),
+                   strerror(errno));
+    }
+    struct owner_record rec;
+    char *spec = xm_printf("%s/spec.json", vm->state_dir);
+    char *record = xm_printf("%s/owner.json", vm->state_dir);
+    unlink(spec);
+    if (owner_load(vm->state_dir, vm->spec.name, &rec, NULL) == -ENOENT)
+        unlink(record);   /* without a record in it */
+    rmdir(vm->state_dir); /* stays when there is a record of an earlier stay */
+    free(record);
+    free(spec);
+}
+
+void shim_free(struct shim *s)
+{
+    bool discard = s->destination && !destination_may_own(s->destination);
+
+    if (s->destination)
+        destination_free(s->destination);
+    machine_stop(&s->machine);
+    if (discard && s->created)
+        delete_created(s);
+    json_decref(s->created);
+    while (!TAILQ_EMPTY(&s->clients))
+        client_drop(s, TAILQ_FIRST(&s->clients)); /* NOLINT(clang-analyzer-unix.Malloc): likewise */
+    json_decref(s->last_event);
+    if (s->listen_fd >= 0) {
+        char *path = xm_printf("%s/shim.sock", s->machine.run_dir);
+        unlink(path);
+        free(path);
+        close(s->listen_fd);
+        xm_mailbox_destroy(&s->machine.mailbox);
+    }
+    if (s->signal_fd >= 0)
+        close(s->signal_fd);
+    machine_free(&s->machine);
+}

@@ -1,0 +1,379 @@
+/* Admission: one host, one request, and what each single change of them is answered with. */
+#include "agent/admission.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define GIB (1ull << 30)
+
+/* A host that takes the VM, and a request that it takes; each test spoils one thing. */
+static struct fact_datastore store[2];
+static struct fact_link here[2], there[2];
+static struct host_facts host;
+static struct admission_request req;
+static struct vm_spec vm;
+static char *extra[4];
+static json_t *reasons;
+static int chosen;
+
+static int set_up(void **state)
+{
+    (void)state;
+    store[0] = (struct fact_datastore){.name = "small", .size = 100 * GIB, .free = 60 * GIB, .target = 80};
+    store[1] = (struct fact_datastore){.name = "large", .size = 400 * GIB, .free = 300 * GIB, .target = 80};
+    here[0] = (struct fact_link){.name = "l1", .address = "10.1.0.2", .up = true};
+    here[1] = (struct fact_link){.name = "l2", .address = "10.2.0.2", .up = true, .speed = 125000000};
+    there[0] = (struct fact_link){.name = "l1", .address = "10.1.0.1"};
+    host = (struct host_facts){.host = "hostb",
+                               .protocol = 1,
+                               .qemu_version = "7.2.22",
+                               .machine = true,
+                               .kvm = KVM_WHOLE,
+                               .cpu_flags = "fpu sse avx avx2",
+                               .bridge = {true, true},
+                               .kernel = true,
+                               .initrd = true,
+                               .memory_free = 8 * GIB,
+                               .memory_promised = GIB,
+                               .min_memory = GIB / 16,
+                               .min_free = GIB,
+                               .min_bandwidth = 31250000,
+                               .max_migrations = 4,
+                               .max_storage_migrations = 2,
+                               .datastores = 2,
+                               .datastore = store,
+                               .links = 2,
+                               .link = here};
+    vm = (struct vm_spec){.name = "web1",
+                          .memory = 2 * GIB,
+                          .vcpus = 2,
+                          .qemu = (char *)"qemu-system-x86_64",
+                          .machine = (char *)"pc-q35-7.2",
+                          .accel = (char *)"kvm",
+                          .cpu = (char *)"host",
+                          .kernel = (char *)"/boot/k",
+                          .disks = 1,
+                          .nics = 1,
+                          .disk = {{.name = "root", .path = (char *)"/dev/loop0", .size = 40 * GIB}},
+                          .nic = {{.name = "lan", .bridge = "br0"}}};
+    req = (struct admission_request){.spec = &vm,
+                                     .storage = true,
+                                     .used = {20 * GIB},
+                                     .epoch = 3,
+                                     .protocol = 1,
+                                     .source = "hosta",
+                                     .qemu_version = "7.2.1",
+                                     .cpu_flags = "fpu sse avx",
+                                     .links = 1,
+                                     .link = there};
+    memset(extra, 0, sizeof extra);
+    reasons = json_array();
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    json_decref(reasons);
+    return 0;
+}
+
+static void must_say(const char *sentence)
+{
+    json_array_clear(reasons);
+    unsigned n = admit(&host, &req, reasons, &chosen);
+    assert_int_equal(n, json_array_size(reasons));
+    if (!sentence && n)
+        fail_msg("%s", json_string_value(json_array_get(reasons, 0)));
+    if (sentence) {
+        assert_int_equal(n, 1);
+        assert_string_equal(json_string_value(json_array_get(reasons, 0)), sentence);
+    }
+}
+
+static void a_good_one_goes_to_the_datastore_with_most_room(void **state)
+{
+    (void)state;
+    must_say(NULL);
+    assert_int_equal(chosen, 1);
+}
+
+static void one_under_its_target_goes_before_one_with_more_room(void **state)
+{
+    (void)state;
+    store[1].target = 25; /* with 20 GiB more it would be 30 % full */
+    must_say(NULL);
+    assert_int_equal(chosen, 0);
+    store[0].target = 25; /* nowhere: then the one with the most room after all */
+    must_say(NULL);
+    assert_int_equal(chosen, 1);
+}
+
+static void what_is_promised_to_others_is_not_given_twice(void **state)
+{
+    (void)state;
+    req.datastore = "small";
+    must_say(NULL);
+    assert_int_equal(chosen, 0);
+    store[0].reserved = 40 * GIB; /* 60 free - 40 promised - 1 kept = 19 */
+    must_say("datastore 'small' on hostb has 19.00 GiB to give (60.00 GiB free, 40.00 GiB promised, 1.00 GiB "
+             "kept) and web1's "
+             "disks need 20.00 GiB");
+    assert_int_equal(chosen, -1);
+    req.datastore = NULL;
+    host.memory_promised = 6 * GIB + GIB / 2;
+    must_say("hostb has 1.44 GiB of RAM to give (8.00 GiB available, 6.50 GiB promised to other VMs, 64.00 "
+             "MiB kept) and web1 "
+             "needs 2.00 GiB");
+}
+
+static void each_thing_that_lacks_is_said(void **state)
+{
+    (void)state;
+    host.bridge[0] = false;
+    must_say("hostb has no bridge 'br0' (for NIC 'lan')");
+    host.bridge[0] = true;
+    host.kernel = false;
+    must_say("hostb has no kernel /boot/k that may be used");
+    host.kernel = true;
+    host.machine = false;
+    must_say("QEMU 7.2.22 on hostb has no machine type 'pc-q35-7.2'");
+    host.machine = true;
+    req.qemu_version = "8.0.0";
+    must_say("QEMU 7.2.22 on hostb is older than 8.0.0 on hosta; with --allow-older it is tried when machine "
+             "type and CPU allow");
+    req.qemu_version = "7.2.99"; /* the same series: the stream is the same */
+    must_say(NULL);
+    host.qemu_version = NULL;
+    must_say("hostb has no program 'qemu-system-x86_64'");
+    host.qemu_version = "7.2.22";
+    host.kvm = KVM_NONE;
+    host.kvm_why = "no way";
+    must_say("web1 needs KVM and hostb has none: no way");
+    host.kvm = KVM_PART; /* the source's is no better, or it is not known to be */
+    must_say(NULL);
+    req.kvm = KVM_WHOLE;
+    must_say("KVM on hostb can do less than on hosta, and web1 might not run there: no way");
+    host.kvm = KVM_WHOLE;
+    host.no_tracking = "the memory of VMs cannot be tracked on this kernel (6.1.0): no";
+    must_say("hostb: the memory of VMs cannot be tracked on this kernel (6.1.0): no");
+    req.start = true; /* it may run all the same */
+    must_say(NULL);
+    req.start = false;
+    host.no_tracking = NULL;
+    req.datastore = "tape";
+    must_say("hostb has no datastore 'tape'");
+    req.datastore = NULL;
+    req.used[0] = 500 * GIB;
+    must_say("no datastore of hostb has room for the 500.00 GiB of web1's disks");
+}
+
+static void the_cpu_has_to_have_what_the_guest_has_seen(void **state)
+{
+    (void)state;
+    req.cpu_flags = "fpu sse avx512f avx";
+    must_say("the CPU of hostb lacks what web1 has seen: avx512f; use a named CPU model");
+    vm.cpu = (char *)"Skylake-Server"; /* QEMU itself judges that */
+    must_say(NULL);
+    vm.cpu = (char *)"host";
+    vm.accel = (char *)"tcg";
+    must_say(NULL);
+}
+
+static void features_seen_may_not_go_away(void **state)
+{
+    (void)state;
+    json_t *much = json_pack("[s, s, s]", "avx", "avx2", "sha-ni"),
+           *less = json_pack("[s, s]", "avx", "rdseed");
+
+    host.cpu = less;
+    req.cpu = much;
+    vm.cpu = (char *)"Skylake-Server";
+    must_say("web1 has seen CPU features that QEMU 7.2.22 on hostb cannot give to 'Skylake-Server': avx2 "
+             "sha-ni; give it a "
+             "CPU model that both hosts can run");
+    vm.cpu =
+        (char *)"host"; /* said once, by what QEMU says: the guest may not have seen all of the processor */
+    req.cpu_flags = "fpu sse avx512f avx";
+    req.cpu = less;
+    must_say(NULL);
+    /* Without KVM a newer QEMU is trusted to have what an older one had. */
+    vm.accel = (char *)"tcg";
+    vm.cpu = (char *)"max";
+    req.cpu = much;
+    must_say(NULL);
+    req.qemu_version = "10.0.13";
+    req.allow_older = true;
+    must_say(
+        "web1 has seen CPU features that QEMU 7.2.22 on hostb cannot give to 'max': avx2 sha-ni; give it a "
+        "CPU model that both hosts can run");
+    req.cpu = less;
+    must_say(NULL);
+    host.machine = false;
+    must_say("QEMU 7.2.22 on hostb has no machine type 'pc-q35-7.2'");
+    host.machine = true;
+    host.cpu = NULL;
+    host.cpu_why = "QEMU does not know the CPU 'max' with tcg";
+    must_say("the CPU 'max' of web1: QEMU does not know the CPU 'max' with tcg (on hostb)");
+    req.cpu = NULL;
+    must_say("what CPU features web1 has seen is not known (was QEMU on hosta replaced since it was "
+             "started?): it cannot go to an older QEMU");
+    req.qemu_version = NULL;
+    host.qemu_version = NULL;
+    host.qemu_why = "it does not answer by QMP";
+    must_say("QEMU on hostb cannot be asked what it knows: it does not answer by QMP");
+    json_decref(much);
+    json_decref(less);
+}
+
+static void limits_and_records_are_kept(void **state)
+{
+    (void)state;
+    host.storage_migrations = 2;
+    must_say("hostb takes part in 2 migrations with disks, which is its limit");
+    req.storage = false;
+    req.shared[0] = true;
+    must_say(NULL);
+    req.storage = true;
+    host.storage_migrations = 0;
+    host.migrations = 4;
+    must_say("hostb takes part in 4 migrations, which is its limit");
+    host.migrations = 0;
+    host.present = true;
+    must_say("a VM 'web1' is on hostb already");
+    host.present = false;
+    host.owned_epoch = 2; /* an old record: hosta's epoch is higher */
+    must_say(NULL);
+    host.owned_epoch = 3;
+    must_say("hostb's record says that it owns 'web1' itself (epoch 3); see `xmigrate recover web1` there");
+}
+
+static void links_have_to_be_up_and_fast_enough_and_pair(void **state)
+{
+    (void)state;
+    here[0].up = false;
+    must_say("link 'l1' of hostb is down: no interface that is up has its address 10.1.0.2");
+    here[0].up = true;
+    here[1].speed = 1250000;
+    must_say("link 'l2' of hostb runs at 1.25 MB/s, less than the minimum of 31.25 MB/s");
+    here[1].speed = 0; /* unknown is fine */
+    must_say(NULL);
+    there[0].address = "fd00::1";
+    must_say("no link of hostb pairs with one of hosta: their addresses are of different families");
+    host.links = 0; /* then the control connection is the link */
+    must_say(NULL);
+}
+
+static void disks_stay_only_where_both_reach_them(void **state)
+{
+    (void)state;
+    req.storage = false;
+    must_say("hostb does not reach disk 'root' (/dev/loop0): only files in a datastore that both hosts have, "
+             "under one name, can "
+             "stay where they are; use --with-storage");
+}
+
+static void all_reasons_come_at_once(void **state)
+{
+    (void)state;
+    host.bridge[0] = host.kernel = host.machine = false;
+    host.memory_free = 0;
+    assert_int_equal(admit(&host, &req, reasons, &chosen), 4);
+}
+
+static void another_protocol_is_the_only_reason(void **state)
+{
+    (void)state;
+    host.bridge[0] = false;
+    req.protocol = 2;
+    must_say("hostb speaks version 1 of the agents' protocol and hosta version 2");
+}
+
+static void a_start_is_not_asked_for_links_and_space(void **state)
+{
+    (void)state;
+    req = (struct admission_request){.spec = &vm, .start = true, .source = "hostb"};
+    here[0].up = false;
+    host.datastores = 0;
+    host.migrations = 9;
+    host.owned_epoch = 5;
+    must_say(NULL);
+}
+
+static void what_cannot_move_is_named(void **state)
+{
+    (void)state;
+    extra[0] = (char *)"-device";
+    extra[1] = (char *)"vfio-pci,host=01:00.0";
+    vm.extra = extra;
+    assert_int_equal(admit_extra(&vm, false, reasons), 1);
+    assert_string_equal(
+        json_string_value(json_array_get(reasons, 0)),
+        "'vfio-pci,host=01:00.0' attaches something of its host to web1 that cannot move (vfio)");
+    extra[1] = (char *)"virtio-rng-pci";
+    assert_int_equal(admit_extra(&vm, false, reasons), 0);
+    assert_int_equal(admit_extra(&vm, true, reasons), 0);
+}
+
+/* Another host's spec ends in a command line here: nothing in it may touch this host's files. */
+static void a_peers_spec_names_no_file_and_no_other_program(void **state)
+{
+    static const char *const bad[][2] = {
+        {"-chardev", "file,id=x,path=/etc/passwd"},
+        {"-device", "virtio-net-pci,romfile=/etc/shadow"},
+        {"-drive", "x"},
+        {"-object", "memory-backend-file,id=m"},
+        {"--device", "x"},
+        {"-monitor", "stdio"},
+        {"-incoming", "exec:id"},
+        {"-object", "secret,id=s,file=x"},
+    };
+    static const char *const programs[] = {"/bin/sh", "sh", "qemu-system-", "qemu-system-x/../sh",
+                                           "qemu-system-x86_64 -S"};
+    struct xm_error e;
+
+    (void)state;
+    vm.extra = extra;
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        extra[0] = (char *)bad[i][0];
+        extra[1] = (char *)bad[i][1];
+        if (!admit_extra(&vm, true, reasons))
+            fail_msg("%s %s was taken", bad[i][0], bad[i][1]);
+    }
+    vm.extra = NULL;
+    json_array_clear(reasons);
+    assert_int_equal(admit_extra(&vm, true, reasons), 0);
+    vm.machine = (char *)"q35,dumpdtb=x";
+    assert_int_equal(admit_extra(&vm, true, reasons), 1);
+    assert_int_equal(admit_qemu_name(&vm, &e), 0);
+    for (size_t i = 0; i < sizeof programs / sizeof programs[0]; i++) {
+        vm.qemu = (char *)programs[i];
+        assert_int_equal(admit_qemu_name(&vm, &e), -EPERM);
+    }
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(a_good_one_goes_to_the_datastore_with_most_room),
+        TEST(one_under_its_target_goes_before_one_with_more_room),
+        TEST(what_is_promised_to_others_is_not_given_twice),
+        TEST(each_thing_that_lacks_is_said),
+        TEST(the_cpu_has_to_have_what_the_guest_has_seen),
+        TEST(features_seen_may_not_go_away),
+        TEST(limits_and_records_are_kept),
+        TEST(links_have_to_be_up_and_fast_enough_and_pair),
+        TEST(disks_stay_only_where_both_reach_them),
+        TEST(all_reasons_come_at_once),
+        TEST(another_protocol_is_the_only_reason),
+        TEST(a_start_is_not_asked_for_links_and_space),
+        TEST(what_cannot_move_is_named),
+        TEST(a_peers_spec_names_no_file_and_no_other_program),
+    };
+    return cmocka_run_group_tests_name("host: admission", tests, NULL, NULL);
+}

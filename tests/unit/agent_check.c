@@ -1,0 +1,162 @@
+/* What a host cannot do is said when its agent starts and before anything is copied: agents from which it is
+ * kept. */
+#include "probe/probe.h"
+#include "tests/unit/lib_agent.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CANNOT "the memory of VMs cannot be tracked on this kernel"
+
+static struct test_agent agent;
+static struct test_agent *const t = &agent;
+
+static int make(void **state)
+{
+    (void)state;
+    return test_agent_make(t, 7);
+}
+
+static int take_away(void **state)
+{
+    (void)state;
+    test_agent_remove(t);
+    return 0;
+}
+
+static bool one_says(const json_t *reasons, const char *part)
+{
+    const json_t *v;
+    size_t i;
+
+    json_array_foreach (reasons, i, v) {
+        if (strstr(json_string_value(v), part))
+            return true;
+    }
+    return false;
+}
+
+static bool log_says(const char *part)
+{
+    char *log = NULL;
+    size_t len;
+    bool yes = !xm_file_read(in_dir(t, "agent.log"), 1 << 20, &log, &len, NULL) && strstr(log, part);
+
+    free(log);
+    return yes;
+}
+
+/* As hostb: would you take this VM? */
+static json_t *reasons_as_destination(void)
+{
+    json_t *o =
+        json_pack("{s:s, s:b, s:i, s:i, s:s, s:[i], s:s, s:{s:s, s:i, s:i, s:s, s:s, s:s, s:s, s:[{s:s, "
+                  "s:s, s:i, s:s, s:i}], s:[]}}",
+                  "verb", "peer.check", "storage", 1, "epoch", 1, "protocol", 1, "job", "5", "used", 4096,
+                  "datastore", "ds", "vm", "name", "web2", "memory", 16 << 20, "vcpus", 1, "qemu",
+                  "qemu-system-x86_64", "machine", "q35", "accel", "tcg", "cpu", "max", "disks", "name",
+                  "root", "path", "/dev/loop0", "size", 1 << 20, "datastore", "", "queues", 1, "nics");
+    json_t *answer = ask_as_peer(t, o), *reasons = json_incref(json_object_get(answer, "reasons"));
+
+    assert_true(xm_json_bool(answer, "ok", false));
+    json_decref(answer);
+    return reasons;
+}
+
+static json_t *start(void)
+{
+    return ask(t, json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini")));
+}
+
+static void both_sides_say_that_memory_cannot_be_tracked(void **state)
+{
+    (void)state;
+    for (int denied = 0; denied < 2; denied++) {
+        t->deny = denied ? DENY_SCAN : DENY_NOTHING;
+        assert_int_equal(test_agent_start(t), 0);
+        assert_int_equal(log_says(CANNOT), denied);
+        json_t *reasons = reasons_as_destination();
+        assert_int_equal(one_says(reasons, CANNOT), denied);
+        json_decref(reasons);
+        json_t *answer = start(); /* a VM may run here all the same */
+        if (!xm_json_bool(answer, "ok", false))
+            fail_msg("%s", json_dumps(answer, 0));
+        json_decref(answer);
+        answer = ask(t, json_pack("{s:s, s:s, s:s, s:b}", "verb", "check", "vm", "web1", "host", "hostb",
+                                  "storage", 1));
+        assert_int_equal(one_says(json_object_get(answer, "reasons"), CANNOT), denied);
+        json_decref(answer);
+        answer = ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1));
+        json_decref(answer);
+        assert_true(until_no_vm(t, "web1"));
+        test_agent_stop(t, SIGTERM);
+    }
+}
+
+/* «Has no program» was said of a QEMU that could not be asked with KVM. */
+static void without_kvm_a_vm_for_it_is_refused_by_that_name(void **state)
+{
+    (void)state;
+    FILE *f = fopen(in_dir(t, "spec.ini"), "we");
+
+    fprintf(f, "[vm]\nname = web1\nmemory = 16M\naccel = kvm\n");
+    fclose(f);
+    t->deny = DENY_KVM;
+    assert_int_equal(test_agent_start(t), 0);
+    json_t *answer = start();
+    assert_false(xm_json_bool(answer, "ok", false));
+    if (!strstr(xm_json_str(answer, "error", ""),
+                "web1 needs KVM and hosta has none: /dev/kvm cannot be used"))
+        fail_msg("%s", json_dumps(answer, 0));
+    json_decref(answer);
+}
+
+/* KVM only where it can run an ordinary guest; else the user is told of software emulation, and why. */
+static void without_accel_a_vm_gets_what_works(void **state)
+{
+    (void)state;
+    struct xm_error why = {0};
+    bool kvm = kvm_probe(&why) == KVM_WHOLE;
+    FILE *f = fopen(in_dir(t, "spec.ini"), "we");
+
+    fprintf(f, "[vm]\nname = web1\nmemory = 16M\n[disk root]\ndatastore = ds\nfile = web1.raw\nsize = 1M\n");
+    fclose(f);
+    assert_int_equal(test_agent_start(t), 0);
+    json_t *answer = start();
+    const char *note = xm_json_str(answer, "note", "");
+    assert_true(xm_json_bool(answer, "ok", false));
+    if (kvm)
+        assert_string_equal(note, "");
+    else
+        assert_true(strstr(note, "web1 runs by software emulation") && strstr(note, why.text));
+    json_decref(answer);
+    answer = ask(t, json_pack("{s:s, s:s}", "verb", "show", "vm", "web1"));
+    char *text = json_dumps(answer, 0);
+    assert_non_null(strstr(text, kvm ? "\"accel\": \"kvm\"" : "\"accel\": \"tcg\""));
+    free(text);
+    json_decref(answer);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(both_sides_say_that_memory_cannot_be_tracked, make, take_away),
+        cmocka_unit_test_setup_teardown(without_kvm_a_vm_for_it_is_refused_by_that_name, make, take_away),
+        cmocka_unit_test_setup_teardown(without_accel_a_vm_gets_what_works, make, take_away),
+    };
+    int status;
+
+    if (fake_shim_main(argc, argv, &status))
+        return status;
+    signal(SIGPIPE, SIG_IGN);
+    if (!qemu_facts("qemu-system-x86_64", NULL)) {
+        printf("skipped: qemu-system-x86_64 is not installed\n");
+        return 0;
+    }
+    return cmocka_run_group_tests_name("host: what it cannot do", tests, NULL, NULL);
+}

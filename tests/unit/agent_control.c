@@ -1,0 +1,808 @@
+/* The agent's protocols, on a real agent in a process of its own: hostile lines on both sockets, what a peer
+ * may and may not ask for, and that nothing is lost when it is killed. Its shims are make-believe
+ * (lib_agent.c). */
+#include "tests/unit/lib_agent.h"
+#include "agent/facts.h"
+#include "probe/probe.h"
+#include "vm/owner.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "net/net.h"
+#include "tests/progress.h"
+
+static struct test_agent agent;
+static struct test_agent *const t = &agent;
+
+static int set_up(void **state)
+{
+    (void)state;
+    return test_agent_make(t, 7) || test_agent_start(t);
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    test_agent_remove(t);
+    return 0;
+}
+
+static void need_qemu(void)
+{
+    if (!qemu_facts("qemu-system-x86_64", NULL)) {
+        print_message("skipped: qemu-system-x86_64 is not installed\n");
+        skip();
+    }
+}
+
+/* Takes the answer: ok, or (want_exit) refused with that status. */
+static void must(json_t *answer, int want_exit)
+{
+    bool ok = xm_json_bool(answer, "ok", false);
+
+    if (!answer)
+        fail_msg("no answer");
+    if (want_exit ? ok || xm_json_int(answer, "exit", 0) != want_exit : !ok)
+        fail_msg("%s", json_dumps(answer, 0));
+    json_decref(answer);
+}
+
+static json_t *verb(const char *name)
+{
+    return json_pack("{s:s}", "verb", name);
+}
+
+static void must_live(void)
+{
+    must(ask(t, verb("list")), 0);
+}
+
+/* ---- hostile lines ---- */
+
+static json_t *answer_to(int fd, const char *text, size_t len)
+{
+    struct xm_jsonl js;
+
+    xm_jsonl_init(&js, fd);
+    for (size_t at = 0; at < len;) {
+        ssize_t n = send(fd, text + at, len - at, MSG_NOSIGNAL);
+        if (n <= 0)
+            break; /* it may have closed before the end */
+        at += (size_t)n;
+    }
+    json_t *o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL);
+    xm_jsonl_close(&js);
+    return o;
+}
+
+static int unix_socket(void)
+{
+    return xm_unix_connect(in_dir(t, "run/agent.sock"), NULL);
+}
+
+static void what_is_no_message_is_refused(void **state)
+{
+    static const char *const lines[] = {"garbage\n",    "[1,2]\n",
+                                        "{\"verb\":\n", "{\"verb\":\"list\",\"verb\":\"stop\"}\n",
+                                        "\n",           "\x01\x02\xff\n"};
+    (void)state;
+
+    for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++)
+        must(answer_to(unix_socket(), lines[i], strlen(lines[i])), 2);
+    must_live();
+}
+
+static void an_endless_line_is_not_kept(void **state)
+{
+    size_t len = 2 << 20;
+    char *text = malloc(len);
+    (void)state;
+
+    memset(text, 'x', len);
+    json_t *o = answer_to(unix_socket(), text, len);
+    assert_false(xm_json_bool(o, "ok", false)); /* an answer, or none when it was faster to hang up */
+    json_decref(o);
+    free(text);
+    must_live();
+}
+
+static void half_a_line_and_silence_holds_nobody_up(void **state)
+{
+    int fds[20];
+    (void)state;
+
+    for (int i = 0; i < 20; i++) {
+        fds[i] = unix_socket();
+        assert_int_equal(send(fds[i], "{\"verb\"", 7, MSG_NOSIGNAL), 7);
+    }
+    must_live();
+    for (int i = 0; i < 20; i++)
+        close(fds[i]);
+    must_live();
+}
+
+static void fields_of_wrong_types_are_refused(void **state)
+{
+    static const char *const lines[] = {
+        "{'verb':7}",
+        "{}",
+        "{'verb':'fly'}",
+        "{'verb':'peer.prepare'}",
+        "{'verb':'start'}",
+        "{'verb':'start','spec':[1]}",
+        "{'verb':'start','spec':'relative.ini'}",
+        "{'verb':'start','spec':'/nowhere.ini'}",
+        "{'verb':'stop','vm':{}}",
+        "{'verb':'show','vm':['a']}",
+        "{'verb':'show','vm':'../../etc'}",
+        "{'verb':'move','vm':1,'host':2}",
+        "{'verb':'move','vm':'a','host':'nobody','options':7}",
+        "{'verb':'move','vm':'a','host':'hostb','options':[]}",
+        "{'verb':'check','vm':'a','storage_only':true,'datastore':'../x'}",
+        "{'verb':'watch','job':{}}",
+        "{'verb':'watch','job':'../../x'}",
+        "{'verb':'abort','job':-1}",
+        "{'verb':'set','job':'1','bandwidth':'fast'}",
+        "{'verb':'recover','vm':null}",
+        "{'verb':'recover','vm':'..'}",
+    };
+    (void)state;
+
+    for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
+        char text[200];
+        snprintf(text, sizeof text, "%s\n", lines[i]);
+        for (char *c = text; *c; c++)
+            *c = *c == '\'' ? '"' : *c;
+        json_t *o = answer_to(unix_socket(), text, strlen(text));
+        if (!o || xm_json_bool(o, "ok", true) || !xm_json_str(o, "error", "")[0] ||
+            xm_json_int(o, "exit", 0) < 1)
+            fail_msg("%s", text);
+        json_decref(o);
+    }
+    must_live();
+}
+
+/* ---- TCP ---- */
+
+static bool closed_without_a_word(int fd, const char *text, size_t len)
+{
+    char c;
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+
+    send(fd, text, len, MSG_NOSIGNAL);
+    bool closed = poll(&p, 1, LIMIT_HANG_MS) == 1 && recv(fd, &c, 1, 0) <= 0;
+    close(fd);
+    return closed;
+}
+
+static void strangers_are_closed(void **state)
+{
+    static const char hello[] = "XMIG/1 control\n";
+    (void)state;
+
+    assert_true(closed_without_a_word(connect_from("127.0.0.3", t->port), hello, sizeof hello - 1));
+    must_live();
+}
+
+static void a_first_line_of_another_kind_is_closed(void **state)
+{
+    static const char *const lines[] = {
+        "GET / HTTP/1.1\r\n",
+        "XMIG/2 control\n",
+        "XMIG/1 control \n",
+        "XMIG/1 link\n",
+        "XMIG/1 link abc\n",
+        "XMIG/1 link 00112233 ../../x y\n",
+        "\n",
+        "XMIG/1 link 0000000000000000000000000000000000000000000000000000000000000000 l1\n",
+    };
+    char endless[400];
+    (void)state;
+
+    for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
+        if (!closed_without_a_word(connect_from("127.0.0.2", t->port), lines[i], strlen(lines[i])))
+            fail_msg("%s", lines[i]);
+    }
+    memset(endless, 'x', sizeof endless);
+    assert_true(closed_without_a_word(connect_from("127.0.0.2", t->port), endless, sizeof endless));
+    must_live();
+}
+
+static void a_peer_has_a_peers_verbs_and_its_own_name(void **state)
+{
+    static const char text[] = "XMIG/1 control\n{nonsense\n";
+    (void)state;
+
+    must(ask_as_peer(t, verb("list")), 2);
+    must(ask_as_peer(t, verb("stop")), 2);
+    must(ask_as_peer(t, json_pack("{s:s, s:s}", "verb", "peer.hello", "from", "hosta")), 3);
+    must(ask_as_peer(t, json_pack("{s:s, s:i}", "verb", "peer.hello", "from", 1)), 3);
+    must(ask_as_peer(t, verb("peer.hello")), 0);
+    must(answer_to(connect_from("127.0.0.2", t->port), text, sizeof text - 1), 2);
+    must_live();
+}
+
+/* ---- prepare ---- */
+
+static json_t *prepare_request(void)
+{
+    return json_pack("{s:s, s:b, s:i, s:i, s:s, s:[i], s:s, s:{s:s, s:i, s:i, s:s, s:s, s:s, s:s, s:[{s:s, "
+                     "s:s, s:i, s:s, s:i}], s:[]}}",
+                     "verb", "peer.prepare", "storage", 1, "epoch", 1, "protocol", 1, "job", "5", "used",
+                     4096, "datastore", "ds", "vm", "name", "web1", "memory", 16 << 20, "vcpus", 1, "qemu",
+                     "qemu-system-x86_64", "machine", "q35", "accel", "tcg", "cpu", "max", "disks", "name",
+                     "root", "path", "/dev/loop0", "size", 1 << 20, "datastore", "", "queues", 1, "nics");
+}
+
+static unsigned files_in_ds(void)
+{
+    char *out = NULL;
+    unsigned n = 0;
+    const char *const argv[] = {"find", in_dir(t, "ds"), "-type", "f", NULL};
+
+    xm_run(argv, LIMIT_HANG_NS, &out, NULL);
+    for (const char *c = out; c && *c; c++)
+        n += *c == '\n';
+    free(out);
+    return n;
+}
+
+static void hostile_requests_to_prepare_make_nothing(void **state)
+{
+    static const struct {
+        const char *path; /* in the request, parts separated by '/' */
+        const char *value;
+        int exit;
+    } bad[] = {
+        {"vm/name", "\"../web1\"", 2},
+        {"vm/name", "\"a/b\"", 2},
+        {"vm/qemu", "\"/bin/sh\"", 3},
+        {"vm/machine", "\"no-such\"", 3},
+        {"vm/machine", "\"q35,dumpdtb=x\"", 3},
+        {"vm/kernel", "\"/etc/shadow\"", 3},
+        {"vm/memory", "-1", 2},
+        {"vm/memory", "70368744177664", 3},
+        {"vm/extra", "[\"-incoming\",\"exec:id\"]", 3},
+        {"vm/disks", "{}", 2},
+        {"vm/disks", "[]", 2},
+        {"used", "[-1]", 2},
+        {"used", "[9223372036854775807]", 2},
+        {"used", "\"x\"", 2},
+        {"epoch", "0", 2},
+        {"epoch", "\"1\"", 2},
+        {"protocol", "99", 3},
+        {"datastore", "\"../../tmp\"", 3},
+        {"job", "\"../5\"", 2},
+        {"links", "[{}]", 2},
+        {"links", "[{\"name\":\"l\",\"address\":\"host\"}]", 2},
+        {"storage", "false", 3},
+        {"vm", "7", 2},
+    };
+    (void)state;
+    need_qemu();
+
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        json_t *o = prepare_request();
+        const char *slash = strchr(bad[i].path, '/');
+        json_object_set_new(slash ? json_object_get(o, "vm") : o, slash ? slash + 1 : bad[i].path,
+                            json_loads(bad[i].value, JSON_DECODE_ANY, NULL));
+        json_t *answer = ask_as_peer(t, o);
+        if (!answer || xm_json_bool(answer, "ok", true) || xm_json_int(answer, "exit", 0) != bad[i].exit)
+            fail_msg("%s = %s: %s", bad[i].path, bad[i].value, json_dumps(answer, 0));
+        json_decref(answer);
+    }
+    assert_int_equal(files_in_ds(), 0);
+    assert_false(exists(t, "run/vms/web1"));
+    must_live();
+}
+
+/* A file that others may not read could come to light in the guest of a hostile peer. */
+static void a_probe_decides_what_is_shared(void **state)
+{
+    static const char content[] = "0123456789abcdef0123456789abcdef";
+    json_t *o, *probe;
+    (void)state;
+    need_qemu();
+
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/.xmigrate-probe-00112233aabbccdd"), content, 32, NULL), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/disk.raw"), "", 0, NULL), 0);
+    assert_int_equal(truncate(in_dir(t, "ds/disk.raw"), 1 << 20), 0);
+    for (int i = 0; i < 5; i++) {
+        o = prepare_request();
+        json_object_set_new(o, "verb", json_string("peer.check"));
+        json_object_set_new(o, "storage", json_false());
+        probe = json_pack("{s:s, s:s, s:s, s:s}", "datastore", "ds", "file",
+                          i == 1   ? "../disk.raw"
+                          : i == 2 ? "web.raw"
+                                   : "disk.raw",
+                          "probe", i == 3 ? "../../../../etc/x" : "00112233aabbccdd", "content",
+                          i == 4 ? "ffffffffffffffffffffffffffffffff" : content);
+        json_object_set_new(o, "probes", json_pack("[o]", probe));
+        json_t *answer = ask_as_peer(t, o);
+        assert_true(xm_json_bool(answer, "ok", false));
+        if ((json_array_size(json_object_get(answer, "reasons")) == 0) != (i == 0))
+            fail_msg("%d: %s", i, json_dumps(answer, 0));
+        json_decref(answer);
+    }
+}
+
+static json_t *must_prepare(void)
+{
+    json_t *answer = ask_as_peer(t, prepare_request());
+
+    if (!xm_json_bool(answer, "ok", false))
+        fail_msg("%s", json_dumps(answer, 0));
+    return answer;
+}
+
+static void prepare_makes_disks_and_cancel_takes_all_away(void **state)
+{
+    struct stat st;
+    (void)state;
+    need_qemu();
+
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/web1-root.raw"), "mine", 4, NULL), 0);
+    json_t *answer = must_prepare();
+    const char *path = xm_json_str(json_array_get(json_object_get(answer, "disks"), 0), "path", "");
+    assert_string_equal(path, in_dir(t, "ds/web1-root.1.raw")); /* a name that is taken is left alone */
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_size, 1 << 20);
+    assert_int_equal(st.st_blocks, 0);
+    assert_int_equal(strlen(xm_json_str(answer, "token", "")), 64);
+    must(ask_as_peer(t, prepare_request()), 3); /* it is here already */
+    must(ask_as_peer(t, json_pack("{s:s, s:s, s:s}", "verb", "peer.cancel", "vm", "web1", "token", "00")), 1);
+    assert_true(exists(t, "ds/web1-root.1.raw"));
+    must(ask_as_peer(t, json_pack("{s:s, s:s, s:O}", "verb", "peer.cancel", "vm", "web1", "token",
+                                  json_object_get(answer, "token"))),
+         0);
+    assert_false(exists(t, "ds/web1-root.1.raw"));
+    assert_true(exists(t, "ds/web1-root.raw"));
+    assert_false(exists(t, "run/vms/web1"));
+    json_decref(answer);
+}
+
+static void a_link_with_the_token_gets_to_the_shim(void **state)
+{
+    char line[200], c = 0;
+    (void)state;
+    need_qemu();
+
+    json_t *answer = must_prepare();
+    snprintf(line, sizeof line, "XMIG/1 link %064d l1\n", 0);
+    assert_true(closed_without_a_word(connect_from("127.0.0.2", t->port), line, strlen(line)));
+    snprintf(line, sizeof line, "XMIG/1 link %s 127.0.0.2\n", xm_json_str(answer, "token", ""));
+    assert_true(closed_without_a_word(connect_from("127.0.0.3", t->port), line, strlen(line)));
+    int fd = connect_from("127.0.0.2", t->port);
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    assert_int_equal(send(fd, line, strlen(line), MSG_NOSIGNAL), strlen(line));
+    assert_int_equal(poll(&p, 1, LIMIT_HANG_MS), 1);
+    assert_int_equal(recv(fd, &c, 1, 0), 1);
+    assert_int_equal(c, '!');
+    close(fd);
+    json_decref(answer);
+}
+
+static void what_was_made_for_a_dead_migration_is_deleted_by_the_next_agent(void **state)
+{
+    (void)state;
+    need_qemu();
+    json_decref(must_prepare());
+    test_agent_stop(t, SIGKILL);
+    kill(shim_pid(t, "web1"), SIGKILL);
+    assert_true(exists(t, "ds/web1-root.raw"));
+    assert_int_equal(test_agent_start(t), 0);
+    assert_true(until_no_vm(t, "web1"));
+    assert_true(until_gone(t, "run/vms/web1"));
+    assert_false(exists(t, "ds/web1-root.raw"));
+}
+
+static void an_incoming_vm_is_still_expected_by_the_next_agent(void **state)
+{
+    (void)state;
+    need_qemu();
+    json_t *answer = must_prepare();
+    test_agent_stop(t, SIGKILL);
+    assert_int_equal(test_agent_start(t), 0);
+    must(ask_as_peer(t, prepare_request()), 3);
+    must(ask_as_peer(t, json_pack("{s:s, s:s, s:O}", "verb", "peer.cancel", "vm", "web1", "token",
+                                  json_object_get(answer, "token"))),
+         0);
+    assert_false(exists(t, "ds/web1-root.raw"));
+    json_decref(answer);
+}
+
+/* ---- VMs of its own ---- */
+
+static json_t *start_request(void)
+{
+    return json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini"));
+}
+
+static const char *state_of(const char *vm)
+{
+    static char state[32];
+    json_t *o = ask(t, json_pack("{s:s, s:s}", "verb", "show", "vm", vm));
+
+    snprintf(state, sizeof state, "%s", xm_json_str(json_object_get(o, "vm"), "state", ""));
+    json_decref(o);
+    return state;
+}
+
+static void a_vm_is_started_found_again_and_stopped(void **state)
+{
+    (void)state;
+    need_qemu();
+    must(ask(t, start_request()), 0);
+    assert_true(exists(t, "ds/web1.raw"));
+    assert_true(exists(t, "state/vms/web1/owner.json"));
+    assert_string_equal(state_of("web1"), "running");
+    must(ask(t, start_request()), 3); /* twice is once too often */
+    test_agent_stop(t, SIGKILL);
+    assert_int_equal(test_agent_start(t), 0);
+    assert_string_equal(state_of("web1"), "running");
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    assert_string_equal(state_of("web1"), "");
+    assert_false(exists(t, "run/vms/web1"));
+    assert_true(exists(t, "ds/web1.raw"));
+    must(ask(t, start_request()), 0); /* and again, with the disk that it has */
+}
+
+static void a_start_that_fails_leaves_nothing(void **state)
+{
+    const char *const argv[] = {"sed", "-i", "s/web1$/broken/", in_dir(t, "spec.ini"), NULL};
+    (void)state;
+    need_qemu();
+
+    assert_int_equal(xm_run(argv, LIMIT_HANG_NS, NULL, NULL), 0);
+    json_t *answer = ask(t, start_request());
+    assert_string_equal(xm_json_str(answer, "error", ""), "VM broken: it does not want to");
+    must(answer, 1);
+    assert_int_equal(files_in_ds(), 0);
+    assert_false(exists(t, "run/vms/broken"));
+    assert_false(exists(t, "state/vms/broken"));
+}
+
+static void a_vm_that_was_given_away_is_not_started(void **state)
+{
+    struct owner_record rec = {.epoch = 4, .owner = OWNER_GIVEN, .to = "hostb"};
+    (void)state;
+    need_qemu();
+
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    must(ask(t, start_request()), 1);
+    assert_int_equal(files_in_ds(), 0);
+}
+
+/* ---- a move, with the test as the other agent ---- */
+
+static json_t *serve_one(int listener, json_t *answer)
+{
+    struct xm_jsonl js;
+    char hello[15];
+    int fd = accept(listener, NULL, NULL);
+
+    assert_int_equal(recv(fd, hello, sizeof hello, MSG_WAITALL), sizeof hello);
+    assert_memory_equal(hello, "XMIG/1 control\n", sizeof hello);
+    xm_jsonl_init(&js, fd);
+    json_t *request = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL);
+    assert_non_null(request);
+    xm_jsonl_send(fd, answer, -1, NULL);
+    xm_jsonl_close(&js);
+    return request;
+}
+
+static int move_set_up(void **state)
+{
+    static int listener;
+    struct sockaddr_storage ss;
+    socklen_t len = sizeof ss;
+
+    listener = xm_tcp_listen("127.0.0.2", 0, NULL);
+    getsockname(listener, (struct sockaddr *)&ss, &len);
+    *state = &listener;
+    return test_agent_make(t, ntohs(((struct sockaddr_in *)(void *)&ss)->sin_port)) || test_agent_start(t);
+}
+
+static int move_tear_down(void **state)
+{
+    close(*(int *)*state);
+    return tear_down(state);
+}
+
+/* The move has begun and its shim works on it: the connection that follows it. */
+static void begin_move(int listener, struct xm_jsonl *js)
+{
+    must(ask(t, start_request()), 0);
+    xm_jsonl_init(js, unix_socket());
+    xm_jsonl_send(
+        js->fd,
+        json_pack("{s:s, s:s, s:s, s:b}", "verb", "move", "vm", "web1", "host", "hostb", "storage", 1), -1,
+        NULL);
+    json_t *o = serve_one(listener, json_pack("{s:b, s:[]}", "ok", 1, "reasons"));
+    assert_string_equal(xm_json_str(o, "verb", ""), "peer.check");
+    json_decref(o);
+    o = serve_one(listener, json_pack("{s:b, s:s, s:i, s:[], s:[{s:s, s:s}]}", "ok", 1, "token",
+                                      "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
+                                      "port", 7070, "links", "disks", "name", "root", "path", "/ds/x"));
+    assert_string_equal(xm_json_str(o, "verb", ""), "peer.prepare");
+    assert_string_equal(xm_json_str(o, "job", ""), "1");
+    json_decref(o);
+    for (bool disks = false; !disks; json_decref(o)) {
+        o = xm_jsonl_recv(js, xm_now() + LIMIT_HANG_NS, NULL);
+        assert_non_null(o);
+        disks = !strcmp(xm_json_str(o, "state", ""), "disks");
+    }
+}
+
+static json_t *last_event_of_watch(const char *job)
+{
+    struct xm_jsonl js;
+    json_t *o, *last = NULL;
+    bool first = true;
+
+    xm_jsonl_init(&js, unix_socket());
+    xm_jsonl_send(js.fd, json_pack("{s:s, s:s}", "verb", "watch", "job", job), -1, NULL);
+    while ((o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL)) && !json_object_get(o, "ok")) {
+        if (first)
+            assert_string_equal(xm_json_str(o, "event", ""), "job");
+        first = false;
+        json_decref(last);
+        last = o;
+    }
+    json_decref(o);
+    xm_jsonl_close(&js);
+    return last;
+}
+
+static void must_be_done(const char *job)
+{
+    json_t *o = last_event_of_watch(job);
+
+    assert_string_equal(xm_json_str(o, "event", ""), "done");
+    assert_int_equal(xm_json_int(o, "downtime_ms", 0), 7);
+    assert_string_equal(xm_json_str(o, "destination", ""), "hostb");
+    json_decref(o);
+}
+
+static void a_move_is_followed_to_its_end_and_remembered(void **state)
+{
+    struct xm_jsonl js;
+    (void)state;
+    need_qemu();
+
+    begin_move(*(int *)*state, &js);
+    must(ask(t, json_pack("{s:s, s:s, s:s}", "verb", "move", "vm", "web1", "host", "hostb")),
+         3); /* one at a time */
+    must(ask(t, json_pack("{s:s, s:s, s:i}", "verb", "set", "job", "1", "bandwidth", 1000000)), 0);
+    xm_jsonl_close(&js); /* the command is killed */
+    must(ask_shim(t, "web1", json_pack("{s:s, s:i}", "cmd", "finish", "id", 1)), 0);
+    must_be_done("1");
+    assert_string_equal(state_of("web1"), ""); /* «done» is said when it has gone */
+    assert_false(exists(t, "run/vms/web1"));
+    test_agent_stop(t, SIGTERM);
+    assert_int_equal(test_agent_start(t), 0);
+    must_be_done("1");
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "abort", "job", "1")), 1);
+}
+
+static void a_move_ends_while_no_agent_is_there(void **state)
+{
+    struct xm_jsonl js;
+    (void)state;
+    need_qemu();
+
+    begin_move(*(int *)*state, &js);
+    test_agent_stop(t, SIGKILL);
+    xm_jsonl_close(&js);
+    must(ask_shim(t, "web1", json_pack("{s:s, s:i}", "cmd", "finish", "id", 1)), 0);
+    assert_true(until_gone(t, "run/vms/web1/shim.sock"));
+    assert_int_equal(test_agent_start(t), 0);
+    must_be_done("1");
+    assert_true(until_gone(t, "run/vms/web1"));
+}
+
+static void a_move_outlives_its_agent(void **state)
+{
+    struct xm_jsonl js;
+    (void)state;
+    need_qemu();
+
+    begin_move(*(int *)*state, &js);
+    test_agent_stop(t, SIGKILL);
+    xm_jsonl_close(&js);
+    assert_int_equal(test_agent_start(t), 0);
+    must(ask(t, json_pack("{s:s, s:s, s:s}", "verb", "move", "vm", "web1", "host", "hostb")), 3);
+    must(ask_shim(t, "web1", json_pack("{s:s, s:i}", "cmd", "finish", "id", 1)), 0);
+    must_be_done("1");
+}
+
+static void an_abort_ends_it_with_the_vm_here(void **state)
+{
+    struct xm_jsonl js;
+    json_t *o;
+    (void)state;
+    need_qemu();
+
+    begin_move(*(int *)*state, &js);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "abort", "job", "1")), 0);
+    while ((o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL)) && !json_object_get(o, "ok"))
+        json_decref(o);
+    must(o, 1);
+    xm_jsonl_close(&js);
+    assert_string_equal(state_of("web1"), "running");
+}
+
+static void the_shim_dies_in_a_move(void **state)
+{
+    struct xm_jsonl js;
+    json_t *o;
+    (void)state;
+    need_qemu();
+
+    begin_move(*(int *)*state, &js);
+    kill(shim_pid(t, "web1"), SIGKILL);
+    while ((o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL)) && !json_object_get(o, "ok"))
+        json_decref(o);
+    must(o, 4); /* nobody knows: it says how to find out */
+    xm_jsonl_close(&js);
+}
+
+/* The peer has reasons, or talks nonsense: nothing begins, or it ends with the VM here. */
+static void a_peer_that_refuses_or_lies(void **state)
+{
+    struct xm_jsonl js;
+    int listener = *(int *)*state;
+    (void)state;
+    need_qemu();
+
+    must(ask(t, start_request()), 0);
+    xm_jsonl_init(&js, unix_socket());
+    json_t *move =
+        json_pack("{s:s, s:s, s:s, s:b}", "verb", "move", "vm", "web1", "host", "hostb", "storage", 1);
+    xm_jsonl_send(js.fd, json_incref(move), -1, NULL);
+    json_decref(serve_one(listener, json_pack("{s:b, s:[s, i]}", "ok", 1, "reasons", "no room", 7)));
+    json_t *o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL);
+    assert_int_equal(json_array_size(json_object_get(o, "reasons")), 1);
+    must(o, 3);
+    xm_jsonl_send(js.fd, json_incref(move), -1, NULL);
+    json_decref(serve_one(listener, json_pack("{s:b}", "ok", 1)));
+    json_decref(serve_one(listener, json_pack("{s:b, s:s, s:i, s:[], s:[]}", "ok", 1, "token", "../../x",
+                                              "port", -5, "links", "disks")));
+    while ((o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL)) && !json_object_get(o, "ok"))
+        json_decref(o);
+    must(o, 1);
+    xm_jsonl_close(&js);
+    json_decref(move);
+    assert_string_equal(state_of("web1"), "running");
+}
+
+/* ---- recover ---- */
+
+/* What hostb says of VM web1, and how recover ends here. */
+static json_t *recover_with(int listener, json_t *said)
+{
+    struct xm_jsonl js;
+
+    xm_jsonl_init(&js, unix_socket());
+    xm_jsonl_send(js.fd, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1"), -1, NULL);
+    json_decref(serve_one(listener, said));
+    json_t *o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL);
+    xm_jsonl_close(&js);
+    return o;
+}
+
+static json_t *owner_answer(const char *owner, int epoch)
+{
+    return json_pack("{s:b, s:s, s:i, s:s, s:b, s:s}", "ok", 1, "owner", owner, "epoch", epoch, "to", "",
+                     "present", 0, "role", "");
+}
+
+static void given_away(void)
+{
+    struct owner_record rec = {.epoch = 4, .owner = OWNER_GIVEN, .to = "hostb"};
+
+    must(ask(t, start_request()), 0); /* leaves a spec, and a disk */
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+}
+
+static void recover_says_that_the_other_side_has_it(void **state)
+{
+    need_qemu();
+    given_away();
+    must(recover_with(*(int *)*state, owner_answer("mine", 4)), 0);
+    assert_string_equal(state_of("web1"), "");
+}
+
+static void recover_takes_back_what_the_other_side_never_got(void **state)
+{
+    struct owner_record rec;
+    need_qemu();
+
+    given_away();
+    must(recover_with(*(int *)*state, owner_answer("none", 0)), 0);
+    assert_string_equal(state_of("web1"), "running");
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_MINE);
+    assert_int_equal(rec.epoch, 5); /* higher than what was given */
+}
+
+/* Who cannot be asked, or makes no sense, decides nothing. */
+static void recover_changes_nothing_while_the_other_side_is_silent(void **state)
+{
+    struct owner_record rec;
+    int listener = *(int *)*state;
+    need_qemu();
+
+    given_away();
+    must(recover_with(listener, json_pack("{s:b, s:s}", "ok", 1, "owner", "who knows")), 4);
+    must(recover_with(listener, json_pack("{s:b, s:s}", "ok", 0, "error", "no")), 4);
+    shutdown(listener, SHUT_RDWR);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1")), 4);
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_GIVEN);
+    assert_int_equal(rec.epoch, 4);
+    assert_string_equal(state_of("web1"), "");
+}
+
+/* A crash between stop and record: whoever owns the higher epoch has it, and it is not started twice. */
+static void recover_does_not_start_what_a_peer_owns(void **state)
+{
+    need_qemu();
+    must(ask(t, start_request()), 0);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    must(recover_with(*(int *)*state, owner_answer("mine", 2)), 0);
+    assert_string_equal(state_of("web1"), "");
+    must(recover_with(*(int *)*state, owner_answer("none", 0)), 0);
+    assert_string_equal(state_of("web1"), "running");
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+#define MOVE(f) cmocka_unit_test_setup_teardown(f, move_set_up, move_tear_down)
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(what_is_no_message_is_refused),
+        TEST(an_endless_line_is_not_kept),
+        TEST(half_a_line_and_silence_holds_nobody_up),
+        TEST(fields_of_wrong_types_are_refused),
+        TEST(strangers_are_closed),
+        TEST(a_first_line_of_another_kind_is_closed),
+        TEST(a_peer_has_a_peers_verbs_and_its_own_name),
+        TEST(hostile_requests_to_prepare_make_nothing),
+        TEST(a_probe_decides_what_is_shared),
+        TEST(prepare_makes_disks_and_cancel_takes_all_away),
+        TEST(a_link_with_the_token_gets_to_the_shim),
+        TEST(what_was_made_for_a_dead_migration_is_deleted_by_the_next_agent),
+        TEST(an_incoming_vm_is_still_expected_by_the_next_agent),
+        TEST(a_vm_is_started_found_again_and_stopped),
+        TEST(a_start_that_fails_leaves_nothing),
+        TEST(a_vm_that_was_given_away_is_not_started),
+        MOVE(a_move_is_followed_to_its_end_and_remembered),
+        MOVE(a_move_ends_while_no_agent_is_there),
+        MOVE(a_move_outlives_its_agent),
+        MOVE(an_abort_ends_it_with_the_vm_here),
+        MOVE(the_shim_dies_in_a_move),
+        MOVE(a_peer_that_refuses_or_lies),
+        MOVE(recover_says_that_the_other_side_has_it),
+        MOVE(recover_takes_back_what_the_other_side_never_got),
+        MOVE(recover_changes_nothing_while_the_other_side_is_silent),
+        MOVE(recover_does_not_start_what_a_peer_owns),
+    };
+    int status;
+
+    if (fake_shim_main(argc, argv, &status))
+        return status;
+    signal(SIGPIPE, SIG_IGN);
+    return cmocka_run_group_tests_name("host: the agent's protocols", tests, NULL, NULL);
+}

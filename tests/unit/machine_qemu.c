@@ -1,0 +1,181 @@
+/* What a QEMU is asked, and the arguments that follow from what it says. */
+#include "machine/qemu.h"
+#include "tests/unit/lib_tmpdir.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static bool has(char **args, const char *option, const char *part)
+{
+    for (char **a = args; a[0] && a[1]; a++) {
+        if (!strcmp(a[0], option) && strstr(a[1], part))
+            return true;
+    }
+    return false;
+}
+
+static char **arguments(bool reconnect_ms)
+{
+    static struct vm_spec vm;
+    struct qemu_facts knows = {.reconnect_ms = reconnect_ms};
+
+    vm = (struct vm_spec){.name = "web1",
+                          .memory = 256 << 20,
+                          .vcpus = 2,
+                          .machine = (char *)"pc-q35-7.2",
+                          .accel = (char *)"tcg",
+                          .disks = 1,
+                          .disk = {{.name = "root"}}};
+    return qemu_arguments(&vm, &knows, "/run/x", false);
+}
+
+/* QEMU 11 knows reconnect-ms alone, 7.2 reconnect alone. */
+static void reconnect_is_what_qemu_knows(void **state)
+{
+    (void)state;
+    char **new = arguments(true), **old = arguments(false);
+    assert_true(has(new, "-chardev", "disk-root.sock,reconnect-ms=1000"));
+    assert_true(has(old, "-chardev", "disk-root.sock,reconnect=1"));
+    qemu_arguments_free(new);
+    qemu_arguments_free(old);
+}
+
+/* QEMU from 8.1 on sends all other kinds of RAM in its stream, x-ignore-shared or not. */
+static void ram_is_a_named_shared_file(void **state)
+{
+    (void)state;
+    char **args = arguments(true);
+    assert_true(
+        has(args, "-object", "memory-backend-file,id=mem0,size=256M,share=on,mem-path=/proc/self/fd/3"));
+    qemu_arguments_free(args);
+}
+
+/* As 7.2 and 10.0 say it: the latter with two columns more. */
+static void ram_blocks_are_summed(void **state)
+{
+    (void)state;
+    assert_int_equal(
+        qemu_ramblocks_sum(
+            "              Block Name    PSize              Offset               Used              Total\r\n"
+            "                    mem0    4 KiB  0x0000000000000000 0x0000000004000000 0x0000000004000000\r\n"
+            "    /rom@etc/acpi/tables    4 KiB  0x0000000005100000 0x0000000000020000 "
+            "0x0000000000200000\r\n"),
+        0x4020000);
+    assert_int_equal(qemu_ramblocks_sum("  Block Name    PSize  Offset   Used   Total   HVA  RO\n"
+                                        " a 0xb    2 MiB  0x0000000000000000 0x0000000004000000 "
+                                        "0x0000000005000000 0x00007f802be00000  rw\n"),
+                     0x4000000);
+    assert_int_equal(qemu_ramblocks_sum("unknown command: 'info ramblock'\r\n"), 0);
+    assert_int_equal(qemu_ramblocks_sum(""), 0);
+}
+
+static const struct qemu_facts *real(void)
+{
+    struct xm_error e = {0};
+    const struct qemu_facts *q = qemu_facts("qemu-system-x86_64", &e);
+
+    if (!q) {
+        print_message("skipped: %s\n", e.text);
+        skip();
+    }
+    return q;
+}
+
+static void a_real_one_says_what_it_is(void **state)
+{
+    (void)state;
+    const struct qemu_facts *q = real();
+    char full[128];
+
+    assert_true(q->version[0] >= '1' && strchr(q->version, '.'));
+    assert_true(qemu_facts_machine(q, "q35,usb=off", full));
+    assert_memory_equal(full, "pc-q35-", 7);
+    assert_non_null(strstr(full, ",usb=off"));
+    assert_true(qemu_facts_machine(q, "pc-q35-7.2", full) || q->version[0] < '7');
+    assert_false(qemu_facts_machine(q, "pc-q35", full));
+    /* The same question is not asked twice. */
+    assert_ptr_equal(qemu_facts("qemu-system-x86_64", NULL), q);
+}
+
+static bool sees(const char *cpu, const char *feature)
+{
+    struct xm_error e = {0};
+    json_t *list = qemu_facts_cpu("qemu-system-x86_64", "tcg", cpu, &e), *v;
+    bool found = false;
+    size_t i;
+
+    if (!list)
+        fail_msg("%s", e.text);
+    json_array_foreach (list, i, v)
+        found = found || !strcmp(json_string_value(v), feature);
+    json_decref(list);
+    return found;
+}
+
+static void a_real_one_says_what_its_cpus_have(void **state)
+{
+    (void)state;
+    real();
+    assert_true(sees("max", "avx2"));
+    assert_false(sees("qemu64", "avx2"));
+    assert_true(sees("qemu64,+avx2", "avx2"));
+    assert_false(sees("max,avx2=off", "avx2"));
+    assert_false(sees("Skylake-Server", "avx512f")); /* TCG cannot give it, whatever the model says */
+    struct xm_error e = {0};
+    assert_null(qemu_facts_cpu("qemu-system-x86_64", "tcg", "i387dx", &e));
+    assert_non_null(strstr(e.text, "does not know the CPU 'i387dx'"));
+}
+
+/* A package upgrade puts another file in its place. */
+static void another_program_in_its_place_is_asked_anew(void **state)
+{
+    (void)state;
+    const char *path = tmpdir_write(
+        "qemu-system-test", "#!/bin/sh\necho x >>$(dirname $0)/asked\necho it is broken >&2\nexit 1\n");
+    struct xm_error e = {0};
+    char *asked = NULL;
+    size_t len;
+
+    real();
+    chmod(path, 0755);
+    for (int i = 0; i < 3; i++) { /* a failure is believed for a while */
+        e = (struct xm_error){0};
+        assert_null(qemu_facts(path, &e));
+        assert_non_null(strstr(e.text, "it is broken"));
+    }
+    assert_int_equal(xm_file_read(tmpdir_path("asked"), 100, &asked, &len, NULL), 0);
+    assert_string_equal(asked, "x\n");
+    free(asked);
+    /* Another file: the old one may not be written over, or it might have the same time. */
+    const char *good = tmpdir_write("good", "#!/bin/sh\nexec qemu-system-x86_64 \"$@\"\n");
+    chmod(good, 0755);
+    assert_int_equal(rename(good, path), 0);
+    const struct qemu_facts *q = qemu_facts(path, &e);
+    assert_non_null(q);
+    assert_ptr_equal(qemu_facts(path, &e), q);
+    const char *other = tmpdir_write("other", "#!/bin/sh\nexit 0\n");
+    chmod(other, 0755);
+    assert_int_equal(rename(other, path), 0);
+    assert_null(qemu_facts(path, &e));
+    assert_non_null(strstr(e.text, "does not answer by QMP"));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(reconnect_is_what_qemu_knows),
+        cmocka_unit_test(ram_is_a_named_shared_file),
+        cmocka_unit_test(ram_blocks_are_summed),
+        cmocka_unit_test(a_real_one_says_what_it_is),
+        cmocka_unit_test(a_real_one_says_what_its_cpus_have),
+        cmocka_unit_test_setup_teardown(another_program_in_its_place_is_asked_anew, tmpdir_make,
+                                        tmpdir_remove),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

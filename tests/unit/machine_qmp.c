@@ -1,0 +1,132 @@
+/* The QMP client against a monitor that answers as it likes. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include "machine/qmp.h"
+
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#include "tests/unit/lib_tmpdir.h"
+#include "tests/progress.h"
+
+struct monitor {
+    int listen_fd;
+    const char *answers[4]; /* to each command, after the greeting */
+};
+
+static void *monitor_main(void *arg)
+{
+    struct monitor *m = arg;
+    struct xm_jsonl c;
+    xm_jsonl_init(&c, accept(m->listen_fd, NULL, NULL));
+    dprintf(c.fd, "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\n");
+    for (unsigned i = 0; i < 4 && m->answers[i]; i++) {
+        json_t *o = xm_jsonl_recv(&c, UINT64_MAX, NULL);
+        if (!o)
+            break;
+        json_decref(o);
+        assert_int_equal(write(c.fd, m->answers[i], strlen(m->answers[i])), strlen(m->answers[i]));
+    }
+    json_decref(xm_jsonl_recv(&c, UINT64_MAX, NULL)); /* until the client hangs up */
+    xm_jsonl_close(&c);
+    return NULL;
+}
+
+static char seen[200];
+static void on_event(void *ctx, const char *name, const json_t *data, uint64_t when)
+{
+    (void)ctx, (void)when;
+    strcat(seen, name);
+    strcat(seen, xm_json_str(data, "status", "-"));
+}
+
+static bool always(void *ctx)
+{
+    (void)ctx;
+    return true;
+}
+
+static void open_against(struct qmp *q, struct monitor *m, pthread_t *t)
+{
+    struct xm_error e = {0};
+    const char *path = tmpdir_path("qmp.sock");
+
+    seen[0] = 0;
+    *q = (struct qmp){.event = on_event};
+    m->listen_fd = xm_unix_listen(path, &e);
+    assert_int_equal(pthread_create(t, NULL, monitor_main, m), 0);
+    assert_int_equal(qmp_open(q, path, xm_now() + LIMIT_HANG_NS, always, NULL, &e), 0);
+}
+
+static void close_against(struct qmp *q, struct monitor *m, pthread_t t)
+{
+    qmp_close(q);
+    pthread_join(t, NULL);
+    close(m->listen_fd);
+}
+
+/* What broke: events that came in one read with an answer were looked at only when more came. A switch-over
+ * waited for «completed» that it had already. */
+static void test_events_behind_an_answer(void **state)
+{
+    struct monitor m = {
+        .answers = {"{\"return\": {}}\n",
+                    "{\"return\": {}}\n{\"event\": \"MIGRATION\", \"data\": {\"status\": \"device\"}}\n"
+                    "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n"}};
+    struct qmp q;
+    pthread_t t;
+    struct xm_error e = {0};
+
+    (void)state;
+    open_against(&q, &m, &t);
+    assert_int_equal(qmp_do(&q, "migrate-continue", NULL, LIMIT_HANG_NS, &e), 0);
+    assert_int_equal(qmp_pump(&q, 0, &e), 0);
+    assert_string_equal(seen, "MIGRATIONdeviceMIGRATIONcompleted");
+    close_against(&q, &m, t);
+}
+
+/* QEMU's own words reach the user. */
+static void test_refusal(void **state)
+{
+    struct monitor m = {.answers = {"{\"return\": {}}\n",
+                                    "{\"event\": \"STOP\"}\n{\"error\": {\"class\": \"GenericError\", "
+                                    "\"desc\": \"no such thing\"}}\n"}};
+    struct qmp q;
+    pthread_t t;
+    struct xm_error e = {0};
+
+    (void)state;
+    open_against(&q, &m, &t);
+    assert_true(qmp_do(&q, "frobnicate", NULL, LIMIT_HANG_NS, &e) < 0);
+    assert_string_equal(e.text, "QEMU refuses frobnicate: no such thing");
+    assert_string_equal(seen, "STOP-");
+    close_against(&q, &m, t);
+}
+
+/* A monitor that does not answer is an error after the time given, not a hang. */
+static void test_silence(void **state)
+{
+    struct monitor m = {.answers = {"{\"return\": {}}\n", ""}};
+    struct qmp q;
+    pthread_t t;
+    struct xm_error e = {0};
+
+    (void)state;
+    open_against(&q, &m, &t);
+    assert_true(qmp_do(&q, "query-status", NULL, 50 * XM_NS_PER_MS, &e) < 0);
+    assert_non_null(strstr(e.text, "query-status"));
+    close_against(&q, &m, t);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_events_behind_an_answer, tmpdir_make, tmpdir_remove),
+        cmocka_unit_test_setup_teardown(test_refusal, tmpdir_make, tmpdir_remove),
+        cmocka_unit_test_setup_teardown(test_silence, tmpdir_make, tmpdir_remove),
+    };
+    return cmocka_run_group_tests_name("machine_qmp", tests, NULL, NULL);
+}

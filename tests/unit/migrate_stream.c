@@ -1,0 +1,179 @@
+/* QEMU's device state over the links: whatever order frames come in, and however often, QEMU reads the bytes
+ * as they were sent. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include "migrate/stream.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#include "tests/unit/lib_tmpdir.h"
+#include "tests/progress.h"
+
+#define TOTAL (3u << 20)
+
+/* A transport that holds messages back and gives them to a receiving stream in another order, some twice. */
+struct shuffle {
+    struct xm_transport transport;
+    struct stream *to;
+    pthread_mutex_t lock;
+    struct xm_msg *held[8];
+    unsigned n, seed;
+    int refuse; /* -errno for all */
+};
+
+struct parcel {
+    struct xm_rx rx;
+    struct xm_msg *msg; /* settled by this copy; NULL: a duplicate */
+};
+
+static void parcel_done(struct xm_rx *rx, int status, const void *reply, uint32_t len)
+{
+    struct parcel *p = xm_container_of(rx, struct parcel, rx);
+
+    (void)reply, (void)len;
+    if (p->msg) {
+        p->msg->status = status;
+        xm_mailbox_post(p->msg->home, &p->msg->post);
+    }
+    free(rx->payload);
+    free(p);
+}
+
+static void deliver(struct shuffle *s, struct xm_msg *m, bool duplicate)
+{
+    struct parcel *p = calloc(1, sizeof *p);
+
+    p->msg = duplicate ? NULL : m;
+    p->rx.done = parcel_done;
+    xm_frame_of_msg(&p->rx.hdr, m, 0, 0);
+    if (m->length) {
+        p->rx.payload = malloc(m->length);
+        memcpy(p->rx.payload, m->payload, m->length);
+    }
+    stream_frame(s->to, &p->rx);
+}
+
+static void release(struct shuffle *s)
+{
+    while (s->n) {
+        unsigned i = (s->seed = s->seed * 1103515245 + 12345) / 65536 % s->n;
+        struct xm_msg *m = s->held[i];
+        s->held[i] = s->held[--s->n];
+        if (s->seed % 3 == 0)
+            deliver(s, m, true);
+        deliver(s, m, false);
+    }
+}
+
+static void submit(struct xm_transport *t, struct xm_msg *m)
+{
+    struct shuffle *s = t->ctx;
+
+    pthread_mutex_lock(&s->lock);
+    if (s->refuse) {
+        m->status = s->refuse;
+        xm_mailbox_post(m->home, &m->post);
+    } else {
+        s->held[s->n++] = m;
+        if (s->n == 8 || (m->flags & XM_FLAG_END) || m->length < 4096)
+            release(s);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void *write_all(void *arg)
+{
+    int fd = *(int *)arg;
+
+    for (unsigned at = 0; at < TOTAL;) {
+        uint32_t word[256];
+        for (unsigned i = 0; i < 256; i++)
+            word[i] = at / 4 + i;
+        assert_int_equal(write(fd, word, sizeof word), sizeof word);
+        at += sizeof word;
+    }
+    close(fd);
+    return NULL;
+}
+
+/* Frames shuffled and doubled between two streams: the reader sees one stream, whole and in order, and its
+ * end. */
+static void test_in_order_once(void **state)
+{
+    struct shuffle s = {.lock = PTHREAD_MUTEX_INITIALIZER, .seed = 7};
+    struct xm_error e = {0};
+    const char *in = tmpdir_path("in.sock");
+    const char *out = tmpdir_path("out.sock");
+    pthread_t t;
+
+    s.transport = (struct xm_transport){submit, &s};
+    (void)state;
+    int qemu = xm_unix_listen(out, &e);
+    s.to = stream_receive(out, &e);
+    assert_non_null(s.to);
+    int reader = accept(qemu, NULL, NULL);
+    struct stream *from = stream_send(in, &s.transport, &e);
+    assert_non_null(from);
+    int writer = xm_unix_connect(in, &e);
+    assert_int_equal(pthread_create(&t, NULL, write_all, &writer), 0);
+    for (uint32_t word, i = 0; i < TOTAL / 4; i++) {
+        assert_int_equal(recv(reader, &word, 4, MSG_WAITALL), 4);
+        assert_int_equal(word, i);
+    }
+    char more;
+    assert_int_equal(read(reader, &more, 1), 0);
+    pthread_join(t, NULL);
+    stream_free(from);
+    assert_int_equal(stream_bytes(s.to), TOTAL);
+    stream_free(s.to);
+    close(reader);
+    close(qemu);
+}
+
+/* A refused frame is an error of the stream, and freeing it does not hang. */
+static void test_refused(void **state)
+{
+    struct shuffle s = {.lock = PTHREAD_MUTEX_INITIALIZER, .refuse = -ENOLINK};
+    struct xm_error e = {0};
+    const char *in = tmpdir_path("in.sock");
+
+    s.transport = (struct xm_transport){submit, &s};
+    (void)state;
+    struct stream *from = stream_send(in, &s.transport, &e);
+    int writer = xm_unix_connect(in, &e);
+    assert_int_equal(write(writer, "x", 1), 1);
+    for (struct limit l = limit_start(5); !e.code && limit_wait(&l);)
+        stream_error(from, &e);
+    assert_int_equal(e.code, ENOLINK);
+    stream_free(from);
+    close(writer);
+}
+
+/* Freed before QEMU ever came. */
+static void test_nobody_came(void **state)
+{
+    struct shuffle s = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    struct xm_error e = {0};
+    const char *in = tmpdir_path("in.sock");
+
+    s.transport = (struct xm_transport){submit, &s};
+    (void)state;
+    struct stream *from = stream_send(in, &s.transport, &e);
+    assert_non_null(from);
+    stream_free(from);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_in_order_once, tmpdir_make, tmpdir_remove),
+        cmocka_unit_test_setup_teardown(test_refused, tmpdir_make, tmpdir_remove),
+        cmocka_unit_test_setup_teardown(test_nobody_came, tmpdir_make, tmpdir_remove),
+    };
+    return cmocka_run_group_tests_name("migrate_stream", tests, NULL, NULL);
+}

@@ -1,0 +1,69 @@
+/* Whether memory can be tracked here is known before anything is copied: with all that it needs, and with
+ * each part of it denied. */
+#include "memxfer/memxfer.h"
+#include "probe/probe.h"
+#include "tests/unit/lib_deny.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static void it_can(void **state)
+{
+    (void)state;
+    struct xm_error e = {0};
+
+    for (int i = 0; i < 20; i++) {
+        if (probe_tracking(&e) < 0)
+            fail_msg("%s", e.text);
+    }
+    assert_int_equal(waitpid(-1, NULL, WNOHANG), -1); /* no child is left */
+}
+
+/* In a process of its own, since what is denied stays denied. */
+static void must_say_with(enum deny what, const char *part)
+{
+    struct xm_error e = {0};
+    int p[2], status;
+
+    assert_int_equal(pipe(p), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        int r = deny(what) < 0 ? 1 : probe_tracking(&e);
+        _exit(write(p[1], e.text, sizeof e.text) != sizeof e.text || r >= 0);
+    }
+    assert_int_equal(read(p[0], e.text, sizeof e.text), sizeof e.text);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    close(p[0]);
+    close(p[1]);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+    if (strncmp(e.text, "the memory of VMs cannot be tracked on this kernel (", 52) || !strstr(e.text, part))
+        fail_msg("it says: %s", e.text);
+}
+
+static void an_older_kernel_is_named(void **state)
+{
+    (void)state;
+    must_say_with(DENY_SCAN, "Linux 6.7 or newer is needed");
+}
+
+static void a_policy_that_forbids_it_is_told(void **state)
+{
+    (void)state;
+    must_say_with(DENY_PTRACE, "cannot be traced");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(it_can),
+        cmocka_unit_test(an_older_kernel_is_named),
+        cmocka_unit_test(a_policy_that_forbids_it_is_told),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,216 @@
+/* VM specifications: what is read, what is made up, and the sentence for each thing that can be wrong. */
+#include "vm/spec.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static char path[64];
+
+static int write_ini(const char *text)
+{
+    FILE *f = fopen(path, "we");
+    fputs(text, f);
+    return fclose(f);
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    snprintf(path, sizeof path, "/tmp/xmt-vm-XXXXXX");
+    int fd = mkstemp(path);
+    return fd < 0 ? -1 : close(fd);
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    return unlink(path);
+}
+
+static const char whole[] =
+    "[vm]\nname = web1\nmemory = 512M\nvcpus = 2\nkernel = /boot/k\nappend = console=ttyS0 a=b\n"
+    "extra = -device\nextra = virtio-rng-pci\n"
+    "[disk root]\npath = /dev/loop0\n"
+    "[disk data]\ndatastore = ds1\nfile = web1-data.raw\nsize = 1G\nqueues = 1\n"
+    "[nic lan]\nbridge = br0\nmac = 52:54:00:aa:bb:cc\n"
+    "[nic two]\n";
+
+static void an_ini_becomes_a_spec_with_defaults(void **state)
+{
+    struct vm_spec s = {0};
+    struct xm_error e = {0};
+    (void)state;
+
+    write_ini(whole);
+    assert_int_equal(vm_spec_load(&s, path, &e), 0);
+    assert_string_equal(s.name, "web1");
+    assert_int_equal(s.memory, 512ull << 20);
+    assert_string_equal(s.qemu, "qemu-system-x86_64");
+    assert_string_equal(s.machine, "q35");
+    assert_null(s.accel); /* resolved at the start */
+    assert_string_equal(s.append, "console=ttyS0 a=b");
+    assert_string_equal(s.extra[1], "virtio-rng-pci");
+    assert_null(s.extra[2]);
+    assert_int_equal(s.disks, 2);
+    assert_int_equal(s.disk[0].queues, 2); /* one per vCPU, at most 4 */
+    assert_int_equal(s.disk[1].queues, 1);
+    assert_string_equal(s.disk[1].datastore, "ds1");
+    assert_string_equal(s.disk[1].path, "web1-data.raw");
+    assert_string_equal(s.nic[0].mac, "52:54:00:aa:bb:cc");
+    assert_memory_equal(s.nic[1].mac, "52:54:00:", 9);
+    assert_int_not_equal(s.nic[0].tap[0], 0);
+    assert_string_not_equal(s.nic[0].tap, s.nic[1].tap);
+    vm_spec_free(&s);
+}
+
+static void json_there_and_back_is_the_same(void **state)
+{
+    struct vm_spec s = {0}, t = {0};
+    struct xm_error e = {0};
+    (void)state;
+
+    write_ini(whole);
+    assert_int_equal(vm_spec_load(&s, path, &e), 0);
+    s.disk[0].size = 4096; /* as the agent resolves them */
+    free(s.disk[1].path);
+    s.disk[1].path = strdup("/ds1/web1-data.raw");
+    s.accel = strdup("tcg");
+    json_t *a = vm_spec_to_json(&s);
+    assert_non_null(a);
+    if (vm_spec_from_json(&t, a, &e))
+        fail_msg("%s", e.text);
+    json_t *b = vm_spec_to_json(&t);
+    assert_true(json_equal(a, b));
+    json_decref(a);
+    json_decref(b);
+    vm_spec_free(&s);
+    vm_spec_free(&t);
+}
+
+#define VM "[vm]\nname = a\nmemory = 64M\n"
+static const struct {
+    const char *ini, *sentence; /* what stands behind the path */
+} wrong[] = {
+    {"[vm]\nmemory = 64M\nname = list\n", ":3: 'list' cannot name a VM: it is a command of xmigrate"},
+    {"[vm]\nmemory = 64M\nname = a/b\n",
+     ":3: 'a/b' is no legal VM name: letters, digits, '.', '_' and '-', the first a letter or digit"},
+    {"[vm]\nname = a\nmemory = 1000000\n",
+     ":3: memory has to be a multiple of 2 MiB, from 2 MiB to 64 TiB, and is 1000000 bytes"},
+    {"[vm]\nname = a\nmemory = 64M\ncolour = red\n", ":4: [vm] has no key \"colour\""},
+    {"[vm]\nname = a\n", ":1: [vm] lacks the key \"memory\""},
+    {VM "qemu = bin/q\n", ":4: qemu has to be a program's name or its whole path, and is 'bin/q'"},
+    {VM "machine = q35,memory-backend=x\n", ":4: machine 'q35,memory-backend=x' names a memory-backend of "
+                                            "its own; xmigrate makes the guest's memory itself"},
+    {VM "accel = xen\n", ":4: accel has to be kvm or tcg, and is 'xen'"},
+    {VM "append = quiet\n", ":4: append needs a kernel beside it"},
+    {VM "kernel = vmlinuz\n", ":4: kernel: the path 'vmlinuz' has to begin with /"},
+    {VM "[disk A]\npath = /x\n", ":4: [disk A]: 'A' is no legal name of a disk: 1 to 20 of a-z, 0-9 and '-'"},
+    {VM "[disk a]\nsize = 1M\n", ":4: a disk needs 'path', or 'datastore' and 'file'"},
+    {VM "[disk a]\ndatastore = d\n", ":4: a disk needs 'path', or 'datastore' and 'file'"},
+    {VM "[disk a]\npath = /x\ndatastore = d\n", ":6: a disk has either 'path' or 'datastore' and 'file'"},
+    {VM "[disk a]\npath = x\n", ":5: the path 'x' has to begin with /"},
+    {VM "[disk a]\ndatastore = d\nfile = ../x\n",
+     ":6: '../x' is no legal file name in a datastore: no '/', and no '.' in front"},
+    {VM "[disk a]\npath = /x\nsize = 1000\n", ":6: the size 1000 is no multiple of 512 bytes"},
+    {VM "[disk a]\npath = /x\n[disk b]\npath = /x\n", ":6: '/x' is disk 'a' already"},
+    {VM "[disk a]\npath = /x\n[disk a]\npath = /y\n", ":6: [disk a]: the VM has another disk 'a'"},
+    {VM "[nic a]\nbridge = a/b\n", ":5: 'a/b' is no legal name of a bridge"},
+    {VM "[nic a]\nmac = 01:00:00:00:00:00\n",
+     ":5: '01:00:00:00:00:00' is no MAC address of one station, like 52:54:00:12:34:56"},
+    {VM "[nic a]\nmac = 52:54:00:00:00:01\n[nic b]\nmac = 52:54:00:00:00:01\n",
+     ":7: NIC 'a' has this MAC address already"},
+};
+
+static void what_is_wrong_is_said_with_file_and_line(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        struct vm_spec s = {0};
+        struct xm_error e = {0};
+        char want[600];
+        write_ini(wrong[i].ini);
+        snprintf(want, sizeof want, "%s%s", path, wrong[i].sentence);
+        assert_int_equal(vm_spec_load(&s, path, &e), -EINVAL);
+        assert_string_equal(e.text, want);
+        vm_spec_free(&s);
+    }
+}
+
+static void a_missing_file_is_named(void **state)
+{
+    struct vm_spec s = {0};
+    struct xm_error e = {0};
+    (void)state;
+
+    assert_int_equal(vm_spec_load(&s, "/nowhere/x.ini", &e), -ENOENT);
+    assert_non_null(strstr(e.text, "/nowhere/x.ini"));
+    vm_spec_free(&s);
+}
+
+/* What a peer may send instead of a good value: each must be refused, none may crash. */
+static void hostile_json_is_refused(void **state)
+{
+    static const char good[] =
+        "{'name':'a','memory':67108864,'vcpus':1,'qemu':'q','machine':'q35','disks':[{'name':'d',"
+        "'path':'/x','size':512,'datastore':'','queues':1}],'nics':[]}";
+    static const struct {
+        const char *from, *to; /* replaced in the good one */
+    } change[] = {
+        {"'name':'a'", "'name':7"},
+        {"'name':'a'", "'name':'../a'"},
+        {"67108864", "-2097152"},
+        {"67108864", "1e300"},
+        {"'vcpus':1", "'vcpus':4294967297"},
+        {"'machine':'q35',", ""},
+        {"'nics':[]", "'nics':{}"},
+        {"'nics':[]", "'nics':[7]"},
+        {"'nics':[]", "'nics':[{'name':'n','bridge':'x/y','mac':'','tap':''}]"},
+        {"'nics':[]", "'nics':[],'extra':[1]"},
+        {"'nics':[]", "'nics':[],'surprise':1"},
+        {"'/x'", "'x'"},
+        {"'size':512", "'size':0"},
+        {"'size':512", "'size':513"},
+        {"'name':'d'", "'name':'d/../../x'"},
+        {"'queues':1", "'queues':100000"},
+    };
+    (void)state;
+
+    for (size_t i = 0; i <= sizeof change / sizeof change[0]; i++) {
+        char text[1000];
+        struct vm_spec s = {0};
+        struct xm_error e = {0};
+        if (i == sizeof change / sizeof change[0]) {
+            snprintf(text, sizeof text, "%s", good);
+        } else {
+            const char *at = strstr(good, change[i].from);
+            snprintf(text, sizeof text, "%.*s%s%s", (int)(at - good), good, change[i].to,
+                     at + strlen(change[i].from));
+        }
+        for (char *c = text; *c; c++)
+            *c = *c == '\'' ? '"' : *c;
+        json_t *o = json_loads(text, 0, NULL);
+        assert_non_null(o);
+        int r = vm_spec_from_json(&s, o, &e);
+        if ((r == 0) != (i == sizeof change / sizeof change[0]))
+            fail_msg("%s: %d %s", text, r, e.text);
+        vm_spec_free(&s);
+        json_decref(o);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(an_ini_becomes_a_spec_with_defaults, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(json_there_and_back_is_the_same, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(what_is_wrong_is_said_with_file_and_line, set_up, tear_down),
+        cmocka_unit_test(a_missing_file_is_named),
+        cmocka_unit_test(hostile_json_is_refused),
+    };
+    return cmocka_run_group_tests_name("host: VM specifications", tests, NULL, NULL);
+}

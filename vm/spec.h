@@ -1,0 +1,53 @@
+/* vm/spec.h: what a VM is: its specification, as the user wrote it (INI) and as agents and shims pass it on
+ * (JSON). */
+#ifndef XM_VM_SPEC_H
+#define XM_VM_SPEC_H
+
+#include "base/base.h"
+
+#define VM_DISKS_MAX 16
+#define VM_NICS_MAX  8
+#define VM_NAME_MAX  63
+
+struct vm_disk {
+    char name[32]; /* [a-z0-9-]+, unique in the VM; also the serial the guest sees */
+    char *path; /* absolute: a raw file or a block device. From an INI with datastore=: the file's name in it,
+                 * until the agent has made it whole (JSON always has it whole) */
+    uint64_t size;      /* bytes, a multiple of 512; 0 in an INI: the size the file has */
+    char datastore[64]; /* the datastore it lies in; "": none of ours (a block device, say) */
+    unsigned queues;    /* virtqueues; 0: one per vCPU, at most 4 */
+};
+
+struct vm_nic {
+    char name[32];
+    char bridge[16]; /* Linux bridge the tap is put on; "": user-mode none */
+    char mac[18];    /* "52:54:00:12:34:56"; made up from the VM's name and NIC's number when not given */
+    char tap[16];    /* tap device's name; made up when not given */
+};
+
+struct vm_spec {
+    char name[VM_NAME_MAX + 1]; /* [A-Za-z0-9][A-Za-z0-9._-]*, not a verb's name */
+    uint64_t memory;            /* bytes, a multiple of 2 MiB */
+    unsigned vcpus;
+    char *qemu;    /* "qemu-system-x86_64" */
+    char *machine; /* "q35": without options of its own about memory-backend */
+    char *accel; /* "kvm", "tcg"; default: kvm where /dev/kvm works, else tcg; resolved when the VM is started
+                  */
+    char *cpu;   /* "host" with kvm, "max" with tcg; resolved likewise */
+    char *kernel, *initrd, *append, *firmware; /* NULL when not given */
+    char **extra; /* further QEMU arguments, one each; NULL-terminated; NULL when none */
+    unsigned disks;
+    struct vm_disk disk[VM_DISKS_MAX];
+    unsigned nics;
+    struct vm_nic nic[VM_NICS_MAX];
+};
+
+/* All fill a zeroed spec, own its strings; vm_spec_free after success or failure. */
+int vm_spec_load(struct vm_spec *, const char *ini_path, struct xm_error *);
+int vm_spec_from_json(struct vm_spec *, const json_t *, struct xm_error *);
+json_t *vm_spec_to_json(const struct vm_spec *);
+void vm_spec_free(struct vm_spec *);
+/* 0 when the name is a legal VM name, else a sentence. */
+int vm_name_check(const char *name, struct xm_error *);
+
+#endif
