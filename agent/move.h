@@ -22,8 +22,7 @@ struct move {
     json_t *options;
     json_t *disks; /* `local`: [{name, path}] */
     struct vm_spec spec;
-    char large_rings[64]; /* a device of which the guest has set up larger rings than it has; "": none */
-    char qemu[32];        /* version of the QEMU that runs it, by its shim; "": not known */
+    char qemu[32]; /* version of the QEMU that runs it, by its shim; "": not known */
     uint64_t epoch;
     struct probe probe[VM_DISKS_MAX];
     struct job *job;

@@ -78,8 +78,6 @@ json_t *move_peer_request(struct move *m, const char *verb, const char *job)
     json_object_set_new(o, "allow_older", json_boolean(xm_json_bool(m->options, "allow_older", false)));
     if (version)
         json_object_set_new(o, "qemu", json_string(version));
-    if (m->large_rings[0])
-        json_object_set_new(o, "large_rings", json_string(m->large_rings));
     if (m->datastore[0])
         json_object_set_new(o, "datastore", json_string(m->datastore));
     for (unsigned i = 0; i < a->conf.links; i++)
@@ -170,10 +168,6 @@ static void judge_source(struct move *m, json_t *reasons)
                 xm_printf("VM %s is not this host's to give (%s)", m->vm, xm_json_str(st, "role", "?")));
     snprintf(m->qemu, sizeof m->qemu, "%s", xm_json_str(st, "qemu", ""));
     json_decref(st);
-    json_t *rings =
-        m->local ? NULL : shim_call(a, m->vm, json_pack("{s:s}", "cmd", "rings"), -1, 10 * XM_NS_PER_S, NULL);
-    snprintf(m->large_rings, sizeof m->large_rings, "%s", xm_json_str(rings, "large", ""));
-    json_decref(rings);
     if (!vm_owned(a, m->vm, &m->epoch))
         against(reasons, xm_printf("%s's record does not say that it owns VM %s; see `xmigrate recover %s`",
                                    a->conf.name, m->vm, m->vm));

@@ -89,13 +89,10 @@ char **qemu_arguments(const struct vm_spec *vm, const struct qemu_facts *knows, 
              xm_printf("socket,id=chr-%s,path=%s/disk-%s.sock,%s", d->name, run_dir, d->name,
                        knows->reconnect_ms ? "reconnect-ms=1000" : "reconnect=1"));
         /* config-wce=off: the guest cannot change the cache mode, which QEMU would not tell the driver again
-         * after a reconnect or a move. The disk is write-back, and the guest flushes.
-         * queue-size: 10.0 tells its guests 1024 whatever it is set to, and 11 refuses a guest whose rings are
-         * larger than that: so it is what 10.0 tells. */
+         * after a reconnect or a move. The disk is write-back, and the guest flushes. */
         add2(&a, "-device",
-             xm_printf(
-                 "vhost-user-blk-pci,id=disk-%s,chardev=chr-%s,num-queues=%u,queue-size=1024,config-wce=off",
-                 d->name, d->name, queues));
+             xm_printf("vhost-user-blk-pci,id=disk-%s,chardev=chr-%s,num-queues=%u,config-wce=off", d->name,
+                       d->name, queues));
     }
     for (unsigned i = 0; i < vm->nics; i++) {
         const struct vm_nic *n = &vm->nic[i];
@@ -337,32 +334,6 @@ int qemu_other_ram(struct qemu *q, const struct xm_ram *ram, uint64_t *bytes, st
         return xm_error_set(e, EPROTO, "QEMU says of its RAM what is not understood here (info ramblock)");
     *bytes = all - ours;
     return 0;
-}
-
-/* QMP's x-query-virtio and what belongs to it, since 7.2: a list of devices, then each one's queues. */
-void qemu_large_rings(struct qemu *q, char name[64])
-{
-    json_t *list = qmp_call(&q->qmp, "x-query-virtio", NULL, 5 * XM_NS_PER_S, NULL);
-    json_t *dev;
-    size_t i;
-
-    name[0] = 0;
-    json_array_foreach (list, i, dev) {
-        const char *path = xm_json_str(dev, "path", "");
-        json_t *st = qmp_call(&q->qmp, "x-query-virtio-status", json_pack("{s:s}", "path", path),
-                              5 * XM_NS_PER_S, NULL);
-        int64_t queues = xm_json_int(st, "num-vqs", 0);
-        json_decref(st);
-        for (int64_t n = 0; !name[0] && n < queues; n++) {
-            json_t *vq =
-                qmp_call(&q->qmp, "x-query-virtio-queue-status",
-                         json_pack("{s:s s:I}", "path", path, "queue", (json_int_t)n), 5 * XM_NS_PER_S, NULL);
-            if (xm_json_int(vq, "vring-num", 0) > xm_json_int(vq, "vring-num-default", INT64_MAX))
-                snprintf(name, 64, "%s", xm_json_str(dev, "name", "?"));
-            json_decref(vq);
-        }
-    }
-    json_decref(list);
 }
 
 static bool migration_ended(const char *status)

@@ -31,10 +31,6 @@ int qemu_start(struct qemu *, const struct vm_spec *, const char *run_dir, bool 
 int qemu_adopt(struct qemu *, const char *run_dir, struct xm_error *);
 /* Bytes of RAM that it has besides the guest's: ROMs, a VGA's. */
 int qemu_other_ram(struct qemu *, const struct xm_ram *, uint64_t *bytes, struct xm_error *);
-/* The name of a virtio device of which the guest has set up a ring with more entries than the device has, ""
- * when there is none, or the QEMU cannot say. QEMU 10.0.13 tells its guests that they may; others refuse the
- * device state of such a guest. */
-void qemu_large_rings(struct qemu *, char name[64]);
 /* The sum of the column «Used» in the answer to the monitor's `info ramblock`. */
 uint64_t qemu_ramblocks_sum(const char *text);
 /* Whatever migration it is in, it is in none when this returns 0. */

@@ -143,19 +143,6 @@ static int cmd_link(struct shim *s, struct client *c, const json_t *request, jso
     return destination_add_link(s->destination, fd, xm_json_str(request, "name", "link"), e);
 }
 
-static int cmd_rings(struct shim *s, struct client *c, const json_t *request, json_t *reply,
-                     struct xm_error *e)
-{
-    char large[64];
-
-    (void)c, (void)request;
-    if (s->source || s->destination)
-        return xm_error_set(e, EBUSY, "VM %s is in a migration", s->machine.spec.name);
-    qemu_large_rings(&s->machine.qemu, large);
-    json_object_set_new(reply, "large", json_string(large));
-    return 0;
-}
-
 static int cmd_decide(struct shim *s, struct client *c, const json_t *request, json_t *reply,
                       struct xm_error *e)
 {
@@ -171,9 +158,9 @@ static const struct {
     const char *name;
     command_fn *fn;
 } commands[] = {
-    {"status", cmd_status},   {"subscribe", cmd_subscribe}, {"stop", cmd_stop}, {"migrate", cmd_migrate},
-    {"storage", cmd_storage}, {"abort", cmd_abort},         {"set", cmd_set},   {"link", cmd_link},
-    {"decide", cmd_decide},   {"rings", cmd_rings},
+    {"status", cmd_status},   {"subscribe", cmd_subscribe}, {"stop", cmd_stop},
+    {"migrate", cmd_migrate}, {"storage", cmd_storage},     {"abort", cmd_abort},
+    {"set", cmd_set},         {"link", cmd_link},           {"decide", cmd_decide},
 };
 
 json_t *shim_command(struct shim *s, struct client *c, json_t *request, bool *subscribe)
