@@ -29,6 +29,10 @@ static unsigned version_number(const char *v)
     return sscanf(v, "%u.%u", &major, &minor) == 2 && minor < 1000 ? major * 1000 + minor : 0;
 }
 
+/* From this one on QEMU refuses device state with a ring that is larger than the device's (its answer to
+ * CVE-2026-50626). It cannot be asked. */
+#define CHECKS_RINGS (11 * 1000 + 1)
+
 static bool older(const struct host_facts *h, const struct admission_request *r)
 {
     return !r->start && r->qemu_version && h->qemu_version &&
@@ -53,6 +57,12 @@ static void judge_qemu(const struct host_facts *h, const struct admission_reques
                 "QEMU %s on %s is older than %s on %s; with --allow-older it is tried when machine type and "
                 "CPU allow",
                 h->qemu_version, h->host, r->qemu_version, r->source);
+    if (!r->start && r->large_rings && version_number(h->qemu_version) >= CHECKS_RINGS)
+        because(
+            why,
+            "QEMU %s on %s tells guests larger rings than its network cards have, and QEMU %s on %s takes no "
+            "guest that has set them up: power the VM off and start it there",
+            r->qemu_version ? r->qemu_version : "?", r->source, h->qemu_version, h->host);
     if (!s->accel || strncmp(s->accel, "kvm", 3))
         return;
     if (h->kvm == KVM_NONE)

@@ -64,6 +64,7 @@ struct admission_request {
     const char *source, *qemu_version, *cpu_flags;
     enum kvm_level kvm; /* of the source */
     const json_t *cpu;  /* features that the guest has seen; NULL: not known */
+    bool large_rings;   /* the guest may have larger rings than its network cards have */
     bool allow_older;   /* QEMU may be an older one here, if machine type and CPU allow */
     unsigned links;
     const struct fact_link *link; /* of the source: how many, their addresses' families */

@@ -153,6 +153,7 @@ static int read_request(struct agent *a, struct asked *q, const json_t *o, struc
     r->protocol = (unsigned)(xm_json_int(o, "protocol", 0) & 0xffff);
     r->source = xm_json_str(o, "from", "");
     r->qemu_version = xm_json_str(o, "qemu", NULL);
+    r->large_rings = xm_json_bool(o, "large_rings", false);
     if ((err = read_cpu(q, o, e)) < 0)
         return err;
     r->kvm = (enum kvm_level)XM_MIN(XM_MAX(xm_json_int(o, "kvm", KVM_NONE), KVM_NONE), KVM_WHOLE);

@@ -78,6 +78,8 @@ json_t *move_peer_request(struct move *m, const char *verb, const char *job)
     json_object_set_new(o, "allow_older", json_boolean(xm_json_bool(m->options, "allow_older", false)));
     if (version)
         json_object_set_new(o, "qemu", json_string(version));
+    if (q && m->spec.nics && !strcmp(version, q->version) && qemu_facts_large_rings(m->spec.qemu))
+        json_object_set_new(o, "large_rings", json_true());
     if (m->datastore[0])
         json_object_set_new(o, "datastore", json_string(m->datastore));
     for (unsigned i = 0; i < a->conf.links; i++)

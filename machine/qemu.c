@@ -89,10 +89,13 @@ char **qemu_arguments(const struct vm_spec *vm, const struct qemu_facts *knows, 
              xm_printf("socket,id=chr-%s,path=%s/disk-%s.sock,%s", d->name, run_dir, d->name,
                        knows->reconnect_ms ? "reconnect-ms=1000" : "reconnect=1"));
         /* config-wce=off: the guest cannot change the cache mode, which QEMU would not tell the driver again
-         * after a reconnect or a move. The disk is write-back, and the guest flushes. */
+         * after a reconnect or a move. The disk is write-back, and the guest flushes.
+         * queue-size: 10.0 tells its guests 1024 whatever it is set to, and 11 refuses a guest whose rings are
+         * larger than that: so it is what 10.0 tells. */
         add2(&a, "-device",
-             xm_printf("vhost-user-blk-pci,id=disk-%s,chardev=chr-%s,num-queues=%u,config-wce=off", d->name,
-                       d->name, queues));
+             xm_printf(
+                 "vhost-user-blk-pci,id=disk-%s,chardev=chr-%s,num-queues=%u,queue-size=1024,config-wce=off",
+                 d->name, d->name, queues));
     }
     for (unsigned i = 0; i < vm->nics; i++) {
         const struct vm_nic *n = &vm->nic[i];

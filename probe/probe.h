@@ -42,6 +42,11 @@ const struct qemu_facts *qemu_facts(const char *program, struct xm_error *);
  * ("pc-q35-7.2"), options kept. */
 bool qemu_facts_machine(const struct qemu_facts *, const char *machine, char full[128]);
 
+/* It tells its guests that the rings of their devices may be larger than they are (10.0.13 does: 1024). A guest
+ * that has set up such rings is refused by a QEMU that looks (11.1). False also when it cannot be found out. At
+ * most 10 s, once per program. */
+bool qemu_facts_large_rings(const char *program);
+
 /* The CPU features that a guest sees with this -cpu and accelerator ("tcg" or "kvm", options behind a comma
  * are ignored): a sorted array of names, a new reference; NULL with a sentence. */
 json_t *qemu_facts_cpu(const char *program, const char *accel, const char *cpu, struct xm_error *);

@@ -174,6 +174,18 @@ static void move(const char *from, const struct qemu *at, const struct qemu *to)
     guest_verify();
 }
 
+/* QEMU 10.0.13 tells its guests larger rings than it has, and 11.1 takes no such guest: refused by name before
+ * anything is copied. */
+static bool refused_for_its_rings(const char *from)
+{
+    char *out = NULL;
+    int code = sh(&out, 30, "%s", xmigrate(from, "check --with-storage v1 host%s", *from == 'a' ? "b" : "a"));
+    bool is = code == 3 && out && strstr(out, "larger rings");
+
+    free(out);
+    return is;
+}
+
 static void there_and_back(void **state)
 {
     const struct scenario *c = *state;
@@ -192,6 +204,12 @@ static void there_and_back(void **state)
     /* OVMF on QEMU 11 took a busy machine more than the minute that the next step grants. */
     sh(NULL, 200, "%s", as_client("wait %s 180", GUEST));
     guest_must_come("a", "v1");
+    if (refused_for_its_rings("a")) {
+        fprintf(stderr, "%s: refused by name for its large rings\n", c->name);
+        assert_true(a->major == 10 && b->major >= 11);
+        assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force v1"), 0);
+        return;
+    }
     move("a", a, b);
     reboot_guest("b");
     move("b", b, a);

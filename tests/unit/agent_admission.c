@@ -285,6 +285,22 @@ static void all_reasons_come_at_once(void **state)
     assert_int_equal(admit(&host, &req, reasons, &chosen), 4);
 }
 
+/* Guests of QEMU 10.0.13 set up rings that QEMU 11.1 does not take. */
+static void large_rings_go_where_they_are_taken(void **state)
+{
+    (void)state;
+    req.qemu_version = "10.0.13";
+    host.qemu_version = "11.0.2";
+    req.large_rings = true;
+    must_say(NULL);
+    host.qemu_version = "11.1.3";
+    must_say("QEMU 10.0.13 on hosta tells guests larger rings than its network cards have, and QEMU 11.1.3 "
+             "on hostb "
+             "takes no guest that has set them up: power the VM off and start it there");
+    req.large_rings = false;
+    must_say(NULL);
+}
+
 static void another_protocol_is_the_only_reason(void **state)
 {
     (void)state;
@@ -371,6 +387,7 @@ int main(void)
         TEST(disks_stay_only_where_both_reach_them),
         TEST(all_reasons_come_at_once),
         TEST(another_protocol_is_the_only_reason),
+        TEST(large_rings_go_where_they_are_taken),
         TEST(a_start_is_not_asked_for_links_and_space),
         TEST(what_cannot_move_is_named),
         TEST(a_peers_spec_names_no_file_and_no_other_program),

@@ -166,6 +166,25 @@ static void another_program_in_its_place_is_asked_anew(void **state)
     assert_non_null(strstr(e.text, "does not answer by QMP"));
 }
 
+/* Whatever it is: it can be asked, and a guest is not harmed by it. */
+static void a_real_one_says_how_large_its_rings_are(void **state)
+{
+    const struct qemu_facts *q = qemu_facts("qemu-system-x86_64", NULL);
+
+    (void)state;
+    if (!q)
+        skip();
+    bool large = qemu_facts_large_rings("qemu-system-x86_64");
+    print_message("QEMU %s: %s\n", q->version,
+                  large ? "larger than its devices'" : "as its devices have them");
+    assert_int_equal(large, qemu_facts_large_rings("qemu-system-x86_64"));
+    if (!strncmp(q->version, "7.2.", 4))
+        assert_false(large);
+    if (!strcmp(q->version, "10.0.13"))
+        assert_true(large);
+    assert_false(qemu_facts_large_rings("no-such-qemu"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -173,6 +192,7 @@ int main(void)
         cmocka_unit_test(ram_is_a_named_shared_file),
         cmocka_unit_test(ram_blocks_are_summed),
         cmocka_unit_test(a_real_one_says_what_it_is),
+        cmocka_unit_test(a_real_one_says_how_large_its_rings_are),
         cmocka_unit_test(a_real_one_says_what_its_cpus_have),
         cmocka_unit_test_setup_teardown(another_program_in_its_place_is_asked_anew, tmpdir_make,
                                         tmpdir_remove),
