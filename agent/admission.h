@@ -8,7 +8,7 @@
 #include "probe/probe.h"
 #include "vm/vm.h"
 
-#define AGENT_PROTOCOL 1
+#define AGENT_PROTOCOL 2
 
 struct fact_datastore {
     const char *name;

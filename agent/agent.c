@@ -108,6 +108,7 @@ static void agent_init(struct agent *a, struct config *conf)
     memset(conf, 0, sizeof *conf);
     a->lock_fd = -1;
     pthread_mutex_init(&a->lock, NULL);
+    pthread_mutex_init(&a->settling, NULL);
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&a->changed, &attr);
@@ -201,6 +202,7 @@ static void agent_free(struct agent *a)
         close(a->lock_fd);
     pthread_cond_destroy(&a->changed);
     pthread_mutex_destroy(&a->lock);
+    pthread_mutex_destroy(&a->settling);
     config_free(&a->conf);
 }
 
@@ -231,6 +233,8 @@ int agent_run(struct config *conf, struct xm_error *e)
         vms_adopt(a);
         jobs_settle(a);
         r = open_sockets(a, &unix_fd, &tcp_fd, e);
+        if (!r)
+            r = settle_start(a, e);
     }
     if (!r) {
         xm_log(XM_LOG_INFO, "host %s: ready, port %u", a->conf.name, a->port);

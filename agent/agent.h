@@ -77,9 +77,9 @@ bool vm_wait_ending(struct agent *, const char *name);
 /* Ends what is left of a VM here that is another host's, and has no shim. False: it has one, or does not end.
  */
 bool vm_end_orphan(struct agent *, const char *name);
-/* No shim any more: what is left of the VM here? False: its QEMU, which nobody may end before it is known
- * whose the VM is. incoming: as in struct vm. */
-bool vm_clean_up(struct agent *, const char *name, const json_t *incoming);
+/* No shim any more: takes away what is left of the VM here. False: its QEMU is left, which nobody may end before
+ * it is known whose the VM is. */
+bool vm_clean_up(struct agent *, const char *name);
 /* The process that FILE (shim.pid, qemu.pid) names, if it is still the VM's; 0 when not. */
 pid_t vm_process(struct agent *, const char *name, const char *file);
 /* One request to the shim; the reference `request` is stolen. The answer (ok is true) or NULL with a
@@ -140,6 +140,7 @@ struct agent {
     int lock_fd;
     unsigned port; /* that it listens on; constant after the start */
 
+    pthread_mutex_t settling; /* one VM at a time is settled; taken before the lock */
     pthread_mutex_t lock;
     pthread_cond_t changed; /* a job has a new event, a VM came or went, a thread ended, the agent ends */
     TAILQ_HEAD(, vm) vms;
@@ -193,11 +194,15 @@ json_t *job_stream(struct conn *, struct job *);
 
 enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_REFUSED = 3, EXIT_UNKNOWN = 4 };
 
-verb_handler verb_start, verb_stop, verb_list, verb_show;                           /* start.c */
-verb_handler verb_check, verb_move, verb_abort, verb_set;                           /* move.c */
-verb_handler verb_recover, verb_peer_owner, verb_peer_recover;                      /* recover.c */
-verb_handler verb_rebalance, verb_peer_datastores;                                  /* rebalance.c */
-verb_handler verb_jobs, verb_watch;                                                 /* jobs.c */
+verb_handler verb_start, verb_stop, verb_list, verb_show;      /* start.c */
+verb_handler verb_check, verb_move, verb_abort, verb_set;      /* move.c */
+verb_handler verb_recover, verb_peer_owner, verb_peer_recover; /* recover.c */
+/* settle.c: what is open of a VM's last hand-off is brought to an end, if it can be: by what the peer's record
+ * says, or, with peer_is_dead, by the operator's word that this peer is gone for good. The answer of `recover`. */
+json_t *settle(struct agent *, const char *vm, bool peer_is_dead);
+int settle_start(struct agent *, struct xm_error *); /* the thread that does so by itself */
+verb_handler verb_rebalance, verb_peer_datastores;   /* rebalance.c */
+verb_handler verb_jobs, verb_watch;                  /* jobs.c */
 verb_handler verb_peer_hello, verb_peer_check, verb_peer_prepare, verb_peer_cancel; /* peer.c */
 
 /* start.c: starts a VM that this host owns, from its recorded spec. The answer. */

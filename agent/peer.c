@@ -260,10 +260,51 @@ static json_t *incoming_record(struct agent *a, const struct asked *q, int datas
     for (unsigned i = 0; q->req.storage && i < q->spec.disks; i++)
         json_array_append_new(reserve,
                               json_pack("{s:s, s:I}", "path", "", "used", (json_int_t)q->req.used[i]));
-    return json_pack("{s:s, s:s, s:s, s:b, s:s, s:o, s:o, s:[]}", "token", token, "source", q->req.source,
-                     "job", q->job, "storage", q->req.storage, "datastore",
+    return json_pack("{s:s, s:s, s:s, s:b, s:s, s:o, s:o}", "token", token, "source", q->req.source, "job",
+                     q->job, "storage", q->req.storage, "datastore",
                      datastore < 0 ? "" : a->conf.datastore[datastore].name, "links", links, "reserve",
-                     reserve, "created");
+                     reserve);
+}
+
+/* What is made for this migration, durably, before anything else knows of it. */
+static int open_journal(struct agent *a, const struct asked *q, const json_t *created, struct xm_error *e)
+{
+    char *dir = vm_state_path(a, q->spec.name, NULL);
+    struct owner_record before;
+    struct xm_error why = {0};
+    int r = owner_read(a, q->spec.name, &before, &why);
+
+    if (r && r != -ENOENT) {
+        free(dir);
+        return xm_error_set(e, -r, "%s", why.text);
+    }
+    /* Who sends it now has run it: what was left here of the hand-off to there is over. */
+    if (!r && before.owner == OWNER_GIVEN && !before.settled && !strcmp(before.to, q->req.source) &&
+        q->req.epoch >= before.epoch) {
+        before.settled = true;
+        r = owner_write(a, q->spec.name, &before, e);
+    }
+    if (r != -ENOENT && (r || (r = journal_settle(dir, q->spec.name, e)))) {
+        free(dir);
+        return r;
+    }
+    r = journal_write(dir, JOURNAL_DESTINATION, q->req.epoch + 1, q->req.source, r ? NULL : &before, created,
+                      e);
+    free(dir);
+    return r;
+}
+
+/* It came to nothing: the files were made a moment ago, and nobody has been promised anything. */
+static void close_journal(struct agent *a, const char *name, const json_t *created)
+{
+    char *dir = vm_state_path(a, name, NULL);
+    struct xm_error e = {0};
+
+    if (journal_undo(dir, name, &e) < 0)
+        xm_log(XM_LOG_WARN, "%s", e.text);
+    else
+        delete_created(created); /* those of which the journal does not tell yet */
+    free(dir);
 }
 
 /* The name is claimed. `incoming` is the vm's, and is only added to. */
@@ -279,7 +320,6 @@ static int bring_up(struct agent *a, struct asked *q, int datastore, struct xm_e
     agent_lock(a);
     struct vm *vm = vm_find(a, q->spec.name);
     json_t *incoming = json_copy(vm->incoming);
-    json_object_set(incoming, "created", created);
     if (q->req.storage)
         json_object_set(incoming, "reserve", reserve);
     json_decref(vm->incoming);
@@ -289,13 +329,15 @@ static int bring_up(struct agent *a, struct asked *q, int datastore, struct xm_e
     agent_unlock(a);
     if (!r && !spec)
         r = xm_error_set(e, EINVAL, "VM %s: a text in its specification is not UTF-8", q->spec.name);
+    if (!r)
+        r = open_journal(a, q, created, e);
     if (!r) {
         r = vm_spawn(a, q->spec.name, spec, q->req.epoch, incoming, e);
         if (r)
             vm_remove_run_dir(a, q->spec.name);
     }
     if (r)
-        delete_created(created);
+        close_journal(a, q->spec.name, created);
     json_decref(spec);
     json_decref(incoming);
     json_decref(reserve);

@@ -100,7 +100,7 @@ bool vm_owned(struct agent *a, const char *name, uint64_t *epoch)
 
 pid_t vm_process(struct agent *a, const char *name, const char *file)
 {
-    char *path = vm_path(a, name, file), *dir = vm_path(a, name, NULL), *text = NULL;
+    char *path = vm_path(a, name, file), *dir = vm_path(a, name, ""), *text = NULL; /* ends with a slash */
     char proc[64];
     size_t len = 0;
     pid_t pid = 0;
@@ -275,15 +275,30 @@ static void take_result(struct agent *a, const char *name)
     json_decref(result);
 }
 
+/* It was started to be filled by a migration, and that is not over: what shim.json says may be of long ago. */
+static bool still_incoming(struct agent *a, const char *name)
+{
+    char *dir = vm_state_path(a, name, NULL);
+    struct owner_record rec;
+    struct journal j;
+    bool is = journal_read(dir, &j, NULL) == 0 && j.side == JOURNAL_DESTINATION;
+    int r = owner_read(a, name, &rec, NULL);
+
+    if (is && !r)
+        is = rec.owner == OWNER_PROMISED || rec.epoch < j.epoch;
+    journal_free(&j);
+    free(dir);
+    return is && (!r || r == -ENOENT);
+}
+
 static void adopt_living(struct agent *a, const char *name, json_t *spec, json_t *incoming)
 {
     struct xm_error e = {0};
-    bool mine = vm_owned(a, name, NULL); /* what came in and was taken over is this host's own */
     json_t *st = shim_call(a, name, json_pack("{s:s}", "cmd", "status"), -1, 2 * XM_NS_PER_S, NULL);
 
     agent_lock(a);
     struct vm *vm = vm_claim(a, name, spec, &e);
-    if (vm && mine)
+    if (vm && !incoming)
         snprintf(vm->job, sizeof vm->job, "%s", xm_json_str(st, "job", ""));
     else if (vm)
         vm->incoming = json_incref(incoming);
@@ -299,18 +314,19 @@ static void adopt(struct agent *a, const char *name)
     struct xm_error e = {0};
     json_t *conf = read_vm_json(a, name, "shim.json");
     json_t *spec = json_object_get(conf, "vm"), *incoming = json_object_get(conf, "incoming");
+    bool expected = json_is_object(incoming) && still_incoming(a, name);
     struct vm_spec check = {0};
     char *spec_path = vm_state_path(a, name, "spec.json");
-    json_t *newer = json_is_object(incoming) ? NULL : read_json(spec_path, NULL);
+    json_t *newer = expected ? NULL : read_json(spec_path, NULL);
 
     free(spec_path);
     if (newer)
         spec = newer; /* its disks may have moved since the shim was started */
-    incoming = json_is_object(incoming) ? incoming : NULL;
+    incoming = expected ? incoming : NULL;
     take_result(a, name);
     if (!vm_process(a, name, "shim.pid") && !vm_process(a, name, "qemu.pid")) {
         xm_log(XM_LOG_INFO, "VM %s has ended while no agent ran; cleaning up", name);
-        vm_clean_up(a, name, incoming);
+        vm_clean_up(a, name);
     } else if (vm_spec_from_json(&check, spec, &e) < 0 || strcmp(check.name, name) != 0) {
         xm_log(XM_LOG_ERROR, "VM %s: its shim.json cannot be used, it is left alone: %s", name, e.text);
     } else {

@@ -206,8 +206,14 @@ static bool revive(struct agent *a, const char *name)
         vm->revived = 0;
         vm->revived_at = xm_now();
     }
-    json_t *spec = vm && !vm->incoming && vm->revived++ < REVIVE_MAX ? json_incref(vm->spec) : NULL;
+    bool may = vm && !vm->incoming && vm->revived++ < REVIVE_MAX;
     agent_unlock(a);
+    /* What stands durably, not what this agent remembers: disks may have moved a moment ago. */
+    char *path = vm_state_path(a, name, "spec.json");
+    json_t *spec = may ? read_json(path, &e) : NULL;
+    free(path);
+    if (may && !spec)
+        xm_log(XM_LOG_ERROR, "VM %s: %s", name, e.text);
     if (!spec || !vm_process(a, name, "qemu.pid") || !vm_owned(a, name, &epoch)) {
         json_decref(spec);
         return false;
@@ -222,16 +228,19 @@ static bool revive(struct agent *a, const char *name)
     return r == 0;
 }
 
-static void kill_qemu(pid_t pid)
+/* By a descriptor that is known to be of the VM's process: a number may be somebody else's by then. */
+static void kill_qemu(struct agent *a, const char *name, pid_t pid)
 {
     int fd = (int)syscall(SYS_pidfd_open, pid, 0);
     struct pollfd p = {.fd = fd, .events = POLLIN};
 
-    kill(pid, SIGKILL);
-    if (fd >= 0) {
+    if (fd < 0)
+        return;
+    if (vm_process(a, name, "qemu.pid") == pid) {
+        syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
         poll(&p, 1, 5000); /* its taps are busy until it has gone */
-        close(fd);
     }
+    close(fd);
 }
 
 static void delete_taps(struct agent *a, const char *name)
@@ -245,23 +254,43 @@ static void delete_taps(struct agent *a, const char *name)
     free(path);
 }
 
+/* Nothing of the VM is needed here: the record can be read, and says so, or there never was one and a migration
+ * that has come to nothing made what is here. Who asks this before ending a QEMU never ends the last one. */
+static bool expendable(struct agent *a, const char *name)
+{
+    char *dir = vm_state_path(a, name, NULL);
+    struct owner_record rec;
+    struct journal j;
+    int r = owner_read(a, name, &rec, NULL);
+    bool incoming = journal_read(dir, &j, NULL) == 0 && j.side == JOURNAL_DESTINATION;
+    bool is = r == -ENOENT
+                  ? incoming
+                  : !r && rec.owner == OWNER_GIVEN && (rec.settled || (incoming && rec.epoch < j.epoch));
+
+    journal_free(&j);
+    free(dir);
+    return is;
+}
+
 /* The shim does the same when it can; it cannot when it was killed. */
-bool vm_clean_up(struct agent *a, const char *name, const json_t *incoming)
+bool vm_clean_up(struct agent *a, const char *name)
 {
     pid_t qemu = vm_process(a, name, "qemu.pid");
-    bool owned = vm_owned(a, name, NULL);
+    char *dir = vm_state_path(a, name, NULL);
+    struct xm_error e = {0};
 
-    if (qemu && (!incoming || owned)) {
+    if (qemu && !expendable(a, name)) {
         xm_log(XM_LOG_ERROR,
                "VM %s: its QEMU (process %d) has no shim, and is left as it is; see `xmigrate recover %s`",
                name, qemu, name);
+        free(dir);
         return false;
     }
-    /* An incoming one that was never taken over: the source still has everything. */
     if (qemu)
-        kill_qemu(qemu);
-    if (incoming && !owned)
-        delete_created(json_object_get(incoming, "created"));
+        kill_qemu(a, name, qemu);
+    if (journal_undo(dir, name, &e) < 0)
+        xm_log(XM_LOG_WARN, "%s", e.text);
+    free(dir);
     delete_taps(a, name);
     vm_remove_run_dir(a, name);
     return true;
@@ -269,13 +298,9 @@ bool vm_clean_up(struct agent *a, const char *name, const json_t *incoming)
 
 bool vm_end_orphan(struct agent *a, const char *name)
 {
-    pid_t qemu = vm_process(a, name, "qemu.pid");
-
     if (vm_process(a, name, "shim.pid"))
         return false;
-    if (qemu)
-        kill_qemu(qemu);
-    bool gone = vm_clean_up(a, name, NULL);
+    bool gone = vm_clean_up(a, name);
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
     if (gone && vm)
@@ -305,17 +330,14 @@ static void end_job(struct agent *a, const char *name, const char *id, json_t *r
 static void vm_ended(struct agent *a, const char *name)
 {
     char id[16] = "";
-    json_t *incoming = NULL, *result = read_vm_json(a, name, "result.json");
+    json_t *result = read_vm_json(a, name, "result.json");
 
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
-    if (vm) {
+    if (vm)
         memcpy(id, vm->job, sizeof id);
-        incoming = json_incref(vm->incoming);
-    }
     agent_unlock(a);
-    bool gone = vm_clean_up(a, name, incoming);
-    json_decref(incoming);
+    bool gone = vm_clean_up(a, name);
     xm_log(XM_LOG_INFO, "VM %s: its shim has ended", name);
     agent_lock(a);
     if (gone && (vm = vm_find(a, name)))

@@ -184,3 +184,10 @@ char *xm_printf(const char *fmt, ...)
     }
     return s;
 }
+
+int xm_file_remove(const char *path, struct xm_error *e)
+{
+    if (unlink(path) < 0)
+        return errno == ENOENT ? 0 : xm_error_errno(e, errno, "cannot remove %s", path);
+    return sync_directory_of(path, e);
+}

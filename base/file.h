@@ -10,6 +10,8 @@
 int xm_file_replace(const char *path, const void *data, size_t len, struct xm_error *e);
 /* Reads a file of at most max bytes; *text is malloc'ed, with a 0 behind its *len bytes. */
 int xm_file_read(const char *path, size_t max, char **text, size_t *len, struct xm_error *e);
+/* Removes it, durably. Missing is fine. */
+int xm_file_remove(const char *path, struct xm_error *e);
 /* mkdir -p with mode 0755. */
 int xm_mkdir_all(const char *path, struct xm_error *e);
 /* Removes the directory and the plain files in it (no folders below). Missing is fine. */

@@ -352,3 +352,39 @@ bool xm_json_lists(const json_t *array, const char *text)
     }
     return false;
 }
+
+/* ---- files ---- */
+
+#define FILE_MAX (4u << 20)
+
+int xm_json_save(const char *path, const json_t *o, struct xm_error *e)
+{
+    char *text = o ? json_dumps(o, JSON_INDENT(1)) : NULL;
+    int r = text ? xm_file_replace(path, text, strlen(text), e)
+                 : xm_error_set(e, EINVAL, "cannot write %s: a text in it is not UTF-8, or memory is short",
+                                path);
+
+    free(text);
+    return r;
+}
+
+int xm_json_load(const char *path, json_t **out, struct xm_error *e)
+{
+    char *text;
+    size_t len;
+    json_error_t why;
+    int r = xm_file_read(path, FILE_MAX, &text, &len, e);
+
+    *out = NULL;
+    if (r < 0)
+        return r;
+    json_t *o = json_loadb(text, len, JSON_REJECT_DUPLICATES, &why);
+    free(text);
+    if (json_is_object(o)) {
+        *out = o;
+        return 0;
+    }
+    r = xm_error_set(e, EINVAL, "%s:%d: %s", path, why.line, o ? "no JSON object" : why.text);
+    json_decref(o);
+    return r;
+}

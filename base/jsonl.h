@@ -40,6 +40,12 @@ int xm_unix_connect(const char *path, struct xm_error *);
  * or -errno. */
 int xm_unix_listen(const char *path, struct xm_error *);
 
+/* A JSON file, replaced atomically and durable when it returns 0; `o` NULL: no memory, or a text that is not
+ * UTF-8. */
+int xm_json_save(const char *path, const json_t *o, struct xm_error *);
+/* An object of at most 4 MiB; -ENOENT: there is none. */
+int xm_json_load(const char *path, json_t **, struct xm_error *);
+
 /* Field access with checks, for objects that came from outside. Missing or of another type: the default. */
 const char *xm_json_str(const json_t *o, const char *key, const char *otherwise);
 int64_t xm_json_int(const json_t *o, const char *key, int64_t otherwise);

@@ -19,6 +19,7 @@ enum option_id {
     OPT_DETACH,
     OPT_DRY_RUN,
     OPT_FORCE,
+    OPT_PEER_IS_DEAD,
     OPT_JSON,
     OPT_SOCKET,
     OPT_HELP,

@@ -92,6 +92,12 @@ static int rebalance_request(const struct args *a, json_t *r, struct xm_error *e
     return 0;
 }
 
+static int recover_request(const struct args *a, json_t *r, struct xm_error *e)
+{
+    json_object_set_new(r, "peer_is_dead", json_boolean(args_has(a, OPT_PEER_IS_DEAD)));
+    return vm_request(a, r, e);
+}
+
 #define BIT(o)     OPT_BIT(OPT_##o)
 #define WHAT_MOVES (BIT(WITH_STORAGE) | BIT(STORAGE_ONLY))
 #define HOW_TO_MOVE                                                                                          \
@@ -177,10 +183,11 @@ const struct verb verb_table[] = {
      .words = "VM",
      .min = 1,
      .max = 1,
+     .options = BIT(PEER_IS_DEAD),
      .changes = true,
-     .request = vm_request,
+     .request = recover_request,
      .print = report_text,
-     .help = "Find out which host owns a VM after a crash in its hand-off, and run it there."},
+     .help = "Say which host owns a VM; after a crash in its hand-off, find that out and run it there."},
     {.name = "rebalance",
      .words = "",
      .options = BIT(DRY_RUN),

@@ -83,7 +83,7 @@ static int learn_running(struct machine *vm, struct xm_error *e)
 
 /* The guest runs only where the record says so (DESIGN §8); and if an earlier shim of ours died in a
  * switch-over before it gave the VM away, the guest has to be brought back. */
-static int run_guest(struct machine *vm, struct xm_error *e)
+int machine_resume(struct machine *vm, struct xm_error *e)
 {
     struct owner_record rec;
     int r = owner_load(vm->state_dir, vm->spec.name, &rec, e);
@@ -93,6 +93,9 @@ static int run_guest(struct machine *vm, struct xm_error *e)
                          (unsigned long long)rec.epoch, vm->spec.name);
     if (!r)
         vm->epoch = rec.epoch;
+    /* Disks that both hosts reach were let go of for the other one. */
+    for (unsigned i = 0; !r && i < vm->disks; i++)
+        r = xm_file_lock(vm->disk[i].file, e);
     /* A QEMU that goes on before it has come back to its disks starts them in vain, and never again (7.2). */
     uint64_t deadline = xm_now() + RECONNECT_TIMEOUT;
     for (unsigned i = 0; !r && vm->adopted && i < vm->disks; i++) {
@@ -119,7 +122,7 @@ static int start_qemu(struct machine *vm, struct xm_error *e)
         xm_log(XM_LOG_WARN, "VM %s: took over its running QEMU (process %d)", vm->spec.name, vm->qemu.pid);
     if ((r = xm_ram_find(&vm->ram, vm->qemu.pid, e)) < 0)
         return r;
-    if (!vm->incoming && (r = run_guest(vm, e)) < 0)
+    if (!vm->incoming && (r = machine_resume(vm, e)) < 0)
         return r;
     return learn_running(vm, e);
 }

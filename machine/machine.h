@@ -62,6 +62,8 @@ int machine_init(struct machine *, const json_t *config, struct xm_error *);
 /* Disks, their sockets, and QEMU: one that an earlier shim of this VM left running, or a new one. A guest runs
  * after it only where the owner record says so; with `incoming` it waits for its migration. */
 int machine_start(struct machine *, struct xm_error *);
+/* The record says that it is ours (again): cancels what QEMU was in the middle of, and lets the guest run. */
+int machine_resume(struct machine *, struct xm_error *);
 void machine_stop(struct machine *); /* ends QEMU, then the disks; fine in any state */
 void machine_free(struct machine *);
 int machine_save_spec(struct machine *, struct xm_error *); /* state_dir/spec.json */

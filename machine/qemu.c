@@ -270,6 +270,16 @@ int qemu_start(struct qemu *q, const struct vm_spec *vm, const char *run_dir, bo
     return r;
 }
 
+/* With a slash behind it: web1 is not web10. */
+static bool names_dir(const char *cmdline, size_t len, const char *run_dir)
+{
+    char *dir = xm_printf("%s/", run_dir);
+    bool is = memmem(cmdline, len, dir, strlen(dir)) != NULL;
+
+    free(dir);
+    return is;
+}
+
 int qemu_adopt(struct qemu *q, const char *run_dir, struct xm_error *e)
 {
     char *path = xm_printf("%s/qemu.pid", run_dir);
@@ -288,7 +298,7 @@ int qemu_adopt(struct qemu *q, const char *run_dir, struct xm_error *e)
     path = xm_printf("/proc/%d/cmdline", pid);
     q->pidfd = pidfd_open_(pid);
     if (q->pidfd < 0 || xm_file_read(path, 1 << 20, &cmdline, &len, NULL) < 0 ||
-        !memmem(cmdline, len, run_dir, strlen(run_dir)))
+        !names_dir(cmdline, len, run_dir))
         r = -ESRCH;
     free(path);
     free(cmdline);

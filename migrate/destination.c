@@ -229,13 +229,14 @@ int destination_start(struct destination *dst, struct xm_error *e)
     dst->links = dst->ramsink ? xm_links_new(&o, e) : NULL;
     if (!dst->links)
         return -XM_MAX(e->code, 1);
-    struct owner_record rec;
     struct handoff_actions none;
-    int r = owner_load(vm->state_dir, vm->spec.name, &rec, e);
+    struct xm_error no_record = {0};
+    int r = owner_load(vm->state_dir, vm->spec.name, &dst->before, &no_record);
     if (r && r != -ENOENT)
-        return r;
-    if ((r = handoff_start(&dst->handoff, HANDOFF_DESTINATION, false, vm->host, dst->source, r ? NULL : &rec,
-                           &none, e)) < 0)
+        return xm_error_set(e, -r, "%s", no_record.text);
+    dst->had_record = r == 0;
+    if ((r = handoff_start(&dst->handoff, HANDOFF_DESTINATION, false, vm->host, dst->source,
+                           dst->had_record ? &dst->before : NULL, &none, e)) < 0)
         return r;
     xm_links_set_background(dst->links, true);
     xm_ramsink_populate(dst->ramsink);
@@ -279,6 +280,19 @@ void destination_status(struct destination *dst, json_t *into)
     json_object_set_new(into, "source", json_string(dst->source));
 }
 
+/* The source cannot give what was never said to be loaded, and does not what it says it keeps. */
+static void withdraw_promise(struct destination *dst)
+{
+    struct machine *vm = dst->machine;
+    struct owner_record now;
+    struct xm_error e = {0};
+
+    if (owner_load(vm->state_dir, vm->spec.name, &now, NULL) < 0 || now.owner != OWNER_PROMISED)
+        return; /* it says more than that by now, or cannot be read: then it stays as it is */
+    if (owner_restore(vm->state_dir, vm->spec.name, dst->had_record ? &dst->before : NULL, &e) < 0)
+        xm_log(XM_LOG_ERROR, "VM %s, job %s: %s", vm->spec.name, dst->job, e.text);
+}
+
 void destination_free(struct destination *dst)
 {
     struct machine *vm = dst->machine;
@@ -286,6 +300,8 @@ void destination_free(struct destination *dst)
     dst->stop = true;
     if (dst->started)
         pthread_join(dst->thread, NULL);
+    if (dst->promised && !destination_may_own(dst))
+        withdraw_promise(dst);
     if (dst->links)
         xm_links_abort(dst->links, "the destination has ended this migration");
     pthread_mutex_lock(&dst->lock);

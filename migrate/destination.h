@@ -33,7 +33,10 @@ struct destination {
     struct xm_ramsink *ramsink;
     struct stream *stream;
     uint64_t began, ran;
-    uint64_t epoch;         /* that the source will give it with */
+    uint64_t epoch;  /* that the source will give it with */
+    bool had_record; /* `before` was durable here */
+    struct owner_record before;
+    bool promised;          /* the record says so */
     struct handoff handoff; /* its thread */
     bool announced;
     _Atomic bool stop;    /* main */

@@ -23,6 +23,9 @@ static int do_begin(struct destination *dst, const json_t *o, json_t *reply, str
         return xm_error_set(e, EINVAL, "%zu disks and %zu RAM blocks there, %u and %u here",
                             json_array_size(disks), json_array_size(ram), vm->disks, vm->ram.blocks);
     dst->epoch = (uint64_t)xm_json_int(o, "epoch", 0);
+    if (dst->epoch != vm->epoch + 1)
+        return xm_error_set(e, EPROTO, "epoch %llu was announced, and now it is %llu",
+                            (unsigned long long)vm->epoch + 1, (unsigned long long)dst->epoch);
     if (dst->storage != xm_json_bool(o, "storage", true))
         return xm_error_set(e, EPROTO, "prepared for another kind of migration");
     for (unsigned i = 0; i < vm->disks; i++) {
@@ -45,6 +48,21 @@ static int do_begin(struct destination *dst, const json_t *o, json_t *reply, str
     }
     destination_set_state(dst, DEST_COPYING);
     return 0;
+}
+
+/* The source may give the VM to us from when it has heard that all is loaded. Durable while the guest still
+ * runs, so that whoever comes after us asks before anything is deleted. */
+static int promise(struct destination *dst, struct xm_error *e)
+{
+    struct machine *vm = dst->machine;
+    struct owner_record rec = {.epoch = dst->epoch, .owner = OWNER_PROMISED};
+
+    snprintf(rec.from, sizeof rec.from, "%s", dst->source);
+    dst->promised = true; /* also after a write that failed: what is there is then not known */
+    int r = owner_save(vm->state_dir, vm->spec.name, &rec, e);
+    if (!r)
+        handoff_promised(&dst->handoff, &rec);
+    return r;
 }
 
 static void disk_first(struct machine_disk *d, void *unused)
@@ -80,8 +98,9 @@ static int do_incoming(struct destination *dst, struct xm_error *e)
     free(uri);
     free(path);
     if (!r)
-        r = machine_save_spec(dst->machine,
-                              e); /* now, while the guest still runs; without the record it means nothing */
+        r = machine_save_spec(dst->machine, e);
+    if (!r)
+        r = promise(dst, e);
     /* The guest is about to be stopped: nothing gives way any more. */
     xm_links_set_background(dst->links, false);
     for (unsigned i = 0; i < dst->machine->disks; i++)
@@ -125,15 +144,24 @@ static int do_loaded(struct destination *dst, struct xm_error *e)
 
 /* ---- hand-off: drives vm/handoff.h's machine ---- */
 
-/* True when the guest may have executed something: all but QEMU's plain refusal. */
-static bool let_run(struct destination *dst, struct xm_error *e)
-{
-    int r = xm_fault("run-refused") ? xm_error_set(e, EIO, "fault point run-refused")
-                                    : qmp_do(&dst->machine->qemu.qmp, "cont", NULL, LOAD_TIMEOUT, e);
+enum ran { RAN, RAN_NOT, RAN_PERHAPS };
 
-    if (r)
-        xm_log(XM_LOG_ERROR, "VM %s: %s", dst->machine->spec.name, e->text);
-    return r != -EIO;
+/* RAN_NOT: the guest has certainly executed nothing: QEMU had ended before, or refused. */
+static enum ran let_run(struct destination *dst, struct xm_error *e)
+{
+    struct qemu *q = &dst->machine->qemu;
+
+    if (!qemu_alive(q)) {
+        xm_error_set(e, ECHILD, "QEMU has ended before it let the guest run (see qemu.log on %s)",
+                     dst->machine->host);
+        return RAN_NOT;
+    }
+    int r = xm_fault("run-refused") ? xm_error_set(e, EIO, "fault point run-refused")
+                                    : qmp_do(&q->qmp, "cont", NULL, LOAD_TIMEOUT, e);
+    if (!r)
+        return RAN;
+    xm_log(XM_LOG_ERROR, "VM %s: %s", dst->machine->spec.name, e->text);
+    return r == -EIO && qemu_alive(q) ? RAN_NOT : RAN_PERHAPS;
 }
 
 /* Does what the machine says. *reply: the message for the source, if there is one. */
@@ -147,13 +175,18 @@ static void act(struct destination *dst, struct handoff_actions a, json_t *reply
             xm_fault("run-after-record");
             handoff_event(&dst->handoff, r ? HANDOFF_WRITE_FAILED : HANDOFF_WRITTEN, &a);
         } else if (a.run) {
-            bool ran = let_run(dst, e);
-            if (ran) {
+            enum ran ran = let_run(dst, e);
+            if (ran != RAN_NOT) {
                 dst->ran = xm_now();
                 vm->epoch = dst->handoff.record.epoch;
                 destination_set_state(dst, DEST_RUNNING);
             }
-            handoff_event(&dst->handoff, ran ? HANDOFF_RAN : HANDOFF_CANNOT_RUN, &a);
+            if (ran == RAN_PERHAPS) {
+                /* Ours, and not known to run: the source is told nothing, and keeps what it has. */
+                a = (struct handoff_actions){0};
+                break;
+            }
+            handoff_event(&dst->handoff, ran == RAN ? HANDOFF_RAN : HANDOFF_CANNOT_RUN, &a);
         } else {
             break;
         }
@@ -184,6 +217,19 @@ static int do_handoff(struct destination *dst, const json_t *o, json_t *reply, s
     if (e->code)
         json_object_set_new(reply, "reason", json_string(e->text));
     return 0;
+}
+
+/* After the source has its answer: the guest runs here, durably known; what was made for it is its own. */
+static void settle(struct destination *dst)
+{
+    struct machine *vm = dst->machine;
+    struct owner_record rec = dst->handoff.record;
+    struct xm_error e = {0};
+
+    rec.settled = true;
+    if (owner_save(vm->state_dir, vm->spec.name, &rec, &e) < 0 || journal_end(vm->state_dir, &e) < 0)
+        xm_log(XM_LOG_WARN, "VM %s: %s", vm->spec.name, e.text);
+    dst->handoff.record.settled = true;
 }
 
 /* ---- all calls ---- */
@@ -218,7 +264,7 @@ void destination_call(struct xm_post *p)
         r = do_handoff(dst, o, reply, &e);
     else
         r = xm_error_set(&e, EPROTO, "unknown call «%.20s»", call);
-    bool announce_now = dst->state == DEST_RUNNING && !dst->announced;
+    bool now = dst->handoff.state == HANDOFF_OWNER && !dst->announced;
     json_object_set_new(reply, "ok", json_boolean(r == 0));
     if (r) {
         json_object_set_new(reply, "error", json_string(e.text));
@@ -230,8 +276,10 @@ void destination_call(struct xm_post *p)
     free(text);
     json_decref(reply);
     json_decref(o);
-    if (announce_now)
+    if (now) {
         announce(dst);
+        settle(dst);
+    }
 }
 
 int destination_decide_here(struct destination *dst, bool mine, struct xm_error *e)
@@ -246,7 +294,9 @@ int destination_decide_here(struct destination *dst, bool mine, struct xm_error 
     snprintf(msg.to, sizeof msg.to, "%s", mine ? dst->machine->host : "");
     handoff_message(&dst->handoff, &msg, &a);
     act(dst, a, NULL, e);
-    if (dst->state == DEST_RUNNING)
+    if (dst->handoff.state == HANDOFF_OWNER) {
         announce(dst);
+        settle(dst);
+    }
     return mine && dst->state != DEST_RUNNING ? -XM_MAX(e->code, 1) : 0;
 }

@@ -226,15 +226,24 @@ static int walk(struct source *m)
 
 /* ---- settle, done, failed ---- */
 
-static void delete_source_disks(struct source *m)
+/* The VM runs there. What cannot be deleted now the agent deletes later: the journal names it until then. */
+static void let_go(struct source *m)
 {
-    for (unsigned i = 0; i < m->machine->disks; i++) {
-        struct machine_disk *d = &m->machine->disk[i];
-        /* Only files of our datastores are ours to delete; a block device stays as it is. */
-        if (m->storage && !m->opt.keep_source && d->spec->datastore[0] && !d->file->block_device &&
-            unlink(d->file->path) < 0)
-            xm_log(XM_LOG_WARN, "job %s: cannot delete %s: %s", m->job, d->file->path, strerror(errno));
-    }
+    struct machine *vm = m->machine;
+    struct xm_error e = {0};
+
+    qemu_end(&vm->qemu, &vm->spec);
+    if (journal_settle(vm->state_dir, vm->spec.name, &e) < 0)
+        xm_log(XM_LOG_WARN, "job %s: %s", m->job, e.text);
+}
+
+/* The VM stays. */
+static void keep(struct source *m)
+{
+    struct xm_error e = {0};
+
+    if (!m->local && journal_end(m->machine->state_dir, &e) < 0)
+        xm_log(XM_LOG_WARN, "job %s: %s", m->job, e.text);
 }
 
 /* The last event is kept in a file too: the agent may be away at this moment, and we may not live on. */
@@ -278,6 +287,7 @@ static void fail(struct source *m, int r)
     source_disks_off(m);
     xm_precopy_free(m->precopy);
     m->precopy = NULL;
+    keep(m);
     source_set_state(m, SOURCE_FAILED);
     xm_log(XM_LOG_WARN, "VM %s, job %s failed in state %s: %s", m->machine->spec.name, m->job,
            state_names[in], first.text);
@@ -300,8 +310,7 @@ static void *source_main(void *arg)
         /* QEMU goes before the tracker: letting go of a live one's memory page by page costs 13 ms of CPU for each GiB. */
         if (!m->local) {
             poll(NULL, 0, SETTLE_MS);
-            qemu_end(&m->machine->qemu, &m->machine->spec);
-            delete_source_disks(m);
+            let_go(m);
         }
         xm_precopy_free(m->precopy);
         m->precopy = NULL;

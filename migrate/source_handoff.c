@@ -1,7 +1,7 @@
 /* The hand-off at the source: drives vm/handoff.h's machine with the record on disk and calls over the links.
  *
- * Happy path: WANT -> «given to B, n+1» is durable -> RUN -> the destination has recorded it, runs the VM and acknowledges -> our copy may
- * go. Otherwise the machine says what follows; three ends are possible here:
+ * Happy path: WANT -> «given to B, n+1» is durable -> RUN -> the destination has recorded it, runs the VM and
+ * acknowledges -> «given to B, n+1, settled» is durable -> our copy may go. Otherwise the machine says what follows; three ends are possible here:
  *   destroy    the VM runs there
  *   resume     it is ours (again), and runs here: the record could not be written, or the destination handed it back
  *   neither    nobody has answered: the VM stays stopped here, with its disks, until `recover` has asked the destination */
@@ -43,6 +43,8 @@ static void act(struct source *m, struct handoff *h, struct handoff_actions a, s
         out->resume |= a.resume;
         out->destroy |= a.destroy;
         if (a.write) {
+            if (h->state == HANDOFF_SETTLING && !m->report.running_at)
+                m->report.running_at = xm_now(); /* it runs there; what follows is no downtime */
             int r = owner_save(m->machine->state_dir, m->machine->spec.name, &a.record, &m->error);
             xm_fault("handoff-after-record");
             handoff_event(h, r ? HANDOFF_WRITE_FAILED : HANDOFF_WRITTEN, &a);
@@ -55,6 +57,19 @@ static void act(struct source *m, struct handoff *h, struct handoff_actions a, s
     }
 }
 
+/* Only files of our datastores are ours to delete; a block device stays as it is. */
+static json_t *disks_to_delete(struct source *m)
+{
+    json_t *files = json_array();
+
+    for (unsigned i = 0; m->storage && !m->opt.keep_source && i < m->machine->disks; i++) {
+        struct machine_disk *d = &m->machine->disk[i];
+        if (d->spec->datastore[0] && !d->file->block_device)
+            json_array_append_new(files, json_string(d->file->path));
+    }
+    return files;
+}
+
 int source_handoff_prepare(struct source *m)
 {
     struct machine *vm = m->machine;
@@ -65,6 +80,13 @@ int source_handoff_prepare(struct source *m)
     if (!r)
         r = handoff_start(&m->handoff, HANDOFF_SOURCE, false, vm->host, m->destination, &rec, &none,
                           &m->error);
+    json_t *files = disks_to_delete(m);
+    if (!r)
+        r = journal_sweep(vm->state_dir, vm->spec.name, &m->error); /* of a storage-only that was cut */
+    if (!r)
+        r = journal_write(vm->state_dir, JOURNAL_SOURCE, rec.epoch + 1, m->destination, NULL, files,
+                          &m->error);
+    json_decref(files);
     return r;
 }
 
@@ -88,8 +110,8 @@ int source_handoff(struct source *m)
         act(m, h, a, &out);
     }
     vm->epoch = h->record.epoch;
-    if (out.destroy) {
-        m->report.running_at = xm_now();
+    /* It runs there. That our record does not say so yet only keeps our disks, until it does. */
+    if (out.destroy || h->state == HANDOFF_SETTLING) {
         m->report.t_handoff = m->report.running_at - t;
         return 0;
     }

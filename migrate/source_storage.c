@@ -10,9 +10,11 @@ struct move {
     struct xm_file *file; /* the new one, then the old one; malloc'ed */
     struct xm_writer *writer;
     char *path;
+    const char *datastore;
     bool created;
-    struct source *m;
+    struct machine_disk *disk;
     sem_t done;
+    struct xm_error error; /* of commit */
     int result;
     char why[300];
 };
@@ -39,10 +41,39 @@ static void pivoted(void *arg, int status, const char *why)
     sem_post(&v->done);
 }
 
+/* On the disk's thread, with the guest's requests held and both files alike; the source's thread waits for it.
+ * spec.json names the new file before a write comes that only that one has. */
+static int commit(void *arg)
+{
+    struct move *v = arg;
+    struct vm_disk *d = v->disk->spec;
+    struct machine *vm = v->disk->machine;
+    char *old = d->path, store[sizeof d->datastore];
+
+    memcpy(store, d->datastore, sizeof store);
+    d->path = xm_printf("%s", v->path);
+    snprintf(d->datastore, sizeof d->datastore, "%s", v->datastore);
+    xm_fault("pivot-before-record");
+    int r = machine_save_spec(vm, &v->error);
+    xm_fault("pivot-after-record");
+    if (!r) {
+        free(old);
+        return 0;
+    }
+    /* It may be durable all the same: so the old one is written over it. */
+    free(d->path);
+    d->path = old;
+    memcpy(d->datastore, store, sizeof store);
+    struct xm_error again = {0};
+    if (machine_save_spec(vm, &again) < 0)
+        xm_log(XM_LOG_ERROR, "VM %s: %s", vm->spec.name, again.text);
+    return r;
+}
+
 static void pivot(struct machine_disk *d, void *arg)
 {
     struct move *v = arg;
-    xm_disk_pivot(d->disk, v->file, pivoted, v);
+    xm_disk_pivot(d->disk, v->file, commit, pivoted, v);
 }
 
 static int move_begin(struct source *m, struct machine_disk *d, struct move *v)
@@ -74,22 +105,31 @@ static int move_pivot(struct source *m, struct machine_disk *d, struct move *v)
     while (sem_wait(&v->done) < 0) {
     }
     if (v->result)
-        return xm_error_set(&m->error, -v->result, "disk %s: %s", d->spec->name, v->why);
+        return xm_error_set(&m->error, -v->result, "disk %s: %s%s%s", d->spec->name, v->why,
+                            v->error.code ? ": " : "", v->error.text);
+    struct xm_file *old = d->file;
+    d->file = v->file;
+    v->file = old;
     return 0;
 }
 
-/* After the pivot of one disk: v->file is the old file and d->file must name the new one; the spec follows.
- */
-static int move_record(struct source *m, struct machine_disk *d, struct move *v, const char *datastore)
+/* What may be left over, whoever ends this: the files that were made, and the old ones if they shall go. */
+static int open_journal(struct source *m, const struct move *v)
 {
-    struct xm_file *old = d->file;
+    struct machine *vm = m->machine;
+    json_t *files = json_array();
 
-    d->file = v->file;
-    v->file = old;
-    free(d->spec->path);
-    d->spec->path = xm_printf("%s", v->path);
-    snprintf(d->spec->datastore, sizeof d->spec->datastore, "%s", datastore);
-    return machine_save_spec(m->machine, &m->error);
+    for (unsigned i = 0; i < vm->disks; i++) {
+        const struct machine_disk *d = &vm->disk[i];
+        if (!v[i].created)
+            continue;
+        json_array_append_new(files, json_string(v[i].path));
+        if (!m->opt.keep_source && d->spec->datastore[0] && !d->file->block_device)
+            json_array_append_new(files, json_string(d->spec->path));
+    }
+    int r = journal_write(vm->state_dir, JOURNAL_STORAGE, vm->epoch, m->destination, NULL, files, &m->error);
+    json_decref(files);
+    return r;
 }
 
 static const char *wanted(const struct source *m, const char *disk, const char *key)
@@ -105,73 +145,76 @@ static const char *wanted(const struct source *m, const char *disk, const char *
     return NULL;
 }
 
+/* Until every disk's second side has all of it. */
+static int copy_all(struct source *m, const struct move *v)
+{
+    struct machine *vm = m->machine;
+
+    for (;;) {
+        bool all = true;
+        int r = source_interrupted(m);
+        for (unsigned i = 0; !r && i < vm->disks; i++) {
+            if (!v[i].writer)
+                continue;
+            all &= source_disk_in_step(&vm->disk[i]);
+            r = source_disk_check(m, &vm->disk[i]);
+        }
+        if (all || r)
+            return r;
+        source_progress(m, false);
+        qmp_pump(&vm->qemu.qmp, 10, NULL);
+    }
+}
+
 int source_storage(struct source *m)
 {
     struct machine *vm = m->machine;
     struct move v[VM_DISKS_MAX] = {0};
-    char old_store[VM_DISKS_MAX][64];
+    struct xm_error e = {0};
     int r = 0;
     unsigned moved = 0;
 
     for (unsigned i = 0; i < vm->disks; i++) {
         const char *path = wanted(m, vm->disk[i].spec->name, "path");
-        v[i].m = m;
+        v[i].disk = &vm->disk[i];
+        v[i].datastore = xm_json_str(m->request, "datastore", "");
         sem_init(&v[i].done, 0, 0);
         v[i].path = xm_printf("%s", path ? path : "");
-        snprintf(old_store[i], sizeof old_store[i], "%s", vm->disk[i].spec->datastore);
     }
     for (unsigned i = 0; !r && i < vm->disks; i++) {
         if (v[i].path[0])
             r = move_begin(m, &vm->disk[i], &v[i]);
     }
-    while (!r) {
-        bool all = true;
-        for (unsigned i = 0; !r && i < vm->disks; i++) {
-            bool one = true;
-            if (v[i].writer) {
-                one = source_disk_in_step(&vm->disk[i]);
-                r = source_disk_check(m, &vm->disk[i]);
-            }
-            all &= one;
-        }
-        if (!r)
-            r = source_interrupted(m);
-        if (all || r)
-            break;
-        source_progress(m, false);
-        qmp_pump(&vm->qemu.qmp, 10, NULL);
+    int journal = open_journal(m, v);
+    for (unsigned i = 0; journal && i < vm->disks; i++) {
+        if (v[i].created)
+            unlink(v[i].path); /* made a moment ago, and nothing else will know of it */
     }
+    if (!r)
+        r = journal;
+    if (!r)
+        r = copy_all(m, v);
     if (!r && m->opt.verify)
         r = source_disks_verify(m);
     for (unsigned i = 0; !r && i < vm->disks; i++) {
         if (!v[i].writer)
             continue;
         r = move_pivot(m, &vm->disk[i], &v[i]);
-        if (!r) {
-            moved++;
-            r = move_record(m, &vm->disk[i], &v[i], xm_json_str(m->request, "datastore", ""));
-        }
-        v[i].created &= r != 0;
+        moved += r == 0;
     }
     for (unsigned i = 0; i < vm->disks; i++) {
-        bool swapped = v[i].path[0] && vm->disk[i].spec->path && !strcmp(vm->disk[i].spec->path, v[i].path);
         if (v[i].writer) {
             source_disk_mirror_off(&vm->disk[i]);
             machine_disk_call(&vm->disk[i], free_writer, &v[i]);
         }
-        /* What is left in v is the file that the disk does not use: the old one after a pivot, else the
-         * unfinished copy. */
-        if (v[i].file) {
-            bool ours =
-                swapped ? !m->opt.keep_source && old_store[i][0] && !v[i].file->block_device : v[i].created;
-            if (ours && unlink(v[i].file->path) < 0)
-                xm_log(XM_LOG_WARN, "job %s: cannot delete %s", m->job, v[i].file->path);
+        if (v[i].file) /* the one that the disk does not use: the old one, or an unfinished copy */
             xm_file_close(v[i].file);
-            free(v[i].file);
-        }
+        free(v[i].file);
         free(v[i].path);
         sem_destroy(&v[i].done);
     }
+    if (journal_sweep(vm->state_dir, vm->spec.name, &e) < 0)
+        xm_log(XM_LOG_WARN, "job %s: %s", m->job, e.text);
     if (r && moved)
         xm_error_prefix(&m->error, "%u disks have moved, then", moved);
     return r;

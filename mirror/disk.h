@@ -205,6 +205,7 @@ struct xm_disk {
     bool gate;
     struct xm_timer gate_limit; /* of a closed gate; then of the wait before the next try */
     struct xm_file *pivot_file;
+    int (*pivot_commit)(void *);
     void (*pivot_done)(void *, int, const char *);
     void *pivot_arg;
     struct verify *verify; /* under way, or NULL */

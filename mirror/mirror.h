@@ -75,9 +75,11 @@ bool xm_disk_in_step(const struct xm_disk *);
  * requests), and stay so. */
 void xm_disk_settle(struct xm_disk *, void (*done)(void *, int status, const char *why), void *arg);
 /* Storage-only: from now on the disk is `file` (the near replica's); the old one is the caller's again. While the guest
- * runs: holds new requests for the moment that it takes to finish what is in flight and flush, then swaps; never longer than 1 s at a time, and after 10 such tries it says -ETIMEDOUT. Engine's thread. */
-void xm_disk_pivot(struct xm_disk *, struct xm_file *file, void (*done)(void *, int status, const char *why),
-                   void *arg);
+ * runs: holds new requests for the moment that it takes to finish what is in flight and flush, then swaps; never longer than 1 s at a time, and after 10 such tries it says -ETIMEDOUT. Engine's thread.
+ * commit (may be NULL): called at that moment, when both files hold all that the guest has written and nothing is in flight: it makes
+ * the new file durably known as the disk's, before the first write that only it has. An error leaves the disk as it was. */
+void xm_disk_pivot(struct xm_disk *, struct xm_file *file, int (*commit)(void *arg),
+                   void (*done)(void *, int status, const char *why), void *arg);
 /* Compares both sides chunk by chunk (XXH3-128), while the guest runs and the mirror is on: each chunk is held for it as for a
  * copy. A chunk that differs goes absent and is copied again. Calls back once: 0 and how many differed, or -errno with a
  * sentence. Engine's thread. */

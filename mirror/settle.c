@@ -139,7 +139,13 @@ void xm_disk_settle(struct xm_disk *d, void (*done)(void *, int status, const ch
 
 static void pivot_swap(struct xm_disk *d)
 {
+    int r;
+
     assert(at_rest(d));
+    if (d->pivot_commit && (r = d->pivot_commit(d->pivot_arg)) < 0) {
+        end_pivot(d, r, "the new file cannot be recorded as the disk's");
+        return;
+    }
     d->file = d->pivot_file;
     mirror_teardown(d);
     end_pivot(d, 0, NULL);
@@ -223,11 +229,12 @@ static void pivot_step(struct xm_disk *d)
     }
 }
 
-void xm_disk_pivot(struct xm_disk *d, struct xm_file *file, void (*done)(void *, int status, const char *why),
-                   void *arg)
+void xm_disk_pivot(struct xm_disk *d, struct xm_file *file, int (*commit)(void *arg),
+                   void (*done)(void *, int status, const char *why), void *arg)
 {
     assert(!d->settle_done && !d->pivot_done);
     d->pivot_file = file;
+    d->pivot_commit = commit;
     d->pivot_done = done;
     d->pivot_arg = arg;
     d->pivot = PIVOT_IN_STEP;

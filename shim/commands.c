@@ -57,6 +57,27 @@ static int cmd_subscribe(struct shim *s, struct client *c, const json_t *request
     return 0; /* shim.c does it, after the answer has gone */
 }
 
+/* Its memory may be the only one: nobody ends it before it is known whose the VM is. */
+static int is_settled(struct shim *s, struct xm_error *e)
+{
+    struct machine *vm = &s->machine;
+    struct owner_record rec;
+    struct xm_error why = {0};
+    int r = owner_load(vm->state_dir, vm->spec.name, &rec, &why);
+
+    if (r == -ENOENT || (s->destination && !destination_may_own(s->destination)))
+        return 0;
+    if (r)
+        return xm_error_set(e, why.code, "%s", why.text);
+    if (verdict_open(&rec))
+        return xm_error_set(
+            e, EBUSY,
+            "whose VM %s is has to be settled with %s before it can be stopped: `xmigrate recover "
+            "%s`",
+            vm->spec.name, verdict_peer(&rec), vm->spec.name);
+    return 0;
+}
+
 static int cmd_stop(struct shim *s, struct client *c, const json_t *request, json_t *reply,
                     struct xm_error *e)
 {
@@ -66,6 +87,9 @@ static int cmd_stop(struct shim *s, struct client *c, const json_t *request, jso
                             s->machine.spec.name, source_job(s->source));
     if (!shim_owns(s) && !xm_json_bool(request, "force", false))
         return xm_error_set(e, EBUSY, "VM %s is on its way here", s->machine.spec.name);
+    int r = is_settled(s, e);
+    if (r)
+        return r;
     if (xm_json_bool(request, "force", false)) {
         shim_end(s);
         return 0;
@@ -143,6 +167,15 @@ static int cmd_link(struct shim *s, struct client *c, const json_t *request, jso
     return destination_add_link(s->destination, fd, xm_json_str(request, "name", "link"), e);
 }
 
+static int cmd_resume(struct shim *s, struct client *c, const json_t *request, json_t *reply,
+                      struct xm_error *e)
+{
+    (void)c, (void)request, (void)reply;
+    if (s->source || s->destination)
+        return xm_error_set(e, EBUSY, "VM %s is in a migration", s->machine.spec.name);
+    return machine_resume(&s->machine, e);
+}
+
 static int cmd_decide(struct shim *s, struct client *c, const json_t *request, json_t *reply,
                       struct xm_error *e)
 {
@@ -158,9 +191,9 @@ static const struct {
     const char *name;
     command_fn *fn;
 } commands[] = {
-    {"status", cmd_status},   {"subscribe", cmd_subscribe}, {"stop", cmd_stop},
-    {"migrate", cmd_migrate}, {"storage", cmd_storage},     {"abort", cmd_abort},
-    {"set", cmd_set},         {"link", cmd_link},           {"decide", cmd_decide},
+    {"status", cmd_status},   {"subscribe", cmd_subscribe}, {"stop", cmd_stop}, {"migrate", cmd_migrate},
+    {"storage", cmd_storage}, {"abort", cmd_abort},         {"set", cmd_set},   {"link", cmd_link},
+    {"decide", cmd_decide},   {"resume", cmd_resume},
 };
 
 json_t *shim_command(struct shim *s, struct client *c, json_t *request, bool *subscribe)

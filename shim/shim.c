@@ -66,7 +66,6 @@ int shim_new(struct shim *s, const char *config_path, struct xm_error *e)
     int r = machine_init(&s->machine, o, e);
     if (!r && s->machine.incoming) {
         json_t *in = json_object_get(o, "incoming");
-        s->created = json_deep_copy(json_object_get(in, "created"));
         s->destination = destination_new(&s->machine, in, shim_ended, e);
         r = s->destination ? 0 : -XM_MAX(e->code, 1);
     }
@@ -200,6 +199,7 @@ static void client_read(struct shim *s, struct client *c)
 
 static void qemu_ended(struct shim *s)
 {
+    s->qemu_ended = true;
     xm_log(XM_LOG_INFO, "VM %s: QEMU has ended", s->machine.spec.name);
     if (s->source)
         source_qemu_gone(s->source);
@@ -222,7 +222,10 @@ void shim_ended(struct machine *vm, enum migrate_end how)
     case MIGRATE_CAME:
         destination_free(s->destination);
         s->destination = NULL;
-        return;
+        if (!s->qemu_ended)
+            return;
+        emit(vm, json_pack("{s:s}", "event", "stopped"));
+        break;
     case MIGRATE_STOPPED:
         emit(vm, json_pack("{s:s}", "event", "stopped"));
         break;
@@ -241,8 +244,6 @@ void shim_end(struct shim *s)
 void shim_run(struct shim *s)
 {
     enum { MAX_FDS = 64, FIXED = 5 };
-    bool seen_end = false;
-
     while (!s->ending) {
         struct pollfd p[MAX_FDS];
         struct client *of[MAX_FDS];
@@ -251,7 +252,7 @@ void shim_run(struct shim *s)
         p[0] = (struct pollfd){.fd = s->machine.mailbox.fd, .events = POLLIN};
         p[1] = (struct pollfd){.fd = s->listen_fd, .events = POLLIN};
         p[2] = (struct pollfd){.fd = s->signal_fd, .events = POLLIN};
-        p[3] = (struct pollfd){.fd = seen_end ? -1 : s->machine.qemu.pidfd, .events = POLLIN};
+        p[3] = (struct pollfd){.fd = s->qemu_ended ? -1 : s->machine.qemu.pidfd, .events = POLLIN};
         /* While a migration talks to QEMU its own thread reads the events. */
         p[4] = (struct pollfd){.fd = s->source || s->destination ? -1 : s->machine.qemu.qmp.conn.fd,
                                .events = POLLIN};
@@ -265,7 +266,6 @@ void shim_run(struct shim *s)
         if (poll(p, (nfds_t)n, -1) < 0)
             continue;
         if (p[3].revents) {
-            seen_end = true;
             qemu_ended(s);
         } else if (p[4].revents) {
             qmp_pump(&s->machine.qemu.qmp, 0, NULL);
@@ -290,39 +290,16 @@ void shim_run(struct shim *s)
     xm_mailbox_run(&s->machine.mailbox); /* last events */
 }
 
-/* An incoming migration that did not end with the VM here leaves nothing behind. */
-static void delete_created(struct shim *s)
-{
-    struct machine *vm = &s->machine;
-    size_t i;
-    json_t *path;
-
-    json_array_foreach (s->created, i, path) {
-        if (unlink(json_string_value(path)) < 0 && errno != ENOENT)
-            xm_log(XM_LOG_WARN, "VM %s: cannot delete %s: %s", vm->spec.name, json_string_value(path),
-                   strerror(errno));
-    }
-    struct owner_record rec;
-    char *spec = xm_printf("%s/spec.json", vm->state_dir);
-    char *record = xm_printf("%s/owner.json", vm->state_dir);
-    unlink(spec);
-    if (owner_load(vm->state_dir, vm->spec.name, &rec, NULL) == -ENOENT)
-        unlink(record);   /* without a record in it */
-    rmdir(vm->state_dir); /* stays when there is a record of an earlier stay */
-    free(record);
-    free(spec);
-}
-
 void shim_free(struct shim *s)
 {
     bool discard = s->destination && !destination_may_own(s->destination);
+    struct xm_error e = {0};
 
     if (s->destination)
         destination_free(s->destination);
     machine_stop(&s->machine);
-    if (discard && s->created)
-        delete_created(s);
-    json_decref(s->created);
+    if (discard && journal_undo(s->machine.state_dir, s->machine.spec.name, &e) < 0)
+        xm_log(XM_LOG_WARN, "VM %s: %s", s->machine.spec.name, e.text);
     while (!TAILQ_EMPTY(&s->clients))
         client_drop(s, TAILQ_FIRST(&s->clients)); /* NOLINT(clang-analyzer-unix.Malloc): likewise */
     json_decref(s->last_event);

@@ -17,9 +17,9 @@ struct shim {
     struct destination *destination; /* one coming in, or NULL */
     int listen_fd, signal_fd;
     TAILQ_HEAD(, client) clients;
+    bool qemu_ended;    /* its QEMU, at whatever moment */
     bool ending;        /* the main loop ends */
     json_t *last_event; /* repeated to who subscribes late */
-    json_t *created;    /* incoming: paths made for this migration, deleted if the VM cannot be ours */
 };
 
 json_t *shim_config(const char *path, struct xm_error *); /* shim.json; NULL with a sentence */

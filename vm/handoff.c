@@ -44,6 +44,18 @@ static void send_answer(const struct handoff *h, struct handoff_actions *a)
     snprintf(a->msg.to, sizeof(a->msg.to), "%s", h->record.to);
 }
 
+/* The highest epoch that a host has been known to own it with: what is promised has not come to pass. */
+static uint64_t known_epoch(const struct handoff *h)
+{
+    return h->record.epoch - (h->record.owner == OWNER_PROMISED);
+}
+
+void handoff_promised(struct handoff *h, const struct owner_record *record)
+{
+    if (h->state == HANDOFF_WAITING)
+        h->record = *record;
+}
+
 /* The VM stays with the source: whatever the migration did, it is over, and the peer learns it. */
 static void keep(struct handoff *h, struct handoff_actions *a)
 {
@@ -52,11 +64,22 @@ static void keep(struct handoff *h, struct handoff_actions *a)
     send_answer(h, a);
 }
 
-static void let_go(struct handoff *h, struct handoff_actions *a)
+/* The peer runs it. A host that has handed it back has a copy to discard, one that gave it a copy to destroy. */
+static void gone(struct handoff *h, struct handoff_actions *a)
 {
     set_state(h, HANDOFF_GONE);
     a->destroy = !h->destination;
     a->discard = h->destination;
+}
+
+static void let_go(struct handoff *h, struct handoff_actions *a)
+{
+    h->next = h->record;
+    h->next.settled = true;
+    h->failed = false;
+    set_state(h, HANDOFF_SETTLING);
+    a->write = true;
+    a->record = h->next;
 }
 
 /* ---- events ---- */
@@ -73,6 +96,10 @@ static int written(struct handoff *h, struct handoff_actions *a)
         h->record = h->next;
         set_state(h, HANDOFF_OWNER);
         keep(h, a);
+        return 0;
+    case HANDOFF_SETTLING:
+        h->record = h->next;
+        gone(h, a);
         return 0;
     case HANDOFF_TAKING:
         h->record = h->next;
@@ -106,6 +133,7 @@ static int write_failed(struct handoff *h, struct handoff_actions *a)
         return 0;
     case HANDOFF_UNDOING:
     case HANDOFF_TAKING:
+    case HANDOFF_SETTLING:
         h->failed = true;
         return 0;
     default:
@@ -119,6 +147,7 @@ static int retry(struct handoff *h, struct handoff_actions *a)
     case HANDOFF_GIVING:
     case HANDOFF_UNDOING:
     case HANDOFF_TAKING:
+    case HANDOFF_SETTLING:
         if (h->failed)
             write_again(h, a);
         return 0;
@@ -183,7 +212,7 @@ int handoff_event(struct handoff *h, enum handoff_event event, struct handoff_ac
 /* The peer says that the VM is ours from this epoch on. */
 static void told_to_run(struct handoff *h, uint64_t epoch, struct handoff_actions *a)
 {
-    bool newer = epoch > h->record.epoch;
+    bool newer = epoch > known_epoch(h);
 
     switch (h->state) {
     case HANDOFF_WAITING:
@@ -243,9 +272,9 @@ static void answered(struct handoff *h, const struct handoff_msg *m, struct hand
         told_to_run(h, m->epoch, a);
         return;
     }
-    if (m->owner == OWNER_NONE)
-        return;
-    if (h->state == HANDOFF_WAITING && m->epoch >= h->record.epoch) {
+    if (m->owner != OWNER_MINE && m->owner != OWNER_GIVEN)
+        return; /* nothing that decides */
+    if (h->state == HANDOFF_WAITING && m->epoch >= known_epoch(h)) {
         set_state(h, HANDOFF_DISCARDED);
         a->discard = true;
     } else if (h->state == HANDOFF_GIVEN && m->epoch > h->record.epoch) {
@@ -303,6 +332,10 @@ int handoff_start(struct handoff *h, enum handoff_role role, bool restarted, con
             send_plain(HANDOFF_MSG_ASK, 0, a);
         return 0;
     }
+    if (h->record.owner == OWNER_GIVEN && h->record.settled && restarted) {
+        gone(h, a);
+        return 0;
+    }
     if (h->record.owner == OWNER_GIVEN && restarted) {
         h->state = HANDOFF_GIVEN;
         send_plain(HANDOFF_MSG_RUN, h->record.epoch, a);
@@ -318,15 +351,14 @@ bool handoff_open(const struct handoff *h)
 
 const char *handoff_state_name(enum handoff_state state)
 {
-    static const char *const names[] = {"owner",   "giving", "given",    "undoing",  "gone",
-                                        "waiting", "taking", "starting", "discarded"};
+    static const char *const names[] = {"owner", "giving",  "given",  "undoing",  "settling",
+                                        "gone",  "waiting", "taking", "starting", "discarded"};
     return (unsigned)state < sizeof(names) / sizeof(*names) ? names[state] : "?";
 }
 
 /* ---- on the wire ---- */
 
 static const char *const msg_names[] = {"run", "run-ack", "ask", "answer"};
-static const char *const side_names[] = {"none", "mine", "given"};
 
 static int find_name(const char *name, const char *const *names, int count)
 {
@@ -341,14 +373,14 @@ json_t *handoff_msg_pack(const struct handoff_msg *m)
 {
     if (m->type == HANDOFF_MSG_ANSWER)
         return json_pack("{s:s s:I s:s s:s}", "handoff", msg_names[m->type], "epoch", (json_int_t)m->epoch,
-                         "owner", side_names[m->owner], "to", m->to);
+                         "owner", owner_side_name(m->owner), "to", m->to);
     return json_pack("{s:s s:I}", "handoff", msg_names[m->type], "epoch", (json_int_t)m->epoch);
 }
 
 int handoff_msg_unpack(struct handoff_msg *m, const json_t *o, struct xm_error *e)
 {
     int type = find_name(xm_json_str(o, "handoff", ""), msg_names, 4);
-    int side = find_name(xm_json_str(o, "owner", "none"), side_names, 3);
+    int side = owner_side_of(xm_json_str(o, "owner", "none"));
     int64_t epoch = xm_json_int(o, "epoch", -1);
     const char *to = xm_json_str(o, "to", "");
 

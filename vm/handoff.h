@@ -13,6 +13,7 @@
  *                                          record {mine, n+1}
  *                                          runs the VM
  *                  <── RUN-ACK n+1 ──
+ *      record {given to B, n+1, settled}
  *      destroys its copy
  *
  * What fails, and what becomes of it:
@@ -30,7 +31,11 @@
  *   it never takes what it does not have, but hands back at once, in the same way.
  * - B dies after its record: the VM is B's, whether it ran or not. Restarted, B runs it (from disk, if
  *   the VMM has gone).
- * - RUN-ACK is lost: A tells again, B acknowledges again. A destroys its copy only then.
+ * - RUN-ACK is lost: A tells again, B acknowledges again. A destroys its copy only then, and only once it has
+ *   recorded that it may: restarted in between it asks again, or goes on destroying.
+ * - Before B says that it has loaded everything it records {promised by A, n+1}. From then on B discards
+ *   nothing before A's record is known, however often it is restarted; and A never takes a B without any record
+ *   for one that was not given the VM.
  *
  * How to drive it:
  * - Source: handoff_start(HANDOFF_SOURCE) with the own record, at any time before the hand-off.
@@ -70,7 +75,8 @@ enum handoff_state {
     HANDOFF_GIVING,    /* «given» is being written; the VM is stopped from here on */
     HANDOFF_GIVEN,     /* «given» is durable; the peer is told until it has acknowledged */
     HANDOFF_UNDOING,   /* «given» failed: «mine» with a higher epoch is being written */
-    HANDOFF_GONE,      /* the peer runs it, our copy is destroyed: the end */
+    HANDOFF_SETTLING,  /* the peer runs it; that is being written, and then our copy is destroyed */
+    HANDOFF_GONE,      /* our copy is destroyed: the end */
     HANDOFF_WAITING,   /* destination: not ours yet */
     HANDOFF_TAKING,    /* «mine» is being written */
     HANDOFF_STARTING,  /* destination: «mine» is durable, the VM is about to run */
@@ -122,6 +128,8 @@ struct handoff {
  * destination that does. */
 int handoff_start(struct handoff *, enum handoff_role, bool restarted, const char *self, const char *peer,
                   const struct owner_record *record, struct handoff_actions *, struct xm_error *);
+/* Destination, while it waits: `record` (owner PROMISED) is durable. */
+void handoff_promised(struct handoff *, const struct owner_record *);
 /* 0, or -ECANCELED: WANT after the migration is over; -EPROTO: the event makes no sense in this state. No
  * actions then. */
 int handoff_event(struct handoff *, enum handoff_event, struct handoff_actions *);

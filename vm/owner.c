@@ -14,7 +14,21 @@
 
 #define SLOT 4096u
 
-static const char *const side_names[] = {"none", "mine", "given"};
+static const char *const side_names[] = {"none", "mine", "given", "promised"};
+
+const char *owner_side_name(enum owner_side side)
+{
+    return (unsigned)side < sizeof side_names / sizeof *side_names ? side_names[side] : "?";
+}
+
+int owner_side_of(const char *name)
+{
+    for (int i = 0; i < (int)(sizeof side_names / sizeof *side_names); i++) {
+        if (!strcmp(name, side_names[i]))
+            return i;
+    }
+    return -1;
+}
 
 struct slot {
     bool valid, empty;
@@ -32,8 +46,9 @@ struct slots {
 static uint64_t checksum(const char *vm, uint64_t number, const struct owner_record *r)
 {
     char text[512];
-    int n = snprintf(text, sizeof text, "%s|%llu|%llu|%s|%s|%s", vm, (unsigned long long)number,
-                     (unsigned long long)r->epoch, side_names[r->owner], r->to, r->from);
+    int n = snprintf(text, sizeof text, "%s|%llu|%llu|%s|%s|%s%s", vm, (unsigned long long)number,
+                     (unsigned long long)r->epoch, side_names[r->owner], r->to, r->from,
+                     r->settled ? "" : "|open");
 
     return XXH3_64bits(text, (size_t)n);
 }
@@ -48,7 +63,8 @@ static void read_slot(struct slot *s, const char *text)
     s->empty = strspn(text, " \n") >= SLOT;
     s->number = (uint64_t)xm_json_int(o, "number", 0);
     s->rec.epoch = (uint64_t)xm_json_int(o, "epoch", 0);
-    s->rec.owner = !strcmp(side, "mine") ? OWNER_MINE : !strcmp(side, "given") ? OWNER_GIVEN : OWNER_NONE;
+    s->rec.owner = (enum owner_side)XM_MAX(owner_side_of(side), 0);
+    s->rec.settled = !xm_json_bool(o, "open", false);
     snprintf(s->rec.to, sizeof s->rec.to, "%s", xm_json_str(o, "to", ""));
     snprintf(s->rec.from, sizeof s->rec.from, "%s", xm_json_str(o, "from", ""));
     snprintf(s->vm, sizeof s->vm, "%s", xm_json_str(o, "vm", ""));
@@ -112,9 +128,9 @@ static int write_slot(struct slots *s, int i, uint64_t number, const char *vm, c
     char line[SLOT];
     char sum[32];
     snprintf(sum, sizeof sum, "%016llx", (unsigned long long)checksum(vm, number, r));
-    json_t *o = json_pack("{s:s s:I s:s s:s s:s s:I s:s}", "vm", vm, "epoch", (json_int_t)r->epoch, "owner",
-                          side_names[r->owner], "to", r->to, "from", r->from, "number", (json_int_t)number,
-                          "sum", sum);
+    json_t *o = json_pack("{s:s s:I s:s s:s s:s s:b s:I s:s}", "vm", vm, "epoch", (json_int_t)r->epoch,
+                          "owner", side_names[r->owner], "to", r->to, "from", r->from, "open", !r->settled,
+                          "number", (json_int_t)number, "sum", sum);
     char *text = o ? json_dumps(o, 0) : NULL;
     int rc = 0;
 
@@ -175,6 +191,19 @@ int owner_load(const char *dir, const char *vm, struct owner_record *rec, struct
         else
             *rec = s.slot[at].rec;
     }
+    free(path);
+    return r;
+}
+
+int owner_restore(const char *dir, const char *vm, const struct owner_record *before, struct xm_error *e)
+{
+    char *path = path_of(dir);
+    int r = 0;
+
+    if (before)
+        r = owner_save(dir, vm, before, e);
+    else
+        r = xm_file_remove(path, e);
     free(path);
     return r;
 }

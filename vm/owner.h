@@ -11,13 +11,18 @@
 
 #include "base/base.h"
 
-enum owner_side { OWNER_NONE, OWNER_MINE, OWNER_GIVEN };
+/* PROMISED: a whole VM is here or about to be, and `from` may give it to us with this epoch at any moment: what
+ * is here may be the only copy, and only the record of `from` says so. */
+enum owner_side { OWNER_NONE, OWNER_MINE, OWNER_GIVEN, OWNER_PROMISED };
 
 struct owner_record {
     uint64_t epoch; /* grows by one with each hand-off */
     enum owner_side owner;
     char to[64];   /* GIVEN: the host it was given to */
-    char from[64]; /* MINE: the host it came from; "" when it was started here */
+    char from[64]; /* MINE, PROMISED: the host it comes from; "" when it was started here */
+    /* GIVEN: the other host has said that the guest runs there: our copy may go. MINE: the guest has been seen
+     * to run here (or was started here): the copy that it came from may go. */
+    bool settled;
 };
 
 /* dir: the VM's state directory, made when missing. Durable when it returns 0. After a failure the record may
@@ -26,9 +31,13 @@ int owner_save(const char *dir, const char *vm, const struct owner_record *, str
 /* Makes the file when there is none, with no record in it: so that the first owner_save is as quick as the
  * others. */
 int owner_prepare(const char *dir, struct xm_error *);
-/* -ENOENT: no record (then there is no owner here). A file that cannot be understood is an error that names
- * it. */
+/* -ENOENT: no record (then there is no owner here). A file that cannot be read or understood is an error that
+ * names it: then nothing is known, which is not the same as «not ours». */
 int owner_load(const char *dir, const char *vm, struct owner_record *, struct xm_error *);
+/* What was before a promise that came to nothing: `before`, or no record (NULL). Durable when it returns 0. */
+int owner_restore(const char *dir, const char *vm, const struct owner_record *before, struct xm_error *);
 bool owner_may_run(const struct owner_record *);
+const char *owner_side_name(enum owner_side);
+int owner_side_of(const char *name); /* -1: none of them */
 
 #endif

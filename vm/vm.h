@@ -4,7 +4,9 @@
 #define XM_VM_H
 
 #include "vm/handoff.h"
+#include "vm/journal.h"
 #include "vm/owner.h"
 #include "vm/spec.h"
+#include "vm/verdict.h"
 
 #endif

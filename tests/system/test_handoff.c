@@ -49,6 +49,15 @@ static bool knows_nothing(const char *host, const char *name)
     return !*state;
 }
 
+static void comes_to_rest(const char *home, const char *name)
+{
+    const char *other = *home == 'a' ? "b" : "a";
+
+    for (struct limit l = limit_start(60);
+         !(runs_at(home, name) && knows_nothing(other, name)) && limit_wait(&l);) {
+    }
+}
+
 /* Moves the VM with a fault on one host and sees where it comes to run. */
 static void scenario(const char *name, const char *fault_host, const char *fault, const char *home)
 {
@@ -62,14 +71,10 @@ static void scenario(const char *name, const char *fault_host, const char *fault
     code = sh(&out, 120, "%s", xmigrate("a", "--json --with-storage %s hostb", name));
     if (*home == 'a')
         assert_int_not_equal(code, 0);
-    /* The fault has struck, and strikes no more. */
+    /* The fault has struck, and strikes no more. Nobody asks for anything: the agents settle it. */
     restart_agent("a", "");
     restart_agent("b", "");
-    for (struct limit l = limit_start(30);
-         !(runs_at(home, name) && knows_nothing(other, name)) && limit_wait(&l);) {
-        sh(NULL, 30, "%s", xmigrate("b", "recover %s", name));
-        sh(NULL, 30, "%s", xmigrate("a", "recover %s", name));
-    }
+    comes_to_rest(home, name);
     if (!runs_at(home, name)) {
         fprintf(stderr, "%s: the move ended with %d:\n%s\n", fault, code, out ? out : "");
         xmigrate_run("a", 0, NULL, "--json show %s", name);
@@ -119,11 +124,61 @@ static void destination_shim_dies_after_its_record(void **state)
     scenario("vm5", "b", "run-after-record:1:kill", "b");
 }
 
+static void kill_process(const char *host, const char *name, const char *what)
+{
+    sh(NULL, 5, "kill -9 $(cat %s/%s/run/vms/%s/%s.pid)", lab_run_dir(), host, name, what);
+}
+
+/* A VM that has once come by a migration moves on, and its shim dies right after the record. Then all the rest
+ * dies, too: what shim.json says of the first migration must not be taken for the second one. */
+static void all_die_between_the_records(const char *name, bool power_cut)
+{
+    char *out = NULL;
+
+    restart_agent("a", "");
+    restart_agent("b", "handoff-after-record:1:kill");
+    start_vm(name);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "--with-storage %s hostb", name), 0);
+    assert_int_not_equal(sh(&out, 120, "%s", xmigrate("b", "--with-storage %s hosta", name)), 0);
+    free(out);
+    for (int i = 0; i < 2; i++) {
+        const char *host = i ? "b" : "a";
+        sh(NULL, 5, "kill -9 $(cat %s/%s/agent.pid)", lab_run_dir(), host);
+        kill_process(host, name, "shim");
+        if (power_cut)
+            kill_process(host, name, "qemu");
+    }
+    assert_int_equal(sh(NULL, 30, "tests/system/lab.sh agent a"), 0);
+    assert_int_equal(sh(NULL, 30, "tests/system/lab.sh agent b"), 0);
+    comes_to_rest("a", name);
+    vm_must_run_at("a", name);
+    if (power_cut)
+        guest_must_come("a", name);
+    guest_verify();
+    host_must_be_clean_but("b", ".img");
+    assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force %s", name), 0);
+    assert_int_equal(sh(NULL, 10, "rm -f %s/?/ds?/%s-*", lab_store_dir(), name), 0);
+}
+
+static void everything_but_the_guest_dies_between_the_records(void **state)
+{
+    (void)state;
+    need_lab();
+    all_die_between_the_records("vm6", false);
+}
+
+static void power_is_cut_between_the_records(void **state)
+{
+    (void)state;
+    need_lab();
+    all_die_between_the_records("vm7", true);
+}
+
 /* So that one that fails does not take the others with it. */
 static int stop_all(void **state)
 {
     (void)state;
-    for (int i = 1; i <= 5; i++) {
+    for (int i = 1; i <= 7; i++) {
         sh(NULL, 20, "%s", xmigrate("a", "stop --force vm%d", i));
         sh(NULL, 20, "%s", xmigrate("b", "stop --force vm%d", i));
     }
@@ -139,6 +194,8 @@ int main(void)
         cmocka_unit_test_teardown(source_shim_dies_before_its_record, stop_all),
         cmocka_unit_test_teardown(source_shim_dies_after_its_record, stop_all),
         cmocka_unit_test_teardown(destination_shim_dies_after_its_record, stop_all),
+        cmocka_unit_test_teardown(everything_but_the_guest_dies_between_the_records, stop_all),
+        cmocka_unit_test_teardown(power_is_cut_between_the_records, stop_all),
     };
 
     return cmocka_run_group_tests(tests, lab_setup, lab_teardown);

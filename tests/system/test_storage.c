@@ -21,6 +21,19 @@ static void both_disks_must_lie_in(const char *host, const char *where)
     }
 }
 
+/* Disk files of the VM on a host, in whatever datastore. */
+static int count_files(const char *host, const char *vm)
+{
+    char *out = NULL;
+    int n = -1;
+
+    if (sh(&out, 10, "find %s/%s/ds1 %s/%s/ds2 -name '*%s*' -type f | wc -l", lab_store_dir(), host,
+           lab_store_dir(), host, vm) == 0)
+        n = atoi(out);
+    free(out);
+    return n;
+}
+
 static void disks_move_under_a_running_vm(void **state)
 {
     struct job pulse;
@@ -104,6 +117,45 @@ static void storage_of_its_own_is_no_shared_storage(void **state)
     guest_verify();
 }
 
+/* The shim dies at the moment of the swap, right before or after the new path is durable: the next one has the
+ * disk that holds all that the guest was told to be written, and what is left of the other one goes. */
+static void dies_in_the_swap(const char *point)
+{
+    int left = -1;
+
+    sh(NULL, 5, "kill -9 $(cat %s/a/agent.pid)", lab_run_dir());
+    assert_int_equal(sh(NULL, 30, "XMIGRATE_FAULT=%s:1:kill tests/system/lab.sh agent a", point), 0);
+    /* A shim with the fault: it comes by a move. */
+    assert_int_equal(xmigrate_run("b", 0, NULL, "--with-storage web1 hosta:ds1"), 0);
+    sh(NULL, 60, "%s", xmigrate("a", "--storage-only web1 ds2"));
+    sh(NULL, 5, "kill -9 $(cat %s/a/agent.pid)", lab_run_dir());
+    assert_int_equal(sh(NULL, 30, "tests/system/lab.sh agent a"), 0);
+    vm_must_run_at("a", "web1");
+    guest_verify();
+    for (struct limit l = limit_start(30); left != 2 && limit_wait(&l);)
+        left = count_files("a", "web1");
+    assert_int_equal(left, 2);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "--storage-only web1 ds1"), 0);
+    guest_verify();
+    assert_int_equal(xmigrate_run("a", 0, NULL, "--with-storage web1 hostb:ds1"), 0);
+    vm_must_run_at("b", "web1");
+    guest_verify();
+}
+
+static void the_shim_dies_before_the_new_path_is_recorded(void **state)
+{
+    (void)state;
+    need_lab();
+    dies_in_the_swap("pivot-before-record");
+}
+
+static void the_shim_dies_after_the_new_path_is_recorded(void **state)
+{
+    (void)state;
+    need_lab();
+    dies_in_the_swap("pivot-after-record");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -111,6 +163,8 @@ int main(void)
         cmocka_unit_test(rebalancing_brings_it_below_the_target),
         cmocka_unit_test(the_vm_alone_moves_on_shared_storage),
         cmocka_unit_test(storage_of_its_own_is_no_shared_storage),
+        cmocka_unit_test(the_shim_dies_before_the_new_path_is_recorded),
+        cmocka_unit_test(the_shim_dies_after_the_new_path_is_recorded),
     };
 
     return cmocka_run_group_tests(tests, lab_setup, lab_teardown);

@@ -29,7 +29,7 @@ static int set_up(void **state)
     here[1] = (struct fact_link){.name = "l2", .address = "10.2.0.2", .up = true, .speed = 125000000};
     there[0] = (struct fact_link){.name = "l1", .address = "10.1.0.1"};
     host = (struct host_facts){.host = "hostb",
-                               .protocol = 1,
+                               .protocol = AGENT_PROTOCOL,
                                .qemu_version = "7.2.22",
                                .machine = true,
                                .kvm = KVM_WHOLE,
@@ -64,7 +64,7 @@ static int set_up(void **state)
                                      .storage = true,
                                      .used = {20 * GIB},
                                      .epoch = 3,
-                                     .protocol = 1,
+                                     .protocol = AGENT_PROTOCOL,
                                      .source = "hosta",
                                      .qemu_version = "7.2.1",
                                      .cpu_flags = "fpu sse avx",
@@ -305,8 +305,8 @@ static void another_protocol_is_the_only_reason(void **state)
 {
     (void)state;
     host.bridge[0] = false;
-    req.protocol = 2;
-    must_say("hostb speaks version 1 of the agents' protocol and hosta version 2");
+    req.protocol = AGENT_PROTOCOL - 1;
+    must_say("hostb speaks version 2 of the agents' protocol and hosta version 1");
 }
 
 static void a_start_is_not_asked_for_links_and_space(void **state)

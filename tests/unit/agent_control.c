@@ -2,6 +2,7 @@
  * may and may not ask for, and that nothing is lost when it is killed. Its shims are make-believe
  * (lib_agent.c). */
 #include "tests/unit/lib_agent.h"
+#include "agent/admission.h"
 #include "agent/facts.h"
 #include "probe/probe.h"
 #include "vm/owner.h"
@@ -238,10 +239,11 @@ static json_t *prepare_request(void)
 {
     return json_pack("{s:s, s:b, s:i, s:i, s:s, s:[i], s:s, s:{s:s, s:i, s:i, s:s, s:s, s:s, s:s, s:[{s:s, "
                      "s:s, s:i, s:s, s:i}], s:[]}}",
-                     "verb", "peer.prepare", "storage", 1, "epoch", 1, "protocol", 1, "job", "5", "used",
-                     4096, "datastore", "ds", "vm", "name", "web1", "memory", 16 << 20, "vcpus", 1, "qemu",
-                     "qemu-system-x86_64", "machine", "q35", "accel", "tcg", "cpu", "max", "disks", "name",
-                     "root", "path", "/dev/loop0", "size", 1 << 20, "datastore", "", "queues", 1, "nics");
+                     "verb", "peer.prepare", "storage", 1, "epoch", 1, "protocol", AGENT_PROTOCOL, "job", "5",
+                     "used", 4096, "datastore", "ds", "vm", "name", "web1", "memory", 16 << 20, "vcpus", 1,
+                     "qemu", "qemu-system-x86_64", "machine", "q35", "accel", "tcg", "cpu", "max", "disks",
+                     "name", "root", "path", "/dev/loop0", "size", 1 << 20, "datastore", "", "queues", 1,
+                     "nics");
 }
 
 static unsigned files_in_ds(void)
@@ -703,8 +705,8 @@ static json_t *recover_with(int listener, json_t *said)
 
 static json_t *owner_answer(const char *owner, int epoch)
 {
-    return json_pack("{s:b, s:s, s:i, s:s, s:b, s:s}", "ok", 1, "owner", owner, "epoch", epoch, "to", "",
-                     "present", 0, "role", "");
+    return json_pack("{s:b, s:s, s:i, s:s, s:b, s:b, s:s}", "ok", 1, "owner", owner, "epoch", epoch, "to", "",
+                     "settled", 1, "present", 0, "role", "");
 }
 
 static void given_away(void)
@@ -724,17 +726,31 @@ static void recover_says_that_the_other_side_has_it(void **state)
     assert_string_equal(state_of("web1"), "");
 }
 
-static void recover_takes_back_what_the_other_side_never_got(void **state)
+/* It must have had one: before this host gave the VM away, the other one had recorded that it is promised. */
+static void a_peer_that_has_lost_its_record_is_not_taken_for_one_without_the_vm(void **state)
 {
     struct owner_record rec;
     need_qemu();
 
     given_away();
-    must(recover_with(*(int *)*state, owner_answer("none", 0)), 0);
+    must(recover_with(*(int *)*state, owner_answer("none", 0)), 4);
+    assert_string_equal(state_of("web1"), "");
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_GIVEN);
+}
+
+static void an_operator_takes_back_what_a_dead_peer_had(void **state)
+{
+    struct owner_record rec;
+    need_qemu();
+
+    given_away();
+    shutdown(*(int *)*state, SHUT_RDWR);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", "web1", "peer_is_dead", 1)), 0);
     assert_string_equal(state_of("web1"), "running");
     assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
     assert_int_equal(rec.owner, OWNER_MINE);
-    assert_int_equal(rec.epoch, 5); /* higher than what was given */
+    assert_int_equal(rec.epoch, 6); /* above what the other one may have made of it */
 }
 
 /* Who cannot be asked, or makes no sense, decides nothing. */
@@ -755,8 +771,8 @@ static void recover_changes_nothing_while_the_other_side_is_silent(void **state)
     assert_string_equal(state_of("web1"), "");
 }
 
-/* A crash between stop and record: whoever owns the higher epoch has it, and it is not started twice. */
-static void recover_does_not_start_what_a_peer_owns(void **state)
+/* A VM that was stopped is started by whoever wants it to run, not by a question. */
+static void recover_starts_nothing_that_was_stopped(void **state)
 {
     need_qemu();
     must(ask(t, start_request()), 0);
@@ -764,7 +780,8 @@ static void recover_does_not_start_what_a_peer_owns(void **state)
     must(recover_with(*(int *)*state, owner_answer("mine", 2)), 0);
     assert_string_equal(state_of("web1"), "");
     must(recover_with(*(int *)*state, owner_answer("none", 0)), 0);
-    assert_string_equal(state_of("web1"), "running");
+    assert_string_equal(state_of("web1"), "");
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", "web1", "peer_is_dead", 1)), 2);
 }
 
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
@@ -795,9 +812,10 @@ int main(int argc, char **argv)
         MOVE(the_shim_dies_in_a_move),
         MOVE(a_peer_that_refuses_or_lies),
         MOVE(recover_says_that_the_other_side_has_it),
-        MOVE(recover_takes_back_what_the_other_side_never_got),
+        MOVE(a_peer_that_has_lost_its_record_is_not_taken_for_one_without_the_vm),
+        MOVE(an_operator_takes_back_what_a_dead_peer_had),
         MOVE(recover_changes_nothing_while_the_other_side_is_silent),
-        MOVE(recover_does_not_start_what_a_peer_owns),
+        MOVE(recover_starts_nothing_that_was_stopped),
     };
     int status;
 

@@ -134,7 +134,8 @@ static void the_other_verbs_make_their_requests(void **state)
     expect("watch 7", "{\"verb\":\"watch\",\"job\":\"7\"}");
     expect("abort 7", "{\"verb\":\"abort\",\"job\":\"7\"}");
     expect("set 7 --bandwidth 100M", "{\"verb\":\"set\",\"job\":\"7\",\"bandwidth\":104857600}");
-    expect("recover web1", "{\"verb\":\"recover\",\"vm\":\"web1\"}");
+    expect("recover web1", "{\"verb\":\"recover\",\"vm\":\"web1\",\"peer_is_dead\":false}");
+    expect("recover --peer-is-dead web1", "{\"verb\":\"recover\",\"vm\":\"web1\",\"peer_is_dead\":true}");
     expect("rebalance --dry-run", "{\"verb\":\"rebalance\",\"dry_run\":true}");
     expect("check web1 hostb", "{\"verb\":\"check\",\"vm\":\"web1\",\"host\":\"hostb\",\"datastore\":null,"
                                "\"storage\":false,\"storage_only\":false," OPTIONS_DEFAULT "," NOW);

@@ -143,7 +143,7 @@ void rig_settle(struct rig *r)
 void rig_pivot(struct rig *r)
 {
     r->ended = false;
-    xm_disk_pivot(r->disk, &r->target->file, ended, r);
+    xm_disk_pivot(r->disk, &r->target->file, NULL, ended, r);
 }
 
 struct xm_disk_status rig_status(struct rig *r)

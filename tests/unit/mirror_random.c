@@ -604,7 +604,7 @@ static void pivot(struct world *w)
         mirror_again(w);
     do {
         w->pivoted = false;
-        xm_disk_pivot(w->disk, &w->target->file, pivoted, w);
+        xm_disk_pivot(w->disk, &w->target->file, NULL, pivoted, w);
         run_until(w, &w->pivoted, "pivot");
         if (w->pivot_status < 0)
             mirror_again(w);

@@ -458,7 +458,7 @@ static void test_storage_only_pivot_under_load(void **state)
     world_open(*state, true);
     mirror_on();
     guest_start(REQUESTS);
-    xm_disk_pivot(w.disk, &w.far.file, settled, &w.pivoted);
+    xm_disk_pivot(w.disk, &w.far.file, NULL, settled, &w.pivoted);
     turn_until(&w.pivoted);
     assert_int_equal(w.status, 0);
     assert_ptr_equal(xm_disk_file(w.disk), &w.far.file);

@@ -17,6 +17,7 @@ struct node {
     struct handoff h;
     bool up;
     struct owner_record disk;    /* what is durable */
+    struct owner_record before;  /* what was durable before the promise */
     struct owner_record pending; /* being written */
     bool writing, reached;       /* reached: the write has reached the disk, but that is not reported yet */
     enum vm vm;
@@ -45,6 +46,7 @@ enum sin {
     ACKNOWLEDGE_BEFORE_RUN,
     DENY_HAVING_RUN,
     REPORT_BEFORE_DURABLE,
+    DESTROY_BEFORE_SETTLED,
     SINS
 };
 static enum sin sin_committed;
@@ -71,9 +73,10 @@ static void violated(const char *what)
 static bool may_run(const struct world *w, int i)
 {
     const struct owner_record *mine = &w->n[i].disk, *other = &w->n[!i].disk;
+    uint64_t known = other->epoch - (other->owner == OWNER_PROMISED);
 
     return owner_may_run(mine) &&
-           (mine->epoch > other->epoch || (mine->epoch == other->epoch && other->owner == OWNER_GIVEN));
+           (mine->epoch > known || (mine->epoch == known && other->owner != OWNER_MINE));
 }
 
 static void check(const struct world *w)
@@ -83,6 +86,10 @@ static void check(const struct world *w)
     CHECK(!(a->vm == VM_RUNNING && b->vm == VM_RUNNING));
     CHECK(!(a->disk.owner == OWNER_MINE && b->disk.owner == OWNER_MINE));
     CHECK(a->current || b->current);
+    /* A source's copy goes after its record has said so. */
+    for (int i = 0; i < 2; i++)
+        CHECK(w->n[i].copy || w->n[i].h.destination ||
+              (w->n[i].disk.owner == OWNER_GIVEN && w->n[i].disk.settled));
     for (int i = 0; i < 2; i++) {
         CHECK(w->n[i].vm != VM_RUNNING || may_run(w, i));
         CHECK(w->n[i].vm != VM_RUNNING || w->n[i].current);
@@ -135,8 +142,11 @@ static void perform(struct world *w, int i, const struct handoff_actions *a)
         run_vm(w, i);
     if (a->destroy || a->discard) {
         CHECK(n->vm != VM_RUNNING);
+        CHECK(!a->destroy || (n->disk.owner == OWNER_GIVEN && n->disk.settled));
         n->vm = VM_NONE;
         n->copy = n->current = false;
+        if (n->disk.owner == OWNER_PROMISED)
+            n->disk = n->before;
     }
     if (a->send)
         send_msg(w, !i, &a->msg);
@@ -157,7 +167,8 @@ static void reach(struct world *w, int i)
     struct node *n = &w->n[i];
 
     CHECK(n->pending.epoch > n->disk.epoch ||
-          (n->pending.epoch == n->disk.epoch && n->pending.owner == n->disk.owner));
+          (n->pending.epoch == n->disk.epoch &&
+           (n->pending.owner == n->disk.owner || n->disk.owner == OWNER_PROMISED)));
     n->disk = n->pending;
     n->reached = true;
 }
@@ -230,6 +241,10 @@ static void cannot_run(struct world *w, int i)
 static void retry(struct world *w, int i)
 {
     event(w, i, HANDOFF_RETRY);
+    if (sin_committed == DESTROY_BEFORE_SETTLED && w->n[i].h.state == HANDOFF_SETTLING) {
+        w->n[i].vm = VM_NONE;
+        w->n[i].copy = w->n[i].current = false;
+    }
     if (sin_committed == RESUME_AFTER_SILENCE && w->n[i].h.state == HANDOFF_GIVEN && !w->n[i].h.destination)
         run_vm(w, i);
 }
@@ -364,7 +379,7 @@ static size_t seen_size, seen_count;
 static void key_record(uint8_t **p, const struct owner_record *r)
 {
     *(*p)++ = (uint8_t)r->epoch;
-    *(*p)++ = (uint8_t)r->owner;
+    *(*p)++ = (uint8_t)(r->owner | r->settled << 4);
 }
 
 static XXH128_hash_t key_of(const struct world *w)
@@ -466,8 +481,12 @@ static void start_migration(struct world *w, int source)
                          0);
         assert_false(a.write || a.run || a.resume || a.destroy || a.discard || a.send);
     }
-    w->n[!source].vm = VM_STOPPED;
-    w->n[!source].copy = true;
+    struct node *d = &w->n[!source];
+    d->vm = VM_STOPPED;
+    d->copy = true;
+    d->before = d->disk;
+    d->disk = (struct owner_record){.epoch = w->n[source].disk.epoch + 1, .owner = OWNER_PROMISED};
+    handoff_promised(&d->h, &d->disk);
 }
 
 static struct world new_world(void)

@@ -1,0 +1,57 @@
+#include "agent/known.h"
+
+#include <stdio.h>
+#include <string.h>
+
+int known_here(struct agent *a, const char *vm, struct known *k, struct xm_error *e)
+{
+    memset(k, 0, sizeof *k);
+    struct xm_error why = {0};
+    int r = owner_read(a, vm, &k->rec, &why);
+    if (r && r != -ENOENT)
+        return xm_error_set(e, -r, "%s", why.text);
+    agent_lock(a);
+    k->present = vm_find(a, vm) != NULL;
+    agent_unlock(a);
+    if (k->present) {
+        json_t *st = shim_call(a, vm, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, NULL);
+        snprintf(k->role, sizeof k->role, "%s", xm_json_str(st, "role", "?"));
+        snprintf(k->state, sizeof k->state, "%s", xm_json_str(st, "state", "no answer"));
+        snprintf(k->source, sizeof k->source, "%s", xm_json_str(st, "source", ""));
+        snprintf(k->step, sizeof k->step, "%s", xm_json_str(st, "step", ""));
+        k->hangs = !st && vm_process(a, vm, "shim.pid");
+        json_decref(st);
+    }
+    return 0;
+}
+
+bool known_busy(const struct known *k)
+{
+    return k->hangs ||
+           (!strcmp(k->role, "owner") && (!strcmp(k->step, "switch") || !strcmp(k->step, "handoff")));
+}
+
+int known_there(struct agent *a, const struct conf_peer *p, const char *vm, struct known *k,
+                struct xm_error *e)
+{
+    json_t *reasons;
+    int status;
+    json_t *o = peer_call_agent(a, p, json_pack("{s:s, s:s}", "verb", "peer.owner", "vm", vm), ASK_NS,
+                                &status, &reasons, NULL, e);
+
+    memset(k, 0, sizeof *k);
+    json_decref(reasons);
+    if (!o)
+        return -EIO;
+    int side = owner_side_of(xm_json_str(o, "owner", "?"));
+    int r = side < 0 ? xm_error_set(e, EPROTO, "host %s: its answer makes no sense", p->name) : 0;
+    k->rec.owner = (enum owner_side)XM_MAX(side, 0);
+    k->rec.settled = xm_json_bool(o, "settled", false);
+    k->rec.epoch = (uint64_t)XM_MAX(xm_json_int(o, "epoch", 0), 0);
+    snprintf(k->rec.to, sizeof k->rec.to, "%s", xm_json_str(o, "to", ""));
+    k->present = xm_json_bool(o, "present", false);
+    snprintf(k->role, sizeof k->role, "%s", xm_json_str(o, "role", ""));
+    snprintf(k->state, sizeof k->state, "%s", xm_json_str(o, "state", ""));
+    json_decref(o);
+    return r;
+}

@@ -1,0 +1,25 @@
+/* agent/known.h: what a host knows of a VM: its durable record, and what its shim says. */
+#ifndef XM_AGENT_KNOWN_H
+#define XM_AGENT_KNOWN_H
+
+#include "agent/agent.h"
+
+#define ASK_NS (15 * XM_NS_PER_S)
+
+struct known {
+    struct owner_record rec; /* owner NONE: no record */
+    bool present;            /* it has a shim there, or is about to */
+    bool hangs;              /* the shim lives and does not answer: it may be in the middle of anything */
+    char role[16];           /* the shim's; "" without one, "?" when it does not answer */
+    char step[16];           /* of the migration that it works on; "" without one */
+    char state[16];
+    char source[CONFIG_NAME_MAX + 1];
+};
+
+/* A record that cannot be read is an error, and nothing is known then. */
+int known_here(struct agent *, const char *vm, struct known *, struct xm_error *);
+int known_there(struct agent *, const struct conf_peer *, const char *vm, struct known *, struct xm_error *);
+/* Its shim works on the hand-off at this moment: what the record says may be another thing in a moment. */
+bool known_busy(const struct known *);
+
+#endif

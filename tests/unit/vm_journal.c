@@ -1,0 +1,202 @@
+/* Disks are deleted after a migration only where the journal names them and the record says that they are not
+ * needed here: every kind of record beside both kinds of journal. */
+#include "tests/unit/lib_tmpdir.h"
+#include "vm/journal.h"
+
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define E 7u /* the epoch of the hand-off */
+
+static char dir[300], disk[300], other[300];
+
+static void make(const char *path)
+{
+    int fd = open(path, O_WRONLY | O_CREAT, 0600);
+
+    assert_true(fd >= 0);
+    close(fd);
+}
+
+static void journal(enum journal_side side)
+{
+    json_t *files = json_pack("[s]", disk);
+
+    snprintf(dir, sizeof dir, "%s/web1", tmpdir_path(""));
+    snprintf(disk, sizeof disk, "%s", tmpdir_path("disk.raw"));
+    snprintf(other, sizeof other, "%s", tmpdir_path("other.raw"));
+    json_decref(files);
+    files = json_pack("[s]", disk);
+    make(disk);
+    make(other);
+    assert_int_equal(journal_write(dir, side, E, "hostb", NULL, files, NULL), 0);
+    json_decref(files);
+}
+
+static void record(enum owner_side owner, uint64_t epoch, bool settled)
+{
+    struct owner_record rec = {.epoch = epoch, .owner = owner, .settled = settled};
+
+    snprintf(owner == OWNER_GIVEN ? rec.to : rec.from, sizeof rec.to, "hostb");
+    assert_int_equal(owner_save(dir, "web1", &rec, NULL), 0);
+}
+
+static bool is_there(const char *path)
+{
+    return access(path, F_OK) == 0;
+}
+
+struct row {
+    enum owner_side owner; /* NONE: no record */
+    uint64_t epoch;
+    bool settled, deleted;
+};
+
+static void try_all(enum journal_side side, const struct row *r, size_t rows,
+                    int (*end)(const char *, const char *, struct xm_error *))
+{
+    for (size_t i = 0; i < rows; i++) {
+        journal(side);
+        char *path = xm_printf("%s/owner.json", dir);
+        unlink(path);
+        free(path);
+        if (r[i].owner)
+            record(r[i].owner, r[i].epoch, r[i].settled);
+        int result = end(dir, "web1", NULL);
+        if (is_there(disk) == r[i].deleted || (result == 0) != r[i].deleted)
+            fail_msg("row %zu: result %d, the disk is %s", i, result, is_there(disk) ? "there" : "gone");
+        assert_true(is_there(other));
+        path = xm_printf("%s/journal.json", dir);
+        assert_int_equal(is_there(path), !r[i].deleted);
+        free(path);
+    }
+}
+
+static void a_migration_that_came_to_nothing(void **state)
+{
+    static const struct row rows[] = {
+        {OWNER_NONE, 0, false, true},       {OWNER_GIVEN, E - 1, true, true},
+        {OWNER_GIVEN, E - 1, false, true},  {OWNER_GIVEN, E + 1, true, true}, /* handed back */
+        {OWNER_GIVEN, E + 1, false, false}, {OWNER_PROMISED, E, false, false},
+        {OWNER_MINE, E, false, false},      {OWNER_MINE, E, true, false},
+        {OWNER_MINE, E - 1, true, false},
+    };
+
+    (void)state;
+    try_all(JOURNAL_DESTINATION, rows, sizeof rows / sizeof *rows, journal_undo);
+}
+
+static void a_vm_that_has_gone(void **state)
+{
+    static const struct row rows[] = {
+        {OWNER_GIVEN, E, true, true},      {OWNER_GIVEN, E, false, false},
+        {OWNER_GIVEN, E + 1, true, false}, {OWNER_MINE, E - 1, true, false},
+        {OWNER_MINE, E + 1, true, false},  {OWNER_NONE, 0, false, false},
+        {OWNER_PROMISED, E, false, false},
+    };
+
+    (void)state;
+    try_all(JOURNAL_SOURCE, rows, sizeof rows / sizeof *rows, journal_settle);
+}
+
+/* The record of a host whose disk has lost a block. */
+static void an_unreadable_record_deletes_nothing(void **state)
+{
+    (void)state;
+    for (int side = JOURNAL_SOURCE; side <= JOURNAL_DESTINATION; side++) {
+        journal((enum journal_side)side);
+        char *path = xm_printf("%s/owner.json", dir);
+        char junk[8192];
+        memset(junk, 'x', sizeof junk);
+        assert_int_equal(xm_file_replace(path, junk, sizeof junk, NULL), 0);
+        free(path);
+        assert_true(journal_undo(dir, "web1", NULL) < 0 || side == JOURNAL_SOURCE);
+        assert_true(journal_settle(dir, "web1", NULL) < 0 || side == JOURNAL_DESTINATION);
+        assert_true(is_there(disk));
+    }
+}
+
+static void the_other_sides_journal_is_not_touched(void **state)
+{
+    struct journal j;
+
+    (void)state;
+    journal(JOURNAL_SOURCE);
+    assert_int_equal(journal_undo(dir, "web1", NULL), 0);
+    assert_true(is_there(disk));
+    journal(JOURNAL_DESTINATION);
+    assert_int_equal(journal_settle(dir, "web1", NULL), 0);
+    assert_true(is_there(disk));
+    assert_int_equal(journal_read(dir, &j, NULL), 0);
+    assert_int_equal(j.side, JOURNAL_DESTINATION);
+    assert_int_equal(j.epoch, E);
+    assert_false(j.had_record);
+    journal_free(&j);
+}
+
+static void what_was_before_is_kept(void **state)
+{
+    struct owner_record before = {.epoch = 5, .owner = OWNER_GIVEN, .to = "hostc", .settled = true}, now;
+    struct journal j;
+
+    (void)state;
+    journal(JOURNAL_SOURCE);
+    assert_int_equal(journal_write(dir, JOURNAL_DESTINATION, E, "hostb", &before, NULL, NULL), 0);
+    record(OWNER_PROMISED, E, false);
+    assert_int_equal(journal_read(dir, &j, NULL), 0);
+    assert_true(j.had_record);
+    assert_int_equal(owner_restore(dir, "web1", &j.before, NULL), 0);
+    assert_int_equal(owner_load(dir, "web1", &now, NULL), 0);
+    assert_memory_equal(&now, &before, sizeof now);
+    assert_int_equal(owner_restore(dir, "web1", NULL, NULL), 0);
+    assert_int_equal(owner_load(dir, "web1", &now, NULL), -ENOENT);
+    journal_free(&j);
+}
+
+/* Storage-only: of the old and the new file that one stays which the specification names. */
+static void of_two_files_the_named_one_stays(void **state)
+{
+    (void)state;
+    for (int named = 0; named < 2; named++) {
+        journal(JOURNAL_SOURCE);
+        json_t *files = json_pack("[s, s]", disk, other);
+        json_t *spec = json_pack("{s:[{s:s}]}", "disks", "path", named ? other : disk);
+        char *path = xm_printf("%s/spec.json", dir);
+        assert_int_equal(journal_write(dir, JOURNAL_STORAGE, E, "hosta", NULL, files, NULL), 0);
+        record(OWNER_MINE, E, true);
+        unlink(path);
+        assert_true(journal_sweep(dir, "web1", NULL) < 0); /* which one it is is not known */
+        assert_int_equal(xm_json_save(path, spec, NULL), 0);
+        record(OWNER_GIVEN, E, true);
+        assert_int_equal(journal_sweep(dir, "web1", NULL), -EBUSY);
+        assert_true(is_there(disk) && is_there(other));
+        record(OWNER_MINE, E, true);
+        assert_int_equal(journal_sweep(dir, "web1", NULL), 0);
+        assert_int_equal(is_there(disk), !named);
+        assert_int_equal(is_there(other), named);
+        free(path);
+        json_decref(files);
+        json_decref(spec);
+    }
+}
+
+int main(void)
+{
+#define T(f) cmocka_unit_test_setup_teardown(f, tmpdir_make, tmpdir_remove)
+    const struct CMUnitTest tests[] = {
+        T(a_migration_that_came_to_nothing),
+        T(a_vm_that_has_gone),
+        T(an_unreadable_record_deletes_nothing),
+        T(the_other_sides_journal_is_not_touched),
+        T(what_was_before_is_kept),
+        T(of_two_files_the_named_one_stays),
+    };
+    return cmocka_run_group_tests_name("vm_journal", tests, NULL, NULL);
+}

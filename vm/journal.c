@@ -1,0 +1,230 @@
+/* See journal.h. */
+#include "vm/journal.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char *const side_names[] = {"none", "source", "destination", "storage"};
+
+static char *path_of(const char *dir)
+{
+    return xm_printf("%s/journal.json", dir);
+}
+
+int journal_write(const char *dir, enum journal_side side, uint64_t epoch, const char *peer,
+                  const struct owner_record *before, const json_t *files, struct xm_error *e)
+{
+    char *path = path_of(dir);
+    json_t *o = json_pack("{s:s s:I s:s s:O?}", "side", side_names[side], "epoch", (json_int_t)epoch, "peer",
+                          peer, "files", files);
+    int r = xm_mkdir_all(dir, e);
+
+    if (before)
+        json_object_set_new(o, "before",
+                            json_pack("{s:s s:I s:s s:s s:b}", "owner", owner_side_name(before->owner),
+                                      "epoch", (json_int_t)before->epoch, "to", before->to, "from",
+                                      before->from, "settled", before->settled));
+    if (!r)
+        r = xm_json_save(path, o, e);
+    json_decref(o);
+    free(path);
+    return r;
+}
+
+static void read_before(struct journal *j, const json_t *o)
+{
+    int side = owner_side_of(xm_json_str(o, "owner", ""));
+
+    j->had_record = json_is_object(o) && side > OWNER_NONE;
+    if (!j->had_record)
+        return;
+    j->before = (struct owner_record){.epoch = (uint64_t)xm_json_int(o, "epoch", 0),
+                                      .owner = (enum owner_side)side,
+                                      .settled = xm_json_bool(o, "settled", true)};
+    snprintf(j->before.to, sizeof j->before.to, "%s", xm_json_str(o, "to", ""));
+    snprintf(j->before.from, sizeof j->before.from, "%s", xm_json_str(o, "from", ""));
+}
+
+int journal_read(const char *dir, struct journal *j, struct xm_error *e)
+{
+    char *path = path_of(dir);
+    struct xm_error why = {0};
+    json_t *o = NULL;
+    int r = xm_json_load(path, &o, &why);
+
+    memset(j, 0, sizeof *j);
+    if (!r) {
+        const char *side = xm_json_str(o, "side", "");
+        j->side = !strcmp(side, "source")        ? JOURNAL_SOURCE
+                  : !strcmp(side, "destination") ? JOURNAL_DESTINATION
+                  : !strcmp(side, "storage")     ? JOURNAL_STORAGE
+                                                 : JOURNAL_NONE;
+        j->epoch = (uint64_t)xm_json_int(o, "epoch", 0);
+        snprintf(j->peer, sizeof j->peer, "%s", xm_json_str(o, "peer", ""));
+        j->files = json_incref(json_object_get(o, "files"));
+        read_before(j, json_object_get(o, "before"));
+        if (j->side == JOURNAL_NONE || !j->epoch) {
+            journal_free(j);
+            r = xm_error_set(&why, EINVAL, "%s: not a migration's journal", path);
+        }
+    }
+    json_decref(o);
+    free(path);
+    if (r == -ENOENT)
+        return 0;
+    if (r && e)
+        *e = why;
+    return r;
+}
+
+void journal_free(struct journal *j)
+{
+    json_decref(j->files);
+    memset(j, 0, sizeof *j);
+}
+
+int journal_end(const char *dir, struct xm_error *e)
+{
+    char *path = path_of(dir);
+    int r = xm_file_remove(path, e);
+
+    free(path);
+    return r;
+}
+
+/* All of them, whatever happens to one; the first that stays is told, and the journal is kept for it. */
+static int delete_files(const struct journal *j, const char *vm, struct xm_error *e)
+{
+    json_t *v;
+    size_t i;
+    int r = 0;
+
+    json_array_foreach (j->files, i, v) {
+        if (!json_is_string(v) || unlink(json_string_value(v)) == 0 || errno == ENOENT)
+            continue;
+        int code = errno;
+        xm_log(XM_LOG_WARN, "VM %s: cannot delete %s: %s", vm, json_string_value(v), strerror(code));
+        if (!r)
+            r = xm_error_errno(e, code, "cannot delete %s", json_string_value(v));
+    }
+    return r;
+}
+
+/* What a migration that came to nothing leaves in the directory of a VM that was never here. */
+static void empty_dir(const char *dir)
+{
+    static const char *const names[] = {"spec.json", "owner.json"};
+
+    for (unsigned i = 0; i < 2; i++) {
+        char *path = xm_printf("%s/%s", dir, names[i]);
+        unlink(path);
+        free(path);
+    }
+    rmdir(dir);
+}
+
+int journal_undo(const char *dir, const char *vm, struct xm_error *e)
+{
+    struct owner_record rec;
+    struct journal j;
+    int r = journal_read(dir, &j, e);
+
+    if (r || j.side != JOURNAL_DESTINATION) {
+        journal_free(&j);
+        return r;
+    }
+    struct xm_error why = {0};
+    r = owner_load(dir, vm, &rec, &why);
+    bool before = r == 0;
+    if (r == -ENOENT)
+        r = 0;
+    else if (r)
+        r = xm_error_set(e, why.code, "%s", why.text);
+    else if (rec.owner == OWNER_PROMISED)
+        r = xm_error_set(e, EBUSY, "VM %s may have been given to this host by %s: its disks are kept", vm,
+                         rec.from);
+    else if (rec.owner == OWNER_MINE || (rec.epoch >= j.epoch && !rec.settled))
+        r = xm_error_set(e, EBUSY, "VM %s has come here since: its disks are kept", vm);
+    if (!r)
+        r = delete_files(&j, vm, e);
+    if (!r)
+        r = journal_end(dir, e);
+    if (!r && !before)
+        empty_dir(dir);
+    journal_free(&j);
+    return r;
+}
+
+int journal_settle(const char *dir, const char *vm, struct xm_error *e)
+{
+    struct owner_record rec;
+    struct journal j;
+    int r = journal_read(dir, &j, e);
+
+    if (r || j.side != JOURNAL_SOURCE) {
+        journal_free(&j);
+        return r;
+    }
+    r = owner_load(dir, vm, &rec, e);
+    if (!r && (rec.owner != OWNER_GIVEN || !rec.settled || rec.epoch != j.epoch))
+        r = xm_error_set(e, EBUSY, "VM %s is not known to run at %s: its disks here are kept", vm, j.peer);
+    if (!r)
+        r = delete_files(&j, vm, e);
+    if (!r)
+        r = journal_end(dir, e);
+    journal_free(&j);
+    return r;
+}
+
+/* Takes those out of the list that the specification names. A specification that cannot be read deletes nothing. */
+static int keep_named(struct journal *j, const char *dir, struct xm_error *e)
+{
+    char *path = xm_printf("%s/spec.json", dir);
+    json_t *spec = NULL, *left = json_array(), *v, *d;
+    size_t i, n;
+    int r = xm_json_load(path, &spec, e);
+
+    if (!r && !json_is_array(json_object_get(spec, "disks")))
+        r = xm_error_set(e, EINVAL, "%s names no disks", path);
+    json_array_foreach (j->files, i, v) {
+        bool named = false;
+        json_array_foreach (json_object_get(spec, "disks"), n, d)
+            named =
+                named || !strcmp(xm_json_str(d, "path", ""), json_is_string(v) ? json_string_value(v) : "");
+        if (!named)
+            json_array_append(left, v);
+    }
+    json_decref(spec);
+    free(path);
+    if (r) {
+        json_decref(left);
+        return r;
+    }
+    json_decref(j->files);
+    j->files = left;
+    return 0;
+}
+
+int journal_sweep(const char *dir, const char *vm, struct xm_error *e)
+{
+    struct owner_record rec;
+    struct journal j;
+    int r = journal_read(dir, &j, e);
+
+    if (r || j.side != JOURNAL_STORAGE) {
+        journal_free(&j);
+        return r;
+    }
+    r = owner_load(dir, vm, &rec, e);
+    if (!r && rec.owner != OWNER_MINE)
+        r = xm_error_set(e, EBUSY, "VM %s is not known to be this host's: no disk is deleted", vm);
+    if (!r)
+        r = keep_named(&j, dir, e);
+    if (!r)
+        r = delete_files(&j, vm, e);
+    if (!r)
+        r = journal_end(dir, e);
+    journal_free(&j);
+    return r;
+}
