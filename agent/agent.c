@@ -67,22 +67,20 @@ bool agent_wait(struct agent *a, uint64_t deadline)
 
 /* ---- start ---- */
 
+/* What stands in them is believed: who may write there is this host. */
 static int make_directories(struct agent *a, struct xm_error *e)
 {
-    static const char *const below[] = {"vms", "jobs", "logs"};
+    const char *const dir[] = {a->conf.state_dir, a->conf.state_dir, a->conf.state_dir,
+                               a->conf.state_dir, a->conf.run_dir,   a->conf.run_dir};
+    static const char *const below[] = {"", "/vms", "/jobs", "/logs", "", "/vms"};
     int r = 0;
 
-    for (int i = 0; !r && i < 3; i++) {
-        char *path = xm_printf("%s/%s", a->conf.state_dir, below[i]);
-        r = xm_mkdir_all(path, e);
+    for (int i = 0; !r && i < 6; i++) {
+        char *path = xm_printf("%s%s", dir[i], below[i]);
+        r = xm_mkdir_private(path, e);
         free(path);
     }
-    if (!r) {
-        char *path = xm_printf("%s/vms", a->conf.run_dir);
-        r = xm_mkdir_all(path, e);
-        free(path);
-    }
-    return r;
+    return r ? xm_error_prefix(e, "run and state directories have to be this user's alone") : 0;
 }
 
 static int lock_run_dir(struct agent *a, struct xm_error *e)

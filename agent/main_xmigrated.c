@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static void usage(FILE *f)
@@ -29,6 +30,7 @@ int main(int argc, char **argv)
     const char *path = CONFIG_PATH;
     bool check = false;
 
+    umask(077);
     xm_log_open("xmigrated", XM_LOG_INFO);
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         if (o == 'c') {

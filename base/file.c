@@ -139,7 +139,7 @@ int xm_mkdir_all(const char *path, struct xm_error *e)
             continue;
         char was = *s;
         *s = 0;
-        if (*p && mkdir(p, 0755) < 0 && (errno != EEXIST || stat(p, &st) < 0 || !S_ISDIR(st.st_mode))) {
+        if (*p && mkdir(p, 0700) < 0 && (errno != EEXIST || stat(p, &st) < 0 || !S_ISDIR(st.st_mode))) {
             err = xm_error_errno(e, errno == EEXIST ? ENOTDIR : errno, "cannot make the directory %s", p);
             break;
         }
@@ -149,6 +149,67 @@ int xm_mkdir_all(const char *path, struct xm_error *e)
     }
     free(p);
     return err;
+}
+
+/* One directory, or a symbolic link, on the way to a private one. */
+static int judge_step(const char *step, struct xm_error *e)
+{
+    struct stat st;
+    uid_t me = geteuid();
+
+    if (lstat(step, &st) < 0)
+        return xm_error_errno(e, errno, "cannot look at %s", step);
+    if (st.st_uid != me && st.st_uid != 0)
+        return xm_error_set(e, EPERM, "%s belongs to user %u, who could put another in its place", step,
+                            st.st_uid);
+    if (S_ISDIR(st.st_mode) && st.st_mode & 022 && !(st.st_mode & S_ISVTX))
+        return xm_error_set(e, EPERM, "others than its owner may write into %s (mode %04o)", step,
+                            st.st_mode & 07777);
+    return 0;
+}
+
+/* From the root down to the directory itself. */
+static int judge_way(const char *path, struct xm_error *e)
+{
+    char *p = xm_printf("%s", path);
+    int r = *p == '/' ? judge_step("/", e) : 0;
+
+    for (char *s = p + (*p == '/'); !r && *s; s++) {
+        s += strcspn(s, "/");
+        char was = *s;
+        *s = 0;
+        r = judge_step(p, e);
+        *s = was;
+        if (!was)
+            break;
+    }
+    free(p);
+    return r;
+}
+
+int xm_mkdir_private(const char *path, struct xm_error *e)
+{
+    struct stat st;
+    int r = xm_mkdir_all(path, e);
+    char *real = r ? NULL : realpath(path, NULL);
+    int fd = real ? open(real, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+
+    if (!r && (fd < 0 || fstat(fd, &st) < 0))
+        r = xm_error_errno(e, errno, "cannot open the directory %s", path);
+    /* The links of the given name, and then where they lead. */
+    if (!r && !(r = judge_way(path, e)))
+        r = judge_way(real, e);
+    if (!r && st.st_uid != geteuid())
+        r = xm_error_set(e, EPERM, "%s belongs to user %u", path, st.st_uid);
+    if (!r && st.st_mode & 022)
+        r = xm_error_set(e, EPERM, "others than its owner may write into %s (mode %04o)", path,
+                         st.st_mode & 07777);
+    if (!r && st.st_mode & 077 && fchmod(fd, st.st_mode & 0700) < 0)
+        r = xm_error_errno(e, errno, "cannot close %s to others", path);
+    if (fd >= 0)
+        close(fd);
+    free(real);
+    return r;
 }
 
 int xm_rmdir_files(const char *path, struct xm_error *e)

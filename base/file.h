@@ -12,8 +12,12 @@ int xm_file_replace(const char *path, const void *data, size_t len, struct xm_er
 int xm_file_read(const char *path, size_t max, char **text, size_t *len, struct xm_error *e);
 /* Removes it, durably. Missing is fine. */
 int xm_file_remove(const char *path, struct xm_error *e);
-/* mkdir -p with mode 0755. */
+/* mkdir -p with mode 0700. */
 int xm_mkdir_all(const char *path, struct xm_error *e);
+/* Makes the directory as above, or takes one that is this user's, from which others' read permissions are then
+ * taken. -EPERM, with the name of what is wrong: others may write into it, or may rename it since they may write
+ * into one above it (a sticky one, like /tmp, is fine), or it belongs to somebody else. */
+int xm_mkdir_private(const char *path, struct xm_error *e);
 /* Removes the directory and the plain files in it (no folders below). Missing is fine. */
 int xm_rmdir_files(const char *path, struct xm_error *e);
 /* Allocating printf that never returns NULL: when memory is short it ends the program as the kernel's OOM

@@ -1,3 +1,4 @@
+#include "machine/confine.h"
 #include "machine/qemu.h"
 
 #include <fcntl.h>
@@ -64,6 +65,8 @@ char **qemu_arguments(const struct vm_spec *vm, const struct qemu_facts *knows, 
     add_opt(&a, "-name", vm->name);
     add(&a, xm_printf("-nodefaults"));
     add(&a, xm_printf("-no-user-config"));
+    if (knows->sandbox)
+        add2(&a, "-sandbox", xm_printf("%s", CONFINE_SANDBOX));
     add2(&a, "-display", xm_printf("none"));
     add2(&a, "-vga", xm_printf("none"));
     add2(&a, "-machine", xm_printf("%s,memory-backend=mem0", vm->machine));
@@ -167,7 +170,7 @@ static void child_exec(char **argv, const char *log, int ram)
 {
     sigset_t none;
     int in = open("/dev/null", O_RDONLY);
-    int out = open(log, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    int out = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0600);
 
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
@@ -178,6 +181,11 @@ static void child_exec(char **argv, const char *log, int ram)
     dup2(out, 2);
     if (dup2(ram, QEMU_RAM_FD) < 0 || fcntl(QEMU_RAM_FD, F_SETFD, 0) < 0) {
         dprintf(2, "cannot pass the guest's RAM on: %s\n", strerror(errno));
+        _exit(127); /* in the forked child only */
+    }
+    const char *refused = confine_self();
+    if (refused) {
+        dprintf(2, "cannot give up what QEMU does not need (%s): %s\n", refused, strerror(errno));
         _exit(127); /* in the forked child only */
     }
     execvp(argv[0], argv);
@@ -201,6 +209,23 @@ static int make_ram(const struct vm_spec *vm, struct xm_error *e)
     return fd;
 }
 
+/* A sandboxed QEMU has to be one whose memory can still be tracked: a VM that cannot move is no help. */
+static bool may_sandbox(const struct vm_spec *vm, const struct qemu_facts *knows)
+{
+    struct xm_error why = {0};
+
+    if (!knows->sandbox)
+        xm_log(XM_LOG_WARN, "VM %s: %s has no -sandbox (it was built without seccomp): QEMU runs without it",
+               vm->name, vm->qemu);
+    else if (probe_tracking_sandboxed(&why) == 0)
+        return true;
+    else if (probe_tracking(NULL) == 0)
+        xm_log(XM_LOG_WARN, "VM %s: QEMU runs without its sandbox, in which %s", vm->name, why.text);
+    else
+        return true; /* it cannot be tracked either way */
+    return false;
+}
+
 static int spawn(struct qemu *q, const struct vm_spec *vm, const char *run_dir, bool incoming,
                  struct xm_error *e)
 {
@@ -209,7 +234,9 @@ static int spawn(struct qemu *q, const struct vm_spec *vm, const char *run_dir, 
 
     if (ram < 0)
         return ram;
-    char **args = qemu_arguments(vm, knows, run_dir, incoming);
+    struct qemu_facts here = *knows;
+    here.sandbox = may_sandbox(vm, knows);
+    char **args = qemu_arguments(vm, &here, run_dir, incoming);
     struct args a = {0};
     char *log = xm_printf("%s/qemu.log", run_dir);
 

@@ -63,7 +63,8 @@ int tap_create(const struct vm_nic *nic, struct xm_error *e)
 
     if (fd < 0)
         return fd;
-    int r = ioctl(fd, TUNSETPERSIST, 1) < 0
+    /* QEMU opens it without capabilities, as the tap's owner. */
+    int r = ioctl(fd, TUNSETOWNER, (unsigned long)geteuid()) < 0 || ioctl(fd, TUNSETPERSIST, 1) < 0
                 ? xm_error_errno(e, errno, "NIC %s: cannot keep tap %s", nic->name, nic->tap)
                 : 0;
     if (!r)

@@ -10,6 +10,9 @@
 /* Can this process track another one's memory (memxfer.h) with this kernel and its rights? Tried on a child of
  * its own, some ms. 0 or a sentence that begins with what cannot be done. */
 int probe_tracking(struct xm_error *);
+/* The same of a process that is sandboxed by seccomp, as QEMU should be: needs CAP_SYS_ADMIN, and no seccomp
+ * filter on ourselves (a container's, say). */
+int probe_tracking_sandboxed(struct xm_error *);
 
 /* ---- KVM ---- */
 
@@ -32,6 +35,7 @@ struct qemu_facts {
     char version[32];  /* "7.2.22" */
     json_t *machines;  /* query-machines: [{"name", "alias"}] */
     bool reconnect_ms; /* -chardev knows reconnect-ms; else reconnect, in seconds */
+    bool sandbox;      /* -sandbox knows spawn= */
 };
 
 /* NULL with a sentence when it cannot be run (-ENOENT: it is not there) or does not answer. The result is

@@ -183,6 +183,7 @@ static void ask_program(const char *program, struct known *k)
              xm_json_real(v, "minor", 0), xm_json_real(v, "micro", 0));
     f->machines = json_incref(json_array_get(answers, 1));
     f->reconnect_ms = has_parameter(json_array_get(answers, 2), "chardev", "reconnect-ms");
+    f->sandbox = has_parameter(json_array_get(answers, 2), "sandbox", "spawn");
     json_decref(answers);
 }
 

@@ -5,6 +5,8 @@
 #include "probe/probe.h"
 
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -20,15 +22,29 @@
 #define PROBE_PAGES 16u
 #define PROBE_PAGE  5u /* written after the memory was armed */
 
+/* A filter that allows everything: the kernel asks no more than that there is one. */
+static bool enter_sandbox(void)
+{
+    struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    struct sock_fprog prog = {1, &allow};
+
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) == 0;
+}
+
 /* In the child: only system calls, since the process it was forked from may have threads. Writes the page
  * when told, and says so. */
-static _Noreturn void child_main(pid_t parent, uint8_t *map, int go, int done)
+static _Noreturn void child_main(pid_t parent, bool sandboxed, uint8_t *map, int go, int done)
 {
     char c;
+    const char c0 = 0;
 
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     /* No listener or lock of the parent's may outlive it here. */
     if (dup2(go, 0) < 0 || dup2(done, 1) < 0 || syscall(SYS_close_range, 2u, ~0u, 0u) < 0)
+        _exit(1); /* in the forked child only */
+    /* Said before it is tracked: the tracker looks whether there is a filter. */
+    if (sandboxed && (!enter_sandbox() || write(1, &c0, 1) != 1))
         _exit(1); /* in the forked child only */
     while (getppid() == parent && read(0, &c, 1) == 1) {
         map[PROBE_PAGE * XM_PAGE] = 1;
@@ -65,21 +81,33 @@ static int track(const struct xm_ram *ram, int go, int done, struct xm_error *e)
     return r;
 }
 
-static int probe(int ramfd, uint8_t *map, int go[2], int done[2], struct xm_error *e)
+static int wait_sandboxed(int done, struct xm_error *e)
+{
+    struct pollfd p = {.fd = done, .events = POLLIN};
+    char c;
+
+    if (poll(&p, 1, PATIENCE_MS) <= 0 || read(done, &c, 1) != 1)
+        return xm_error_set(e, EIO, "the process to try it on cannot be sandboxed");
+    return 0;
+}
+
+static int probe(bool sandboxed, int ramfd, uint8_t *map, int go[2], int done[2], struct xm_error *e)
 {
     struct xm_ram ram = {0};
     pid_t parent = getpid(), pid = fork();
 
     if (pid == 0) {
         close(go[1]);
-        child_main(parent, map, go[0], done[1]);
+        child_main(parent, sandboxed, map, go[0], done[1]);
     }
     if (pid < 0)
         return xm_error_errno(e, errno, "cannot fork");
     close(done[1]); /* so that its end is seen */
     done[1] = -1;
     ram.pid = pid;
-    int r = xm_ram_add(&ram, "probe", ramfd, (uint64_t)(uintptr_t)map, e);
+    int r = sandboxed ? wait_sandboxed(done[0], e) : 0;
+    if (!r)
+        r = xm_ram_add(&ram, "probe", ramfd, (uint64_t)(uintptr_t)map, e);
     if (!r)
         r = track(&ram, go[1], done[0], e);
     xm_ram_close(&ram);
@@ -96,7 +124,7 @@ static void close_pair(int p[2])
     }
 }
 
-int probe_tracking(struct xm_error *e)
+static int probe_on(bool sandboxed, struct xm_error *e)
 {
     int go[2] = {-1, -1}, done[2] = {-1, -1};
     int fd = memfd_create("xmigrate-probe", MFD_CLOEXEC);
@@ -114,7 +142,7 @@ int probe_tracking(struct xm_error *e)
         r = xm_error_errno(&why, errno, "cannot map memory");
     if (!r) {
         memset(map, 0, PROBE_PAGES * XM_PAGE); /* there, so that it is armed */
-        r = probe(fd, map, go, done, &why);
+        r = probe(sandboxed, fd, map, go, done, &why);
     }
     if (map != MAP_FAILED)
         munmap(map, PROBE_PAGES * XM_PAGE);
@@ -126,4 +154,14 @@ int probe_tracking(struct xm_error *e)
     return r ? xm_error_set(e, -r, "the memory of VMs cannot be tracked on this kernel (%s): %s", u.release,
                             why.text)
              : 0;
+}
+
+int probe_tracking(struct xm_error *e)
+{
+    return probe_on(false, e);
+}
+
+int probe_tracking_sandboxed(struct xm_error *e)
+{
+    return probe_on(true, e);
 }

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static int write_pid(struct shim *s, struct xm_error *e)
@@ -74,6 +75,7 @@ int main(int argc, char **argv)
     char said[600] = "";
     size_t n = 0;
 
+    umask(077);
     xm_log_open("xmigrate-shim", XM_LOG_INFO);
     if (argc == 3 && !strcmp(argv[1], "--clean-up"))
         return clean_up(&shim.machine, argv[2]);

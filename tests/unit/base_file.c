@@ -163,11 +163,57 @@ static void mkdir_all_makes_what_is_missing(void **state)
     assert_int_equal(xm_mkdir_all(tmpdir_path("x/y/z"), &e), 0);
     assert_int_equal(xm_mkdir_all(tmpdir_path("x/y/z/"), &e), 0);
     assert_int_equal(stat(tmpdir_path("x/y/z"), &st), 0);
-    assert_int_equal(st.st_mode & 07777, 0755);
+    assert_int_equal(st.st_mode & 07777, 0700);
     tmpdir_write("x/file", "");
     assert_int_equal(xm_mkdir_all(tmpdir_path("x/file/below"), &e), -ENOTDIR);
     assert_non_null(strstr(e.text, "x/file"));
     umask(was);
+}
+
+static void private_must_say(const char *path, const char *part)
+{
+    struct xm_error e = {0};
+
+    assert_int_equal(xm_mkdir_private(path, &e), -EPERM);
+    if (!strstr(e.text, part))
+        fail_msg("it says: %s", e.text);
+}
+
+/* Who may write into a run or state directory, or rename it, is believed as the host itself is. */
+static void a_private_directory_is_nobody_elses(void **state)
+{
+    (void)state;
+    struct xm_error e = {0};
+    struct stat st;
+
+    assert_int_equal(xm_mkdir_private(tmpdir_path("way/state"), &e), 0);
+    assert_int_equal(stat(tmpdir_path("way/state"), &st), 0);
+    assert_int_equal(st.st_mode & 07777, 0700);
+    assert_int_equal(chmod(tmpdir_path("way/state"), 0755), 0); /* as older versions made it */
+    assert_int_equal(xm_mkdir_private(tmpdir_path("way/state"), &e), 0);
+    assert_int_equal(stat(tmpdir_path("way/state"), &st), 0);
+    assert_int_equal(st.st_mode & 07777, 0700);
+
+    static const mode_t open_to_others[] = {0777, 0720, 0702, 01777};
+    for (unsigned i = 0; i < 4; i++) {
+        assert_int_equal(chmod(tmpdir_path("way/state"), open_to_others[i]), 0);
+        private_must_say(tmpdir_path("way/state"), "way/state (mode");
+    }
+    assert_int_equal(chmod(tmpdir_path("way/state"), 0700), 0);
+    assert_int_equal(chmod(tmpdir_path("way"), 0777), 0);
+    private_must_say(tmpdir_path("way/state"), "way (mode 0777)");
+    assert_int_equal(chmod(tmpdir_path("way"), 01777), 0);
+    assert_int_equal(xm_mkdir_private(tmpdir_path("way/state"), &e), 0);
+    assert_int_equal(symlink("way/state", tmpdir_path("link")), 0);
+    assert_int_equal(xm_mkdir_private(tmpdir_path("link"), &e), 0);
+    if (geteuid() != 0) {
+        print_message("skipped: giving files away needs root\n");
+        return;
+    }
+    assert_int_equal(lchown(tmpdir_path("link"), 12345, 12345), 0);
+    private_must_say(tmpdir_path("link"), "link belongs to user 12345");
+    assert_int_equal(chown(tmpdir_path("way/state"), 12345, 12345), 0);
+    private_must_say(tmpdir_path("way/state"), "belongs to user 12345");
 }
 
 static void rmdir_files_takes_files_but_no_folders(void **state)
@@ -200,6 +246,7 @@ int main(int argc, char **argv)
         WITH_DIR(reading_is_bounded_and_missing_files_are_named),
         WITH_DIR(larger_files_are_read_whole),
         WITH_DIR(mkdir_all_makes_what_is_missing),
+        WITH_DIR(a_private_directory_is_nobody_elses),
         WITH_DIR(rmdir_files_takes_files_but_no_folders),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -75,6 +75,23 @@ static void ram_blocks_are_summed(void **state)
     assert_int_equal(qemu_ramblocks_sum(""), 0);
 }
 
+/* Where QEMU has one. A Debian's has. */
+static void it_is_sandboxed(void **state)
+{
+    (void)state;
+    static struct vm_spec vm;
+    struct qemu_facts knows = {.sandbox = true};
+
+    vm = (struct vm_spec){.name = "web1", .memory = 256 << 20, .vcpus = 1, .machine = (char *)"pc"};
+    char **args = qemu_arguments(&vm, &knows, "/run/x", false);
+    assert_true(
+        has(args, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"));
+    qemu_arguments_free(args);
+    args = arguments(true);
+    assert_false(has(args, "-sandbox", "on"));
+    qemu_arguments_free(args);
+}
+
 static const struct qemu_facts *real(void)
 {
     struct xm_error e = {0};
@@ -94,6 +111,7 @@ static void a_real_one_says_what_it_is(void **state)
     char full[128];
 
     assert_true(q->version[0] >= '1' && strchr(q->version, '.'));
+    assert_true(q->sandbox);
     assert_true(qemu_facts_machine(q, "q35,usb=off", full));
     assert_memory_equal(full, "pc-q35-", 7);
     assert_non_null(strstr(full, ",usb=off"));
@@ -190,6 +208,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reconnect_is_what_qemu_knows),
         cmocka_unit_test(ram_is_a_named_shared_file),
+        cmocka_unit_test(it_is_sandboxed),
         cmocka_unit_test(ram_blocks_are_summed),
         cmocka_unit_test(a_real_one_says_what_it_is),
         cmocka_unit_test(a_real_one_says_how_large_its_rings_are),

@@ -9,6 +9,8 @@
 #include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/capability.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,7 +20,7 @@ static void it_can(void **state)
     struct xm_error e = {0};
 
     for (int i = 0; i < 20; i++) {
-        if (probe_tracking(&e) < 0)
+        if (probe_tracking(&e) < 0 || probe_tracking_sandboxed(&e) < 0)
             fail_msg("%s", e.text);
     }
     assert_int_equal(waitpid(-1, NULL, WNOHANG), -1); /* no child is left */
@@ -56,6 +58,26 @@ static void a_policy_that_forbids_it_is_told(void **state)
 {
     (void)state;
     must_say_with(DENY_PTRACE, "cannot be traced");
+} /* A sandbox can be suspended by CAP_SYS_ADMIN alone: without it, QEMU is not put into one. */
+static void a_sandbox_that_cannot_be_suspended_is_told(void **state)
+{
+    (void)state;
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct caps[2];
+    struct xm_error e = {0};
+    int status;
+    pid_t pid = fork();
+
+    if (pid == 0) {
+        syscall(SYS_capget, &head, caps);
+        caps[0].effective &= ~(1u << CAP_SYS_ADMIN);
+        caps[0].permitted &= ~(1u << CAP_SYS_ADMIN);
+        if (syscall(SYS_capset, &head, caps) < 0 || probe_tracking(&e) < 0)
+            _exit(1);
+        _exit(probe_tracking_sandboxed(&e) == 0 || !strstr(e.text, "sandboxed by seccomp") ? 2 : 0);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
 }
 
 int main(void)
@@ -64,6 +86,7 @@ int main(void)
         cmocka_unit_test(it_can),
         cmocka_unit_test(an_older_kernel_is_named),
         cmocka_unit_test(a_policy_that_forbids_it_is_told),
+        cmocka_unit_test(a_sandbox_that_cannot_be_suspended_is_told),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
