@@ -115,6 +115,7 @@ struct link {
     bool ack_busy;
     struct xm_rx *answers, **answers_tail; /* taken from `answered`, in order */
     unsigned unanswered;                   /* frames handed to the sink minus answers taken */
+    size_t unanswered_bytes;               /* their payloads */
 
     enum rx_state rx_state;
     struct xm_frame_hdr hdr;

@@ -20,23 +20,23 @@
 #define PLACED  (ORDERED | USES_OFFSET | USES_EXTENT)
 
 static const struct frame_kind kinds[XM_FRAME_TYPE_MAX] = {
-    [XM_FRAME_HELLO] = {"HELLO", HELLO_BYTES, HELLO_MAX, 1, 0, 0, false},
-    [XM_FRAME_ABORT] = {"ABORT", 1, ABORT_MAX, 1, USES_EXTENT, 0, false},
-    [XM_FRAME_ACK] = {"ACK", 8, ACKS_MAX * 8, 8, 0, 0, false},
-    [XM_FRAME_REPLY] = {"REPLY", 1, XM_PAYLOAD_MAX, 1, USES_ID | USES_EXTENT, 0, false},
-    [XM_FRAME_PING] = {"PING", 0, 0, 1, 0, 0, false},
+    [XM_FRAME_HELLO] = {"HELLO", HELLO_BYTES, HELLO_MAX, 1, 0, 0, false, 0},
+    [XM_FRAME_ABORT] = {"ABORT", 1, ABORT_MAX, 1, USES_EXTENT, 0, false, 0},
+    [XM_FRAME_ACK] = {"ACK", 8, ACKS_MAX * 8, 8, 0, 0, false, 0},
+    [XM_FRAME_REPLY] = {"REPLY", 1, XM_PAYLOAD_MAX, 1, USES_ID | USES_EXTENT, 0, false, 0},
+    [XM_FRAME_PING] = {"PING", 0, 0, 1, 0, 0, false, 0},
 
-    [XM_FRAME_DISK_DATA] = {"DISK_DATA", 1, XM_PAYLOAD_MAX, 1, ORDERED | USES_OFFSET, XM_FLAG_BULK, true},
-    [XM_FRAME_DISK_ZERO] = {"DISK_ZERO", 0, 0, 1, PLACED, XM_FLAG_BULK | XM_FLAG_UNMAP, true},
-    [XM_FRAME_DISK_FLUSH] = {"DISK_FLUSH", 0, 0, 1, ORDERED, 0, true},
-    [XM_FRAME_DISK_DIGEST] = {"DISK_DIGEST", 0, 0, 1, ORDERED, 0, true},
-    [XM_FRAME_DISK_HASH] = {"DISK_HASH", 0, 0, 1, PLACED, 0, true},
+    [XM_FRAME_DISK_DATA] = {"DISK_DATA", 1, XM_PAYLOAD_MAX, 1, ORDERED | USES_OFFSET, XM_FLAG_BULK, true, 0},
+    [XM_FRAME_DISK_ZERO] = {"DISK_ZERO", 0, 0, 1, PLACED, XM_FLAG_BULK | XM_FLAG_UNMAP, true, 0},
+    [XM_FRAME_DISK_FLUSH] = {"DISK_FLUSH", 0, 0, 1, ORDERED, 0, true, 0},
+    [XM_FRAME_DISK_DIGEST] = {"DISK_DIGEST", 0, 0, 1, ORDERED, 0, true, sizeof(struct xm_digest)},
+    [XM_FRAME_DISK_HASH] = {"DISK_HASH", 0, 0, 1, PLACED, 0, true, 16},
 
-    [XM_FRAME_RAM_PAGES] = {"RAM_PAGES", 1, XM_PAYLOAD_MAX, 1, PLACED, XM_FLAG_BULK | XM_FLAG_END, true},
-    [XM_FRAME_RAM_DIGEST] = {"RAM_DIGEST", 0, 0, 1, ORDERED, 0, true},
+    [XM_FRAME_RAM_PAGES] = {"RAM_PAGES", 1, XM_PAYLOAD_MAX, 1, PLACED, XM_FLAG_BULK | XM_FLAG_END, true, 0},
+    [XM_FRAME_RAM_DIGEST] = {"RAM_DIGEST", 0, 0, 1, ORDERED, 0, true, sizeof(struct xm_digest)},
 
-    [XM_FRAME_STREAM] = {"STREAM", 0, XM_PAYLOAD_MAX, 1, ORDERED | USES_OFFSET, XM_FLAG_END, true},
-    [XM_FRAME_CALL] = {"CALL", 1, XM_PAYLOAD_MAX, 1, ORDERED, 0, true},
+    [XM_FRAME_STREAM] = {"STREAM", 0, XM_PAYLOAD_MAX, 1, ORDERED | USES_OFFSET, XM_FLAG_END, true, 0},
+    [XM_FRAME_CALL] = {"CALL", 1, XM_PAYLOAD_MAX, 1, ORDERED, 0, true, XM_PAYLOAD_MAX},
 };
 
 _Static_assert(sizeof(struct xm_frame_hdr) == 64 && offsetof(struct xm_frame_hdr, check) == 56,

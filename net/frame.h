@@ -17,8 +17,9 @@ struct frame_kind {
     const char *name;
     uint32_t min, max, unit; /* payload bytes, and what their number is a multiple of */
     unsigned uses;
-    uint8_t flags; /* allowed */
-    bool request;  /* goes to the sink and is answered */
+    uint8_t flags;      /* allowed */
+    bool request;       /* goes to the sink and is answered */
+    uint32_t reply_max; /* bytes that may come with its answer; 0: an ACK alone */
 };
 
 /* NULL: no such type. */

@@ -125,6 +125,7 @@ static int finish(struct link *l)
         struct xm_rx *rx = l->rx;
         l->rx = NULL;
         l->unanswered++;
+        l->unanswered_bytes += rx->hdr.length;
         atomic_fetch_add(&l->bundle->rx_open, 1);
         l->bundle->opts.sink.frame(l->bundle->opts.sink.ctx, rx);
         return 0;
@@ -166,10 +167,87 @@ void xm_rx_done(struct xm_rx *rx, int status, const void *reply, uint32_t reply_
     rx->done(rx, status, reply, reply_len);
 }
 
+/* What of the peer's frames may be unanswered on this link, by so many links that there were. */
+static const char *window_passed(const struct link *l, uint64_t links)
+{
+    const struct xm_links_opts *o = &l->bundle->opts;
+
+    if (l->unanswered + 1 > XM_MIN(links * (o->window_frames + 2), (uint64_t)SLOTS_MAX))
+        return "frames";
+    return l->unanswered_bytes + l->hdr.length > links * (o->window_bytes + 2 * XM_PAYLOAD_MAX) ? "bytes"
+                                                                                                : NULL;
+}
+
+/* A peer's window holds back all but one urgent and one bulk frame, and what it gets back from a link that failed
+ * (queue.c): each link that there was may have left a window of that, one more that is just shaking hands included.
+ * It counts a frame until our answer is there, we until the answer is sent: never more than the peer. */
+static int judge_window(struct link *l)
+{
+    struct xm_links *b = l->bundle;
+
+    if (!window_passed(l, 1))
+        return 0;
+    pthread_mutex_lock(&b->lock);
+    uint64_t links = (uint64_t)b->links + 1;
+    pthread_mutex_unlock(&b->lock);
+    const char *what = window_passed(l, links);
+    return what ? link_violation(
+                      l, EPROTO,
+                      "more %s that are not answered yet than its window allows (%u frames, %zu bytes)", what,
+                      b->opts.window_frames, b->opts.window_bytes)
+                : 0;
+}
+
+/* The header of a request: what a sink is asked for. */
+static int begin_request(struct link *l)
+{
+    struct xm_links *b = l->bundle;
+    struct xm_error e = {0};
+    char what[100];
+
+    if (!b->opts.sink.frame)
+        return link_violation(l, EPROTO, "%s is refused: this side asks, and serves nothing",
+                              told(what, &l->hdr));
+    int err = judge_window(l);
+    if (err < 0)
+        return err;
+    if (b->opts.sink.check && b->opts.sink.check(b->opts.sink.ctx, &l->hdr, &e) < 0)
+        return link_violation(l, e.code ? e.code : EPROTO, "%s is refused: %.300s", told(what, &l->hdr),
+                              e.text);
+    l->rx = calloc(1, sizeof *l->rx);
+    if (!l->rx)
+        return xm_error_set(&l->why, ENOMEM, "no memory for a frame");
+    l->rx->hdr = l->hdr;
+    l->rx->asked = l->hdr.length;
+    l->rx->done = links_rx_done;
+    l->rx->cut = place_cut;
+    l->rx->transport = l;
+    if (b->opts.sink.placer.head)
+        l->head = XM_MIN(l->head, b->opts.sink.placer.head(b->opts.sink.placer.ctx, &l->hdr));
+    l->rx->buffered = l->head;
+    l->rx_state = l->head ? RX_BUFFER : RX_PAYLOAD;
+    return 0;
+}
+
+/* The header of a reply: of a frame that is under way, and no longer than that one's reply may be. */
+static int begin_reply(struct link *l)
+{
+    struct slot *s = link_slot_of(l, l->hdr.id);
+
+    if (!s || l->hdr.extent > UINT32_MAX)
+        return link_violation(l, EPROTO, "a reply to frame %#x, which it does not fit", l->hdr.id);
+    const struct frame_kind *k = frame_kind(s->msg->type);
+    if (l->hdr.length > k->reply_max)
+        return link_violation(l, EPROTO, "a reply of %u bytes to a %s frame, %u are allowed", l->hdr.length,
+                              k->name, k->reply_max);
+    free(l->reply);
+    l->to = l->reply = malloc(l->hdr.length);
+    return l->reply ? 0 : xm_error_set(&l->why, ENOMEM, "no memory for a reply of %u bytes", l->hdr.length);
+}
+
 /* A header has come. */
 static int begin(struct link *l)
 {
-    struct xm_links *b = l->bundle;
     struct xm_error e = {0};
     uint8_t *wire = l->ahead + l->ahead_at;
     int err = frame_decode(&l->hdr, wire, &e);
@@ -182,35 +260,12 @@ static int begin(struct link *l)
     l->head = l->hdr.length;
     l->rx_state = RX_PAYLOAD;
     l->to = l->own;
-    if (l->hdr.type == XM_FRAME_REPLY) {
-        if (!link_slot_of(l, l->hdr.id) || l->hdr.extent > UINT32_MAX)
-            return link_violation(l, EPROTO, "a reply to frame %#x, which it does not fit", l->hdr.id);
-        free(l->reply);
-        l->to = l->reply = malloc(l->hdr.length);
-        if (!l->reply)
-            return xm_error_set(&l->why, ENOMEM, "no memory for a reply of %u bytes", l->hdr.length);
-    } else if (frame_kind(l->hdr.type)->request) {
-        char what[100];
-        if (l->unanswered >= SLOTS_MAX)
-            return link_violation(l, EPROTO, "more than %u frames that are not answered yet", SLOTS_MAX);
-        if (b->opts.sink.check && b->opts.sink.check(b->opts.sink.ctx, &l->hdr, &e) < 0)
-            return link_violation(l, e.code ? e.code : EPROTO, "%s is refused: %.300s", told(what, &l->hdr),
-                                  e.text);
-        l->rx = calloc(1, sizeof *l->rx);
-        if (!l->rx)
-            return xm_error_set(&l->why, ENOMEM, "no memory for a frame");
-        l->rx->hdr = l->hdr;
-        l->rx->done = links_rx_done;
-        l->rx->cut = place_cut;
-        l->rx->transport = l;
-        if (b->opts.sink.placer.head)
-            l->head = XM_MIN(l->head, b->opts.sink.placer.head(b->opts.sink.placer.ctx, &l->hdr));
-        l->rx->buffered = l->head;
-        l->rx_state = l->head ? RX_BUFFER : RX_PAYLOAD;
-    } else if (l->hdr.length > sizeof l->own) {
-        return link_violation(l, EPROTO,
-                              "a frame longer than there is room for"); /* the table of kinds forbids it */
-    }
+    if (l->hdr.type == XM_FRAME_REPLY)
+        return begin_reply(l);
+    if (frame_kind(l->hdr.type)->request)
+        return begin_request(l);
+    if (l->hdr.length > sizeof l->own) /* the table of kinds forbids it */
+        return link_violation(l, EPROTO, "a frame longer than there is room for");
     return 0;
 }
 

@@ -60,6 +60,7 @@ static void take_answers(struct link *l)
     for (; list; list = list->next_ack) {
         l->answers_tail = &list->next_ack;
         l->unanswered--;
+        l->unanswered_bytes -= list->asked;
     }
 }
 

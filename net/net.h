@@ -121,6 +121,7 @@ struct xm_rx {
     void (*done)(struct xm_rx *, int status, const void *reply, uint32_t reply_len);
     void (*cut)(struct xm_rx *);
     void *transport;
+    uint32_t asked;    /* hdr.length as it came; hdr tells of the answer once there is one */
     uint32_t buffered; /* bytes of payload: less than hdr.length where the rest was received in place */
     bool is_cut;
     STAILQ_ENTRY(xm_rx) link;
@@ -157,7 +158,7 @@ struct xm_sink {
      * 0, or -errno with a sentence: the whole bundle is aborted with it. */
     int (*check)(void *ctx, const struct xm_frame_hdr *, struct xm_error *);
     /* A whole frame, hash-checked unless it was cut (xm_rx_cut). Takes ownership. */
-    void (*frame)(void *ctx, struct xm_rx *);
+    void (*frame)(void *ctx, struct xm_rx *); /* NULL: this side only asks; a request is a violation */
     void *ctx;
     struct xm_placer placer; /* zeros: none */
 };

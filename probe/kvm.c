@@ -83,13 +83,13 @@ static int set_mode(int vcpu)
 /* The guest may use what KVM can give. */
 static int set_cpuid(int kvm, int vcpu)
 {
-    static struct {
-        struct kvm_cpuid2 head;
-        struct kvm_cpuid_entry2 entry[256];
-    } id;
+    enum { ENTRIES = 256 };
+    static _Alignas(struct kvm_cpuid2)
+        uint8_t room[sizeof(struct kvm_cpuid2) + ENTRIES * sizeof(struct kvm_cpuid_entry2)];
+    struct kvm_cpuid2 *id = (struct kvm_cpuid2 *)(void *)room;
 
-    id.head.nent = 256;
-    return ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &id) < 0 || ioctl(vcpu, KVM_SET_CPUID2, &id) < 0 ? -1 : 0;
+    id->nent = ENTRIES;
+    return ioctl(kvm, KVM_GET_SUPPORTED_CPUID, id) < 0 || ioctl(vcpu, KVM_SET_CPUID2, id) < 0 ? -1 : 0;
 }
 
 /* Only system calls: the process it was forked from may have threads. */

@@ -3,7 +3,8 @@
  *   make run-fuzz-frames [FUZZ_SECONDS=60]     (Makefile.fuzz; a find is run again by giving its file to the
  * program)
  *
- * The link has messages under way, so that answers can hit some. Input: steps, the first byte of each says
+ * The link has messages under way, so that answers can hit some. Input: a byte whose bit 0 says whose side it
+ * is: 0 a destination's, 1 a source's, which serves nothing (no sink). Then steps, the first byte of each says
  * which:
  * - 0..199: a frame: type, flags, object, length (3 bytes), id (4), a byte whose bits 0 to 3 say which of
  * offset, extent, seq and after follow (8 bytes each), the payload. Checksums are made right, except that bit
@@ -14,7 +15,7 @@
  * - 255: the peer hangs up.
  *
  * Must hold: no report of a sanitizer, no hang, each message settled exactly once, every received frame
- * freed. RAM_PAGES and RAM_DIGEST go to a real receiving side of 64 pages, in place. */
+ * freed, no answer longer than its request may have. RAM_PAGES and RAM_DIGEST go to a real receiving side of 64 pages, in place. */
 #include "memxfer/memxfer.h"
 #include "net/bundle.h"
 
@@ -83,6 +84,7 @@ static void on_settled(struct xm_post *p)
 {
     struct xm_msg *m = xm_container_of(p, struct xm_msg, post);
     settled++;
+    must(m->reply_len <= frame_kind(m->type)->reply_max, "a reply that is too long");
     free(m->reply);
     m->reply = NULL;
 }
@@ -187,9 +189,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct xm_ramsink *ramsink = xm_ramsink_new(&ram, NULL);
     struct xm_links_opts o = {.sink = {check, frame, ramsink, xm_ramsink_placer(ramsink)},
                               .window_bytes = 65536};
-    struct xm_links *b = xm_links_new(&o, NULL);
-    struct xm_msg msg[MESSAGES];
     struct input in = {data, size};
+    if (take(&in, 1) & 1)
+        memset(&o.sink, 0, sizeof o.sink);
+    struct xm_links *b = xm_links_new(&o, NULL);
+    static const uint8_t types[] = {XM_FRAME_DISK_FLUSH, XM_FRAME_CALL, XM_FRAME_DISK_HASH};
+    struct xm_msg msg[MESSAGES];
     struct xm_mailbox box;
     int fd[2];
 
@@ -203,7 +208,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     l->window_bytes = 65536;
     l->window_frames = MESSAGES - 2; /* so two stay in the queue */
     for (int i = 0; i < MESSAGES; i++) {
-        msg[i] = (struct xm_msg){.post.run = on_settled, .home = &box, .type = XM_FRAME_DISK_FLUSH, .seq = 1};
+        uint8_t type = types[i % 3];
+        msg[i] = (struct xm_msg){.post.run = on_settled,
+                                 .home = &box,
+                                 .type = type,
+                                 .length = type == XM_FRAME_CALL ? 2 : 0,
+                                 .payload = "{}",
+                                 .seq = 1};
         xm_links_transport(b)->submit(xm_links_transport(b), &msg[i]);
     }
     tx_messages(l);

@@ -321,45 +321,110 @@ static void an_abort_with_control_characters(void **state)
     close(fd);
 }
 
+/* 20 links within their windows: two payloads beyond the window each. */
 static void *flood(void *arg)
 {
     static uint8_t payload[XM_PAYLOAD_MAX];
-    for (uint64_t i = 0; i < 60; i++)
-        bare_send(*(int *)arg,
+    for (uint64_t i = 0; i < 40; i++)
+        bare_send(((int *)arg)[i % 20],
                   &(struct xm_frame_hdr){.type = XM_FRAME_DISK_DATA, .length = sizeof payload, .seq = i},
                   payload);
     return NULL;
 }
 
-/* A peer that does not keep to the window fills the pool; then it is not read any more, until buffers come
- * back. */
+/* All of it together fills the pool; then nothing is read any more, until buffers come back. */
 static void buffers_are_bounded(void **state)
 {
+    int fd[20];
     pthread_t t;
 
     (void)state;
     a.opts.window_bytes = 65536;
     a.hold = true;
     reopen(&a);
-    int fd = bare_peer(&a, NULL);
-    assert_int_equal(0, pthread_create(&t, NULL, flood, &fd));
+    for (int i = 0; i < 20; i++)
+        fd[i] = bare_peer(&a, NULL);
+    assert_int_equal(0, pthread_create(&t, NULL, flood, fd));
     assert_true(end_wait(&a, a.frames == 33)); /* 16 windows of 64 KiB + 2 MiB */
     poll(NULL, 0, 50);
     assert_int_equal(33, a.frames);
     end_release(&a);
-    assert_true(end_wait(&a, a.frames == 60));
+    assert_true(end_wait(&a, a.frames == 40));
     pthread_join(t, NULL);
-    close(fd);
+    for (int i = 0; i < 20; i++)
+        close(fd[i]);
 }
 
-static void too_many_unanswered_frames(void **state)
+/* 512 frames are advertised, and two more may come. With a second link those of the first may come again. */
+static void more_frames_than_the_window(void **state)
 {
     (void)state;
     a.hold = true;
     int fd = bare_peer(&a, NULL);
-    for (int i = 0; i < 65537; i++)
+    for (int i = 0; i < 2 * 514; i++)
         bare_send(fd, &(struct xm_frame_hdr){.type = XM_FRAME_DISK_FLUSH}, NULL);
-    expect_loss(fd, "not answered yet");
+    assert_true(end_wait(&a, a.frames == 2 * 514));
+    assert_int_equal(0, a.lost_events);
+    bare_send(fd, &(struct xm_frame_hdr){.type = XM_FRAME_DISK_FLUSH}, NULL);
+    expect_loss(fd, "more frames that are not answered yet");
+    assert_int_equal(2 * 514, a.frames);
+}
+
+static void more_bytes_than_the_window(void **state)
+{
+    static uint8_t payload[XM_PAYLOAD_MAX];
+
+    (void)state;
+    a.opts.window_bytes = 65536;
+    a.hold = true;
+    reopen(&a);
+    int fd = bare_peer(&a, NULL);
+    for (int i = 0; i < 5; i++)
+        bare_send(fd, &(struct xm_frame_hdr){.type = XM_FRAME_DISK_DATA, .length = sizeof payload}, payload);
+    expect_loss(fd, "more bytes that are not answered yet");
+    assert_int_equal(4, a.frames);
+}
+
+/* The source of a migration has no sink: 64 bytes from its destination called NULL. */
+static void a_request_to_who_serves_nothing(void **state)
+{
+    static const uint8_t types[] = {XM_FRAME_DISK_DATA, XM_FRAME_DISK_ZERO, XM_FRAME_DISK_FLUSH,
+                                    XM_FRAME_DISK_HASH, XM_FRAME_RAM_PAGES, XM_FRAME_RAM_DIGEST,
+                                    XM_FRAME_STREAM,    XM_FRAME_CALL};
+
+    (void)state;
+    memset(&a.opts.sink, 0, sizeof a.opts.sink);
+    for (unsigned i = 0; i < sizeof types; i++) {
+        reopen(&a);
+        a.lost_events = 0;
+        bool carries = types[i] == XM_FRAME_DISK_DATA || types[i] >= XM_FRAME_RAM_PAGES;
+        int fd = bare_peer(&a, NULL);
+        bare_send(
+            fd,
+            &(struct xm_frame_hdr){.type = types[i], .length = carries && types[i] != XM_FRAME_RAM_DIGEST},
+            carries ? "x" : NULL);
+        expect_loss(fd, "this side asks, and serves nothing");
+    }
+}
+
+/* Who asked for data to be written wants no megabyte for an answer. */
+static void a_reply_longer_than_the_request_has(void **state)
+{
+    static uint8_t payload[XM_PAYLOAD_MAX];
+    struct xm_frame_hdr h;
+    struct load load;
+    pthread_t t;
+
+    (void)state;
+    int fd = bare_peer(&a, NULL);
+    load_init(&load, xm_links_transport(a.links), 1, 1, 1, 4096);
+    assert_int_equal(0, pthread_create(&t, NULL, load_thread, &load));
+    assert_int_equal(0, bare_recv(fd, &h, payload, sizeof payload));
+    bare_send(fd, &(struct xm_frame_hdr){.type = XM_FRAME_REPLY, .length = 1, .id = h.id}, "x");
+    expect_loss(fd, "a reply of 1 bytes to a DISK_DATA frame, 0 are allowed");
+    pthread_join(t, NULL);
+    assert_int_equal(-ECANCELED, load.status);
+    load_free(&load);
 }
 
 /* ---- a wire that flips a bit ---- */
@@ -455,7 +520,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_end_in_the_middle_of_a_payload, setup, teardown),
         cmocka_unit_test_setup_teardown(an_abort_with_control_characters, setup, teardown),
         cmocka_unit_test_setup_teardown(buffers_are_bounded, setup, teardown),
-        cmocka_unit_test_setup_teardown(too_many_unanswered_frames, setup, teardown),
+        cmocka_unit_test_setup_teardown(more_frames_than_the_window, setup, teardown),
+        cmocka_unit_test_setup_teardown(more_bytes_than_the_window, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_request_to_who_serves_nothing, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_reply_longer_than_the_request_has, setup, teardown),
         cmocka_unit_test_setup_teardown(flipped_bits_are_found, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
