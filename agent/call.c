@@ -50,6 +50,7 @@ json_t *peer_call_agent(struct agent *a, const struct conf_peer *p, json_t *requ
     if (local)
         local_address(fd, local);
     xm_jsonl_init(&js, fd);
+    js.limits = &xm_json_answer;
     json_object_set_new(request, "from", json_string(a->conf.name));
     if (say_hello(fd, e) < 0)
         json_decref(request);

@@ -180,6 +180,7 @@ void conn_accept(struct agent *a, int listen_fd, bool peer)
     c->peer = peer;
     xm_jsonl_init(&c->js, fd);
     if (peer) {
+        c->js.limits = &xm_json_request;
         address_of(&c->from, (struct sockaddr *)&ss);
         keep_alive(fd);
     }

@@ -1,5 +1,5 @@
 /* One JSON object a line. What arrives is kept in one buffer: [start, len) is unread, [start, scanned) known
- * to hold no newline. A line is bounded by XM_JSONL_MAX, so the buffer is too: at most one such line and one
+ * to hold no newline. A line is bounded by its sender's limits, so the buffer is too: at most one such line and one
  * more read. */
 #include "base/base.h"
 
@@ -13,13 +13,67 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define READ_MIN        4096u /* room that each read is given at least */
-#define BUF_MAX         (XM_JSONL_MAX + 65536u)
+#define READ_MIN        4096u  /* room that each read is given at least */
+#define READ_AHEAD      65536u /* bytes behind the longest line */
 #define SEND_TIMEOUT_NS (10 * XM_NS_PER_S)
+
+const struct xm_json_limits xm_json_local = {XM_JSONL_MAX, 64, 1u << 17};
+const struct xm_json_limits xm_json_answer = {XM_JSONL_MAX, 16, 1u << 16};
+const struct xm_json_limits xm_json_request = {XM_JSONL_MAX / 4, 16, 1u << 13};
+
+/* Every value but the first of its array or object stands behind a comma, and every first one behind a bracket. What
+ * is no JSON may be counted wrong: the parser finds out what it is. */
+static int judge_size(const char *text, size_t len, const struct xm_json_limits *limits, struct xm_error *e)
+{
+    unsigned depth = 0, values = 0;
+    bool quoted = false;
+
+    for (size_t i = 0; i < len; i++) {
+        char c = text[i];
+        if (quoted) {
+            i += c == '\\';
+            quoted = c != '"';
+            continue;
+        }
+        quoted = c == '"';
+        if (c == '[' || c == '{') {
+            if (++depth > limits->depth)
+                return xm_error_set(e, EMSGSIZE, "values are nested more than %u deep", limits->depth);
+        } else if ((c == ']' || c == '}') && depth) {
+            depth--;
+        } else if (c != ',') {
+            continue;
+        }
+        if (c != ']' && c != '}' && ++values > limits->values)
+            return xm_error_set(e, EMSGSIZE, "it has more than %u values", limits->values);
+    }
+    return 0;
+}
+
+json_t *xm_json_parse(const char *text, size_t len, const struct xm_json_limits *limits, struct xm_error *e)
+{
+    json_error_t je;
+
+    if (len > limits->bytes) {
+        xm_error_set(e, EMSGSIZE, "a message is longer than %zu bytes", limits->bytes);
+        return NULL;
+    }
+    if (judge_size(text, len, limits, e) < 0) {
+        xm_error_prefix(e, "a message is too much to take in");
+        return NULL;
+    }
+    json_t *o = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
+    if (json_is_object(o))
+        return o;
+    xm_error_set(e, EPROTO, "a message is no JSON object (%s): \"%.*s\"", o ? "another value" : je.text,
+                 (int)XM_MIN(len, 60), text);
+    json_decref(o);
+    return NULL;
+}
 
 void xm_jsonl_init(struct xm_jsonl *j, int fd)
 {
-    *j = (struct xm_jsonl){.fd = fd, .passed_fd = -1};
+    *j = (struct xm_jsonl){.fd = fd, .limits = &xm_json_local, .passed_fd = -1};
 }
 
 void xm_jsonl_close(struct xm_jsonl *j)
@@ -57,9 +111,10 @@ static int make_room(struct xm_jsonl *j)
     }
     if (j->cap - j->len >= READ_MIN)
         return 0;
-    if (j->cap >= BUF_MAX)
+    size_t most = j->limits->bytes + READ_AHEAD;
+    if (j->cap >= most)
         return -ENOBUFS;
-    size_t cap = XM_MIN(XM_MAX(j->cap * 2, 4 * READ_MIN), BUF_MAX);
+    size_t cap = XM_MIN(XM_MAX(j->cap * 2, 4 * READ_MIN), most);
     char *buf = realloc(j->buf, cap);
     if (!buf)
         return -ENOMEM;
@@ -81,7 +136,8 @@ int xm_jsonl_fill(struct xm_jsonl *j, struct xm_error *e)
         if (err)
             /* Full: with whole lines, and the caller takes them now; or with one too long, and then it has
              * been told. */
-            return any ? 1 : xm_error_set(e, EMSGSIZE, "a message is longer than %u bytes", XM_JSONL_MAX);
+            return any ? 1
+                       : xm_error_set(e, EMSGSIZE, "a message is longer than %zu bytes", j->limits->bytes);
         union {
             char buf[CMSG_SPACE(8 * sizeof(int))];
             struct cmsghdr align;
@@ -109,7 +165,6 @@ int xm_jsonl_fill(struct xm_jsonl *j, struct xm_error *e)
 json_t *xm_jsonl_next(struct xm_jsonl *j, bool *bad, struct xm_error *e)
 {
     bool ignored;
-    json_error_t je;
 
     if (!bad)
         bad = &ignored;
@@ -118,9 +173,9 @@ json_t *xm_jsonl_next(struct xm_jsonl *j, bool *bad, struct xm_error *e)
         return NULL;
     char *nl = memchr(j->buf + j->scanned, '\n', j->len - j->scanned);
     size_t line = (nl ? (size_t)(nl - j->buf) : j->len) - j->start;
-    if (line > XM_JSONL_MAX) {
+    if (line > j->limits->bytes) {
         *bad = true;
-        xm_error_set(e, EMSGSIZE, "a message is longer than %u bytes", XM_JSONL_MAX);
+        xm_error_set(e, EMSGSIZE, "a message is longer than %zu bytes", j->limits->bytes);
         return NULL;
     }
     if (!nl) {
@@ -129,14 +184,9 @@ json_t *xm_jsonl_next(struct xm_jsonl *j, bool *bad, struct xm_error *e)
     }
     const char *text = j->buf + j->start;
     j->start = j->scanned = (size_t)(nl - j->buf) + 1;
-    json_t *o = json_loadb(text, line, JSON_REJECT_DUPLICATES, &je);
-    if (json_is_object(o))
-        return o;
-    *bad = true;
-    xm_error_set(e, EPROTO, "a message is no JSON object (%s): \"%.*s\"", o ? "another value" : je.text,
-                 (int)XM_MIN(line, 60), text);
-    json_decref(o);
-    return NULL;
+    json_t *o = xm_json_parse(text, line, j->limits, e);
+    *bad = !o;
+    return o;
 }
 
 /* Milliseconds until the deadline, rounded up; -1: no deadline. */

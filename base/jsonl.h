@@ -1,6 +1,7 @@
 /* base/jsonl.h: JSON objects, one a line, over a stream socket: the protocol of the agent, of the shim, and
- * of QMP. A line is at most XM_JSONL_MAX bytes; what is longer, no JSON or no object is an error that ends
- * the connection. One owner. */
+ * of QMP. How long a line is, how deep its values nest and how many there are is bounded by who sends it, and judged
+ * before it is parsed: a value of 2 bytes costs some 100 of memory. What is beyond, no JSON or no object is an error
+ * that ends the connection. One owner. */
 #ifndef XM_BASE_JSONL_H
 #define XM_BASE_JSONL_H
 
@@ -10,10 +11,22 @@
 #include <jansson.h>
 #include "base/error.h"
 
-#define XM_JSONL_MAX (1u << 20)
+#define XM_JSONL_MAX (1u << 20) /* bytes of a line, whoever sends it */
+
+struct xm_json_limits {
+    size_t bytes; /* of a line, at most XM_JSONL_MAX */
+    unsigned depth, values;
+};
+extern const struct xm_json_limits xm_json_local;   /* this host's own programs and QEMU: 1 MiB, 64, 131072 */
+extern const struct xm_json_limits xm_json_answer;  /* a peer that was asked: 1 MiB, 16, 65536 */
+extern const struct xm_json_limits xm_json_request; /* a peer that asks: 256 KiB, 16, 8192 */
+
+/* Parses one object; a new reference, or NULL with a sentence. */
+json_t *xm_json_parse(const char *text, size_t len, const struct xm_json_limits *, struct xm_error *);
 
 struct xm_jsonl {
-    int fd; /* owned; -1: closed */
+    int fd;                              /* owned; -1: closed */
+    const struct xm_json_limits *limits; /* xm_json_local at first */
     char *buf;
     size_t start, len, cap, scanned;
     int passed_fd; /* the last descriptor that came with SCM_RIGHTS, or -1; whoever takes it sets -1 */

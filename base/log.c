@@ -1,5 +1,6 @@
-#include "base/log.h"
+#include "base/base.h"
 
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,25 +24,93 @@ void xm_log_open(const char *ident, enum xm_log_level level)
     }
 }
 
-void xm_log(enum xm_log_level level, const char *fmt, ...)
+/* One character that does not belong into a line. C1 controls are two bytes in UTF-8; a lone one is no control. */
+static size_t control_length(const unsigned char *s)
 {
-    if (level > log_level)
-        return;
+    if (s[0] < ' ' || s[0] == 0x7f)
+        return 1;
+    return s[0] == 0xc2 && s[1] >= 0x80 && s[1] < 0xa0 ? 2 : 0;
+}
+
+/* At most `room` bytes; how many. */
+static size_t put_escaped(char *out, size_t room, const char *text)
+{
+    const unsigned char *s = (const unsigned char *)text;
+    size_t n = 0;
+
+    while (*s) {
+        size_t bad = control_length(s);
+        char what[8] = {(char)*s, 0};
+        if (bad == 1 && (*s == '\n' || *s == '\t' || *s == '\r'))
+            snprintf(what, sizeof what, "\\%c", *s == '\n' ? 'n' : *s == '\t' ? 't' : 'r');
+        else if (bad)
+            snprintf(what, sizeof what, "\\x%02x", s[bad - 1]);
+        size_t len = strlen(what);
+        if (len > room - n)
+            break;
+        memcpy(out + n, what, len);
+        n += len;
+        s += bad ? bad : 1;
+    }
+    return n;
+}
+
+static void log_line(enum xm_log_level level, const char *text)
+{
     char line[1024];
     struct timespec ts;
     struct tm tm;
-    va_list ap;
 
     clock_gettime(CLOCK_REALTIME, &ts);
     localtime_r(&ts.tv_sec, &tm);
     size_t n = strftime(line, sizeof line, "%Y-%m-%d %H:%M:%S", &tm);
     n += (size_t)snprintf(line + n, sizeof line - n, ".%03ld %s %s: ", ts.tv_nsec / 1000000,
                           level_name[level], log_ident);
-    va_start(ap, fmt);
-    int m = vsnprintf(line + n, sizeof line - n - 1, fmt, ap);
-    va_end(ap);
-    n += m < 0 ? 0 : (size_t)m < sizeof line - n - 1 ? (size_t)m : sizeof line - n - 2;
+    n += put_escaped(line + n, sizeof line - n - 1, text);
     line[n++] = '\n';
     if (write(STDERR_FILENO, line, n) < 0)
         return; /* nowhere left to complain */
+}
+
+void xm_log(enum xm_log_level level, const char *fmt, ...)
+{
+    char text[1024];
+    va_list ap;
+
+    if (level > log_level)
+        return;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    log_line(level, text);
+}
+
+void xm_log_limited(struct xm_log_limit *limit, enum xm_log_level level, const char *fmt, ...)
+{
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    uint64_t now = xm_now();
+    char text[1024];
+    va_list ap;
+
+    if (level > log_level)
+        return;
+    pthread_mutex_lock(&lock);
+    unsigned left_out = 0;
+    if (!limit->since || now - limit->since >= 60 * XM_NS_PER_S) {
+        left_out = limit->left_out;
+        *limit = (struct xm_log_limit){.since = now};
+    }
+    unsigned line = ++limit->lines;
+    limit->left_out += line > XM_LOG_BURST;
+    pthread_mutex_unlock(&lock);
+    if (line > XM_LOG_BURST)
+        return;
+    if (left_out)
+        xm_log(level, "%u more lines like the next one were left out", left_out);
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    log_line(level, text);
+    if (line == XM_LOG_BURST)
+        xm_log(level, "more lines like the last one are only counted for a minute");
 }

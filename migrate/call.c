@@ -27,7 +27,7 @@ json_t *call_destination(struct xm_links *links, json_t *steals, uint64_t timeou
             xm_error_set(e, lost.code, "%s", lost.text);
         xm_error_prefix(e, "the destination does not answer «%s»", what);
     } else {
-        reply = msg.reply ? json_loadb(msg.reply, msg.reply_len, 0, NULL) : NULL;
+        reply = msg.reply ? xm_json_parse(msg.reply, msg.reply_len, &xm_json_answer, NULL) : NULL;
         if (!xm_json_bool(reply, "ok", false)) {
             xm_error_set(e, EIO, "the destination refuses «%s»: %s", what,
                          xm_json_str(reply, "error", "no reason given"));

@@ -248,7 +248,7 @@ void destination_call(struct xm_post *p)
 {
     struct xm_rx *rx = xm_container_of(p, struct xm_rx, post);
     struct destination *dst = rx->owner;
-    json_t *o = rx->payload ? json_loadb(rx->payload, rx->hdr.length, 0, NULL) : NULL;
+    json_t *o = rx->payload ? xm_json_parse(rx->payload, rx->hdr.length, &xm_json_request, NULL) : NULL;
     const char *call = xm_json_str(o, "call", "");
     json_t *reply = json_object();
     struct xm_error e = {0};

@@ -125,16 +125,14 @@ static void try_jsonl(const uint8_t *data, size_t size)
 
 static void try_printing(const char *text, size_t size)
 {
-    json_t *o = json_loadb(text, size, 0, NULL);
+    json_t *o = xm_json_parse(text, size, &xm_json_answer, NULL);
     char *printed = NULL, line[100];
     size_t len = 0;
     struct args a = {.word = {"vm", "host"}, .words = 2};
     struct progress p;
 
-    if (!json_is_object(o)) {
-        json_decref(o);
+    if (!o)
         return;
-    }
     FILE *f = open_memstream(&printed, &len);
     struct cli_io io = {.out = f, .err = f, .columns = 80};
     progress_init(&p, &io);

@@ -117,7 +117,7 @@ static void nesting_without_end_is_refused(void **state)
     setsockopt(peer, SOL_SOCKET, SO_SNDBUFFORCE, &big, sizeof big);
     say(deep);
     assert_null(xm_jsonl_recv(&j, xm_now() + LIMIT_HANG_NS, &e));
-    assert_int_equal(e.code, EPROTO);
+    assert_int_equal(e.code, EMSGSIZE);
 }
 
 struct flood {
@@ -153,6 +153,61 @@ static void too_long_a_line_ends_the_matter_with_bounded_memory(void **state)
     assert_null(xm_jsonl_recv(&j, xm_now() + LIMIT_HANG_NS, &e));
     assert_int_equal(e.code, EMSGSIZE);
     assert_true(j.cap <= XM_JSONL_MAX + 65536);
+    shutdown(j.fd, SHUT_RDWR);
+    pthread_join(t, NULL);
+}
+
+static int parse(const char *text, const struct xm_json_limits *limits, struct xm_error *e)
+{
+    *e = (struct xm_error){0};
+    json_t *o = xm_json_parse(text, strlen(text), limits, e);
+
+    json_decref(o);
+    return o ? 0 : -e->code;
+}
+
+/* A megabyte of "[0,0,…" made 16 MB of values, and one of "[[[[" went as deep as the parser's stack. */
+static void depth_and_number_of_values_are_bounded(void **state)
+{
+    (void)state;
+    static const struct xm_json_limits few = {1000, 3, 5};
+    struct xm_error e;
+
+    assert_int_equal(parse("{\"a\":[[1]]}", &few, &e), 0);
+    assert_int_equal(parse("{\"a\":[[[1]]]}", &few, &e), -EMSGSIZE);
+    assert_non_null(strstr(e.text, "nested more than 3 deep"));
+    assert_int_equal(parse("{\"a\":[1,2],\"b\":1,\"c\":3}", &few, &e), 0);
+    assert_int_equal(parse("{\"a\":[1,2],\"b\":1,\"c\":3,\"d\":4}", &few, &e), -EMSGSIZE);
+    assert_non_null(strstr(e.text, "more than 5 values"));
+    /* What stands in quotes is no value. */
+    assert_int_equal(parse("{\"a\":\"[[[[[,,,,,,{{{\\\",[[[[\\\\\",\"]\":1}", &few, &e), 0);
+    assert_int_equal(parse("]]]]{\"a\":[[[1]]]}", &few, &e), -EMSGSIZE);
+
+    char *big = malloc(XM_JSONL_MAX + 1);
+    memset(big, '[', XM_JSONL_MAX);
+    big[XM_JSONL_MAX] = 0;
+    assert_int_equal(parse(big, &xm_json_local, &e), -EMSGSIZE);
+    for (size_t i = 0; i < XM_JSONL_MAX; i++)
+        big[i] = "0,"[i % 2];
+    big[0] = '[';
+    assert_int_equal(parse(big, &xm_json_answer, &e), -EMSGSIZE);
+    assert_int_equal(parse(big, &xm_json_request, &e), -EMSGSIZE);
+    free(big);
+}
+
+/* Who sends a line decides how long it may be. */
+static void a_line_is_as_long_as_its_sender_may(void **state)
+{
+    (void)state;
+    struct flood f = {peer, 2 * xm_json_request.bytes, false};
+    struct xm_error e = {0};
+    pthread_t t;
+
+    j.limits = &xm_json_request;
+    assert_int_equal(pthread_create(&t, NULL, flood, &f), 0);
+    assert_null(xm_jsonl_recv(&j, xm_now() + LIMIT_HANG_NS, &e));
+    assert_int_equal(e.code, EMSGSIZE);
+    assert_true(j.cap <= xm_json_request.bytes + 65536);
     shutdown(j.fd, SHUT_RDWR);
     pthread_join(t, NULL);
 }
@@ -311,6 +366,8 @@ int main(void)
         PAIR(what_is_no_object_is_bad),
         PAIR(nesting_without_end_is_refused),
         PAIR(too_long_a_line_ends_the_matter_with_bounded_memory),
+        cmocka_unit_test(depth_and_number_of_values_are_bounded),
+        PAIR(a_line_is_as_long_as_its_sender_may),
         PAIR(the_longest_line_allowed_passes_and_one_more_does_not),
         PAIR(the_end_is_told_after_the_last_line),
         PAIR(silence_is_a_time_out),
