@@ -177,6 +177,9 @@ struct conn {
     bool peer;           /* came over TCP, from another agent */
     struct address from; /* of a peer */
     bool dead;           /* it does not read any more: events are not sent */
+    /* Under the lock. When it began to wait for its first line or next message; 0: it is being served. */
+    uint64_t idle_since;
+    bool dropped; /* for a newer one; its thread is about to end */
 };
 
 /* A verb's handler: sends events by conn_event and returns the last answer (ok_answer, refusal). Without the

@@ -2,9 +2,13 @@
  *
  * On the unix socket lines of JSON come at once. Over TCP the first line says what the connection is, and is
  * read byte for byte up to its end (by peeking), because after «link» the next byte already belongs to the
- * shim. Whoever connects over TCP is held to the configuration by address, before and after that line; and to
- * sizes, counts and times: a peer that is silent, endless or talkative costs one thread for some seconds, and
- * at most TCP_MAX of them.
+ * shim. Whoever connects over TCP is held to the configuration by address, before there is a thread for it and
+ * after that line; and to sizes, counts and times.
+ *
+ * Nobody is kept out by connections that say nothing: a new one of an address that has PER_ADDRESS takes the place
+ * of that address's connection that has been idle longest (it waits for its first line or next message), and when
+ * all TCP_MAX are taken, of whoever's. Only requests that are being served keep their places; an address has at
+ * most PER_ADDRESS of them.
  */
 #include "agent/agent.h"
 
@@ -17,7 +21,8 @@
 #include <unistd.h>
 
 #define UNIX_MAX       256
-#define TCP_MAX        64
+#define TCP_MAX        128
+#define PER_ADDRESS    16
 #define FIRST_LINE_MAX 200
 #define FIRST_LINE_NS  (5 * XM_NS_PER_S)
 #define MESSAGE_NS     (30 * XM_NS_PER_S) /* for a peer's whole next message */
@@ -30,6 +35,13 @@ void conn_event(struct conn *c, json_t *event)
         c->dead = true; /* who asked has gone; what it asked for goes on */
 }
 
+static void set_idle(struct conn *c, bool idle)
+{
+    agent_lock(c->agent);
+    c->idle_since = idle ? xm_now() : 0;
+    agent_unlock(c->agent);
+}
+
 static void serve(struct conn *c)
 {
     struct xm_error e = {0};
@@ -40,8 +52,10 @@ static void serve(struct conn *c)
         request = xm_jsonl_recv(&c->js, deadline, &e);
         if (!request)
             break;
+        set_idle(c, false);
         conn_event(c, verb_run(c, request));
         json_decref(request);
+        set_idle(c, true);
     }
     /* What was no message gets an answer too, when there is anybody to read it. */
     if (!c->dead && e.code != ECONNRESET && e.code != ENOTCONN && e.code != ETIMEDOUT)
@@ -97,10 +111,6 @@ static bool introduced(struct conn *c, struct xm_error *e)
     struct agent *a = c->agent;
     char line[FIRST_LINE_MAX], token[2 * 32 + 2], name[CONFIG_NAME_MAX + 2], rest;
 
-    if (!known_peer(a, &c->from) && !link_welcome(a, &c->from)) {
-        xm_error_set(e, EACCES, "no [peer] has this address");
-        return false;
-    }
     if (first_line(c->js.fd, line, e) < 0)
         return false;
     if (!strcmp(line, "XMIG/1 control")) {
@@ -108,9 +118,10 @@ static bool introduced(struct conn *c, struct xm_error *e)
             return true;
         xm_error_set(e, EACCES, "no [peer] has this address");
     } else if (sscanf(line, "XMIG/1 link %65s %64s%c", token, name, &rest) == 2) {
-        int fd = c->js.fd;
         agent_lock(a);
+        int fd = c->js.fd;
         c->js.fd = -1;
+        c->idle_since = 0;
         agent_unlock(a);
         link_arrived(a, &c->from, token, name, fd);
     } else {
@@ -121,15 +132,27 @@ static bool introduced(struct conn *c, struct xm_error *e)
 
 static void serve_peer(struct conn *c)
 {
+    static struct xm_log_limit limit;
     struct xm_error e = {0};
 
     if (introduced(c, &e))
         serve(c);
     else if (e.code)
-        xm_log(XM_LOG_WARN, "closed a connection from %s: %s", address_format(&c->from).s, e.text);
+        xm_log_limited(&limit, XM_LOG_WARN, "closed a connection from %s: %s", address_format(&c->from).s,
+                       e.text);
 }
 
 /* ---- life ---- */
+
+/* Under the lock. */
+static void delist(struct conn *c)
+{
+    struct agent *a = c->agent;
+
+    LIST_REMOVE(c, link);
+    if (!c->dropped)
+        *(c->peer ? &a->tcp_conns : &a->unix_conns) -= 1;
+}
 
 static void *conn_main(void *arg)
 {
@@ -141,8 +164,7 @@ static void *conn_main(void *arg)
     else
         serve(c);
     agent_lock(a);
-    LIST_REMOVE(c, link);
-    *(c->peer ? &a->tcp_conns : &a->unix_conns) -= 1;
+    delist(c);
     xm_jsonl_close(&c->js); /* under the lock: agent_stop shuts down the sockets in the list */
     agent_unlock(a);
     free(c);
@@ -161,8 +183,83 @@ static void keep_alive(int fd)
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
 }
 
+/* Under the lock. The one that has been idle longest, of this address alone (NULL: of any). */
+static struct conn *longest_idle(struct agent *a, const struct address *of)
+{
+    struct conn *c, *found = NULL;
+
+    LIST_FOREACH (c, &a->conns, link) {
+        if (!c->peer || c->dropped || !c->idle_since || c->js.fd < 0 || (of && !address_equal(&c->from, of)))
+            continue;
+        if (!found || c->idle_since < found->idle_since)
+            found = c;
+    }
+    return found;
+}
+
+/* Under the lock. */
+static unsigned count_of(struct agent *a, const struct address *from)
+{
+    struct conn *c;
+    unsigned n = 0;
+
+    LIST_FOREACH (c, &a->conns, link)
+        n += c->peer && !c->dropped && address_equal(&c->from, from);
+    return n;
+}
+
+/* Under the lock: is there a place for it, if need be an idle one's? */
+static bool make_place(struct agent *a, const struct address *from, struct xm_error *e)
+{
+    bool many = count_of(a, from) >= PER_ADDRESS;
+
+    if (!many && a->tcp_conns < TCP_MAX)
+        return true;
+    struct conn *old = longest_idle(a, many ? from : NULL);
+    if (!old) {
+        xm_error_set(e, EBUSY,
+                     many ? "it has %u requests here that are not finished"
+                          : "%u requests of other hosts are not finished",
+                     many ? PER_ADDRESS : TCP_MAX);
+        return false;
+    }
+    old->dropped = true;
+    shutdown(old->js.fd, SHUT_RDWR); /* its thread sees its end */
+    a->tcp_conns--;
+    return true;
+}
+
+/* Under the lock. */
+static bool enlist(struct agent *a, struct conn *c, struct xm_error *e)
+{
+    if (a->ending) {
+        xm_error_set(e, ECANCELED, "the agent ends");
+        return false;
+    }
+    if (c->peer ? !make_place(a, &c->from, e) : a->unix_conns >= UNIX_MAX) {
+        if (!c->peer)
+            xm_error_set(e, EBUSY, "%u connections of this host are open", UNIX_MAX);
+        return false;
+    }
+    *(c->peer ? &a->tcp_conns : &a->unix_conns) += 1;
+    c->idle_since = xm_now();
+    LIST_INSERT_HEAD(&a->conns, c, link);
+    return true;
+}
+
+static void not_accepted(int err)
+{
+    static struct xm_log_limit limit;
+
+    if (err == EAGAIN || err == EINTR || err == ECONNABORTED)
+        return;
+    xm_log_limited(&limit, XM_LOG_ERROR, "cannot accept a connection: %s", strerror(err));
+    poll(NULL, 0, 50); /* out of descriptors or memory: it stays in the queue, and is tried again at once */
+}
+
 void conn_accept(struct agent *a, int listen_fd, bool peer)
 {
+    static struct xm_log_limit limit;
     struct sockaddr_storage ss = {0};
     socklen_t len = sizeof ss;
     struct xm_error e = {0};
@@ -170,36 +267,35 @@ void conn_accept(struct agent *a, int listen_fd, bool peer)
     struct conn *c = fd < 0 ? NULL : calloc(1, sizeof *c);
 
     if (!c) {
+        not_accepted(fd < 0 ? errno : ENOMEM);
         if (fd >= 0)
             close(fd);
-        else if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
-            xm_log(XM_LOG_ERROR, "cannot accept a connection: %s", strerror(errno));
         return;
     }
     c->agent = a;
     c->peer = peer;
     xm_jsonl_init(&c->js, fd);
+    bool known = true, listed = false;
     if (peer) {
         c->js.limits = &xm_json_request;
         address_of(&c->from, (struct sockaddr *)&ss);
         keep_alive(fd);
+        known = known_peer(a, &c->from) || link_welcome(a, &c->from);
     }
-    agent_lock(a);
-    unsigned *count = peer ? &a->tcp_conns : &a->unix_conns;
-    bool room = *count < (peer ? TCP_MAX : UNIX_MAX) && !a->ending;
-    if (room) {
-        (*count)++;
-        LIST_INSERT_HEAD(&a->conns, c, link);
+    if (!known) {
+        xm_error_set(&e, EACCES, "no [peer] has this address");
+    } else {
+        agent_lock(a);
+        listed = enlist(a, c, &e);
+        agent_unlock(a);
     }
-    agent_unlock(a);
-    if (room && agent_thread(a, conn_main, c, &e) == 0)
+    if (listed && agent_thread(a, conn_main, c, &e) == 0)
         return;
-    xm_log(XM_LOG_WARN, "refused a connection: %s", room ? e.text : "too many are open");
+    xm_log_limited(&limit, XM_LOG_WARN, "refused a connection from %s: %s",
+                   peer ? address_format(&c->from).s : "this host", e.text);
     agent_lock(a);
-    if (room) {
-        (*count)--;
-        LIST_REMOVE(c, link);
-    }
+    if (listed)
+        delist(c);
     agent_unlock(a);
     xm_jsonl_close(&c->js);
     free(c);

@@ -479,6 +479,7 @@ static bool token_equal(const char *x, const char *y)
 
 void link_arrived(struct agent *a, const struct address *from, const char *token, const char *name, int fd)
 {
+    static struct xm_log_limit limit;
     char vm_name[VM_NAME_MAX + 1] = "";
     struct xm_error e = {0};
     struct vm *vm;
@@ -497,13 +498,14 @@ void link_arrived(struct agent *a, const struct address *from, const char *token
         name[0] &&
         strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:-") == strlen(name);
     if (!vm_name[0] || !legal) {
-        xm_log(XM_LOG_WARN, "closed a link from %s: no migration waits for it", address_format(from).s);
+        xm_log_limited(&limit, XM_LOG_WARN, "closed a link from %s: no migration waits for it",
+                       address_format(from).s);
     } else {
         json_t *answer = shim_call(a, vm_name, json_pack("{s:s, s:s}", "cmd", "link", "name", name), fd,
                                    15 * XM_NS_PER_S, &e);
         if (!answer)
-            xm_log(XM_LOG_WARN, "VM %s: a link from %s came to nothing: %s", vm_name, address_format(from).s,
-                   e.text);
+            xm_log_limited(&limit, XM_LOG_WARN, "VM %s: a link from %s came to nothing: %s", vm_name,
+                           address_format(from).s, e.text);
         json_decref(answer);
     }
     close(fd);

@@ -233,6 +233,58 @@ static void a_peer_has_a_peers_verbs_and_its_own_name(void **state)
     must_live();
 }
 
+static bool is_closed(int fd)
+{
+    char c;
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+
+    return poll(&p, 1, LIMIT_HANG_MS) == 1 && recv(fd, &c, 1, MSG_DONTWAIT) <= 0;
+}
+
+/* 64 of them kept everybody out, before they had said a word. Some have introduced themselves, some are half a
+ * message further. */
+static void idle_connections_keep_nobody_out(void **state)
+{
+    static const char *const said[] = {"", "XMIG/1 con", "XMIG/1 control\n", "XMIG/1 control\n{\"verb\""};
+    int fds[200];
+    (void)state;
+
+    for (int i = 0; i < 200; i++) {
+        fds[i] = connect_from("127.0.0.2", t->port);
+        assert_true(fds[i] >= 0);
+        send(fds[i], said[i % 4], strlen(said[i % 4]), MSG_NOSIGNAL);
+    }
+    must(ask_as_peer(t, verb("peer.hello")), 0);
+    for (int i = 0; i < 180; i++) /* the oldest made room */
+        assert_true(is_closed(fds[i]));
+    struct pollfd newest = {.fd = fds[199], .events = POLLIN};
+    assert_int_equal(poll(&newest, 1, 0), 0);
+    for (int i = 0; i < 200; i++)
+        close(fds[i]);
+    must_live();
+}
+
+/* Each wrote a line into our log, which is on a disk that is somebody else's too. */
+static void strangers_do_not_fill_the_log(void **state)
+{
+    char *log = NULL;
+    size_t len;
+    unsigned lines = 0;
+    (void)state;
+
+    for (int i = 0; i < 100; i++) {
+        assert_true(closed_without_a_word(connect_from("127.0.0.3", t->port), "", 0));
+        assert_true(closed_without_a_word(connect_from("127.0.0.2", t->port), "GET /\n", 6));
+    }
+    must_live();
+    assert_int_equal(xm_file_read(in_dir(t, "agent.log"), 1 << 20, &log, &len, NULL), 0);
+    for (char *l = log; (l = strchr(l, '\n')); l++)
+        lines++;
+    assert_non_null(strstr(log, "no [peer] has this address"));
+    assert_true(lines < 40);
+    free(log);
+}
+
 /* ---- prepare ---- */
 
 static json_t *prepare_request(void)
@@ -795,6 +847,8 @@ int main(int argc, char **argv)
         TEST(fields_of_wrong_types_are_refused),
         TEST(strangers_are_closed),
         TEST(a_first_line_of_another_kind_is_closed),
+        TEST(idle_connections_keep_nobody_out),
+        TEST(strangers_do_not_fill_the_log),
         TEST(a_peer_has_a_peers_verbs_and_its_own_name),
         TEST(hostile_requests_to_prepare_make_nothing),
         TEST(a_probe_decides_what_is_shared),
