@@ -238,7 +238,7 @@ static int choose(const struct host_facts *h, uint64_t need)
     for (unsigned i = 0; i < h->datastores; i++) {
         const struct fact_datastore *d = &h->datastore[i];
         bool under = under_target(d, need);
-        if (room(h, d) < need || (best_under && !under))
+        if (d->closed || room(h, d) < need || (best_under && !under))
             continue;
         if (best < 0 || (under && !best_under) || room(h, d) > room(h, &h->datastore[best])) {
             best = (int)i;
@@ -274,6 +274,10 @@ static int judge_storage(const struct host_facts *h, const struct admission_requ
     }
     if (found < 0) {
         because(why, "%s has no datastore '%s'", h->host, r->datastore);
+    } else if (h->datastore[found].closed) {
+        because(why, "datastore '%s' on %s takes no disks from other hosts (incoming = no)", r->datastore,
+                h->host);
+        found = -1;
     } else if (room(h, &h->datastore[found]) < need) {
         const struct fact_datastore *d = &h->datastore[found];
         because(why,
@@ -354,76 +358,19 @@ unsigned admit(const struct host_facts *h, const struct admission_request *r, js
 static const char *const immovable[] = {"vfio",     "vhost-user",      "vhost-scsi",  "vhost-vsock",
                                         "usb-host", "hostdev",         "ivshmem",     "virtfs",
                                         "fsdev",    "tpm-passthrough", "host_device", NULL};
-/* What may come from a peer: options that by themselves, and with values without a '/', touch nothing of this
- * host. */
-static const char *const harmless[] = {
-    "-device",    "-object",          "-global",    "-rtc",        "-boot",
-    "-vga",       "-display",         "-smbios",    "-cpu",        "-icount",
-    "-no-reboot", "-no-shutdown",     "-nographic", "-nodefaults", "-no-user-config",
-    "-no-hpet",   "-watchdog-action", "-uuid",      "-name",       "-k",
-    NULL};
 
-static bool listed(const char *const *list, const char *word)
-{
-    for (; *list; list++) {
-        if (!strcmp(*list, word))
-            return true;
-    }
-    return false;
-}
-
-/* -object can make files and talk to sockets; two kinds are known not to. */
-static bool object_ok(const char *value)
-{
-    return !strncmp(value, "iothread,", 9) || !strncmp(value, "rng-builtin,", 12);
-}
-
-/* Options within a value can name files too: -machine dumpdtb=, -cpu and -accel to be safe. */
-static void judge_values(const struct vm_spec *s, json_t *reasons)
-{
-    const char *const value[] = {s->machine, s->accel, s->cpu};
-
-    for (size_t i = 0; i < 3; i++) {
-        if (value[i] && (strchr(value[i], '/') || strstr(value[i], "dumpdtb") || value[i][0] == '-'))
-            because(reasons, "'%s' of %s is nothing that is taken from another host", value[i], s->name);
-    }
-}
-
-unsigned admit_extra(const struct vm_spec *s, bool strict, json_t *reasons)
+unsigned admit_extra(const struct vm_spec *s, json_t *reasons)
 {
     size_t before = json_array_size(reasons);
 
-    if (strict)
-        judge_values(s, reasons);
-    for (size_t i = 0; s->extra && s->extra[i]; i++) {
-        const char *a = s->extra[i], *option = i ? s->extra[i - 1] : "";
+    for (char **x = s->extra; x && *x; x++) {
         for (size_t j = 0; immovable[j]; j++) {
-            if (strstr(a, immovable[j])) {
-                because(reasons, "'%s' attaches something of its host to %s that cannot move (%s)", a,
+            if (strstr(*x, immovable[j])) {
+                because(reasons, "'%s' attaches something of its host to %s that cannot move (%s)", *x,
                         s->name, immovable[j]);
                 break;
             }
         }
-        if (!strict)
-            continue;
-        if (a[0] == '-' ? !listed(harmless, a)
-                        : strchr(a, '/') || (!strcmp(option, "-object") && !object_ok(a)))
-            because(reasons, "QEMU's argument '%s' of %s is none that is taken from another host", a,
-                    s->name);
     }
     return (unsigned)(json_array_size(reasons) - before);
-}
-
-int admit_qemu_name(const struct vm_spec *s, struct xm_error *e)
-{
-    static const char prefix[] = "qemu-system-";
-    const char *arch = s->qemu + sizeof prefix - 1;
-
-    if (strncmp(s->qemu, prefix, sizeof prefix - 1) || !*arch ||
-        strspn(arch, "abcdefghijklmnopqrstuvwxyz0123456789_") != strlen(arch))
-        return xm_error_set(
-            e, EPERM,
-            "the program '%s' is taken from another host only when it is a qemu-system-ARCH without a path",
-            s->qemu);
-    return 0;
 }

@@ -15,6 +15,7 @@ struct fact_datastore {
     uint64_t size, free;
     uint64_t reserved; /* promised to migrations that come in, and not written yet */
     unsigned target;   /* percent */
+    bool closed;       /* takes no disks from other hosts */
 };
 
 struct fact_link {
@@ -74,10 +75,7 @@ struct admission_request {
  * of the one chosen for the disks, -1 when there is none. */
 unsigned admit(const struct host_facts *, const struct admission_request *, json_t *reasons, int *datastore);
 
-/* What in `extra` cannot move. strict: the spec came from a peer: only arguments that are known to name
- * nothing of this host. */
-unsigned admit_extra(const struct vm_spec *, bool strict, json_t *reasons);
-/* A program or file that a peer's spec names: the rules for names from outside. 0 or a sentence. */
-int admit_qemu_name(const struct vm_spec *, struct xm_error *);
+/* What in `extra` cannot move, wherever it is to go (agent/outside.h: what a peer takes of it). */
+unsigned admit_extra(const struct vm_spec *, json_t *reasons);
 
 #endif

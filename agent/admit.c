@@ -1,6 +1,7 @@
 /* What this host is, for admission; and the disks' files. */
 #include "agent/agent.h"
 #include "agent/facts.h"
+#include "agent/outside.h"
 #include "probe/probe.h"
 
 #include <fcntl.h>
@@ -18,14 +19,18 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
 {
     const struct vm_spec *s = r->spec;
     struct host_facts *f = &g->facts;
-    bool run_it = !strict || admit_qemu_name(s, NULL) == 0;
+    bool run_it = !strict || outside_program(s, NULL) == 0;
     bool kvm = s->accel && !strncmp(s->accel, "kvm", 3);
     char full[128];
 
     memset(g, 0, sizeof *g);
     const struct qemu_facts *q = run_it ? qemu_facts(s->qemu, &g->qemu) : NULL;
-    if (!q && run_it && g->qemu.code != ENOENT)
-        f->qemu_why = g->qemu.text;
+    /* The words that a program ends with are for those at its host. */
+    if (!q && run_it && g->qemu.code != ENOENT) {
+        f->qemu_why = strict ? "see its agent's log" : g->qemu.text;
+        if (strict)
+            xm_log(XM_LOG_WARN, "%s", g->qemu.text);
+    }
     f->host = a->conf.name;
     f->protocol = AGENT_PROTOCOL;
     f->qemu_version = q ? q->version : NULL;
@@ -54,8 +59,9 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
     f->datastores = a->conf.datastores;
     f->datastore = g->datastore;
     for (unsigned i = 0; i < a->conf.datastores; i++) {
-        g->datastore[i] =
-            (struct fact_datastore){.name = a->conf.datastore[i].name, .target = a->conf.datastore[i].target};
+        g->datastore[i] = (struct fact_datastore){.name = a->conf.datastore[i].name,
+                                                  .target = a->conf.datastore[i].target,
+                                                  .closed = !a->conf.datastore[i].incoming};
         facts_space(a->conf.datastore[i].path, &g->datastore[i].size, &g->datastore[i].free);
     }
     f->links = a->conf.links;

@@ -50,6 +50,7 @@ static void *open_datastore(void *root, const char *name, struct xm_error *e)
         return NULL;
     snprintf(d->name, sizeof d->name, "%s", name);
     d->target = 80;
+    d->incoming = true;
     c->datastores++;
     return d;
 }
@@ -102,9 +103,17 @@ static const struct xm_ini_key limit_keys[] = {
     XM_INI_KEY(struct config, min_memory, XM_INI_SIZE),
     {.name = NULL},
 };
+static const struct xm_ini_key incoming_keys[] = {
+    XM_INI_KEY(struct config, bridge, XM_INI_STRINGS),
+    XM_INI_KEY(struct config, kernels, XM_INI_STRINGS),
+    XM_INI_KEY(struct config, firmware, XM_INI_STRINGS),
+    XM_INI_KEY(struct config, images, XM_INI_STRINGS),
+    {.name = NULL},
+};
 static const struct xm_ini_key datastore_keys[] = {
     XM_INI_KEY(struct conf_datastore, path, XM_INI_STRING, .required = true),
     XM_INI_KEY(struct conf_datastore, target, XM_INI_PERCENT),
+    XM_INI_KEY(struct conf_datastore, incoming, XM_INI_BOOL),
     {.name = NULL},
 };
 static const struct xm_ini_key link_keys[] = {
@@ -114,6 +123,7 @@ static const struct xm_ini_key link_keys[] = {
 static const struct xm_ini_key peer_keys[] = {
     XM_INI_KEY(struct conf_peer, address, XM_INI_STRING, .required = true),
     XM_INI_KEY(struct conf_peer, port, XM_INI_UINT, .min = 1, .max = 65535),
+    XM_INI_KEY(struct conf_peer, extra, XM_INI_STRINGS),
     {.name = NULL},
 };
 static const struct xm_ini_key no_keys[] = {{.name = NULL}};
@@ -121,6 +131,7 @@ static const struct xm_ini_section sections[] = {
     {.name = "host", .keys = host_keys},
     {.name = "listen", .keys = listen_keys},
     {.name = "limits", .keys = limit_keys},
+    {.name = "incoming", .keys = incoming_keys},
     {.name = "datastore", .named = true, .keys = datastore_keys, .open = open_datastore},
     {.name = "link", .named = true, .keys = link_keys, .open = open_link},
     {.name = "peer", .named = true, .keys = peer_keys, .open = open_peer},
@@ -138,6 +149,10 @@ static int check_directory(const char *file, const char *section, const char *ke
     if (dir[0] != '/')
         return xm_error_set(e, EINVAL, "%s:%u: the path '%s' has to begin with /", file,
                             xm_ini_line(file, section, key), dir);
+    /* It stands in options of QEMU, where a comma begins the next one. */
+    if (!exists && strchr(dir, ','))
+        return xm_error_set(e, EINVAL, "%s:%u: the path '%s' may not have a comma", file,
+                            xm_ini_line(file, section, key), dir);
     if (exists && (stat(dir, &st) < 0 || !S_ISDIR(st.st_mode)))
         return xm_error_set(e, ENOENT, "%s:%u: there is no directory %s", file,
                             xm_ini_line(file, section, key), dir);
@@ -150,6 +165,21 @@ static int check_address(const char *file, const char *section, const char *text
     if (!address_parse(a, text))
         return xm_error_set(e, EINVAL, "%s:%u: '%s' is no IP address in numbers", file,
                             xm_ini_line(file, section, "address"), text);
+    return 0;
+}
+
+static int check_lists(struct config *c, const char *file, struct xm_error *e)
+{
+    static const char *const keys[] = {"kernels", "firmware", "images"};
+    char **const lists[] = {c->kernels, c->firmware, c->images};
+
+    for (unsigned i = 0; i < 3; i++) {
+        for (char **dir = lists[i]; dir && *dir; dir++) {
+            if ((*dir)[0] != '/')
+                return xm_error_set(e, EINVAL, "%s:%u: the path '%s' has to begin with /", file,
+                                    xm_ini_line(file, "incoming", keys[i]), *dir);
+        }
+    }
     return 0;
 }
 
@@ -168,6 +198,8 @@ static int check_host(struct config *c, const char *file, struct xm_error *e)
         r = check_directory(file, "host", "run_dir", c->run_dir, false, e);
     if (!r)
         r = check_address(file, "listen", c->listen_address, &a, e);
+    if (!r)
+        r = check_lists(c, file, e);
     return r;
 }
 
@@ -219,6 +251,20 @@ static char *shim_beside_us(void)
     return n > 0 ? xm_printf("%s/xmigrate-shim", dirname(self)) : xm_printf("xmigrate-shim");
 }
 
+/* Where Debian's packages put it: the same files on every host, and no secret in them. */
+static char **packaged_firmware(void)
+{
+    static const char *const dirs[] = {"/usr/share/OVMF",  "/usr/share/ovmf",
+                                       "/usr/share/qemu",  "/usr/share/seabios",
+                                       "/usr/share/AAVMF", "/usr/share/qemu-efi-aarch64"};
+    size_t n = sizeof dirs / sizeof *dirs;
+    char **list = calloc(n + 1, sizeof *list);
+
+    for (size_t i = 0; list && i < n; i++)
+        list[i] = xm_printf("%s", dirs[i]);
+    return list;
+}
+
 int config_load(struct config *c, const char *path, struct xm_error *e)
 {
     c->port = 7070;
@@ -244,11 +290,21 @@ int config_load(struct config *c, const char *path, struct xm_error *e)
         c->shim = shim_beside_us();
     if (!c->listen_address)
         c->listen_address = xm_printf("0.0.0.0");
+    if (!c->firmware)
+        c->firmware = packaged_firmware();
     return check(c, path, e);
+}
+
+static void free_list(char **list)
+{
+    for (char **s = list; s && *s; s++)
+        free(*s);
+    free(list);
 }
 
 void config_free(struct config *c)
 {
+    free_list(c->bridge), free_list(c->kernels), free_list(c->firmware), free_list(c->images);
     free(c->name), free(c->state_dir), free(c->run_dir), free(c->engine), free(c->shim),
         free(c->listen_address);
     for (unsigned i = 0; i < c->datastores; i++)
@@ -256,7 +312,7 @@ void config_free(struct config *c)
     for (unsigned i = 0; i < c->links; i++)
         free(c->link[i].address);
     for (unsigned i = 0; i < c->peers; i++)
-        free(c->peer[i].address);
+        free(c->peer[i].address), free_list(c->peer[i].extra);
     memset(c, 0, sizeof *c);
 }
 

@@ -14,6 +14,7 @@ struct conf_datastore {
     char name[CONFIG_NAME_MAX + 1];
     char *path;
     unsigned target; /* percent full that rebalancing aims to stay under */
+    bool incoming;   /* takes disks from other hosts */
 };
 
 struct conf_link {
@@ -25,6 +26,7 @@ struct conf_peer {
     char name[CONFIG_NAME_MAX + 1];
     char *address;
     unsigned port;
+    char **extra; /* words of QEMU's command line that its VMs may bring along; NULL: none */
     struct address parsed;
 };
 
@@ -38,6 +40,9 @@ struct config {
     uint64_t bandwidth;     /* bytes a second that a migration may send; 0: no limit */
     uint64_t downtime, link_timeout; /* ns */
     uint64_t min_free, min_memory;   /* bytes that admission leaves free in each datastore, of RAM */
+    /* What VMs of other hosts may use here; each ends with NULL, or is NULL: none. The last three are
+     * directories. */
+    char **bridge, **kernels, **firmware, **images;
     unsigned datastores, links, peers;
     struct conf_datastore datastore[CONFIG_MANY];
     struct conf_link link[CONFIG_MANY];

@@ -1,7 +1,7 @@
 /* What other agents ask of this one: hello, check, prepare, cancel; and their links.
  *
  * Everything in a request is hostile until it has been checked: the spec by vm_spec_from_json and by the
- * rules for specs from outside (agent/admission.h), numbers against their bounds, names against the
+ * rules for specs from outside (agent/outside.h), numbers against their bounds, names against the
  * configuration. No path comes from a peer: a disk's is made here, from the name of a datastore of ours, and
  * the VM's and the disk's name.
  *
@@ -12,7 +12,9 @@
  * shim ends after a minute by itself, and its disks with it.
  */
 #include "agent/agent.h"
+#include "agent/outside.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,34 +75,59 @@ static bool hex_only(const char *s, size_t n)
     return strlen(s) == n && strspn(s, "0123456789abcdef") == n;
 }
 
+/* The file of that name in an open directory: a plain file and no link, whatever somebody who may write there
+ * puts in its place. The descriptor, or -1. */
+static int open_plain(int dir, const char *name, struct stat *st)
+{
+    int fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+
+    if (fd >= 0 && fstat(fd, st) == 0 && S_ISREG(st->st_mode))
+        return fd;
+    if (fd >= 0)
+        close(fd);
+    return -1;
+}
+
+static bool probe_says(int dir, const char *name, const char *content)
+{
+    char *file = xm_printf(".xmigrate-probe-%s", name), text[33];
+    struct stat st;
+    int fd = open_plain(dir, file, &st);
+    bool same =
+        fd >= 0 && st.st_size == 32 && pread(fd, text, sizeof text, 0) == 32 && !memcmp(text, content, 32);
+
+    if (fd >= 0)
+        close(fd);
+    free(file);
+    return same;
+}
+
 /* A disk that stays where it is: the source has put a probe file beside it, and says what is in it. Whoever
- * finds that in the datastore of this name here reaches the same storage. */
+ * finds that in the datastore of this name here reaches the same storage. The shim opens the disk once more, in
+ * the same way, and compares its size again (blkcopy/file.c). */
 static void look_for_probe(struct agent *a, struct asked *q, unsigned i, const json_t *probe)
 {
     struct vm_disk *d = &q->spec.disk[i];
     const struct conf_datastore *ds = config_datastore(&a->conf, xm_json_str(probe, "datastore", ""));
     const char *name = xm_json_str(probe, "probe", ""), *content = xm_json_str(probe, "content", "");
     const char *file = xm_json_str(probe, "file", "");
-    char *text = NULL;
-    size_t len;
     struct stat st;
 
-    if (!ds || !hex_only(name, 16) || !hex_only(content, 32) || !file[0] || file[0] == '.' ||
+    if (!ds || !ds->incoming || !hex_only(name, 16) || !hex_only(content, 32) || !file[0] || file[0] == '.' ||
         strchr(file, '/') || strlen(file) > 200)
         return;
-    char *probe_path = xm_printf("%s/.xmigrate-probe-%s", ds->path, name),
-         *path = xm_printf("%s/%s", ds->path, file);
-    bool same = !xm_file_read(probe_path, 64, &text, &len, NULL) && len == 32 && !memcmp(text, content, 32);
-    if (same && !lstat(path, &st) && S_ISREG(st.st_mode) && (uint64_t)st.st_size == d->size) {
+    int dir = open(ds->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = dir >= 0 && probe_says(dir, name, content) ? open_plain(dir, file, &st) : -1;
+    if (fd >= 0 && (uint64_t)st.st_size == d->size) {
         free(d->path);
-        d->path = path;
-        path = NULL;
+        d->path = xm_printf("%s/%s", ds->path, file);
         snprintf(d->datastore, sizeof d->datastore, "%s", ds->name);
         q->req.shared[i] = true;
     }
-    free(probe_path);
-    free(path);
-    free(text);
+    if (fd >= 0)
+        close(fd);
+    if (dir >= 0)
+        close(dir);
 }
 
 /* The spec with what is this host's own business taken out of it: taps, paths. */
@@ -171,15 +198,6 @@ static int read_request(struct agent *a, struct asked *q, const json_t *o, struc
     return err;
 }
 
-static void judge_outside(const struct vm_spec *s, json_t *reasons)
-{
-    struct xm_error e;
-
-    if (admit_qemu_name(s, &e) < 0)
-        json_array_append_new(reasons, json_string(e.text));
-    admit_extra(s, true, reasons);
-}
-
 static json_t *refused(json_t *reasons)
 {
     char *why = reasons_text(reasons);
@@ -222,7 +240,7 @@ json_t *verb_peer_check(struct conn *c, const json_t *request)
         answer = refusal(EXIT_USAGE, "%s", e.text);
     } else {
         json_t *reasons = json_array();
-        judge_outside(&q.spec, reasons);
+        outside_judge(&q.spec, &a->conf, q.req.source, reasons);
         gather(a, &q.req, true, &g);
         agent_lock(a);
         judge(a, &q.req, &g, reasons, &datastore);
@@ -371,7 +389,7 @@ static json_t *prepare(struct agent *a, struct asked *q)
     struct vm *vm = NULL;
     int datastore = -1;
 
-    judge_outside(&q->spec, reasons);
+    outside_judge(&q->spec, &a->conf, q->req.source, reasons);
     gather(a, &q->req, true, &g);
     json_t *spec = vm_spec_to_json(&q->spec);
     int r = make_token(token, &e);

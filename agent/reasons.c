@@ -174,7 +174,7 @@ static void judge_source(struct move *m, json_t *reasons)
         against(reasons, xm_printf("%s's record does not say that it owns VM %s; see `xmigrate recover %s`",
                                    a->conf.name, m->vm, m->vm));
     if (!m->local) {
-        admit_extra(&m->spec, false, reasons);
+        admit_extra(&m->spec, reasons);
         if (probe_tracking(&e) < 0)
             against(reasons, xm_printf("%s: %s", a->conf.name, e.text));
         if (!m->qemu[0] && !qemu_facts(m->spec.qemu, &e))

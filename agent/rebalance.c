@@ -17,14 +17,14 @@
 
 /* ---- what is there ---- */
 
-static json_t *own_datastores(struct agent *a)
+static json_t *own_datastores(struct agent *a, bool for_peer)
 {
     json_t *list = json_array();
 
     for (unsigned i = 0; i < a->conf.datastores; i++) {
         const struct conf_datastore *d = &a->conf.datastore[i];
         uint64_t size = 0, space = 0;
-        if (!facts_space(d->path, &size, &space))
+        if ((for_peer && !d->incoming) || !facts_space(d->path, &size, &space))
             continue;
         agent_lock(a);
         uint64_t promised = vms_space_promised(a, d->name);
@@ -54,7 +54,7 @@ json_t *verb_peer_datastores(struct conn *c, const json_t *request)
     (void)request;
     json_object_set_new(answer, "host", json_string(c->agent->conf.name));
     json_object_set_new(answer, "memory_free", json_integer((json_int_t)own_memory_free(c->agent)));
-    json_object_set_new(answer, "datastores", own_datastores(c->agent));
+    json_object_set_new(answer, "datastores", own_datastores(c->agent, c->peer));
     return answer;
 }
 
@@ -173,7 +173,7 @@ static struct scene *look(struct conn *c)
         return NULL;
     s->input.host = a->conf.name;
     s->input.concurrent = 1;
-    json_t *own = own_datastores(a);
+    json_t *own = own_datastores(a, false);
     add_datastores(s, a->conf.name, own);
     json_decref(own);
     add_peers(c, s);

@@ -109,11 +109,12 @@ int machine_resume(struct machine *vm, struct xm_error *e)
 
 static int start_qemu(struct machine *vm, struct xm_error *e)
 {
+    struct qemu_place place = {.host = vm->host, .run_dir = vm->run_dir, .incoming = vm->incoming};
     int r = qemu_adopt(&vm->qemu, vm->run_dir, e);
 
     vm->adopted = r == 0;
     if (r == -ESRCH)
-        r = qemu_start(&vm->qemu, &vm->spec, vm->run_dir, vm->incoming, e);
+        r = qemu_start(&vm->qemu, &vm->spec, &place, e);
     if (r)
         return r;
     vm->qemu.qmp.ctx = vm;

@@ -56,9 +56,9 @@ static char *ram_backend(const struct vm_spec *vm)
                      (unsigned long long)(vm->memory >> 20), QEMU_RAM_FD);
 }
 
-char **qemu_arguments(const struct vm_spec *vm, const struct qemu_facts *knows, const char *run_dir,
-                      bool incoming)
+char **qemu_arguments(const struct vm_spec *vm, const struct qemu_facts *knows, const struct qemu_place *at)
 {
+    const char *run_dir = at->run_dir;
     struct args a = {0};
     bool kvm = vm->accel && !strncmp(vm->accel, "kvm", 3);
 
@@ -111,7 +111,7 @@ char **qemu_arguments(const struct vm_spec *vm, const struct qemu_facts *knows, 
         add(&a, xm_printf("%s", *x));
     /* Stopped at first: the shim has to know the guest's RAM before the guest writes to it through us. */
     add(&a, xm_printf("-S"));
-    if (incoming)
+    if (at->incoming)
         add2(&a, "-incoming", xm_printf("defer"));
     return a.v;
 }
@@ -176,6 +176,9 @@ static void child_exec(char **argv, const char *log, int ram)
     sigprocmask(SIG_SETMASK, &none, NULL);
     signal(SIGPIPE, SIG_DFL);
     setsid();
+    /* Nothing that a VM names is to mean a file of whatever directory the agent was started in. */
+    if (chdir("/") < 0)
+        dprintf(out, "cannot go to /: %s\n", strerror(errno));
     dup2(in, 0);
     dup2(out, 1);
     dup2(out, 2);
@@ -226,8 +229,7 @@ static bool may_sandbox(const struct vm_spec *vm, const struct qemu_facts *knows
     return false;
 }
 
-static int spawn(struct qemu *q, const struct vm_spec *vm, const char *run_dir, bool incoming,
-                 struct xm_error *e)
+static int spawn(struct qemu *q, const struct vm_spec *vm, const struct qemu_place *at, struct xm_error *e)
 {
     const struct qemu_facts *knows = qemu_facts(vm->qemu, e);
     int ram = knows ? make_ram(vm, e) : -XM_MAX(e->code, 1);
@@ -236,9 +238,9 @@ static int spawn(struct qemu *q, const struct vm_spec *vm, const char *run_dir, 
         return ram;
     struct qemu_facts here = *knows;
     here.sandbox = may_sandbox(vm, knows);
-    char **args = qemu_arguments(vm, &here, run_dir, incoming);
+    char **args = qemu_arguments(vm, &here, at);
     struct args a = {0};
-    char *log = xm_printf("%s/qemu.log", run_dir);
+    char *log = xm_printf("%s/qemu.log", at->run_dir);
 
     add(&a, xm_printf("%s", vm->qemu));
     for (char **p = args; p && *p; p++)
@@ -270,27 +272,37 @@ static int write_pid(const char *run_dir, pid_t pid, struct xm_error *e)
     return r;
 }
 
-int qemu_start(struct qemu *q, const struct vm_spec *vm, const char *run_dir, bool incoming,
-               struct xm_error *e)
+/* A peer that asks for a VM is not told what a program says of this host's files. */
+static int say_why(const struct vm_spec *vm, const struct qemu_place *at, const struct xm_error *why,
+                   struct xm_error *e)
+{
+    char *log = xm_printf("%s/qemu.log", at->run_dir), said[300];
+
+    last_line(log, said, sizeof said);
+    free(log);
+    if (!at->incoming)
+        return xm_error_set(e, why->code, "QEMU did not start: %s%s%s", why->text, said[0] ? ": " : "", said);
+    xm_log(XM_LOG_ERROR, "VM %s: QEMU did not start: %s: %s", vm->name, why->text, said);
+    return xm_error_set(e, why->code,
+                        "QEMU did not start: see qemu.log on %s (logs/%s-qemu.log in its state directory)",
+                        at->host, vm->name);
+}
+
+int qemu_start(struct qemu *q, const struct vm_spec *vm, const struct qemu_place *at, struct xm_error *e)
 {
     int r = 0;
-    char *path = xm_printf("%s/qmp.sock", run_dir);
+    char *path = xm_printf("%s/qmp.sock", at->run_dir);
     struct xm_error why = {0};
 
     unlink(path);
     for (unsigned i = 0; !r && i < vm->nics; i++)
         r = tap_create(&vm->nic[i], e);
     if (!r)
-        r = spawn(q, vm, run_dir, incoming, e);
+        r = spawn(q, vm, at, e);
     if (!r)
-        r = write_pid(run_dir, q->pid, e);
-    if (!r && (r = qmp_open(&q->qmp, path, xm_now() + START_TIMEOUT, alive_cb, q, &why)) < 0) {
-        char *log = xm_printf("%s/qemu.log", run_dir);
-        char said[300];
-        last_line(log, said, sizeof said);
-        r = xm_error_set(e, -r, "QEMU did not start: %s%s%s", why.text, said[0] ? ": " : "", said);
-        free(log);
-    }
+        r = write_pid(at->run_dir, q->pid, e);
+    if (!r && qmp_open(&q->qmp, path, xm_now() + START_TIMEOUT, alive_cb, q, &why) < 0)
+        r = say_why(vm, at, &why, e);
     free(path);
     if (r)
         qemu_end(q, vm);

@@ -19,14 +19,21 @@ void qemu_init(struct qemu *);
 
 /* The descriptor number under which QEMU gets the guest's RAM. */
 #define QEMU_RAM_FD 3
-/* The arguments, for `run_dir` (the VM's) and the QEMU that was asked, as a malloc'ed NULL-terminated list.
- * Both hosts build the same devices in the same order. */
-char **qemu_arguments(const struct vm_spec *, const struct qemu_facts *, const char *run_dir, bool incoming);
+/* What of a QEMU's command line is its host's and not the VM's. */
+struct qemu_place {
+    const char *host;    /* its name */
+    const char *run_dir; /* the VM's */
+    bool incoming;       /* it waits for a migration */
+};
+/* The arguments, for the QEMU that was asked, as a malloc'ed NULL-terminated list. Both hosts build the same
+ * devices in the same order. */
+char **qemu_arguments(const struct vm_spec *, const struct qemu_facts *, const struct qemu_place *);
 void qemu_arguments_free(char **);
 
 /* Makes the taps and starts QEMU with its guest stopped (-S), then waits for its monitor. Its stdout and
- * stderr go to run_dir/qemu.log, whose last line is part of the sentence when it does not come up. */
-int qemu_start(struct qemu *, const struct vm_spec *, const char *run_dir, bool incoming, struct xm_error *);
+ * stderr go to run_dir/qemu.log, whose last line is part of the sentence when it does not come up; with `incoming`
+ * the sentence goes to another host, and only says where that log is. */
+int qemu_start(struct qemu *, const struct vm_spec *, const struct qemu_place *, struct xm_error *);
 /* Takes over a QEMU that an earlier shim of this VM left running. -ESRCH: there is none. */
 int qemu_adopt(struct qemu *, const char *run_dir, struct xm_error *);
 /* Bytes of RAM that it has besides the guest's: ROMs, a VGA's. */

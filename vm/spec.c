@@ -178,13 +178,6 @@ static int check_nic(const struct vm_spec *s, unsigned i, const struct spec_wher
     return 0;
 }
 
-static int check_file(const char *key, const char *path, const struct spec_where *w, struct xm_error *e)
-{
-    if (path && path[0] != '/')
-        return spec_bad(w, e, "vm", key, "%s: the path '%s' has to begin with /", key, path);
-    return 0;
-}
-
 static bool one_of(const char *value, const char *word)
 {
     size_t n = strlen(word);
@@ -217,8 +210,7 @@ int spec_check(const struct vm_spec *s, const struct spec_where *w, struct xm_er
     if ((s->initrd || s->append) && !s->kernel)
         return spec_bad(w, e, "vm", s->initrd ? "initrd" : "append", "%s needs a kernel beside it",
                         s->initrd ? "initrd" : "append");
-    if (check_file("kernel", s->kernel, w, e) || check_file("initrd", s->initrd, w, e) ||
-        check_file("firmware", s->firmware, w, e))
+    if (spec_check_words(s, w, e))
         return -EINVAL;
     for (unsigned i = 0; i < s->disks; i++) {
         if (check_disk(s, i, w, e))

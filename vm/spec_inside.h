@@ -1,4 +1,4 @@
-/* vm/spec_inside.h: what vm.c, vm_ini.c and vm_json.c share. */
+/* vm/spec_inside.h: what spec.c, spec_words.c, spec_ini.c and spec_json.c share. */
 #ifndef XM_VM_SPEC_INSIDE_H
 #define XM_VM_SPEC_INSIDE_H
 
@@ -17,6 +17,7 @@ int spec_bad(const struct spec_where *, struct xm_error *, const char *section, 
              const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 void spec_set_defaults(struct vm_spec *);
 int spec_check(const struct vm_spec *, const struct spec_where *, struct xm_error *); /* with its defaults */
+int spec_check_words(const struct vm_spec *, const struct spec_where *, struct xm_error *); /* part of it */
 
 /* Disks and NICs are named in paths, QEMU ids and device serials. */
 int part_name_check(const char *kind, const char *name, struct xm_error *);

@@ -191,6 +191,13 @@ port = 7070
 link_timeout = ${XM_LAB_LINK_TIMEOUT:-5s}
 ${XM_LAB_LIMITS:-}
 
+[incoming]
+bridge = br0
+kernels = $guest
+firmware = $guest
+firmware = /usr/share/OVMF
+images = $store/images
+
 [datastore shared]
 path = $store/shared
 

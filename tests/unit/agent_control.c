@@ -326,7 +326,15 @@ static void hostile_requests_to_prepare_make_nothing(void **state)
         {"vm/kernel", "\"/etc/shadow\"", 3},
         {"vm/memory", "-1", 2},
         {"vm/memory", "70368744177664", 3},
+        {"vm/machine", "\"q35 -S\"", 2},
+        {"vm/cpu", "\"max,x=/etc/shadow\"", 3},
+        {"vm/accel", "\"kvm,device=/dev/sda\"", 3},
+        {"vm/initrd", "\"/a,/etc/shadow\"", 2},
+        {"vm/firmware", "\"/etc/passwd\"", 3},
+        {"vm/nics", "[{\"name\":\"n\",\"bridge\":\"lo\",\"mac\":\"52:54:00:00:00:01\",\"tap\":\"t0\"}]", 3},
         {"vm/extra", "[\"-incoming\",\"exec:id\"]", 3},
+        {"vm/extra", "[\"-device\",\"{\\\"driver\\\":\\\"virtio-rng-pci\\\"}\"]", 3},
+        {"vm/extra", "[\"-no-reboot\"]", 3},
         {"vm/disks", "{}", 2},
         {"vm/disks", "[]", 2},
         {"used", "[-1]", 2},
@@ -371,16 +379,27 @@ static void a_probe_decides_what_is_shared(void **state)
     assert_int_equal(xm_file_replace(in_dir(t, "ds/.xmigrate-probe-00112233aabbccdd"), content, 32, NULL), 0);
     assert_int_equal(xm_file_replace(in_dir(t, "ds/disk.raw"), "", 0, NULL), 0);
     assert_int_equal(truncate(in_dir(t, "ds/disk.raw"), 1 << 20), 0);
-    for (int i = 0; i < 5; i++) {
+    assert_int_equal(symlink("disk.raw", in_dir(t, "ds/link.raw")), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/short.raw"), "x", 1, NULL), 0);
+    assert_int_equal(mkfifo(in_dir(t, "ds/fifo"), 0600), 0);
+    assert_int_equal(
+        symlink(".xmigrate-probe-00112233aabbccdd", in_dir(t, "ds/.xmigrate-probe-00112233aabbccee")), 0);
+    for (int i = 0; i < 9; i++) {
         o = prepare_request();
         json_object_set_new(o, "verb", json_string("peer.check"));
         json_object_set_new(o, "storage", json_false());
         probe = json_pack("{s:s, s:s, s:s, s:s}", "datastore", "ds", "file",
                           i == 1   ? "../disk.raw"
                           : i == 2 ? "web.raw"
+                          : i == 5 ? "link.raw"
+                          : i == 6 ? "short.raw"
+                          : i == 7 ? "fifo"
                                    : "disk.raw",
-                          "probe", i == 3 ? "../../../../etc/x" : "00112233aabbccdd", "content",
-                          i == 4 ? "ffffffffffffffffffffffffffffffff" : content);
+                          "probe",
+                          i == 3   ? "../../../../etc/x"
+                          : i == 8 ? "00112233aabbccee"
+                                   : "00112233aabbccdd",
+                          "content", i == 4 ? "ffffffffffffffffffffffffffffffff" : content);
         json_object_set_new(o, "probes", json_pack("[o]", probe));
         json_t *answer = ask_as_peer(t, o);
         assert_true(xm_json_bool(answer, "ok", false));

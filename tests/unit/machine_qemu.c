@@ -32,7 +32,7 @@ static char **arguments(bool reconnect_ms)
                           .accel = (char *)"tcg",
                           .disks = 1,
                           .disk = {{.name = "root"}}};
-    return qemu_arguments(&vm, &knows, "/run/x", false);
+    return qemu_arguments(&vm, &knows, &(struct qemu_place){.host = "hosta", .run_dir = "/run/x"});
 }
 
 /* QEMU 11 knows reconnect-ms alone, 7.2 reconnect alone. */
@@ -203,6 +203,42 @@ static void a_real_one_says_how_large_its_rings_are(void **state)
     assert_false(qemu_facts_large_rings("no-such-qemu"));
 }
 
+/* Starts in the directory of the test; what it says of a file is not for a peer. */
+static void it_starts_at_the_root_and_a_peer_does_not_hear_it(void **state)
+{
+    (void)state;
+    real();
+    const char *path =
+        tmpdir_write("qemu-system-test", "#!/bin/sh\ncase \"$*\" in\n*web1*) echo in $(pwd); echo "
+                                         "the first line of a file >&2; exit 1 ;;\nesac\nexec "
+                                         "qemu-system-x86_64 \"$@\"\n");
+    struct vm_spec vm = {.name = "web1",
+                         .memory = 2 << 20,
+                         .vcpus = 1,
+                         .qemu = (char *)path,
+                         .machine = (char *)"q35",
+                         .accel = (char *)"tcg"};
+    char run[100], *log = NULL;
+    size_t len;
+
+    snprintf(run, sizeof run, "%.*s", (int)(strrchr(path, '/') - path), path);
+    chmod(path, 0755);
+    for (int incoming = 0; incoming < 2; incoming++) {
+        struct qemu_place at = {.host = "hostb", .run_dir = run, .incoming = incoming};
+        struct xm_error e = {0};
+        struct qemu q;
+        qemu_init(&q);
+        assert_true(qemu_start(&q, &vm, &at, &e) < 0);
+        if (!strstr(e.text, incoming ? "see qemu.log on hostb (logs/web1-qemu.log in its state directory)"
+                                     : "the first line of a file") ||
+            (incoming && strstr(e.text, "a file")))
+            fail_msg("%s", e.text);
+        assert_int_equal(xm_file_read(tmpdir_path("qemu.log"), 1000, &log, &len, NULL), 0);
+        assert_non_null(strstr(log, "in /\n"));
+        free(log);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -213,6 +249,8 @@ int main(void)
         cmocka_unit_test(a_real_one_says_what_it_is),
         cmocka_unit_test(a_real_one_says_how_large_its_rings_are),
         cmocka_unit_test(a_real_one_says_what_its_cpus_have),
+        cmocka_unit_test_setup_teardown(it_starts_at_the_root_and_a_peer_does_not_hear_it, tmpdir_make,
+                                        tmpdir_remove),
         cmocka_unit_test_setup_teardown(another_program_in_its_place_is_asked_anew, tmpdir_make,
                                         tmpdir_remove),
     };
