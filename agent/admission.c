@@ -181,6 +181,13 @@ static void judge_parts(const struct host_facts *h, const struct admission_reque
         because(why, "%s has no initrd %s that may be used", h->host, s->initrd);
     if (s->firmware && !h->firmware)
         because(why, "%s has no firmware %s that may be used", h->host, s->firmware);
+    for (unsigned i = 0; i < s->cdroms; i++) {
+        if (!h->cdrom[i])
+            because(why, "%s has no image %s that may be used (for CD-ROM '%s')", h->host, s->cdrom[i].path,
+                    s->cdrom[i].name);
+    }
+    if (s->devices.vnc_password && !h->vnc_address)
+        because(why, "%s gives VMs no address for VNC ([host] vnc_address): use vnc = unix", h->host);
 }
 
 static void judge_memory(const struct host_facts *h, const struct admission_request *r, json_t *why)

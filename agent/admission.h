@@ -40,6 +40,8 @@ struct host_facts {
     const char *cpu_flags;         /* of /proc/cpuinfo, separated by blanks */
     bool bridge[VM_NICS_MAX];      /* by NIC: its bridge exists */
     bool kernel, initrd, firmware; /* the file is there, and may be used by who asks */
+    bool cdrom[VM_CDROMS_MAX];     /* likewise */
+    bool vnc_address;              /* it gives VMs an address for VNC */
     bool present;                  /* a VM of this name runs or is expected here */
     uint64_t owned_epoch; /* this host's record says that it owns the VM, in this epoch; 0: it does not */
     uint64_t memory_free,

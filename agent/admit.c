@@ -48,6 +48,9 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
     f->kernel = s->kernel && facts_file(s->kernel, strict);
     f->initrd = s->initrd && facts_file(s->initrd, strict);
     f->firmware = s->firmware && facts_file(s->firmware, strict);
+    for (unsigned i = 0; i < s->cdroms; i++)
+        f->cdrom[i] = facts_file(s->cdrom[i].path, strict);
+    f->vnc_address = a->conf.vnc_address;
     if (!vm_owned(a, s->name, &f->owned_epoch))
         f->owned_epoch = 0;
     f->memory_free = facts_memory_available();

@@ -83,9 +83,13 @@ static void *open_peer(void *root, const char *name, struct xm_error *e)
 /* ---- the table ---- */
 
 static const struct xm_ini_key host_keys[] = {
-    XM_INI_KEY(struct config, name, XM_INI_STRING),    XM_INI_KEY(struct config, state_dir, XM_INI_STRING),
-    XM_INI_KEY(struct config, run_dir, XM_INI_STRING), XM_INI_KEY(struct config, engine, XM_INI_STRING),
-    XM_INI_KEY(struct config, shim, XM_INI_STRING),    {.name = NULL},
+    XM_INI_KEY(struct config, name, XM_INI_STRING),
+    XM_INI_KEY(struct config, state_dir, XM_INI_STRING),
+    XM_INI_KEY(struct config, run_dir, XM_INI_STRING),
+    XM_INI_KEY(struct config, engine, XM_INI_STRING),
+    XM_INI_KEY(struct config, shim, XM_INI_STRING),
+    XM_INI_KEY(struct config, vnc_address, XM_INI_STRING),
+    {.name = NULL},
 };
 static const struct xm_ini_key listen_keys[] = {
     {.name = "address", .type = XM_INI_STRING, .offset = offsetof(struct config, listen_address)},
@@ -198,6 +202,9 @@ static int check_host(struct config *c, const char *file, struct xm_error *e)
         r = check_directory(file, "host", "run_dir", c->run_dir, false, e);
     if (!r)
         r = check_address(file, "listen", c->listen_address, &a, e);
+    if (!r && c->vnc_address && !address_parse(&a, c->vnc_address))
+        r = xm_error_set(e, EINVAL, "%s:%u: '%s' is no IP address in numbers", file,
+                         xm_ini_line(file, "host", "vnc_address"), c->vnc_address);
     if (!r)
         r = check_lists(c, file, e);
     return r;
@@ -305,7 +312,7 @@ static void free_list(char **list)
 void config_free(struct config *c)
 {
     free_list(c->bridge), free_list(c->kernels), free_list(c->firmware), free_list(c->images);
-    free(c->name), free(c->state_dir), free(c->run_dir), free(c->engine), free(c->shim),
+    free(c->name), free(c->state_dir), free(c->run_dir), free(c->engine), free(c->shim), free(c->vnc_address),
         free(c->listen_address);
     for (unsigned i = 0; i < c->datastores; i++)
         free(c->datastore[i].path);

@@ -32,7 +32,8 @@ struct conf_peer {
 
 struct config {
     char *name, *state_dir, *run_dir, *engine;
-    char *shim; /* the program xmigrate-shim; default: beside this one */
+    char *shim;        /* the program xmigrate-shim; default: beside this one */
+    char *vnc_address; /* where VMs' displays with a number listen; NULL: nowhere */
     char *listen_address;
     unsigned port; /* 0: any free one (for tests) */
     unsigned storage_migrations, migrations;

@@ -279,5 +279,7 @@ unsigned outside_judge(const struct vm_spec *s, const struct config *conf, const
     judge_file(s, conf, conf->kernels, "kernel", "kernels", s->kernel, reasons);
     judge_file(s, conf, conf->kernels, "initrd", "kernels", s->initrd, reasons);
     judge_file(s, conf, conf->firmware, "firmware", "firmware", s->firmware, reasons);
+    for (unsigned i = 0; i < s->cdroms; i++)
+        judge_file(s, conf, conf->images, "image", "images", s->cdrom[i].path, reasons);
     return (unsigned)(json_array_size(reasons) - before);
 }

@@ -93,6 +93,7 @@ int machine_disk_serve(struct machine_disk *d, struct xm_error *e)
         .socket_path = path,
         .serial = d->spec->name,
         .queues = d->spec->queues ? d->spec->queues : XM_MIN(d->machine->spec.vcpus, 4u),
+        .read_only = d->spec->read_only,
         .mem = {wrote_bitmap, d->machine},
     };
     d->vhost = xm_vhost_new(d->disk, &o, e);

@@ -26,6 +26,8 @@ int machine_init(struct machine *vm, const json_t *o, struct xm_error *e)
     vm->host = xm_printf("%s", host);
     vm->run_dir = xm_printf("%s/vms/%s", run, vm->spec.name);
     vm->state_dir = xm_printf("%s/vms/%s", state, vm->spec.name);
+    vm->vnc_address =
+        xm_json_str(o, "vnc_address", "")[0] ? xm_printf("%s", xm_json_str(o, "vnc_address", "")) : NULL;
     vm->epoch = (uint64_t)xm_json_int(o, "epoch", 1);
     vm->engine = !strcmp(engine, "libaio")     ? XM_ENGINE_LIBAIO
                  : !strcmp(engine, "io_uring") ? XM_ENGINE_URING
@@ -109,7 +111,8 @@ int machine_resume(struct machine *vm, struct xm_error *e)
 
 static int start_qemu(struct machine *vm, struct xm_error *e)
 {
-    struct qemu_place place = {.host = vm->host, .run_dir = vm->run_dir, .incoming = vm->incoming};
+    struct qemu_place place = {
+        .host = vm->host, .run_dir = vm->run_dir, .vnc_address = vm->vnc_address, .incoming = vm->incoming};
     int r = qemu_adopt(&vm->qemu, vm->run_dir, e);
 
     vm->adopted = r == 0;
@@ -158,4 +161,5 @@ void machine_free(struct machine *vm)
     free(vm->host);
     free(vm->run_dir);
     free(vm->state_dir);
+    free(vm->vnc_address);
 }

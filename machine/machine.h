@@ -34,9 +34,10 @@ struct machine_disk {
 
 struct machine {
     struct vm_spec spec;
-    char *host;      /* this host's name */
-    char *run_dir;   /* this VM's: .../vms/NAME */
-    char *state_dir; /* this VM's: .../vms/NAME */
+    char *host;        /* this host's name */
+    char *run_dir;     /* this VM's: .../vms/NAME */
+    char *state_dir;   /* this VM's: .../vms/NAME */
+    char *vnc_address; /* of this host's configuration; NULL: none */
     enum xm_engine_kind engine;
     uint64_t epoch;
 

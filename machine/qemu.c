@@ -1,3 +1,4 @@
+/* The QEMU process of a VM: its start, what it is asked, its end. Its command line: arguments.c. */
 #include "machine/confine.h"
 #include "machine/qemu.h"
 
@@ -15,115 +16,6 @@
 
 #define START_TIMEOUT (20 * XM_NS_PER_S)
 #define QUIT_TIMEOUT  (5 * XM_NS_PER_S)
-
-/* ---- the command line ---- */
-
-struct args {
-    char **v;
-    size_t n;
-};
-
-static void add(struct args *a, char *s)
-{
-    char **v = realloc(a->v, (a->n + 2) * sizeof *v);
-    if (!v) {
-        free(s);
-        return; /* QEMU would say what is missing; memory of this size is not refused */
-    }
-    a->v = v;
-    a->v[a->n++] = s;
-    a->v[a->n] = NULL;
-}
-
-static void add2(struct args *a, const char *option, char *value)
-{
-    add(a, xm_printf("%s", option));
-    add(a, value);
-}
-
-static void add_opt(struct args *a, const char *option, const char *value)
-{
-    if (value)
-        add2(a, option, xm_printf("%s", value));
-}
-
-/* A named, shared file is the one kind of RAM that every QEMU from 7.2 to 11 leaves out of its stream with
- * x-ignore-shared; since 8.1 memory-backend-memfd is sent. So the memfd is ours, and QEMU opens it by a name.
- */
-static char *ram_backend(const struct vm_spec *vm)
-{
-    return xm_printf("memory-backend-file,id=mem0,size=%lluM,share=on,mem-path=/proc/self/fd/%d",
-                     (unsigned long long)(vm->memory >> 20), QEMU_RAM_FD);
-}
-
-char **qemu_arguments(const struct vm_spec *vm, const struct qemu_facts *knows, const struct qemu_place *at)
-{
-    const char *run_dir = at->run_dir;
-    struct args a = {0};
-    bool kvm = vm->accel && !strncmp(vm->accel, "kvm", 3);
-
-    add_opt(&a, "-name", vm->name);
-    add(&a, xm_printf("-nodefaults"));
-    add(&a, xm_printf("-no-user-config"));
-    if (knows->sandbox)
-        add2(&a, "-sandbox", xm_printf("%s", CONFINE_SANDBOX));
-    add2(&a, "-display", xm_printf("none"));
-    add2(&a, "-vga", xm_printf("none"));
-    add2(&a, "-machine", xm_printf("%s,memory-backend=mem0", vm->machine));
-    add_opt(&a, "-accel", vm->accel);
-    add2(&a, "-cpu", xm_printf("%s", vm->cpu ? vm->cpu : kvm ? "host" : "max"));
-    add2(&a, "-m", xm_printf("size=%lluM", (unsigned long long)(vm->memory >> 20)));
-    add2(&a, "-object", ram_backend(vm));
-    add2(&a, "-smp", xm_printf("%u", vm->vcpus));
-    add2(&a, "-qmp", xm_printf("unix:%s/qmp.sock,server=on,wait=off", run_dir));
-    add2(&a, "-chardev",
-         xm_printf(
-             "socket,id=serial0,path=%s/serial.sock,server=on,wait=off,logfile=%s/console.log,logappend=on",
-             run_dir, run_dir));
-    add2(&a, "-serial", xm_printf("chardev:serial0"));
-    add_opt(&a, "-kernel", vm->kernel);
-    add_opt(&a, "-initrd", vm->initrd);
-    add_opt(&a, "-append", vm->append);
-    add_opt(&a, "-bios", vm->firmware);
-    for (unsigned i = 0; i < vm->disks; i++) {
-        const struct vm_disk *d = &vm->disk[i];
-        unsigned queues = d->queues ? d->queues : XM_MIN(vm->vcpus, 4u);
-        add2(&a, "-chardev",
-             xm_printf("socket,id=chr-%s,path=%s/disk-%s.sock,%s", d->name, run_dir, d->name,
-                       knows->reconnect_ms ? "reconnect-ms=1000" : "reconnect=1"));
-        /* config-wce=off: the guest cannot change the cache mode, which QEMU would not tell the driver again
-         * after a reconnect or a move. The disk is write-back, and the guest flushes.
-         * queue-size: 10.0 tells its guests 1024 whatever it is set to, and 11 refuses a guest whose rings are
-         * larger than that: so it is what 10.0 tells. */
-        add2(&a, "-device",
-             xm_printf(
-                 "vhost-user-blk-pci,id=disk-%s,chardev=chr-%s,num-queues=%u,queue-size=1024,config-wce=off",
-                 d->name, d->name, queues));
-    }
-    for (unsigned i = 0; i < vm->nics; i++) {
-        const struct vm_nic *n = &vm->nic[i];
-        add2(&a, "-netdev",
-             xm_printf("tap,id=net-%s,ifname=%s,script=no,downscript=no,vhost=off", n->name, n->tap));
-        add2(&a, "-device",
-             xm_printf("virtio-net-pci,id=nic-%s,netdev=net-%s,mac=%s,romfile=", n->name, n->name, n->mac));
-    }
-    for (char **x = vm->extra; x && *x; x++)
-        add(&a, xm_printf("%s", *x));
-    /* Stopped at first: the shim has to know the guest's RAM before the guest writes to it through us. */
-    add(&a, xm_printf("-S"));
-    if (at->incoming)
-        add2(&a, "-incoming", xm_printf("defer"));
-    return a.v;
-}
-
-void qemu_arguments_free(char **v)
-{
-    for (char **p = v; p && *p; p++)
-        free(*p);
-    free(v);
-}
-
-/* ---- the process ---- */
 
 void qemu_init(struct qemu *q)
 {
@@ -239,17 +131,12 @@ static int spawn(struct qemu *q, const struct vm_spec *vm, const struct qemu_pla
     struct qemu_facts here = *knows;
     here.sandbox = may_sandbox(vm, knows);
     char **args = qemu_arguments(vm, &here, at);
-    struct args a = {0};
     char *log = xm_printf("%s/qemu.log", at->run_dir);
 
-    add(&a, xm_printf("%s", vm->qemu));
-    for (char **p = args; p && *p; p++)
-        add(&a, xm_printf("%s", *p));
-    pid_t pid = a.v ? fork() : -1;
+    pid_t pid = args ? fork() : -1;
     if (pid == 0)
-        child_exec(a.v, log, ram);
+        child_exec(args, log, ram);
     int code = errno;
-    qemu_arguments_free(a.v);
     qemu_arguments_free(args);
     free(log);
     close(ram);
@@ -268,6 +155,19 @@ static int write_pid(const char *run_dir, pid_t pid, struct xm_error *e)
     int n = snprintf(text, sizeof text, "%d\n", pid);
     int r = xm_file_replace(path, text, (size_t)n, e);
 
+    free(path);
+    return r;
+}
+
+/* Not on the command line, which every user of the host may read. */
+static int write_vnc_password(const struct vm_spec *vm, const struct qemu_place *at, struct xm_error *e)
+{
+    const char *password = vm->devices.vnc_password;
+
+    if (!password)
+        return 0;
+    char *path = xm_printf("%s/vnc.secret", at->run_dir);
+    int r = xm_file_replace(path, password, strlen(password), e);
     free(path);
     return r;
 }
@@ -295,6 +195,7 @@ int qemu_start(struct qemu *q, const struct vm_spec *vm, const struct qemu_place
     struct xm_error why = {0};
 
     unlink(path);
+    r = write_vnc_password(vm, at, e);
     for (unsigned i = 0; !r && i < vm->nics; i++)
         r = tap_create(&vm->nic[i], e);
     if (!r)

@@ -21,12 +21,13 @@ void qemu_init(struct qemu *);
 #define QEMU_RAM_FD 3
 /* What of a QEMU's command line is its host's and not the VM's. */
 struct qemu_place {
-    const char *host;    /* its name */
-    const char *run_dir; /* the VM's */
-    bool incoming;       /* it waits for a migration */
+    const char *host;        /* its name */
+    const char *run_dir;     /* the VM's */
+    const char *vnc_address; /* where displays with a number listen; NULL: nowhere */
+    bool incoming;           /* it waits for a migration */
 };
-/* The arguments, for the QEMU that was asked, as a malloc'ed NULL-terminated list. Both hosts build the same
- * devices in the same order. */
+/* arguments.c: the command line, its program first, for the QEMU that was asked: a malloc'ed list that ends with
+ * NULL. Both hosts build the same devices in the same order. */
 char **qemu_arguments(const struct vm_spec *, const struct qemu_facts *, const struct qemu_place *);
 void qemu_arguments_free(char **);
 

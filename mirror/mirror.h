@@ -103,6 +103,7 @@ struct xm_vhost_opts {
     const char *socket_path; /* listens here; one front end at a time, may come again */
     const char *serial;      /* GET_ID, at most 20 bytes */
     unsigned queues;         /* 1 to 16 */
+    bool read_only;          /* for the guest; a migration may fill the disk all the same */
     struct xm_guest_mem_ops mem;
 };
 

@@ -191,7 +191,7 @@ struct xm_vhost *xm_vhost_new(struct xm_disk *disk, const struct xm_vhost_opts *
     d->mem_ops = o->mem;
     d->path = xm_printf("%s", o->socket_path);
     d->wce = true;
-    d->blk.read_only = file->read_only;
+    d->blk.read_only = file->read_only || o->read_only;
     d->blk.block = XM_MAX(512, file->block);
     d->blk.sectors = file->size / d->blk.block * (d->blk.block / 512);
     if (o->serial)

@@ -210,7 +210,7 @@ int spec_check(const struct vm_spec *s, const struct spec_where *w, struct xm_er
     if ((s->initrd || s->append) && !s->kernel)
         return spec_bad(w, e, "vm", s->initrd ? "initrd" : "append", "%s needs a kernel beside it",
                         s->initrd ? "initrd" : "append");
-    if (spec_check_words(s, w, e))
+    if (spec_check_words(s, w, e) || spec_check_devices(s, w, e))
         return -EINVAL;
     for (unsigned i = 0; i < s->disks; i++) {
         if (check_disk(s, i, w, e))
@@ -239,5 +239,8 @@ void vm_spec_free(struct vm_spec *s)
     free(s->firmware), free_strings(s->extra);
     for (unsigned i = 0; i < s->disks; i++)
         free(s->disk[i].path);
+    for (unsigned i = 0; i < s->cdroms; i++)
+        free(s->cdrom[i].path);
+    devices_free(&s->devices);
     memset(s, 0, sizeof *s);
 }

@@ -9,6 +9,8 @@
 #define VM_NICS_MAX  8
 #define VM_NAME_MAX  63
 
+#define VM_CDROMS_MAX 4
+
 struct vm_disk {
     char name[32]; /* [a-z0-9-]+, unique in the VM; also the serial the guest sees */
     char *path; /* absolute: a raw file or a block device. From an INI with datastore=: the file's name in it,
@@ -16,6 +18,16 @@ struct vm_disk {
     uint64_t size;      /* bytes, a multiple of 512; 0 in an INI: the size the file has */
     char datastore[64]; /* the datastore it lies in; "": none of ours (a block device, say) */
     unsigned queues;    /* virtqueues; 0: one per vCPU, at most 4 */
+    bool read_only;     /* for the guest; the file is this VM's alone all the same, and goes with it */
+    unsigned boot;      /* the firmware tries it as the N-th, from 1; 0: not said */
+};
+
+/* An image that QEMU opens by itself, read-only: it stays where it is, and every host that the VM comes to has
+ * it under this path. */
+struct vm_cdrom {
+    char name[32]; /* as a disk's */
+    char *path;
+    unsigned boot; /* as a disk's */
 };
 
 struct vm_nic {
@@ -23,6 +35,20 @@ struct vm_nic {
     char bridge[16]; /* Linux bridge the tap is put on; "": user-mode none */
     char mac[18];    /* "52:54:00:12:34:56"; made up from the VM's name and NIC's number when not given */
     char tap[16];    /* tap device's name; made up when not given */
+};
+
+/* What else the guest has. Each text is NULL when it was not given. */
+struct vm_devices {
+    bool rng;         /* virtio-rng */
+    bool balloon;     /* virtio-balloon */
+    bool guest_agent; /* a channel for QEMU's guest agent: run_dir/qga.sock */
+    bool tablet;      /* USB tablet: a pointer that VNC's viewers can follow */
+    char *clock;      /* what the guest's clock shows when it is started: "utc", "localtime"; NULL: utc */
+    char *video;      /* "std", "virtio"; NULL: std with vnc, else none */
+    char *vnc;        /* "unix": run_dir/vnc.sock; "N": the display's number, at the host's address for it */
+    char *vnc_password; /* 1 to 8 characters; with a number, and only then */
+    char *uuid;
+    char *smbios_manufacturer, *smbios_product, *smbios_version, *smbios_serial, *smbios_sku, *smbios_family;
 };
 
 struct vm_spec {
@@ -40,6 +66,9 @@ struct vm_spec {
     struct vm_disk disk[VM_DISKS_MAX];
     unsigned nics;
     struct vm_nic nic[VM_NICS_MAX];
+    unsigned cdroms;
+    struct vm_cdrom cdrom[VM_CDROMS_MAX];
+    struct vm_devices devices;
 };
 
 /* All fill a zeroed spec, own its strings; vm_spec_free after success or failure. */

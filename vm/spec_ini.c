@@ -14,7 +14,14 @@ struct ini_disk {
     char name[32];
     char *path, *datastore, *file;
     uint64_t size;
-    unsigned queues;
+    unsigned queues, boot;
+    bool read_only;
+};
+
+struct ini_cdrom {
+    char name[32];
+    char *path;
+    unsigned boot;
 };
 
 struct ini_nic {
@@ -27,7 +34,9 @@ struct ini_vm {
     uint64_t memory;
     unsigned vcpus;
     char *machine, *accel, *cpu, *kernel, *initrd, *append, *firmware, *qemu, **extra;
-    unsigned disks, nics;
+    struct vm_devices devices;
+    unsigned disks, nics, cdroms;
+    struct ini_cdrom cdrom[VM_CDROMS_MAX];
     struct ini_disk disk[VM_DISKS_MAX];
     struct ini_nic nic[VM_NICS_MAX];
 };
@@ -74,6 +83,28 @@ static void *open_nic(void *root, const char *name, struct xm_error *e)
     return nic;
 }
 
+static void *open_cdrom(void *root, const char *name, struct xm_error *e)
+{
+    struct ini_vm *v = root;
+
+    if (part_name_check("CD-ROM", name, e))
+        return NULL;
+    for (unsigned i = 0; i < v->cdroms; i++) {
+        if (!strcmp(v->cdrom[i].name, name)) {
+            xm_error_set(e, EINVAL, "the VM has another CD-ROM '%s'", name);
+            return NULL;
+        }
+    }
+    if (v->cdroms == VM_CDROMS_MAX) {
+        xm_error_set(e, EINVAL, "a VM has at most %d CD-ROMs", VM_CDROMS_MAX);
+        return NULL;
+    }
+    struct ini_cdrom *c = &v->cdrom[v->cdroms++];
+    snprintf(c->name, sizeof c->name, "%s", name);
+    return c;
+}
+
+#define AT(field) .offset = offsetof(struct ini_vm, devices.field)
 static const struct xm_ini_key vm_keys[] = {
     XM_INI_KEY(struct ini_vm, name, XM_INI_STRING, .required = true),
     XM_INI_KEY(struct ini_vm, memory, XM_INI_SIZE, .required = true),
@@ -87,6 +118,21 @@ static const struct xm_ini_key vm_keys[] = {
     XM_INI_KEY(struct ini_vm, firmware, XM_INI_STRING),
     XM_INI_KEY(struct ini_vm, qemu, XM_INI_STRING),
     XM_INI_KEY(struct ini_vm, extra, XM_INI_STRINGS),
+    {.name = "rng", .type = XM_INI_BOOL, AT(rng)},
+    {.name = "balloon", .type = XM_INI_BOOL, AT(balloon)},
+    {.name = "guest_agent", .type = XM_INI_BOOL, AT(guest_agent)},
+    {.name = "tablet", .type = XM_INI_BOOL, AT(tablet)},
+    {.name = "clock", .type = XM_INI_STRING, AT(clock)},
+    {.name = "video", .type = XM_INI_STRING, AT(video)},
+    {.name = "vnc", .type = XM_INI_STRING, AT(vnc)},
+    {.name = "vnc_password", .type = XM_INI_STRING, AT(vnc_password)},
+    {.name = "uuid", .type = XM_INI_STRING, AT(uuid)},
+    {.name = "smbios_manufacturer", .type = XM_INI_STRING, AT(smbios_manufacturer)},
+    {.name = "smbios_product", .type = XM_INI_STRING, AT(smbios_product)},
+    {.name = "smbios_version", .type = XM_INI_STRING, AT(smbios_version)},
+    {.name = "smbios_serial", .type = XM_INI_STRING, AT(smbios_serial)},
+    {.name = "smbios_sku", .type = XM_INI_STRING, AT(smbios_sku)},
+    {.name = "smbios_family", .type = XM_INI_STRING, AT(smbios_family)},
     {.name = NULL},
 };
 static const struct xm_ini_key disk_keys[] = {
@@ -95,6 +141,13 @@ static const struct xm_ini_key disk_keys[] = {
     XM_INI_KEY(struct ini_disk, file, XM_INI_STRING),
     XM_INI_KEY(struct ini_disk, size, XM_INI_SIZE),
     XM_INI_KEY(struct ini_disk, queues, XM_INI_UINT, .min = 1, .max = QUEUES_MAX),
+    XM_INI_KEY(struct ini_disk, read_only, XM_INI_BOOL),
+    XM_INI_KEY(struct ini_disk, boot, XM_INI_UINT, .min = 1, .max = BOOT_MAX),
+    {.name = NULL},
+};
+static const struct xm_ini_key cdrom_keys[] = {
+    XM_INI_KEY(struct ini_cdrom, path, XM_INI_STRING, .required = true),
+    XM_INI_KEY(struct ini_cdrom, boot, XM_INI_UINT, .min = 1, .max = BOOT_MAX),
     {.name = NULL},
 };
 static const struct xm_ini_key nic_keys[] = {
@@ -106,6 +159,7 @@ static const struct xm_ini_key nic_keys[] = {
 static const struct xm_ini_section sections[] = {
     {.name = "vm", .required = true, .keys = vm_keys},
     {.name = "disk", .named = true, .keys = disk_keys, .open = open_disk},
+    {.name = "cdrom", .named = true, .keys = cdrom_keys, .open = open_cdrom},
     {.name = "nic", .named = true, .keys = nic_keys, .open = open_nic},
     {.name = NULL},
 };
@@ -128,6 +182,8 @@ static int take_disk(struct vm_disk *d, struct ini_disk *in, const struct spec_w
     in->path = in->file = NULL;
     d->size = in->size;
     d->queues = in->queues;
+    d->read_only = in->read_only;
+    d->boot = in->boot;
     return 0;
 }
 
@@ -174,6 +230,15 @@ static int take_ini(struct vm_spec *s, struct ini_vm *v, const struct spec_where
             return -EINVAL;
         s->nics = i + 1;
     }
+    for (unsigned i = 0; i < v->cdroms; i++) {
+        struct ini_cdrom *in = &v->cdrom[i];
+        s->cdrom[i] = (struct vm_cdrom){.path = in->path, .boot = in->boot};
+        snprintf(s->cdrom[i].name, sizeof s->cdrom[i].name, "%s", in->name);
+        in->path = NULL;
+        s->cdroms = i + 1;
+    }
+    s->devices = v->devices;
+    memset(&v->devices, 0, sizeof v->devices);
     spec_set_defaults(s);
     return spec_check(s, w, e);
 }
@@ -194,6 +259,9 @@ int vm_spec_load(struct vm_spec *s, const char *ini_path, struct xm_error *e)
     free(v->name), free(v->machine), free(v->accel), free(v->cpu), free(v->kernel), free(v->initrd),
         free(v->append);
     free(v->firmware), free(v->qemu), free_strings(v->extra);
+    for (unsigned i = 0; i < v->cdroms; i++)
+        free(v->cdrom[i].path);
+    devices_free(&v->devices);
     free(v);
     return r;
 }

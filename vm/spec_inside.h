@@ -6,6 +6,7 @@
 
 #define VCPUS_MAX  1024
 #define QUEUES_MAX 16
+#define BOOT_MAX   99
 
 /* Where a value came from, for the sentence. */
 struct spec_where {
@@ -17,7 +18,17 @@ int spec_bad(const struct spec_where *, struct xm_error *, const char *section, 
              const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 void spec_set_defaults(struct vm_spec *);
 int spec_check(const struct vm_spec *, const struct spec_where *, struct xm_error *); /* with its defaults */
-int spec_check_words(const struct vm_spec *, const struct spec_where *, struct xm_error *); /* part of it */
+/* Parts of it: spec_words.c, spec_devices.c. */
+int spec_check_words(const struct vm_spec *, const struct spec_where *, struct xm_error *);
+int spec_check_devices(const struct vm_spec *, const struct spec_where *, struct xm_error *);
+bool spec_only(const char *text, const char *set); /* not empty, not long, of these characters alone */
+bool spec_path_ok(const char *path);               /* absolute, and of characters that mean nothing to QEMU */
+#define SPEC_ALNUM "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+
+/* spec_devices.c: {"rng": true, "clock": "utc"}: what was not given is not there. */
+int devices_from_json(struct vm_devices *, const json_t *, struct xm_error *);
+json_t *devices_to_json(const struct vm_devices *); /* NULL: none of it was given */
+void devices_free(struct vm_devices *);
 
 /* Disks and NICs are named in paths, QEMU ids and device serials. */
 int part_name_check(const char *kind, const char *name, struct xm_error *);

@@ -11,7 +11,7 @@
 #define EXTRA_MAX 64
 #define TEXT_MAX  4096
 
-/* Every key that may be there, and of which type; one that is not listed is refused: it would mean something
+/* Every key that may be there, and of which type (JSON_TRUE: either boolean); one that is not listed is refused: it would mean something
  * to its sender. */
 struct json_key {
     const char *name;
@@ -19,15 +19,23 @@ struct json_key {
     bool required;
 };
 static const struct json_key vm_json[] = {
-    {"name", JSON_STRING, true},    {"memory", JSON_INTEGER, true},   {"vcpus", JSON_INTEGER, true},
-    {"qemu", JSON_STRING, true},    {"machine", JSON_STRING, true},   {"accel", JSON_STRING, false},
-    {"cpu", JSON_STRING, false},    {"kernel", JSON_STRING, false},   {"initrd", JSON_STRING, false},
-    {"append", JSON_STRING, false}, {"firmware", JSON_STRING, false}, {"extra", JSON_ARRAY, false},
-    {"disks", JSON_ARRAY, true},    {"nics", JSON_ARRAY, true},       {NULL, JSON_NULL, false},
+    {"name", JSON_STRING, true},     {"memory", JSON_INTEGER, true},   {"vcpus", JSON_INTEGER, true},
+    {"qemu", JSON_STRING, true},     {"machine", JSON_STRING, true},   {"accel", JSON_STRING, false},
+    {"cpu", JSON_STRING, false},     {"kernel", JSON_STRING, false},   {"initrd", JSON_STRING, false},
+    {"append", JSON_STRING, false},  {"firmware", JSON_STRING, false}, {"extra", JSON_ARRAY, false},
+    {"disks", JSON_ARRAY, true},     {"nics", JSON_ARRAY, true},       {"cdroms", JSON_ARRAY, false},
+    {"devices", JSON_OBJECT, false}, {NULL, JSON_NULL, false},
 };
 static const struct json_key disk_json[] = {
     {"name", JSON_STRING, true},      {"path", JSON_STRING, true},    {"size", JSON_INTEGER, true},
-    {"datastore", JSON_STRING, true}, {"queues", JSON_INTEGER, true}, {NULL, JSON_NULL, false},
+    {"datastore", JSON_STRING, true}, {"queues", JSON_INTEGER, true}, {"read_only", JSON_TRUE, false},
+    {"boot", JSON_INTEGER, false},    {NULL, JSON_NULL, false},
+};
+static const struct json_key cdrom_json[] = {
+    {"name", JSON_STRING, true},
+    {"path", JSON_STRING, true},
+    {"boot", JSON_INTEGER, false},
+    {NULL, JSON_NULL, false},
 };
 static const struct json_key nic_json[] = {
     {"name", JSON_STRING, true}, {"bridge", JSON_STRING, true}, {"mac", JSON_STRING, true},
@@ -51,7 +59,7 @@ static int json_check(const json_t *o, const struct json_key *keys, const char *
             k++;
         if (!k->name)
             return xm_error_set(e, EINVAL, "%s: unknown key '%.40s'", what, name);
-        if (json_typeof(value) != k->type)
+        if (json_typeof(value) != k->type && !(k->type == JSON_TRUE && json_is_false(value)))
             return xm_error_set(e, EINVAL, "%s: '%s' is of the wrong type", what, name);
         if (k->type == JSON_STRING && strlen(json_string_value(value)) >= TEXT_MAX)
             return xm_error_set(e, EINVAL, "%s: '%s' is longer than %d bytes", what, name, TEXT_MAX);
@@ -120,9 +128,12 @@ static int take_json_disk(struct vm_disk *d, const json_t *o, struct xm_error *e
         r = put_string(d->datastore, sizeof d->datastore, o, "datastore", "disk", e);
     if (!r)
         r = put_unsigned(&d->queues, o, "queues", QUEUES_MAX, "disk", e);
+    if (!r)
+        r = put_unsigned(&d->boot, o, "boot", BOOT_MAX, "disk", e);
     if (r)
         return r;
     d->size = (uint64_t)json_integer_value(json_object_get(o, "size"));
+    d->read_only = json_is_true(json_object_get(o, "read_only"));
     d->path = dup_string(o, "path");
     return 0;
 }
@@ -140,6 +151,26 @@ static int take_json_nic(struct vm_nic *nic, const json_t *o, struct xm_error *e
     if (!r)
         r = put_string(nic->tap, sizeof nic->tap, o, "tap", "nic", e);
     return r;
+}
+
+static int take_cdroms(struct vm_spec *s, const json_t *list, struct xm_error *e)
+{
+    if (json_array_size(list) > VM_CDROMS_MAX)
+        return xm_error_set(e, EINVAL, "vm: more than %d CD-ROMs", VM_CDROMS_MAX);
+    for (unsigned i = 0; i < json_array_size(list); i++) {
+        const json_t *o = json_array_get(list, i);
+        struct vm_cdrom *c = &s->cdrom[i];
+        int r = json_check(o, cdrom_json, "cdrom", e);
+        if (!r)
+            r = put_string(c->name, sizeof c->name, o, "name", "cdrom", e);
+        if (!r)
+            r = put_unsigned(&c->boot, o, "boot", BOOT_MAX, "cdrom", e);
+        if (r)
+            return r;
+        c->path = dup_string(o, "path");
+        s->cdroms = i + 1;
+    }
+    return 0;
 }
 
 static int take_json(struct vm_spec *s, const json_t *o, struct xm_error *e)
@@ -179,6 +210,11 @@ static int take_json(struct vm_spec *s, const json_t *o, struct xm_error *e)
             return r;
         s->nics = (unsigned)i + 1;
     }
+    r = take_cdroms(s, json_object_get(o, "cdroms"), e);
+    if (!r)
+        r = devices_from_json(&s->devices, json_object_get(o, "devices"), e);
+    if (r)
+        return r;
     spec_set_defaults(s);
     return spec_check(s, &(struct spec_where){NULL}, e);
 }
@@ -189,15 +225,39 @@ int vm_spec_from_json(struct vm_spec *s, const json_t *o, struct xm_error *e)
     return r ? r : take_json(s, o, e);
 }
 
+/* A peer of an earlier version refuses a key that it does not know: what was not given is not there. */
+static json_t *disk_to_json(const struct vm_disk *d)
+{
+    json_t *o = json_pack("{s:s, s:s, s:I, s:s, s:i}", "name", d->name, "path", d->path, "size",
+                          (json_int_t)d->size, "datastore", d->datastore, "queues", (int)d->queues);
+
+    if (d->read_only)
+        json_object_set_new(o, "read_only", json_true());
+    if (d->boot)
+        json_object_set_new(o, "boot", json_integer(d->boot));
+    return o;
+}
+
+static json_t *cdroms_to_json(const struct vm_spec *s)
+{
+    json_t *list = json_array();
+
+    for (unsigned i = 0; i < s->cdroms; i++) {
+        const struct vm_cdrom *c = &s->cdrom[i];
+        json_t *o = json_pack("{s:s, s:s}", "name", c->name, "path", c->path);
+        if (c->boot)
+            json_object_set_new(o, "boot", json_integer(c->boot));
+        json_array_append_new(list, o);
+    }
+    return list;
+}
+
 json_t *vm_spec_to_json(const struct vm_spec *s)
 {
     json_t *disks = json_array(), *nics = json_array();
 
     for (unsigned i = 0; i < s->disks; i++) {
-        const struct vm_disk *d = &s->disk[i];
-        json_array_append_new(disks, json_pack("{s:s, s:s, s:I, s:s, s:i}", "name", d->name, "path", d->path,
-                                               "size", (json_int_t)d->size, "datastore", d->datastore,
-                                               "queues", (int)d->queues));
+        json_array_append_new(disks, disk_to_json(&s->disk[i]));
     }
     for (unsigned i = 0; i < s->nics; i++) {
         const struct vm_nic *n = &s->nic[i];
@@ -215,5 +275,11 @@ json_t *vm_spec_to_json(const struct vm_spec *s)
             json_array_append_new(extra, json_string(s->extra[i]));
         json_object_set_new(o, "extra", extra);
     }
+    json_t *devices = devices_to_json(&s->devices);
+    if (o && devices)
+        json_object_set(o, "devices", devices);
+    json_decref(devices);
+    if (o && s->cdroms)
+        json_object_set_new(o, "cdroms", cdroms_to_json(s));
     return o;
 }

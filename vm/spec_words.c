@@ -9,12 +9,16 @@
 #include <ctype.h>
 #include <string.h>
 
-#define ALNUM    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 #define TEXT_MAX 2048
 
-static bool only(const char *text, const char *set)
+bool spec_only(const char *text, const char *set)
 {
     return text[0] && strlen(text) <= TEXT_MAX && text[strspn(text, set)] == 0;
+}
+
+bool spec_path_ok(const char *path)
+{
+    return path[0] == '/' && spec_only(path, SPEC_ALNUM "/._+@~:=-");
 }
 
 /* Any text of one line. */
@@ -31,7 +35,7 @@ static int check_file(const char *key, const char *path, const struct spec_where
 {
     if (path && path[0] != '/')
         return spec_bad(w, e, "vm", key, "%s: the path '%s' has to begin with /", key, path);
-    if (path && !only(path, ALNUM "/._+@~:=-"))
+    if (path && !spec_path_ok(path))
         return spec_bad(w, e, "vm", key, "%s: the path '%s' may have letters, digits and /._+@~:=- alone",
                         key, path);
     return 0;
@@ -55,7 +59,7 @@ int spec_check_words(const struct vm_spec *s, const struct spec_where *w, struct
 
     for (unsigned i = 0; i < 3; i++) {
         const char *value = options[i].value;
-        if (value && (!only(value, ALNUM "/._+:=,-") || value[0] == '-'))
+        if (value && (!spec_only(value, SPEC_ALNUM "/._+:=,-") || value[0] == '-'))
             return spec_bad(w, e, "vm", options[i].key,
                             "%s '%s' may have letters, digits and /._+:=,- alone, and none of '-' in front",
                             options[i].key, value);

@@ -6,6 +6,7 @@
  *   pause-disks | resume-disks    the disk writers alone
  *   io SECONDS DEPTH [DEV]        verified mixed load
  *   fs DEV SECONDS                ext4 with verified files (the host has made the file system)
+ *   read PATH                     the first line of a file below /sys or /proc
  *   reset                         forgets the longest gap and the slowest request
  *   reboot                        resets the machine
  *   quit                          powers off */
@@ -95,6 +96,18 @@ static void do_load(FILE *out, int words, char (*word)[32])
     free(figures);
 }
 
+static void do_read(FILE *out, const char *path)
+{
+    char line[200] = "";
+    FILE *f = fopen(path, "re");
+    bool ok = f && fgets(line, sizeof(line), f);
+
+    if (f)
+        fclose(f);
+    line[strcspn(line, "\n\"\\")] = 0;
+    fprintf(out, "{\"ok\":%s,\"line\":\"%s\"}\n", ok ? "true" : "false", line);
+}
+
 static void run(const char *line, FILE *out)
 {
     char word[5][32] = {{0}};
@@ -105,6 +118,8 @@ static void run(const char *line, FILE *out)
         do_status(out);
     } else if (strcmp(word[0], "verify") == 0) {
         do_verify(out);
+    } else if (strcmp(word[0], "read") == 0) {
+        do_read(out, word[1]);
     } else if (strcmp(word[0], "pause") == 0) {
         disks_pause();
         memory_pause();

@@ -151,6 +151,18 @@ static void each_thing_that_lacks_is_said(void **state)
     host.kernel = false;
     must_say("hostb has no kernel /boot/k that may be used");
     host.kernel = true;
+    vm.cdroms = 1;
+    vm.cdrom[0] = (struct vm_cdrom){.name = "seed", .path = (char *)"/srv/s.iso"};
+    must_say("hostb has no image /srv/s.iso that may be used (for CD-ROM 'seed')");
+    host.cdrom[0] = true;
+    must_say(NULL);
+    vm.devices.vnc = (char *)"unix";
+    must_say(NULL);
+    vm.devices.vnc = (char *)"7";
+    vm.devices.vnc_password = (char *)"pw";
+    must_say("hostb gives VMs no address for VNC ([host] vnc_address): use vnc = unix");
+    host.vnc_address = true;
+    must_say(NULL);
     host.machine = false;
     must_say("QEMU 7.2.22 on hostb has no machine type 'pc-q35-7.2'");
     host.machine = true;

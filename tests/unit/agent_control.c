@@ -332,6 +332,10 @@ static void hostile_requests_to_prepare_make_nothing(void **state)
         {"vm/initrd", "\"/a,/etc/shadow\"", 2},
         {"vm/firmware", "\"/etc/passwd\"", 3},
         {"vm/nics", "[{\"name\":\"n\",\"bridge\":\"lo\",\"mac\":\"52:54:00:00:00:01\",\"tap\":\"t0\"}]", 3},
+        {"vm/cdroms", "[{\"name\":\"c\",\"path\":\"/etc/shadow\"}]", 3},
+        {"vm/cdroms", "[{\"name\":\"c\",\"path\":\"json:{}\"}]", 2},
+        {"vm/devices", "{\"vnc\":\"0.0.0.0:1\"}", 2},
+        {"vm/devices", "{\"vnc\":\"1\",\"vnc_password\":\"x\"}", 3}, /* this host has no address for it */
         {"vm/extra", "[\"-incoming\",\"exec:id\"]", 3},
         {"vm/extra", "[\"-device\",\"{\\\"driver\\\":\\\"virtio-rng-pci\\\"}\"]", 3},
         {"vm/extra", "[\"-no-reboot\"]", 3},

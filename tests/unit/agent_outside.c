@@ -236,6 +236,13 @@ static void files_and_bridges_are_the_configurations(void **state)
     memcpy(vm.nic[0].bridge, "mgmt0", 6);
     must_refuse("hostb lets web1 of another host use no bridge 'mgmt0' (for NIC 'lan'): «bridge = mgmt0» in "
                 "[incoming] of its configuration would allow that");
+    vm.cdroms = 1;
+    vm.cdrom[0] = (struct vm_cdrom){.name = "seed", .path = (char *)"/srv/images/s.iso"};
+    vm.nic[0].bridge[0] = 0;
+    must_refuse("use no image '/srv/images/s.iso'");
+    conf.images = kernels;
+    vm.cdrom[0].path = (char *)"/boot/s.iso";
+    must_take();
     vm.nic[0].bridge[0] = 0; /* it is connected to nothing */
     must_take();
 }

@@ -28,6 +28,7 @@ static char **arguments(bool reconnect_ms)
     vm = (struct vm_spec){.name = "web1",
                           .memory = 256 << 20,
                           .vcpus = 2,
+                          .qemu = (char *)"qemu-system-x86_64",
                           .machine = (char *)"pc-q35-7.2",
                           .accel = (char *)"tcg",
                           .disks = 1,
@@ -54,6 +55,69 @@ static void ram_is_a_named_shared_file(void **state)
     assert_true(
         has(args, "-object", "memory-backend-file,id=mem0,size=256M,share=on,mem-path=/proc/self/fd/3"));
     qemu_arguments_free(args);
+}
+
+static struct vm_spec with_all_devices(void)
+{
+    return (struct vm_spec){.name = "web1",
+                            .memory = 16 << 20,
+                            .vcpus = 1,
+                            .qemu = (char *)"qemu-system-x86_64",
+                            .machine = (char *)"q35",
+                            .accel = (char *)"tcg",
+                            .cdroms = 1,
+                            .cdrom = {{.name = "seed", .path = (char *)"/srv/a=b.iso", .boot = 1}},
+                            .devices = {.rng = true,
+                                        .balloon = true,
+                                        .guest_agent = true,
+                                        .tablet = true,
+                                        .clock = (char *)"localtime",
+                                        .vnc = (char *)"unix",
+                                        .uuid = (char *)"123e4567-e89b-12d3-a456-426614174000",
+                                        .smbios_product = (char *)"web",
+                                        .smbios_serial = (char *)"ds=x;y"}};
+}
+
+static size_t place(char **args, const char *part)
+{
+    for (size_t i = 0; args[i]; i++) {
+        if (strstr(args[i], part))
+            return i;
+    }
+    fail_msg("%s is not there", part);
+    return 0;
+}
+
+/* A VM that is running, and that came from an earlier version, has its disks and NICs in their places. */
+static void new_devices_stand_behind_the_others(void **state)
+{
+    (void)state;
+    struct qemu_facts knows = {0};
+    struct qemu_place at = {.run_dir = "/run/x", .vnc_address = "fd00::1"};
+    struct vm_spec vm = with_all_devices();
+    char *extra[] = {(char *)"-device", (char *)"pvpanic", NULL};
+
+    vm.extra = extra;
+    vm.nics = 1;
+    vm.nic[0] = (struct vm_nic){.name = "lan", .tap = "t0", .mac = "52:54:00:00:00:01"};
+    char **a = qemu_arguments(&vm, &knows, &at);
+    static const char *const order[] = {"virtio-net-pci", "ide-cd",      "VGA",
+                                        "qemu-xhci",      "usb-tablet",  "virtio-serial",
+                                        "virtio-rng-pci", "balloon-pci", "pvpanic"};
+    for (size_t i = 1; i < sizeof order / sizeof *order; i++)
+        assert_true(place(a, order[i - 1]) < place(a, order[i]));
+    assert_true(has(a, "-vnc", "unix:/run/x/vnc.sock"));
+    assert_true(has(a, "-smbios", "type=1,product=web,serial=ds=x;y"));
+    assert_true(has(a, "-device", "ide-cd,id=cdrom-seed,drive=cd-seed,bootindex=1"));
+    assert_true(has(a, "-blockdev", "\"read-only\":true"));
+    qemu_arguments_free(a);
+    vm.devices.vnc = (char *)"7";
+    vm.devices.vnc_password = (char *)"pw";
+    a = qemu_arguments(&vm, &knows, &at);
+    assert_true(has(a, "-vnc", "[fd00::1]:7,password-secret=vnc-password"));
+    for (size_t i = 0; a[i]; i++)
+        assert_null(strstr(a[i], "=pw")); /* every user of the host sees the command line */
+    qemu_arguments_free(a);
 }
 
 /* As 7.2 and 10.0 say it: the latter with two columns more. */
@@ -239,16 +303,60 @@ static void it_starts_at_the_root_and_a_peer_does_not_hear_it(void **state)
     }
 }
 
+/* QEMU itself takes all of it, and shows it. */
+static void a_real_one_has_the_devices(void **state)
+{
+    (void)state;
+    real();
+    const char *iso = tmpdir_write("a=b.iso", "");
+    char run[100];
+    struct vm_spec vm = with_all_devices();
+    struct xm_error e = {0};
+    struct qemu q;
+
+    snprintf(run, sizeof run, "%.*s", (int)(strrchr(iso, '/') - iso), iso);
+    assert_int_equal(truncate(iso, 4096), 0);
+    vm.cdrom[0].path = (char *)iso;
+    struct qemu_place at = {.host = "hosta", .run_dir = run, .vnc_address = "127.0.0.1"};
+    for (int virtio = 0; virtio < 2; virtio++) {
+        if (virtio) {
+            vm.devices.video = (char *)"virtio";
+            vm.devices.vnc = (char *)"613";
+            vm.devices.vnc_password = (char *)"pw";
+        }
+        qemu_init(&q);
+        if (qemu_start(&q, &vm, &at, &e) < 0)
+            fail_msg("%s", e.text);
+        struct stat st;
+        assert_int_equal(stat(tmpdir_path("qga.sock"), &st), 0);
+        if (!virtio)
+            assert_int_equal(stat(tmpdir_path("vnc.sock"), &st), 0);
+        json_t *vnc = qmp_call(&q.qmp, "query-vnc", NULL, 10 * XM_NS_PER_S, &e);
+        assert_true(xm_json_bool(vnc, "enabled", false));
+        assert_string_equal(xm_json_str(vnc, "auth", ""), virtio ? "vnc" : "none");
+        json_decref(vnc);
+        json_t *uuid = qmp_call(&q.qmp, "query-uuid", NULL, 10 * XM_NS_PER_S, &e);
+        assert_string_equal(xm_json_str(uuid, "UUID", ""), vm.devices.uuid);
+        json_decref(uuid);
+        json_t *balloon = qmp_call(&q.qmp, "query-balloon", NULL, 10 * XM_NS_PER_S, &e);
+        assert_int_equal(xm_json_int(balloon, "actual", 0), vm.memory);
+        json_decref(balloon);
+        qemu_end(&q, &vm);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reconnect_is_what_qemu_knows),
         cmocka_unit_test(ram_is_a_named_shared_file),
         cmocka_unit_test(it_is_sandboxed),
+        cmocka_unit_test(new_devices_stand_behind_the_others),
         cmocka_unit_test(ram_blocks_are_summed),
         cmocka_unit_test(a_real_one_says_what_it_is),
         cmocka_unit_test(a_real_one_says_how_large_its_rings_are),
         cmocka_unit_test(a_real_one_says_what_its_cpus_have),
+        cmocka_unit_test_setup_teardown(a_real_one_has_the_devices, tmpdir_make, tmpdir_remove),
         cmocka_unit_test_setup_teardown(it_starts_at_the_root_and_a_peer_does_not_hear_it, tmpdir_make,
                                         tmpdir_remove),
         cmocka_unit_test_setup_teardown(another_program_in_its_place_is_asked_anew, tmpdir_make,

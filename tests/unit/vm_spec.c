@@ -39,6 +39,14 @@ static const char whole[] =
     "[disk data]\ndatastore = ds1\nfile = web1-data.raw\nsize = 1G\nqueues = 1\n"
     "[nic lan]\nbridge = br0\nmac = 52:54:00:aa:bb:cc\n"
     "[nic two]\n";
+static const char devices[] =
+    "[vm]\nname = web1\nmemory = 512M\nrng = yes\nballoon = yes\nguest_agent = yes\ntablet = yes\nclock = "
+    "localtime\n"
+    "video = virtio\nvnc = 7\nvnc_password = s3cret\nuuid = 123e4567-e89b-12d3-a456-426614174000\n"
+    "smbios_manufacturer = Example Ltd.\nsmbios_product = web\nsmbios_version = 1\nsmbios_serial = "
+    "ds=nocloud;s=http://10.0.0.1/\nsmbios_sku = x\nsmbios_family = y\n"
+    "[disk root]\npath = /dev/loop0\nboot = 2\n[disk seed]\npath = /dev/loop1\nread_only = yes\n"
+    "[cdrom install]\npath = /srv/images/debian-13.iso\nboot = 1\n[cdrom tools]\npath = /srv/images/t.iso\n";
 
 static void an_ini_becomes_a_spec_with_defaults(void **state)
 {
@@ -68,6 +76,39 @@ static void an_ini_becomes_a_spec_with_defaults(void **state)
     vm_spec_free(&s);
 }
 
+static void all_devices_have_a_key(void **state)
+{
+    struct vm_spec s = {0};
+    struct xm_error e = {0};
+    (void)state;
+
+    write_ini(devices);
+    if (vm_spec_load(&s, path, &e))
+        fail_msg("%s", e.text);
+    assert_true(s.devices.rng && s.devices.balloon && s.devices.guest_agent && s.devices.tablet);
+    assert_string_equal(s.devices.clock, "localtime");
+    assert_string_equal(s.devices.vnc, "7");
+    assert_string_equal(s.devices.smbios_serial, "ds=nocloud;s=http://10.0.0.1/");
+    assert_false(s.disk[0].read_only);
+    assert_true(s.disk[1].read_only);
+    assert_int_equal(s.disk[0].boot, 2);
+    assert_int_equal(s.cdroms, 2);
+    assert_string_equal(s.cdrom[0].path, "/srv/images/debian-13.iso");
+    assert_int_equal(s.cdrom[0].boot, 1);
+    s.disk[0].size = s.disk[1].size = 4096;
+    json_t *a = vm_spec_to_json(&s);
+    vm_spec_free(&s);
+    if (vm_spec_from_json(&s, a, &e))
+        fail_msg("%s", e.text);
+    json_t *b = vm_spec_to_json(&s);
+    assert_true(json_equal(a, b));
+    assert_int_equal(json_object_size(json_object_get(a, "devices")), 15);
+    assert_true(json_is_true(json_object_get(json_array_get(json_object_get(a, "disks"), 1), "read_only")));
+    json_decref(a);
+    json_decref(b);
+    vm_spec_free(&s);
+}
+
 static void json_there_and_back_is_the_same(void **state)
 {
     struct vm_spec s = {0}, t = {0};
@@ -86,6 +127,10 @@ static void json_there_and_back_is_the_same(void **state)
         fail_msg("%s", e.text);
     json_t *b = vm_spec_to_json(&t);
     assert_true(json_equal(a, b));
+    /* A peer of an earlier version takes it as long as nothing new is in it. */
+    assert_null(json_object_get(a, "devices"));
+    assert_null(json_object_get(a, "cdroms"));
+    assert_int_equal(json_object_size(json_array_get(json_object_get(a, "disks"), 0)), 5);
     json_decref(a);
     json_decref(b);
     vm_spec_free(&s);
@@ -119,6 +164,25 @@ static const struct {
     {VM "[disk a]\npath = /x\nsize = 1000\n", ":6: the size 1000 is no multiple of 512 bytes"},
     {VM "[disk a]\npath = /x\n[disk b]\npath = /x\n", ":6: '/x' is disk 'a' already"},
     {VM "[disk a]\npath = /x\n[disk a]\npath = /y\n", ":6: [disk a]: the VM has another disk 'a'"},
+    {VM "machine = q35 -S\n",
+     ":4: machine 'q35 -S' may have letters, digits and /._+:=,- alone, and none of '-' in front"},
+    {VM "cpu = -S\n", ":4: cpu '-S' may have letters, digits and /._+:=,- alone, and none of '-' in front"},
+    {VM "kernel = /a,/b\n", ":4: kernel: the path '/a,/b' may have letters, digits and /._+@~:=- alone"},
+    {VM "clock = here\n", ":4: clock has to be utc or localtime, and is 'here'"},
+    {VM "video = cirrus\n", ":4: video has to be std or virtio, and is 'cirrus'"},
+    {VM "vnc = 0.0.0.0:1\n", ":4: vnc has to be unix or a display's number, 0 to 999, and is '0.0.0.0:1'"},
+    {VM "vnc = 1\n", ":4: vnc = 1 needs a vnc_password beside it; vnc = unix does not"},
+    {VM "vnc = 1\nvnc_password = too-long!\n",
+     ":5: vnc_password has 1 to 8 letters, digits and ._+@~:=!?*/- (VNC has no longer ones)"},
+    {VM "vnc_password = a\n", ":4: vnc_password needs vnc = NUMBER beside it"},
+    {VM "uuid = 123\n", ":4: '123' is no UUID, like 123e4567-e89b-12d3-a456-426614174000"},
+    {VM "smbios_serial = a,file=/etc/shadow\n",
+     ":4: smbios_serial has at most 256 letters, digits, blanks and ._+@~:;=!?*/#&%()-: no comma"},
+    {VM "[cdrom a]\npath = x.iso\n",
+     ":5: the path 'x.iso' has to begin with / and to have letters, digits and /._+@~:=- alone"},
+    {VM "[cdrom a]\npath = /a\n[cdrom a]\npath = /b\n", ":6: [cdrom a]: the VM has another CD-ROM 'a'"},
+    {VM "[cdrom a]\npath = /a\nboot = 1\n[disk b]\npath = /b\nboot = 1\n",
+     ":6: boot = 1 is another one's, or more than 99"},
     {VM "[nic a]\nbridge = a/b\n", ":5: 'a/b' is no legal name of a bridge"},
     {VM "[nic a]\nmac = 01:00:00:00:00:00\n",
      ":5: '01:00:00:00:00:00' is no MAC address of one station, like 52:54:00:12:34:56"},
@@ -176,6 +240,23 @@ static void hostile_json_is_refused(void **state)
         {"'size':512", "'size':0"},
         {"'size':512", "'size':513"},
         {"'name':'d'", "'name':'d/../../x'"},
+        {"'nics':[]", "'nics':[],'devices':{'rng':1}"},
+        {"'nics':[]", "'nics':[],'devices':{'vnc':'0.0.0.0:1'}"},
+        {"'nics':[]", "'nics':[],'devices':{'vnc':'unix:/x'}"},
+        {"'nics':[]", "'nics':[],'devices':{'smbios_sku':'a,file=/x'}"},
+        {"'nics':[]", "'nics':[],'devices':{'clock':'utc,x=y'}"},
+        {"'nics':[]", "'nics':[],'devices':{'video':'std,rom=/x'}"},
+        {"'nics':[]", "'nics':[],'devices':{'extra':'x'}"},
+        {"'nics':[]", "'nics':[],'devices':[]"},
+        {"'nics':[]", "'nics':[],'cdroms':[{'name':'c','path':'nbd:x'}]"},
+        {"'nics':[]", "'nics':[],'cdroms':[{'name':'c','path':'/a,/b'}]"},
+        {"'nics':[]", "'nics':[],'cdroms':[7]"},
+        {"'nics':[]", "'nics':[],'kernel':'/a','initrd':'/b,/c'"},
+        {"'nics':[]", "'nics':[],'kernel':'/a','append':'x\\u0001y'"},
+        {"'queues':1", "'queues':1,'read_only':1"},
+        {"'queues':1", "'queues':1,'boot':100"},
+        {"'q35'", "'-S'"},
+        {"'q35'", "'q35 x'"},
         {"'queues':1", "'queues':100000"},
     };
     (void)state;
@@ -207,6 +288,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(an_ini_becomes_a_spec_with_defaults, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(all_devices_have_a_key, set_up, tear_down),
         cmocka_unit_test_setup_teardown(json_there_and_back_is_the_same, set_up, tear_down),
         cmocka_unit_test_setup_teardown(what_is_wrong_is_said_with_file_and_line, set_up, tear_down),
         cmocka_unit_test(a_missing_file_is_named),
