@@ -33,7 +33,8 @@ static void start(void)
                             .machine = (char *)"q35",
                             .accel = (char *)"tcg"};
     qemu_init(&qemu);
-    if (qemu_start(&qemu, &spec, tmpdir_path(""), false, &e) < 0)
+    struct qemu_place at = {.host = "hosta", .run_dir = tmpdir_path("")};
+    if (qemu_start(&qemu, &spec, &at, &e) < 0)
         fail_msg("%s", e.text);
 }
 

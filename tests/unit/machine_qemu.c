@@ -147,7 +147,8 @@ static void it_is_sandboxed(void **state)
     struct qemu_facts knows = {.sandbox = true};
 
     vm = (struct vm_spec){.name = "web1", .memory = 256 << 20, .vcpus = 1, .machine = (char *)"pc"};
-    char **args = qemu_arguments(&vm, &knows, "/run/x", false);
+    struct qemu_place at = {.host = "hosta", .run_dir = "/run/x"};
+    char **args = qemu_arguments(&vm, &knows, &at);
     assert_true(
         has(args, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"));
     qemu_arguments_free(args);
