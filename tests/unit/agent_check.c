@@ -1,5 +1,6 @@
 /* What a host cannot do is said when its agent starts and before anything is copied: agents from which it is
  * kept. */
+#include "agent/admission.h"
 #include "probe/probe.h"
 #include "tests/unit/lib_agent.h"
 
@@ -54,13 +55,13 @@ static bool log_says(const char *part)
 /* As hostb: would you take this VM? */
 static json_t *reasons_as_destination(void)
 {
-    json_t *o =
-        json_pack("{s:s, s:b, s:i, s:i, s:s, s:[i], s:s, s:{s:s, s:i, s:i, s:s, s:s, s:s, s:s, s:[{s:s, "
-                  "s:s, s:i, s:s, s:i}], s:[]}}",
-                  "verb", "peer.check", "storage", 1, "epoch", 1, "protocol", 1, "job", "5", "used", 4096,
-                  "datastore", "ds", "vm", "name", "web2", "memory", 16 << 20, "vcpus", 1, "qemu",
-                  "qemu-system-x86_64", "machine", "q35", "accel", "tcg", "cpu", "max", "disks", "name",
-                  "root", "path", "/dev/loop0", "size", 1 << 20, "datastore", "", "queues", 1, "nics");
+    json_t *o = json_pack(
+        "{s:s, s:b, s:i, s:i, s:s, s:[i], s:s, s:{s:s, s:i, s:i, s:s, s:s, s:s, s:s, s:[{s:s, "
+        "s:s, s:i, s:s, s:i}], s:[]}}",
+        "verb", "peer.check", "storage", 1, "epoch", 1, "protocol", AGENT_PROTOCOL, "job", "5", "used", 4096,
+        "datastore", "ds", "vm", "name", "web2", "memory", 16 << 20, "vcpus", 1, "qemu", "qemu-system-x86_64",
+        "machine", "q35", "accel", "tcg", "cpu", "max", "disks", "name", "root", "path", "/dev/loop0", "size",
+        1 << 20, "datastore", "", "queues", 1, "nics");
     json_t *answer = ask_as_peer(t, o), *reasons = json_incref(json_object_get(answer, "reasons"));
 
     assert_true(xm_json_bool(answer, "ok", false));
