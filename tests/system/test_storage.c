@@ -1,4 +1,5 @@
 /* Moves of the disks alone, of the VM alone, and the nightly rebalancing. */
+#include "tests/progress.h"
 #include "tests/system/harness.h"
 
 #include <signal.h>
