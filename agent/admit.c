@@ -116,19 +116,57 @@ char *reasons_text(const json_t *reasons)
 
 /* ---- specs ---- */
 
-/* -ENOENT: there is nothing. */
-static int size_of(const char *path, uint64_t *size, struct xm_error *e)
+/* This VM had the disk the last time it was started here: since then what is on it is its guest's. */
+static bool used_before(struct agent *a, const struct vm_spec *s, const struct vm_disk *d)
 {
+    char *path = vm_state_path(a, s->name, "spec.json");
+    json_t *o = read_json(path, NULL), *disk;
+    bool found = false;
+    size_t i;
+
+    json_array_foreach (json_object_get(o, "disks"), i, disk)
+        found = found || !strcmp(xm_json_str(disk, "path", ""), d->path);
+    json_decref(o);
+    free(path);
+    return found;
+}
+
+static int refuse_foreign(int fd, const char *path, uint64_t size, struct xm_error *e)
+{
+    unsigned char head[VM_FORMAT_HEAD], tail[512];
+    ssize_t n = pread(fd, head, sizeof head, 0);
+    bool whole = size >= sizeof tail &&
+                 pread(fd, tail, sizeof tail, (off_t)(size - sizeof tail)) == (ssize_t)sizeof tail;
+    const char *is = n > 0 ? vm_foreign_format(head, (size_t)n, whole ? tail : NULL) : NULL;
+
+    return !is ? 0
+               : xm_error_set(
+                     e, EINVAL,
+                     "%s looks like %s, and disks are raw here: convert it by qemu-img, or write «format = "
+                     "raw» when the guest is to have these very bytes",
+                     path, is);
+}
+
+/* The disk's size as it is. A disk in a datastore is a plain file; what is new here has to look like a raw one.
+ * -ENOENT: there is nothing. */
+static int look_at_disk(struct agent *a, const struct vm_spec *s, const struct vm_disk *d, uint64_t *size,
+                        struct xm_error *e)
+{
+    bool plain = d->datastore[0];
     struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    int fd = open(d->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | (plain ? O_NOFOLLOW : 0));
     int r = 0;
 
-    if (fd < 0 || fstat(fd, &st) < 0)
-        r = xm_error_errno(e, errno, "cannot open %s", path);
+    if (plain && fd < 0 && errno == ELOOP)
+        r = xm_error_set(e, EINVAL, "%s is a link, and a disk in a datastore is a plain file", d->path);
+    else if (fd < 0 || fstat(fd, &st) < 0)
+        r = xm_error_errno(e, errno, "cannot open %s", d->path);
     else if (S_ISREG(st.st_mode))
         *size = (uint64_t)st.st_size;
-    else if (!S_ISBLK(st.st_mode) || ioctl(fd, BLKGETSIZE64, size) < 0)
-        r = xm_error_set(e, EINVAL, "%s is neither a file nor a block device", path);
+    else if (plain || !S_ISBLK(st.st_mode) || ioctl(fd, BLKGETSIZE64, size) < 0)
+        r = xm_error_set(e, EINVAL, "%s is neither a file nor a block device", d->path);
+    if (!r && !d->raw && !used_before(a, s, d))
+        r = refuse_foreign(fd, d->path, *size, e);
     if (fd >= 0)
         close(fd);
     return r;
@@ -152,7 +190,7 @@ static int resolve_disk(struct agent *a, const struct vm_spec *s, struct vm_disk
     } else {
         d->datastore[0] = 0;
     }
-    int r = size_of(d->path, &size, e);
+    int r = look_at_disk(a, s, d, &size, e);
     if (r == -ENOENT && d->datastore[0]) {
         return d->size ? 0
                        : xm_error_set(

@@ -32,6 +32,7 @@ enum {
     XM_FILE_BUFFERED = 2,
     XM_FILE_CREATE = 4, /* needs size; must not exist */
     XM_FILE_SHARED = 8, /* not locked (yet): another host has it open until it hands the VM over */
+    XM_FILE_PLAIN = 16, /* it has to be a file: no link, no device */
 };
 /* Opens a raw file or a block device, O_DIRECT unless BUFFERED or the file system cannot.
  * size: only with CREATE (sparse); the file and its name are durable when it returns. Takes a lock (OFD write lock on the whole

@@ -52,24 +52,41 @@ static int create(struct xm_file *f, uint64_t size, struct xm_error *e)
     return sync_directory(f->path, e);
 }
 
-/* stat comes before open: opening a FIFO would wait, opening a device of another kind may do things. */
-static int open_existing(struct xm_file *f, bool shared, struct xm_error *e)
+/* What is looked at is what is opened: first a descriptor that reads and writes nothing (opening a FIFO would wait,
+ * opening a device of another kind may do things), then the same file through it. Whoever may write in its
+ * directory cannot put another one, or a link, in between. */
+static int open_existing(struct xm_file *f, unsigned how, struct xm_error *e)
 {
+    bool plain = how & XM_FILE_PLAIN;
     struct stat st;
+    int look = open(f->path, O_PATH | O_CLOEXEC | (plain ? O_NOFOLLOW : 0));
 
-    if (stat(f->path, &st) < 0)
-        return xm_error_errno(e, errno, "%s cannot be opened", f->path);
-    if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
-        return xm_error_set(e, EINVAL, "%s is neither a file nor a block device", f->path);
+    if (look < 0 || fstat(look, &st) < 0) {
+        int code = errno;
+        if (look >= 0)
+            close(look);
+        return xm_error_errno(e, code, "%s cannot be opened", f->path);
+    }
+    if (!S_ISREG(st.st_mode) && (plain || !S_ISBLK(st.st_mode))) {
+        close(look);
+        return xm_error_set(e, EINVAL,
+                            plain ? "%s is no plain file, and a disk in a datastore is one"
+                                  : "%s is neither a file nor a block device",
+                            f->path);
+    }
+    char self[40];
     int flags = O_CLOEXEC | (f->read_only ? O_RDONLY : O_RDWR);
-    if (S_ISBLK(st.st_mode) && !f->read_only && !shared)
+    if (S_ISBLK(st.st_mode) && !f->read_only && !(how & XM_FILE_SHARED))
         flags |= O_EXCL;
-    f->fd = open(f->path, flags);
-    if (f->fd < 0 && errno == EBUSY)
+    snprintf(self, sizeof self, "/proc/self/fd/%d", look);
+    f->fd = open(self, flags);
+    int code = errno;
+    close(look);
+    if (f->fd < 0 && code == EBUSY)
         return xm_error_set(
             e, EBUSY, "%s is in use: mounted, part of another device, or opened by another VM", f->path);
     if (f->fd < 0)
-        return xm_error_errno(e, errno, "%s cannot be opened", f->path);
+        return xm_error_errno(e, code, "%s cannot be opened", f->path);
     return 0;
 }
 
@@ -180,7 +197,7 @@ int xm_file_open(struct xm_file *f, const char *path, unsigned flags, uint64_t s
     f->path = strdup(path);
     if (!f->path)
         return xm_error_set(e, ENOMEM, "no memory");
-    rc = creating ? create(f, size, e) : open_existing(f, flags & XM_FILE_SHARED, e);
+    rc = creating ? create(f, size, e) : open_existing(f, flags, e);
     if (rc == 0 && !(flags & XM_FILE_SHARED))
         rc = xm_file_lock(f, e);
     if (rc == 0)

@@ -15,15 +15,21 @@
  * keeps those writes from landing after ours. */
 static int open_file(struct machine_disk *d, struct xm_error *e)
 {
+    const struct vm_disk *s = d->spec;
+    unsigned how = (d->machine->shares_disks ? XM_FILE_SHARED : 0) | (s->datastore[0] ? XM_FILE_PLAIN : 0);
     char *left = xm_printf("%s/qemu.pid", d->machine->run_dir);
     uint64_t deadline = xm_now() + (access(left, F_OK) == 0 ? LOCK_PATIENCE : 0);
     int r;
 
-    while ((r = xm_file_open(d->file, d->spec->path, d->machine->shares_disks ? XM_FILE_SHARED : 0, 0, e)) ==
-               -EBUSY &&
-           xm_now() < deadline)
+    while ((r = xm_file_open(d->file, s->path, how, 0, e)) == -EBUSY && xm_now() < deadline)
         poll(NULL, 0, 10);
     free(left);
+    /* Another file may stand there than the one that was judged. */
+    if (!r && s->size && d->file->size != s->size) {
+        r = xm_error_set(e, EINVAL, "%s has %llu bytes, and the VM's disk has %llu", s->path,
+                         (unsigned long long)d->file->size, (unsigned long long)s->size);
+        xm_file_close(d->file);
+    }
     return r;
 }
 

@@ -12,7 +12,7 @@
 
 struct ini_disk {
     char name[32];
-    char *path, *datastore, *file;
+    char *path, *datastore, *file, *format;
     uint64_t size;
     unsigned queues, boot;
     bool read_only;
@@ -141,6 +141,7 @@ static const struct xm_ini_key disk_keys[] = {
     XM_INI_KEY(struct ini_disk, file, XM_INI_STRING),
     XM_INI_KEY(struct ini_disk, size, XM_INI_SIZE),
     XM_INI_KEY(struct ini_disk, queues, XM_INI_UINT, .min = 1, .max = QUEUES_MAX),
+    XM_INI_KEY(struct ini_disk, format, XM_INI_STRING),
     XM_INI_KEY(struct ini_disk, read_only, XM_INI_BOOL),
     XM_INI_KEY(struct ini_disk, boot, XM_INI_UINT, .min = 1, .max = BOOT_MAX),
     {.name = NULL},
@@ -176,12 +177,16 @@ static int take_disk(struct vm_disk *d, struct ini_disk *in, const struct spec_w
         return spec_bad(w, e, section, NULL, "a disk needs 'path', or 'datastore' and 'file'");
     if (in->datastore && strlen(in->datastore) >= sizeof d->datastore)
         return spec_bad(w, e, section, "datastore", "the datastore's name '%s' is too long", in->datastore);
+    if (in->format && strcmp(in->format, "raw") != 0)
+        return spec_bad(w, e, section, "format",
+                        "format has to be raw, and is '%s': convert the image by qemu-img", in->format);
     snprintf(d->name, sizeof d->name, "%s", in->name);
     snprintf(d->datastore, sizeof d->datastore, "%s", in->datastore ? in->datastore : "");
     d->path = in->path ? in->path : in->file;
     in->path = in->file = NULL;
     d->size = in->size;
     d->queues = in->queues;
+    d->raw = in->format;
     d->read_only = in->read_only;
     d->boot = in->boot;
     return 0;
@@ -253,7 +258,7 @@ int vm_spec_load(struct vm_spec *s, const char *ini_path, struct xm_error *e)
     if (!r)
         r = take_ini(s, v, &(struct spec_where){ini_path}, e);
     for (unsigned i = 0; i < v->disks; i++)
-        free(v->disk[i].path), free(v->disk[i].datastore), free(v->disk[i].file);
+        free(v->disk[i].path), free(v->disk[i].datastore), free(v->disk[i].file), free(v->disk[i].format);
     for (unsigned i = 0; i < v->nics; i++)
         free(v->nic[i].bridge), free(v->nic[i].mac), free(v->nic[i].tap);
     free(v->name), free(v->machine), free(v->accel), free(v->cpu), free(v->kernel), free(v->initrd),

@@ -133,6 +133,7 @@ static int take_json_disk(struct vm_disk *d, const json_t *o, struct xm_error *e
     if (r)
         return r;
     d->size = (uint64_t)json_integer_value(json_object_get(o, "size"));
+    d->raw = true; /* JSON is what a start has been judged by, and is kept for the next */
     d->read_only = json_is_true(json_object_get(o, "read_only"));
     d->path = dup_string(o, "path");
     return 0;

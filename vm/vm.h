@@ -3,6 +3,7 @@
 #ifndef XM_VM_H
 #define XM_VM_H
 
+#include "vm/format.h"
 #include "vm/handoff.h"
 #include "vm/journal.h"
 #include "vm/owner.h"

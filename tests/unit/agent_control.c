@@ -534,13 +534,56 @@ static void a_vm_is_started_found_again_and_stopped(void **state)
     must(ask(t, start_request()), 0); /* and again, with the disk that it has */
 }
 
+static void edit_spec(const char *how)
+{
+    const char *const argv[] = {"sed", "-i", how, in_dir(t, "spec.ini"), NULL};
+
+    assert_int_equal(xm_run(argv, LIMIT_HANG_NS, NULL, NULL), 0);
+}
+
+static void must_refuse_disk(const char *part)
+{
+    json_t *answer = ask(t, start_request());
+
+    if (!strstr(xm_json_str(answer, "error", ""), part))
+        fail_msg("%s", json_dumps(answer, 0));
+    must(answer, 3);
+}
+
+/* Seen: taken as raw, silently. What a guest has written to a disk in use is its own business. */
+static void an_image_of_another_format_is_no_disk(void **state)
+{
+    (void)state;
+    need_qemu();
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/web1.raw"), "QFI\xfb\0\0\0\3", 8, NULL), 0);
+    assert_int_equal(truncate(in_dir(t, "ds/web1.raw"), 1000), 0); /* a qcow2 file has any size */
+    must_refuse_disk(
+        "looks like a qcow2 image, and disks are raw here: convert it by qemu-img, or write «format = raw»");
+    assert_int_equal(truncate(in_dir(t, "ds/web1.raw"), 1 << 20), 0);
+    must_refuse_disk("looks like a qcow2 image");
+    edit_spec("$aformat = raw");
+    must(ask(t, start_request()), 0);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    edit_spec("$d");
+    must(ask(t, start_request()), 0); /* it has been in use as raw */
+}
+
+static void a_disk_in_a_datastore_is_no_link(void **state)
+{
+    (void)state;
+    need_qemu();
+    assert_int_equal(xm_file_replace(in_dir(t, "elsewhere"), "", 0, NULL), 0);
+    assert_int_equal(truncate(in_dir(t, "elsewhere"), 1 << 20), 0);
+    assert_int_equal(symlink(in_dir(t, "elsewhere"), in_dir(t, "ds/web1.raw")), 0);
+    must_refuse_disk("ds/web1.raw is a link, and a disk in a datastore is a plain file");
+}
+
 static void a_start_that_fails_leaves_nothing(void **state)
 {
-    const char *const argv[] = {"sed", "-i", "s/web1$/broken/", in_dir(t, "spec.ini"), NULL};
     (void)state;
     need_qemu();
 
-    assert_int_equal(xm_run(argv, LIMIT_HANG_NS, NULL, NULL), 0);
+    edit_spec("s/web1$/broken/");
     json_t *answer = ask(t, start_request());
     assert_string_equal(xm_json_str(answer, "error", ""), "VM broken: it does not want to");
     must(answer, 1);
@@ -881,6 +924,8 @@ int main(int argc, char **argv)
         TEST(an_incoming_vm_is_still_expected_by_the_next_agent),
         TEST(a_vm_is_started_found_again_and_stopped),
         TEST(a_start_that_fails_leaves_nothing),
+        TEST(an_image_of_another_format_is_no_disk),
+        TEST(a_disk_in_a_datastore_is_no_link),
         TEST(a_vm_that_was_given_away_is_not_started),
         MOVE(a_move_is_followed_to_its_end_and_remembered),
         MOVE(a_move_ends_while_no_agent_is_there),

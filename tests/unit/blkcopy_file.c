@@ -56,6 +56,26 @@ static void test_creates_a_sparse_file(void **state)
     assert_int_equal(xm_file_allocated(&f), 0);
 }
 
+/* A disk in a datastore may have been named by another host. */
+static void test_a_plain_file_is_no_link_and_no_device(void **state)
+{
+    struct xm_error e = {0};
+
+    (void)state;
+    make_file(lib_path("disk"), MIB);
+    assert_int_equal(symlink(lib_path("disk"), lib_path("link")), 0);
+    assert_int_equal(mkfifo(lib_path("fifo"), 0600), 0);
+    assert_int_equal(xm_file_open(&f, lib_path("link"), 0, 0, NULL), 0); /* as /dev/vg0/disk is one */
+    assert_int_equal(f.size, MIB);
+    xm_file_close(&f);
+    assert_int_equal(xm_file_open(&f, lib_path("link"), XM_FILE_PLAIN, 0, &e), -EINVAL);
+    assert_non_null(strstr(e.text, "is no plain file, and a disk in a datastore is one"));
+    assert_int_equal(xm_file_open(&f, lib_path("fifo"), XM_FILE_PLAIN, 0, &e), -EINVAL);
+    assert_int_equal(xm_file_open(&f, lib_path("fifo"), 0, 0, &e), -EINVAL);
+    assert_int_equal(xm_file_open(&f, "/dev/null", XM_FILE_PLAIN, 0, &e), -EINVAL);
+    assert_int_equal(xm_file_open(&f, lib_path("disk"), XM_FILE_PLAIN, 0, NULL), 0);
+}
+
 static void test_create_overwrites_nothing_and_leaves_nothing(void **state)
 {
     struct xm_error e = {0};
@@ -184,6 +204,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(creates_a_sparse_file),
         T(create_overwrites_nothing_and_leaves_nothing),
+        T(a_plain_file_is_no_link_and_no_device),
         T(refuses_what_is_no_disk),
         T(one_writer_at_a_time),
         T(block_device),

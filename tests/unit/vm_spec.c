@@ -1,4 +1,5 @@
 /* VM specifications: what is read, what is made up, and the sentence for each thing that can be wrong. */
+#include "vm/format.h"
 #include "vm/spec.h"
 
 #include <setjmp.h>
@@ -45,7 +46,8 @@ static const char devices[] =
     "video = virtio\nvnc = 7\nvnc_password = s3cret\nuuid = 123e4567-e89b-12d3-a456-426614174000\n"
     "smbios_manufacturer = Example Ltd.\nsmbios_product = web\nsmbios_version = 1\nsmbios_serial = "
     "ds=nocloud;s=http://10.0.0.1/\nsmbios_sku = x\nsmbios_family = y\n"
-    "[disk root]\npath = /dev/loop0\nboot = 2\n[disk seed]\npath = /dev/loop1\nread_only = yes\n"
+    "[disk root]\npath = /dev/loop0\nboot = 2\n[disk seed]\npath = /dev/loop1\nread_only = yes\nformat = "
+    "raw\n"
     "[cdrom install]\npath = /srv/images/debian-13.iso\nboot = 1\n[cdrom tools]\npath = /srv/images/t.iso\n";
 
 static void an_ini_becomes_a_spec_with_defaults(void **state)
@@ -91,6 +93,7 @@ static void all_devices_have_a_key(void **state)
     assert_string_equal(s.devices.smbios_serial, "ds=nocloud;s=http://10.0.0.1/");
     assert_false(s.disk[0].read_only);
     assert_true(s.disk[1].read_only);
+    assert_true(!s.disk[0].raw && s.disk[1].raw);
     assert_int_equal(s.disk[0].boot, 2);
     assert_int_equal(s.cdroms, 2);
     assert_string_equal(s.cdrom[0].path, "/srv/images/debian-13.iso");
@@ -183,6 +186,8 @@ static const struct {
     {VM "[cdrom a]\npath = /a\n[cdrom a]\npath = /b\n", ":6: [cdrom a]: the VM has another CD-ROM 'a'"},
     {VM "[cdrom a]\npath = /a\nboot = 1\n[disk b]\npath = /b\nboot = 1\n",
      ":6: boot = 1 is another one's, or more than 99"},
+    {VM "[disk a]\npath = /a\nformat = qcow2\n",
+     ":6: format has to be raw, and is 'qcow2': convert the image by qemu-img"},
     {VM "[nic a]\nbridge = a/b\n", ":5: 'a/b' is no legal name of a bridge"},
     {VM "[nic a]\nmac = 01:00:00:00:00:00\n",
      ":5: '01:00:00:00:00:00' is no MAC address of one station, like 52:54:00:12:34:56"},
@@ -214,6 +219,28 @@ static void a_missing_file_is_named(void **state)
     assert_int_equal(vm_spec_load(&s, "/nowhere/x.ini", &e), -ENOENT);
     assert_non_null(strstr(e.text, "/nowhere/x.ini"));
     vm_spec_free(&s);
+}
+
+static void other_formats_are_known_by_their_magic(void **state)
+{
+    static const char tail[512] = "conectix";
+    unsigned char head[VM_FORMAT_HEAD] = {0};
+    (void)state;
+
+    assert_null(vm_foreign_format(head, sizeof head, NULL));
+    head[510] = 0x55, head[511] = 0xaa; /* a boot sector is none */
+    assert_null(vm_foreign_format(head, sizeof head, head));
+    assert_string_equal(vm_foreign_format(head, sizeof head, tail), "a vhd image");
+    memcpy(head, "QFI\xfb\0\0\0\3", 8);
+    assert_string_equal(vm_foreign_format(head, sizeof head, NULL), "a qcow2 image");
+    assert_null(vm_foreign_format(head, 3, NULL));
+    memcpy(head, "\0\0\0\0", 4);
+    memcpy(head + 64, "\x7f\x10\xda\xbe", 4);
+    assert_string_equal(vm_foreign_format(head, sizeof head, NULL), "a vdi image");
+    assert_null(vm_foreign_format(head, 67, NULL));
+    memset(head, 0, sizeof head);
+    memcpy(head, "LUKS\xba\xbe", 6);
+    assert_string_equal(vm_foreign_format(head, sizeof head, NULL), "encrypted with LUKS");
 }
 
 /* What a peer may send instead of a good value: each must be refused, none may crash. */
@@ -292,6 +319,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(json_there_and_back_is_the_same, set_up, tear_down),
         cmocka_unit_test_setup_teardown(what_is_wrong_is_said_with_file_and_line, set_up, tear_down),
         cmocka_unit_test(a_missing_file_is_named),
+        cmocka_unit_test(other_formats_are_known_by_their_magic),
         cmocka_unit_test(hostile_json_is_refused),
     };
     return cmocka_run_group_tests_name("host: VM specifications", tests, NULL, NULL);
