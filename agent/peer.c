@@ -278,10 +278,10 @@ static json_t *incoming_record(struct agent *a, const struct asked *q, int datas
     for (unsigned i = 0; q->req.storage && i < q->spec.disks; i++)
         json_array_append_new(reserve,
                               json_pack("{s:s, s:I}", "path", "", "used", (json_int_t)q->req.used[i]));
-    return json_pack("{s:s, s:s, s:s, s:b, s:s, s:o, s:o}", "token", token, "source", q->req.source, "job",
-                     q->job, "storage", q->req.storage, "datastore",
-                     datastore < 0 ? "" : a->conf.datastore[datastore].name, "links", links, "reserve",
-                     reserve);
+    return json_pack(
+        "{s:s, s:s, s:s, s:b, s:I, s:s, s:o, s:o}", "token", token, "source", q->req.source, "job", q->job,
+        "storage", q->req.storage, "silence_ns", (json_int_t)a->conf.incoming_silence, "datastore",
+        datastore < 0 ? "" : a->conf.datastore[datastore].name, "links", links, "reserve", reserve);
 }
 
 /* What is made for this migration, durably, before anything else knows of it. */

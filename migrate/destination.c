@@ -18,6 +18,7 @@
 
 #define FIRST_LINK_TIMEOUT (60 * XM_NS_PER_S)
 #define LINGER             (10 * XM_NS_PER_S)
+#define SILENCE            (600 * XM_NS_PER_S) /* unless the agent says otherwise */
 
 static const char *const state_names[] = {"waiting",   "copying", "loading", "promised",
                                           "undecided", "running", "failed"};
@@ -50,6 +51,17 @@ void destination_qmp_event(struct destination *dst, const char *name, const json
         snprintf(dst->qemu_status, sizeof dst->qemu_status, "%s", xm_json_str(data, "status", ""));
 }
 
+/* Connected, and asks for nothing: links live by their PINGs, but the source may hang, or want our disks and memory
+ * for ever. What we have not answered yet is no silence of the source's. After the promise only its record decides. */
+static bool source_silent(struct destination *dst)
+{
+    if (dst->state != DEST_COPYING && dst->state != DEST_LOADING)
+        return false;
+    if (xm_links_serving(dst->links))
+        dst->heard = xm_now();
+    return xm_now() - dst->heard > dst->silence;
+}
+
 static void find_failure(struct destination *dst, struct xm_error *e)
 {
     pthread_mutex_lock(&dst->lock);
@@ -59,6 +71,9 @@ static void find_failure(struct destination *dst, struct xm_error *e)
         xm_links_error(dst->links, e);
     if (!e->code && dst->state == DEST_WAITING && xm_now() - dst->began > FIRST_LINK_TIMEOUT)
         xm_error_set(e, ETIMEDOUT, "%s did not come with its migration", dst->source);
+    if (!e->code && source_silent(dst))
+        xm_error_set(e, ETIMEDOUT, "%s has sent nothing of its migration for %s", dst->source,
+                     xm_format_time(dst->silence).s);
 }
 
 static void tell(struct destination *dst, const char *event)
@@ -104,7 +119,7 @@ static void *destination_main(void *arg)
 
     pthread_setname_np(pthread_self(), "incoming");
     xm_mailbox_own(&dst->mailbox);
-    dst->began = xm_now();
+    dst->began = dst->heard = xm_now();
     while (!dst->stop) {
         struct xm_error e = {0};
         xm_mailbox_wait(&dst->mailbox, 50);
@@ -125,6 +140,7 @@ static void *destination_main(void *arg)
             destination_set_state(dst, DEST_UNDECIDED);
             tell(dst, "undecided");
         } else if (e.code && dst->state != DEST_UNDECIDED) {
+            xm_links_abort(dst->links, e.text); /* the source says why to its user */
             destination_end(dst);
             break;
         }
@@ -179,7 +195,9 @@ struct destination *destination_new(struct machine *vm, const json_t *o, migrate
     }
     dst->machine = vm;
     dst->ended = ended;
+    LIST_INIT(&dst->coming);
     dst->storage = xm_json_bool(o, "storage", true);
+    dst->silence = (uint64_t)xm_json_int(o, "silence_ns", SILENCE);
     snprintf(dst->source, sizeof dst->source, "%s", xm_json_str(o, "source", "?"));
     snprintf(dst->job, sizeof dst->job, "%s", xm_json_str(o, "job", "0"));
     pthread_mutex_init(&dst->lock, NULL);
@@ -250,12 +268,6 @@ int destination_start(struct destination *dst, struct xm_error *e)
     return r ? xm_error_errno(e, r, "the migration's thread") : 0;
 }
 
-int destination_add_link(struct destination *dst, int fd, const char *name, struct xm_error *e)
-{
-    int r = xm_links_add(dst->links, fd, false, name, e);
-    return XM_MIN(r, 0);
-}
-
 bool destination_owns(const struct destination *dst)
 {
     return dst->state == DEST_RUNNING;
@@ -302,6 +314,7 @@ void destination_free(struct destination *dst)
         pthread_join(dst->thread, NULL);
     if (dst->promised && !destination_may_own(dst))
         withdraw_promise(dst);
+    destination_links_end(dst);
     if (dst->links)
         xm_links_abort(dst->links, "the destination has ended this migration");
     pthread_mutex_lock(&dst->lock);

@@ -1,5 +1,5 @@
 /* migrate/destination.h: a migration as the destination lives it: destination.c (its life),
- * destination_frames.c (what goes to disks, RAM and QEMU without passing its thread) and destination_calls.c
+ * destination_links.c (links that come), destination_frames.c (what goes to disks, RAM and QEMU without passing its thread) and destination_calls.c
  * (the source's calls, and the hand-off). */
 #ifndef XM_MIGRATE_DESTINATION_H
 #define XM_MIGRATE_DESTINATION_H
@@ -30,6 +30,10 @@ struct destination {
     _Atomic enum dest_state state; /* set by its thread; any thread reads */
     bool storage;
     struct xm_links *links;
+    LIST_HEAD(, coming) coming;       /* main: links that shake hands */
+    struct xm_log_limit links_failed; /* any thread */
+    _Atomic uint64_t heard;           /* xm_now() when the source last sent a request; any thread */
+    uint64_t silence;                 /* ns that it may send none */
     struct xm_ramsink *ramsink;
     struct stream *stream;
     uint64_t began, ran;
@@ -50,6 +54,9 @@ void destination_set_state(struct destination *, enum dest_state);
 const char *destination_state_name(const struct destination *);
 /* The VM stays with its source, or this side cannot go on: state DEST_FAILED, and the shim ends. */
 void destination_end(struct destination *);
+
+/* destination_links.c; main thread. None shakes hands after it. */
+void destination_links_end(struct destination *);
 
 /* destination_frames.c: for struct xm_sink, ctx is the destination. */
 int destination_check_frame(void *ctx, const struct xm_frame_hdr *, struct xm_error *);

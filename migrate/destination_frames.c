@@ -39,6 +39,7 @@ int destination_check_frame(void *ctx, const struct xm_frame_hdr *h, struct xm_e
     struct destination *dst = ctx;
     struct machine *vm = dst->machine;
 
+    dst->heard = xm_now();
     if (h->type >= XM_FRAME_RAM_PAGES && h->type < XM_FRAME_STREAM)
         return xm_ramsink_check(dst->ramsink, h, e);
     if (h->type >= XM_FRAME_STREAM)

@@ -202,6 +202,7 @@ static int walk(struct source *m)
     }
     if ((r = source_handoff_prepare(m)) < 0 || (r = prepare(m)) < 0)
         return r;
+    xm_fault("source-begun");
     if (m->storage) {
         source_set_state(m, SOURCE_DISKS);
         if ((r = source_disks(m)) < 0)

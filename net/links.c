@@ -279,6 +279,11 @@ uint64_t xm_links_wire_bytes(struct xm_links *b)
     return sum;
 }
 
+unsigned long xm_links_serving(struct xm_links *b)
+{
+    return atomic_load(&b->rx_open) - 1;
+}
+
 uint64_t xm_links_queued(struct xm_links *b, uint64_t *max)
 {
     pthread_mutex_lock(&b->lock);

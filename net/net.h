@@ -203,6 +203,8 @@ void xm_links_set_background(struct xm_links *, bool background);
 uint64_t xm_links_wire_bytes(struct xm_links *); /* sent and received so far */
 /* payload bytes that no link has taken; the most there ever were */
 uint64_t xm_links_queued(struct xm_links *, uint64_t *max);
+/* Frames of the peer that the sink has and that are not answered yet. */
+unsigned long xm_links_serving(struct xm_links *);
 /* Tells the peer why (ABORT) and settles everything with -ECANCELED. Any thread, more than once. */
 void xm_links_abort(struct xm_links *, const char *reason);
 /* Why the bundle was lost (the peer's ABORT, a corrupt frame, time-out), or code 0. */
