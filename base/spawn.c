@@ -18,6 +18,7 @@
 
 #define OUT_MAX (1u << 20)
 #define ERR_MAX 4096u
+#define IN_MAX  (64u << 10) /* a pipe's size, pipe(7) */
 
 static pid_t reap(pid_t pid, int *status)
 {
@@ -50,6 +51,7 @@ static pid_t start(const char *const argv[], int in, int out, int err, struct xm
     pid_t pid = fork();
     if (pid == 0) {
         default_signals();
+        setpgid(0, 0); /* no session: who ends ours (a test's runner) ends this too */
         if (dup2(in, 0) >= 0 && dup2(out, 1) >= 0 && dup2(err, 2) >= 0) {
             syscall(SYS_close_range, 3u, ~0u, 4u /* CLOSE_RANGE_CLOEXEC */);
             execvp(argv[0], (char *const *)argv);
@@ -102,9 +104,35 @@ static void gather_some(struct gather *g)
     g->text[g->len] = 0;
 }
 
+/* The standard input, open for `last`, and how far the output was looked at for `until`. */
+struct feed {
+    int fd;
+    const struct xm_run_input *input;
+    size_t line, seen; /* where the line begins that is not whole yet; how much of it was looked at */
+};
+
+static void feed_last(struct feed *f, const struct gather *out)
+{
+    const char *until = f->input ? f->input->until : NULL, *end;
+
+    for (; until && out->text && (end = memchr(out->text + f->seen, '\n', out->len - f->seen));
+         f->line = f->seen) {
+        f->seen = (size_t)(end + 1 - out->text);
+        if (!memmem(out->text + f->line, f->seen - f->line, until, strlen(until)))
+            continue;
+        /* It fits, by input_pipe; who reads no more is waited for all the same. */
+        if (write(f->fd, f->input->last, strlen(f->input->last)) < 0)
+            xm_log(XM_LOG_DEBUG, "a program reads no more: %s", strerror(errno));
+        f->input = NULL;
+        return;
+    }
+    f->seen = out->len;
+}
+
 /* Until the process has ended (its pidfd becomes readable), and then what is left in the pipes. False: too
  * late. */
-static bool gather_until_exit(int pidfd, struct gather *out, struct gather *err, uint64_t timeout_ns)
+static bool gather_until_exit(int pidfd, struct gather *out, struct gather *err, struct feed *in,
+                              uint64_t timeout_ns)
 {
     uint64_t until = xm_now() + timeout_ns;
     bool ended = false;
@@ -122,8 +150,10 @@ static bool gather_until_exit(int pidfd, struct gather *out, struct gather *err,
             return ended; /* it has ended, but one that it left behind still writes */
         if (n <= 0)
             continue;
-        if (p[1].revents)
+        if (p[1].revents) {
             gather_some(out);
+            feed_last(in, out);
+        }
         if (p[2].revents)
             gather_some(err);
         if (ended && !p[1].revents && !p[2].revents)
@@ -148,17 +178,17 @@ static int judge(const char *name, int status, bool in_time, uint64_t timeout_ns
     return xm_error_set(e, EIO, "%s failed with exit status %d", name, WEXITSTATUS(status));
 }
 
-/* The reading end of a pipe that holds the text; its other end in *keep. -errno, too, when it does not fit
+/* The reading end of a pipe that holds the first text; its other end in *keep. -errno, too, when not all fits
  * into a pipe. */
-static int input_pipe(const char *text, int *keep)
+static int input_pipe(const struct xm_run_input *input, int *keep)
 {
-    size_t n = strlen(text);
+    size_t n = strlen(input->first);
     int p[2];
 
     if (pipe2(p, O_CLOEXEC) < 0)
         return -errno;
     fcntl(p[1], F_SETFL, O_NONBLOCK);
-    if (write(p[1], text, n) != (ssize_t)n) {
+    if (n + strlen(input->until ? input->last : "") > IN_MAX || write(p[1], input->first, n) != (ssize_t)n) {
         close(p[0]);
         close(p[1]);
         return -E2BIG;
@@ -172,7 +202,7 @@ int xm_run(const char *const argv[], uint64_t timeout_ns, char **out, struct xm_
     return xm_run_input(argv, NULL, timeout_ns, out, e);
 }
 
-int xm_run_input(const char *const argv[], const char *input, uint64_t timeout_ns, char **out,
+int xm_run_input(const char *const argv[], const struct xm_run_input *input, uint64_t timeout_ns, char **out,
                  struct xm_error *e)
 {
     int o[2] = {-1, -1}, r[2] = {-1, -1};
@@ -200,9 +230,10 @@ int xm_run_input(const char *const argv[], const char *input, uint64_t timeout_n
     int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
     fcntl(o[0], F_SETFL, O_NONBLOCK);
     fcntl(r[0], F_SETFL, O_NONBLOCK);
-    bool in_time = pidfd >= 0 && gather_until_exit(pidfd, &go, &ge, timeout_ns);
+    struct feed feed = {.fd = keep, .input = input};
+    bool in_time = pidfd >= 0 && gather_until_exit(pidfd, &go, &ge, &feed, timeout_ns);
     if (!in_time)
-        kill(pid, SIGKILL);
+        kill(-pid, SIGKILL); /* its group: a wrapper's program is a child of it */
     reap(pid, &status);
     err = judge(argv[0], status, in_time, timeout_ns, ge.text, e);
     close(keep);

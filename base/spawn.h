@@ -9,14 +9,20 @@
 #include <stdint.h>
 #include "base/error.h"
 
-/* Runs a program to its end, at most timeout_ns (then it is killed: -ETIMEDOUT). 0 when it exits with 0; else
+/* Runs a program to its end, at most timeout_ns (then it is killed with the children that are in its process
+ * group, which is its own: -ETIMEDOUT). 0 when it exits with 0; else
  * -EIO and a sentence made of the first line that it wrote on its standard error. Does not wait for daemons
  * that it leaves behind. out, unless NULL: malloc'ed text of its output (the first MiB), also on failure;
  * NULL when it was not started. Any thread. */
 int xm_run(const char *const argv[], uint64_t timeout_ns, char **out, struct xm_error *e);
-/* The same with a text (at most 64 KiB) on its standard input, which stays open until the program ends. NULL:
- * /dev/null. */
-int xm_run_input(const char *const argv[], const char *input, uint64_t timeout_ns, char **out,
+/* What a program is told on its standard input, which stays open until the program ends: `first` at once; `last`
+ * when its output (of which the first MiB is looked at) has a whole line with `until` in it. until NULL:
+ * `last` is not told. At most 64 KiB together. The process ignores SIGPIPE. */
+struct xm_run_input {
+    const char *first, *until, *last;
+};
+/* xm_run with an input. NULL: /dev/null. */
+int xm_run_input(const char *const argv[], const struct xm_run_input *, uint64_t timeout_ns, char **out,
                  struct xm_error *e);
 
 #endif

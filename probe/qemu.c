@@ -10,29 +10,30 @@
 #define ASK_TIMEOUT  (10 * XM_NS_PER_S)
 #define FAILURE_KEPT (10 * XM_NS_PER_S) /* so that each who asks does not wait for the time-out again */
 #define CPUS_KEPT    64
+#define LAST_ID      "asked-last"
 
 /* ---- one conversation ---- */
 
 /* The answers to `commands` (each a JSON object), in their order: an array of the "return" values. NULL with
- * a sentence. */
+ * a sentence. QEMU is told to quit when the last answer is here: what a pipe did not hold by then is lost. */
 static json_t *converse(const char *program, const char *accel, json_t *commands, struct xm_error *e)
 {
     const char *argv[] = {program, "-machine", "none", "-accel", accel,   "-nodefaults", "-no-user-config",
                           "-S",    "-display", "none", "-qmp",   "stdio", NULL};
-    char *input = xm_printf("{\"execute\":\"qmp_capabilities\",\"id\":\"ready\"}\n"), *out = NULL;
+    char *first = xm_printf("{\"execute\":\"qmp_capabilities\",\"id\":\"ready\"}\n"), *out = NULL;
     json_t *answers = json_array(), *c;
     size_t i;
 
     json_array_foreach (commands, i, c) {
-        json_object_set_new(c, "id", json_string("asked"));
+        json_object_set_new(c, "id", json_string(i + 1 < json_array_size(commands) ? "asked" : LAST_ID));
         char *text = json_dumps(c, JSON_COMPACT);
-        char *more = xm_printf("%s%s\n", input, text);
+        char *more = xm_printf("%s%s\n", first, text);
         free(text);
-        free(input);
-        input = more;
+        free(first);
+        first = more;
     }
-    char *whole = xm_printf("%s{\"execute\":\"quit\",\"id\":\"quit\"}\n", input);
-    int r = xm_run_input(argv, whole, ASK_TIMEOUT, &out, e);
+    const struct xm_run_input input = {first, LAST_ID, "{\"execute\":\"quit\"}\n"};
+    int r = xm_run_input(argv, &input, ASK_TIMEOUT, &out, e);
     for (char *line = out, *next; !r && line && *line; line = next) {
         next = strchr(line, '\n');
         if (next)
@@ -41,15 +42,14 @@ static json_t *converse(const char *program, const char *accel, json_t *commands
             next = line + strlen(line);
         /* As reals: some CPU properties do not fit into a signed number. */
         json_t *o = json_loads(line, JSON_DECODE_INT_AS_REAL, NULL), *v = json_object_get(o, "return");
-        if (!strcmp(xm_json_str(o, "id", ""), "asked"))
+        if (!strncmp(xm_json_str(o, "id", ""), "asked", 5))
             json_array_append_new(answers, v ? json_incref(v) : json_null());
         json_decref(o);
     }
     if (!r && json_array_size(answers) != json_array_size(commands))
         r = xm_error_set(e, EPROTO, "it does not answer by QMP");
     free(out);
-    free(whole);
-    free(input);
+    free(first);
     json_decref(commands);
     if (r) {
         json_decref(answers);

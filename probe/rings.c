@@ -13,11 +13,11 @@
 
 static int64_t told(const char *program)
 {
-    static const char input[] =
+    static const struct xm_run_input input = {
         "{\"execute\":\"qmp_capabilities\"}\n"
         "{\"execute\":\"x-query-virtio-queue-status\",\"id\":\"asked\","
-        "\"arguments\":{\"path\":\"/machine/peripheral/n/virtio-backend\",\"queue\":0}}\n"
-        "{\"execute\":\"quit\"}\n";
+        "\"arguments\":{\"path\":\"/machine/peripheral/n/virtio-backend\",\"queue\":0}}\n",
+        "asked", "{\"execute\":\"quit\"}\n"};
     const char *argv[] = {program,
                           "-machine",
                           "pc",
@@ -36,7 +36,7 @@ static int64_t told(const char *program)
     char *out = NULL;
     int64_t n = 0;
 
-    xm_run_input(argv, input, ASK_TIMEOUT, &out, NULL);
+    xm_run_input(argv, &input, ASK_TIMEOUT, &out, NULL);
     for (char *line = out, *next; line && *line; line = next) {
         next = line + strcspn(line, "\n");
         if (*next)
