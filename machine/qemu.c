@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -188,6 +189,23 @@ static int say_why(const struct vm_spec *vm, const struct qemu_place *at, const 
                         at->host, vm->name);
 }
 
+/* All that follows is about the process that we started: its memory, its end. It has to be QEMU itself. */
+static int check_process(const struct qemu *q, const char *program, struct xm_error *e)
+{
+    struct ucred who = {0};
+    socklen_t n = sizeof who;
+
+    /* unix(7): who listens, as it was when it began to. */
+    if (getsockopt(q->qmp.conn.fd, SOL_SOCKET, SO_PEERCRED, &who, &n) < 0)
+        return xm_error_errno(e, errno, "cannot see which process QEMU is");
+    if (who.pid == q->pid)
+        return 0;
+    return xm_error_set(e, EINVAL,
+                        "the program '%s' is process %d and QEMU, which it has started, another one (%d): a "
+                        "wrapper has to end in `exec qemu-system-...`, so that it becomes QEMU",
+                        program, q->pid, who.pid);
+}
+
 int qemu_start(struct qemu *q, const struct vm_spec *vm, const struct qemu_place *at, struct xm_error *e)
 {
     int r = 0;
@@ -205,6 +223,8 @@ int qemu_start(struct qemu *q, const struct vm_spec *vm, const struct qemu_place
     if (!r && qmp_open(&q->qmp, path, xm_now() + START_TIMEOUT, alive_cb, q, &why) < 0)
         r = say_why(vm, at, &why, e);
     free(path);
+    if (!r)
+        r = check_process(q, vm->qemu, e);
     if (r)
         qemu_end(q, vm);
     return r;
@@ -366,8 +386,10 @@ void qemu_end(struct qemu *q, const struct vm_spec *vm)
             syscall(SYS_pidfd_send_signal, q->pidfd, SIGKILL, NULL, 0);
         poll(&p, 1, -1);
     }
-    if (q->pid > 0 && q->child)
+    if (q->pid > 0 && q->child) {
+        kill(-q->pid, SIGKILL); /* its session: what a wrapper has started, if it was one */
         waitpid(q->pid, NULL, 0);
+    }
     forget(q);
     qmp_close(&q->qmp);
     for (unsigned i = 0; i < vm->nics; i++)

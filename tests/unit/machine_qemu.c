@@ -1,14 +1,18 @@
 /* What a QEMU is asked, and the arguments that follow from what it says. */
 #include "machine/qemu.h"
+#include "tests/progress.h"
 #include "tests/unit/lib_tmpdir.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static bool has(char **args, const char *option, const char *part)
@@ -346,6 +350,73 @@ static void a_real_one_has_the_devices(void **state)
     }
 }
 
+/* Its memory would be looked for in the shell. */
+static void a_wrapper_that_does_not_become_qemu_is_named(void **state)
+{
+    (void)state;
+    struct vm_spec vm = {.name = "w1",
+                         .memory = 16 << 20,
+                         .vcpus = 1,
+                         .machine = (char *)"q35",
+                         .accel = (char *)"tcg",
+                         .cpu = (char *)"qemu64"};
+    struct xm_error e = {0};
+    struct qemu q;
+    int fd;
+
+    real();
+    for (int execs = 0; execs < 2; execs++) {
+        const char *path = tmpdir_write(execs ? "execs" : "calls",
+                                        execs ? "#!/bin/sh\nexec qemu-system-x86_64 \"$@\"\n"
+                                              : "#!/bin/sh\nqemu-system-x86_64 \"$@\"\necho ended\n");
+        chmod(path, 0755);
+        vm.qemu = (char *)path;
+        qemu_init(&q);
+        int r = qemu_start(&q, &vm, &(struct qemu_place){.host = "hosta", .run_dir = tmpdir_path("")}, &e);
+        qemu_end(&q, &vm);
+        if (execs ? r : r != -EINVAL || !strstr(e.text, "a wrapper has to end in `exec qemu-system-...`"))
+            fail_msg("%d: %s", r, e.text);
+        for (struct limit l = limit_start(5);
+             (fd = xm_unix_connect(tmpdir_path("qmp.sock"), NULL)) >= 0 && limit_wait(&l);)
+            close(fd);
+        assert_true(fd < 0); /* nobody is left */
+    }
+}
+
+/* The monitor is not there, so nothing is asked to quit: the wrapper is killed, and with it what it started. */
+static void a_wrappers_children_end_with_it(void **state)
+{
+    (void)state;
+    struct vm_spec vm = {.name = "w1", .memory = 16 << 20, .vcpus = 1, .machine = (char *)"q35"};
+    const char *path =
+        tmpdir_write("wrapper", "#!/bin/sh\n"
+                                "case \"$*\" in *-qmp\\ stdio*) exec qemu-system-x86_64 \"$@\";; "
+                                "esac\nsleep 3600 &\necho $! >$(dirname $0)/child\nexit 1\n");
+    struct xm_error e = {0};
+    struct qemu q;
+    char *text = NULL;
+    size_t len;
+    pid_t got = 0;
+
+    real();
+    chmod(path, 0755);
+    vm.qemu = (char *)path;
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    qemu_init(&q);
+    assert_int_equal(
+        qemu_start(&q, &vm, &(struct qemu_place){.host = "hosta", .run_dir = tmpdir_path("")}, &e), -ECHILD);
+    assert_int_equal(xm_file_read(tmpdir_path("child"), 100, &text, &len, NULL), 0);
+    pid_t pid = (pid_t)atoi(text);
+    free(text);
+    assert_true(pid > 1);
+    for (struct limit l = limit_start(5); !(got = waitpid(pid, NULL, WNOHANG)) && limit_wait(&l);)
+        ;
+    if (!got)
+        kill(pid, SIGKILL);
+    assert_int_equal(got, pid);
+    prctl(PR_SET_CHILD_SUBREAPER, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -362,6 +433,10 @@ int main(void)
                                         tmpdir_remove),
         cmocka_unit_test_setup_teardown(another_program_in_its_place_is_asked_anew, tmpdir_make,
                                         tmpdir_remove),
+        cmocka_unit_test_setup_teardown(a_wrapper_that_does_not_become_qemu_is_named, tmpdir_make,
+                                        tmpdir_remove),
+        cmocka_unit_test_setup_teardown(a_wrappers_children_end_with_it, tmpdir_make, tmpdir_remove),
     };
+    signal(SIGPIPE, SIG_IGN);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
