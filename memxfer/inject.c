@@ -267,7 +267,10 @@ static int borrow(struct injection *j)
         r = remote_syscall(j, SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_ONLY, &remote);
     if (!r && remote < 0) {
         r = xm_error_errno(&j->error, (int)-remote, "process %d may not call userfaultfd(2)%s", j->pid,
-                           remote == -EPERM ? " (a security policy of its host forbids it)" : "");
+                           remote == -EPERM ? " (a security policy of its host forbids it)"
+                           : remote == -ENOSYS
+                               ? " (it is not built into this kernel, or a sandbox forbids it)"
+                               : "");
     } else if (!r) {
         int pidfd = (int)syscall(SYS_pidfd_open, j->pid, 0);
         j->uffd = pidfd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, (int)remote, 0);

@@ -26,6 +26,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #define WINDOW     (2ull << 20)  /* re-arming: 5 ms a GiB of all dirty memory under KVM; 23 ms in one piece */
@@ -226,6 +227,22 @@ static int arm_populated(struct xm_tracker *t, const struct tracked *r, struct x
     return 0;
 }
 
+/* The kernel refuses what it has had since 6.7. */
+static int kernel_lacks(const char *what, struct xm_error *e)
+{
+    struct utsname u = {0};
+    unsigned major = 0, minor = 0;
+
+    if (uname(&u) == 0 && sscanf(u.release, "%u.%u", &major, &minor) == 2 &&
+        (major < 6 || (major == 6 && minor < 7)))
+        return xm_error_set(e, ENOSYS, "this kernel cannot track guest memory: Linux 6.7 or newer is needed");
+    return xm_error_set(
+        e, ENOSYS,
+        "%s is refused, though this kernel is new enough (6.7): it is not built into it, or a "
+        "sandbox (a container's seccomp filter, say) forbids it",
+        what);
+}
+
 static int open_uffd(struct xm_tracker *t, struct xm_error *e)
 {
     struct uffdio_api api = {.api = UFFD_API, .features = WP_ASYNC | WP_UNPOPULATED | WP_HUGETLBFS_SHMEM};
@@ -234,7 +251,7 @@ static int open_uffd(struct xm_tracker *t, struct xm_error *e)
     if (t->uffd < 0)
         return t->uffd;
     if (ioctl(t->uffd, UFFDIO_API, &api) < 0)
-        return xm_error_set(e, ENOSYS, "this kernel cannot track guest memory: Linux 6.7 or newer is needed");
+        return kernel_lacks("asynchronous write protection by userfaultfd(2)", e);
     return 0;
 }
 
@@ -282,8 +299,7 @@ int xm_tracker_open(struct xm_tracker **out, const struct xm_ram *ram, struct xm
     if (!r) { /* a scan of nothing tells whether there are scans */
         struct scan_arg probe = {.size = sizeof probe};
         if (ioctl(t->pagemap, SCAN_IOCTL, &probe) < 0 && errno == ENOTTY)
-            r = xm_error_set(e, ENOSYS,
-                             "this kernel cannot track guest memory: Linux 6.7 or newer is needed");
+            r = kernel_lacks("the ioctl PAGEMAP_SCAN", e);
     }
     if (!r)
         r = open_uffd(t, e);
