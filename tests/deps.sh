@@ -12,6 +12,15 @@ case "$*" in *bench) packages="$packages fio iperf3 nbdkit libnbd-bin" again="te
 # tests/debian13.sh puts the same into its root directory.
 [ "$1" != --list ] || { echo "$packages"; exit; }
 
+# Said, not refused: everything builds, and much of it is tested, without.
+release=$(uname -r)
+major=${release%%.*} minor=${release#*.}
+minor=${minor%%[!0-9]*}
+if [ "$major" -lt 6 ] || { [ "$major" = 6 ] && [ "${minor:-0}" -lt 7 ]; }; then
+  echo "deps.sh: this machine runs Linux $release; moving a VM's memory needs 6.7 or newer (Debian 13's own; on Debian 12" \
+    "linux-image-amd64 of bookworm-backports)" >&2
+fi
+
 command -v dpkg-query >/dev/null && command -v apt-get >/dev/null || {
   echo "deps.sh: this is no Debian; install the equivalents of: $packages" >&2
   exit 1
@@ -32,12 +41,3 @@ if [ -n "$missing" ]; then
   apt-get -qq -y --no-install-recommends install $missing >/dev/null
 fi
 tests/kernel.sh build/guest/kernel
-
-# Said, not refused: everything builds, and much of it is tested, without.
-release=$(uname -r)
-major=${release%%.*} minor=${release#*.}
-minor=${minor%%[!0-9]*}
-if [ "$major" -lt 6 ] || { [ "$major" = 6 ] && [ "${minor:-0}" -lt 7 ]; }; then
-  echo "deps.sh: this machine runs Linux $release; moving a VM's memory needs 6.7 or newer (Debian 13's own; on Debian 12" \
-    "linux-image-amd64 of bookworm-backports)" >&2
-fi

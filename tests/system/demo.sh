@@ -85,9 +85,9 @@ echo "$(field $out/verify.json pages) pages of memory read back, wrong: $(field 
 
 title "And back, the guest idle: the downtime by the report and by the guest's own clock"
 client cmd 10.9.0.2 pause >/dev/null
-best=
+best='' still=''
 for try in 1 2 3; do
-  # On a busy machine a guest without KVM is stopped by others than us, too: the best of three.
+  # The best of three. On a machine that others use, too, it is said that they are and the first is good enough (stillness.sh).
   case $try in 2) from=a to=hostb ;; *) from=b to=hosta ;; esac
   client cmd 10.9.0.2 reset >/dev/null
   "$lab" xmigrate $from --json --with-storage web1 $to | grep '"event": *"done"' >"$out/idle.json"
@@ -95,9 +95,13 @@ for try in 1 2 3; do
   down=$(field $out/idle.json downtime_ms) pause=$(field $out/status.json clock_gap_ms)
   printf 'to %s: downtime %.1f ms, longest pause by the guest%ss clock %.1f ms\n' "$to" "$down" "'" "$pause"
   best=$(printf '%s\n' "$best" "$down $pause" | awk 'NF { w = $1 > $2 ? $1 : $2; if (m == "" || w < m) m = w } END { print m }')
-  ! awk "BEGIN { exit !($best <= 50) }" || break
+  if why=$("$here/stillness.sh" "$best" 2>&1); then
+    [ -z "$why" ] || echo "NOTE: $why"
+    still=yes
+    break
+  fi
 done
-awk "BEGIN { exit !($best <= 50) }" || { echo "demo: an idle guest stood still for $best ms, more than the 50 ms it should" >&2; exit 1; }
+[ -n "$still" ] || { echo "demo: $why" >&2; exit 1; }
 
 title "Clean-up"
 for f in heartbeat pulse echo jobs status verify idle; do rm -f "$out/$f.json"; done

@@ -91,7 +91,6 @@ loop_of() {
 }
 
 require() {
-  [ "$(id -u)" = 0 ] || die "needs root"
   for p in "$build/xmigrated" "$build/xmigrate" "$build/xmigrate-shim" "$guest/xm-client" "$guest/initramfs" "$guest/kernel/vmlinuz"; do
     [ -e "$p" ] || die "$p is missing: run make, and make guest"
   done
@@ -334,15 +333,18 @@ Logs: $run/{a,b}/agent.log, $run/{a,b}/run/vms/web1/. Away with all of it: make 
 END
 }
 
+need_root() { [ "$(id -u)" = 0 ] || die "needs root"; }
+
 case ${1:-} in
   up)
+    need_root
     exec 9>"/run/$prefix-lab.lock"
     flock -w 30 9 || die "another lab.sh is at work on '$prefix'"
     bring_up
     [ -n "$XM_LAB_QUIET" ] || explain
     ;;
   down)
-    [ "$(id -u)" = 0 ] || die "needs root"
+    need_root
     exec 9>"/run/$prefix-lab.lock"
     flock -w 60 9 || die "another lab.sh is at work on '$prefix'"
     take_down
