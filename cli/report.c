@@ -287,14 +287,19 @@ static void flat_line(const struct cli_io *io, const char *what, const json_t *v
     free(text);
 }
 
-/* "21.2 ms (final ram 1.2, disks 3.0, ...)" */
-static void downtime_line(const struct cli_io *io, double ms, const json_t *parts)
+/* "121.2 ms, over its budget of 100.0 ms (in ms: final ram 1.2, disks 3.0, ...)" */
+static void downtime_line(const struct cli_io *io, double ms, double budget, const json_t *parts)
 {
     char *inner = flat(parts);
-    char *text = xm_printf(*inner ? "%s (in ms: %s)" : "%s%s", xm_format_time((uint64_t)(ms * 1e6)).s, inner);
+    char *over = budget > 0 && ms > budget
+                     ? xm_printf(", over its budget of %s", xm_format_time((uint64_t)(budget * 1e6)).s)
+                     : xm_printf("%s", "");
+    char *text = xm_printf(*inner ? "%s%s (in ms: %s)" : "%s%s%s", xm_format_time((uint64_t)(ms * 1e6)).s,
+                           over, inner);
 
     line(io, "downtime", text);
     free(text);
+    free(over);
     free(inner);
 }
 
@@ -346,7 +351,8 @@ void report_done(const json_t *done, const json_t *first, const struct cli_io *i
     if (total >= 0)
         line(io, "total time", xm_format_time((uint64_t)(total * 1e9)).s);
     if (downtime >= 0 && !local)
-        downtime_line(io, downtime, json_object_get(done, "downtime_parts_ms"));
+        downtime_line(io, downtime, xm_json_real(done, "downtime_budget_ms", 0),
+                      json_object_get(done, "downtime_parts_ms"));
     if (disk > 0 || zero > 0) {
         snprintf(text, sizeof text, "%s", xm_format_size((uint64_t)XM_MAX(disk, 0)).s);
         if (zero > 0)

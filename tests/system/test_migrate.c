@@ -42,8 +42,8 @@ static double watch_end(struct watchers *w)
 
 static void report_must_be_whole(const json_t *done, const char *from, const char *to)
 {
-    static const char *const numbers[] = {"total_s",   "downtime_ms", "disk_bytes",
-                                          "ram_bytes", "wire_bytes",  "rounds"};
+    static const char *const numbers[] = {
+        "total_s", "downtime_ms", "downtime_budget_ms", "disk_bytes", "ram_bytes", "wire_bytes", "rounds"};
 
     assert_string_equal(string(done, "event"), "done");
     assert_string_equal(string(done, "vm"), "web1");

@@ -153,6 +153,20 @@ static void the_report_tells_what_the_shim_measured(void **state)
                "  digest       00ff\n");
 }
 
+/* 175 ms were reported beside a budget of 100 as if they were what had been asked for. */
+static void a_downtime_over_its_budget_is_said_to_be(void **state)
+{
+    (void)state;
+    const char *over = "{\"event\":\"done\",\"vm\":\"web1\",\"destination\":\"hostb\",\"downtime_ms\":175.4,"
+                       "\"downtime_budget_ms\":100.0,\"downtime_parts_ms\":{\"disks\":3}}";
+    const char *within = "{\"event\":\"done\",\"vm\":\"web1\",\"downtime_ms\":100.0,\"downtime_budget_ms\":"
+                         "100.0}";
+    assert_int_equal(run("web1 hostb", SAYS(JOB, over), false, false), CLI_DONE);
+    expect_in(out, "  downtime     175.4 ms, over its budget of 100.0 ms (in ms: disks 3)\n");
+    assert_int_equal(run("web1 hostb", SAYS(JOB, within), false, false), CLI_DONE);
+    assert_null(strstr(out, "budget"));
+}
+
 static void a_storage_only_move_speaks_of_disks(void **state)
 {
     (void)state;
@@ -413,6 +427,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         WITH_DIR(a_move_ends_with_a_report),
         WITH_DIR(the_report_tells_what_the_shim_measured),
+        WITH_DIR(a_downtime_over_its_budget_is_said_to_be),
         WITH_DIR(a_storage_only_move_speaks_of_disks),
         WITH_DIR(few_lines_where_nothing_can_be_redrawn),
         WITH_DIR(a_terminal_gets_one_line_redrawn),
