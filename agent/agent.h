@@ -83,7 +83,11 @@ bool vm_clean_up(struct agent *, const char *name);
 /* The process that FILE (shim.pid, qemu.pid) names, if it is still the VM's; 0 when not. */
 pid_t vm_process(struct agent *, const char *name, const char *file);
 /* One request to the shim; the reference `request` is stolen. The answer (ok is true) or NULL with a
- * sentence. */
+ * sentence. In two steps for who has to know that it is the shim that was there at a certain time: a descriptor
+ * or -errno, which the second one closes. */
+int shim_connect(struct agent *, const char *name, struct xm_error *);
+json_t *shim_call_on(int fd, const char *name, json_t *request, int pass_fd, uint64_t timeout_ns,
+                     struct xm_error *);
 json_t *shim_call(struct agent *, const char *name, json_t *request, int pass_fd, uint64_t timeout_ns,
                   struct xm_error *);
 void vm_remove_run_dir(struct agent *, const char *name); /* keeps the logs, in state_dir/logs */
@@ -109,11 +113,11 @@ struct job {
     json_t *event[JOB_EVENTS];
     unsigned events; /* how many there were; slot() in jobs.c says where each is */
     bool over;
-    bool storage;    /* counts against the limit of migrations with disks */
-    bool aborted;    /* its user wants its end; looked at while no shim works on it yet */
-    bool launched;   /* a shim works on it */
-    int exit;        /* when over: the exit status of who waits for it */
-    char error[400]; /* when over and failed */
+    bool storage;       /* counts against the limit of migrations with disks */
+    const char *barred; /* why no shim may get it any more (its user's abort, its shim's death); NULL */
+    bool launched;      /* a shim works on it */
+    int exit;           /* when over: the exit status of who waits for it */
+    char error[400];    /* when over and failed */
     unsigned refs;
 };
 

@@ -211,9 +211,7 @@ void job_event(struct agent *a, struct job *job, json_t *event)
     unsigned at = slot(job->events++);
     json_decref(job->event[at]);
     job->event[at] = event;
-    agent_unlock(a);
-    if (ends) {
-        agent_lock(a);
+    if (ends) { /* in one step: from here on nothing is done in its name */
         finish(job, event);
         struct vm *vm = vm_find(a, xm_json_str(job->about, "vm", ""));
         if (vm && !strcmp(vm->job, job->id)) {
@@ -221,9 +219,10 @@ void job_event(struct agent *a, struct job *job, json_t *event)
             json_decref(vm->moving);
             vm->moving = NULL;
         }
-        agent_unlock(a);
-        save(a, job);
     }
+    agent_unlock(a);
+    if (ends)
+        save(a, job);
     agent_lock(a);
     pthread_cond_broadcast(&a->changed);
     bool dropped = ends && drop_oldest(a, drop);

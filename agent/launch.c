@@ -5,12 +5,14 @@
  * its part.
  *
  * Failures: the destination cannot prepare: it has cleaned up, the job fails, the VM runs here. The shim
- * refuses: the destination is told to cancel (or gives up by itself after a minute). The agent dies: before
- * the shim has it, the job is found without a shim that works on it, and failed; after that it goes on.
+ * refuses, or has died meanwhile (then its successor is not given the job): the destination is told to cancel
+ * (or gives up by itself after a minute). The agent dies: before the shim has it, the job is found without a
+ * shim that works on it, and failed; after that it goes on.
  */
 #include "agent/move.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #define PREPARE_NS (150 * XM_NS_PER_S)
 
@@ -41,25 +43,32 @@ static json_t *pair_links(struct move *m, const json_t *theirs, const char *loca
     return pairs;
 }
 
-static bool job_aborted(struct move *m)
+/* Under the lock. */
+static int may_launch(const struct job *job, struct xm_error *e)
 {
-    agent_lock(m->agent);
-    bool yes = m->job->aborted;
-    agent_unlock(m->agent);
-    return yes;
+    if (job->barred)
+        return xm_error_set(e, ECANCELED, "%s", job->barred);
+    return job->over ? xm_error_set(e, ECANCELED, "it is over") : 0;
 }
 
+/* Invariant: a job that is over, or barred, is given to no shim. The shim is connected to first: one that takes
+ * a dead one's place comes after the job was barred (revive), so whoever is connected to it sees that. */
 static int launch(struct move *m, json_t *request, struct xm_error *e)
 {
+    int fd = shim_connect(m->agent, m->vm, e);
+    json_t *answer = NULL;
+
     agent_lock(m->agent);
-    bool aborted = m->job->aborted;
-    m->job->launched = !aborted;
+    int r = fd < 0 ? fd : may_launch(m->job, e);
+    if (!r)
+        m->job->launched = true;
     agent_unlock(m->agent);
-    if (aborted) {
+    if (!r)
+        answer = shim_call_on(fd, m->vm, request, -1, 30 * XM_NS_PER_S, e);
+    else
         json_decref(request);
-        return xm_error_set(e, ECANCELED, "aborted by its user");
-    }
-    json_t *answer = shim_call(m->agent, m->vm, request, -1, 30 * XM_NS_PER_S, e);
+    if (r && fd >= 0)
+        close(fd);
     json_decref(answer);
     return answer ? 0 : -EIO;
 }
@@ -123,18 +132,18 @@ static void *move_main(void *arg)
     struct agent *a = m->agent;
     struct xm_error e = {0};
     int exit_status = EXIT_FAILED;
-    int r;
 
     job_event(a, m->job, json_pack("{s:s, s:s, s:s}", "event", "state", "state", "prepare", "vm", m->vm));
-    if (job_aborted(m))
-        r = xm_error_set(&e, ECANCELED, "aborted by its user");
-    else if (m->local)
+    agent_lock(a);
+    int r = may_launch(m->job, &e);
+    agent_unlock(a);
+    if (!r && m->local)
         r = launch(m,
                    json_pack("{s:s, s:s, s:s, s:s, s:O, s:O}", "cmd", "storage", "job", m->job->id,
                              "destination", m->host, "datastore", m->datastore, "disks", m->disks, "options",
                              m->options),
                    &e);
-    else
+    else if (!r)
         r = run_out(m, &exit_status, &e);
     if (r)
         job_fail(a, m->job, exit_status, e.text);

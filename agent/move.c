@@ -232,7 +232,7 @@ json_t *verb_abort(struct conn *c, const json_t *request)
         return no;
     agent_lock(a);
     launched = job->launched; /* again, in one step with: */
-    job->aborted = true;
+    job->barred = "aborted by its user";
     agent_unlock(a);
     if (launched) {
         json_t *answer = shim_call(a, vm, json_pack("{s:s, s:s}", "cmd", "abort", "job", job->id), -1,

@@ -24,20 +24,21 @@
 
 /* ---- the shim ---- */
 
-json_t *shim_call(struct agent *a, const char *name, json_t *request, int pass_fd, uint64_t timeout_ns,
-                  struct xm_error *e)
+int shim_connect(struct agent *a, const char *name, struct xm_error *e)
 {
     char *path = vm_path(a, name, "shim.sock");
-    struct xm_jsonl js;
-    json_t *answer = NULL;
     int fd = xm_unix_connect(path, e);
 
     free(path);
-    if (fd < 0) {
-        json_decref(request);
-        xm_error_prefix(e, "VM %s: its shim does not answer", name);
-        return NULL;
-    }
+    return fd < 0 ? xm_error_prefix(e, "VM %s: its shim does not answer", name) : fd;
+}
+
+json_t *shim_call_on(int fd, const char *name, json_t *request, int pass_fd, uint64_t timeout_ns,
+                     struct xm_error *e)
+{
+    struct xm_jsonl js;
+    json_t *answer = NULL;
+
     xm_jsonl_init(&js, fd);
     json_object_set_new(request, "id", json_integer(1));
     if (xm_jsonl_send(fd, request, pass_fd, e) == 0) {
@@ -54,6 +55,18 @@ json_t *shim_call(struct agent *a, const char *name, json_t *request, int pass_f
         answer = NULL;
     }
     return answer;
+}
+
+json_t *shim_call(struct agent *a, const char *name, json_t *request, int pass_fd, uint64_t timeout_ns,
+                  struct xm_error *e)
+{
+    int fd = shim_connect(a, name, e);
+
+    if (fd < 0) {
+        json_decref(request);
+        return NULL;
+    }
+    return shim_call_on(fd, name, request, pass_fd, timeout_ns, e);
 }
 
 int vm_spawn(struct agent *a, const char *name, json_t *spec, uint64_t epoch, json_t *incoming,
@@ -179,7 +192,8 @@ static bool listen_to(struct agent *a, const char *name)
     return true;
 }
 
-static void fail_job_of(struct agent *a, const char *name, const char *why)
+/* The job that the dead shim worked on, or was to get, is given to no other one (launch). NULL: none. */
+static struct job *bar_job_of(struct agent *a, const char *name)
 {
     char id[16] = "";
 
@@ -189,10 +203,12 @@ static void fail_job_of(struct agent *a, const char *name, const char *why)
         memcpy(id, vm->job, sizeof id);
     agent_unlock(a);
     struct job *job = id[0] ? job_get(a, id) : NULL;
-    if (job) {
-        job_fail(a, job, EXIT_FAILED, why);
-        job_put(a, job);
-    }
+    if (!job)
+        return NULL;
+    agent_lock(a);
+    job->barred = "the shim died before it had the migration";
+    agent_unlock(a);
+    return job;
 }
 
 /* The shim is gone and QEMU is not: another shim for it. */
@@ -220,12 +236,16 @@ static bool revive(struct agent *a, const char *name)
         return false;
     }
     xm_log(XM_LOG_WARN, "VM %s: its shim has died; starting another one for its running QEMU", name);
+    struct job *job = bar_job_of(a, name);
     int r = vm_spawn(a, name, spec, epoch, NULL, &e);
     json_decref(spec);
     if (r)
         xm_log(XM_LOG_ERROR, "%s", e.text);
-    else
-        fail_job_of(a, name, "the shim died, and with it the migration; the VM runs on here with a new one");
+    else if (job)
+        job_fail(a, job, EXIT_FAILED,
+                 "the shim died, and with it the migration; the VM runs on here with a new one");
+    if (job)
+        job_put(a, job);
     return r == 0;
 }
 

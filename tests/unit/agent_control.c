@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include "net/net.h"
 #include "tests/progress.h"
@@ -605,20 +606,58 @@ static void a_vm_that_was_given_away_is_not_started(void **state)
 
 /* ---- a move, with the test as the other agent ---- */
 
+/* Its request; the answer is the caller's. */
+static json_t *serve_begin(int listener, struct xm_jsonl *js)
+{
+    char hello[15];
+    struct pollfd p = {.fd = listener, .events = POLLIN};
+
+    assert_int_equal(poll(&p, 1, LIMIT_HANG_MS), 1);
+    int fd = accept(listener, NULL, NULL);
+    assert_int_equal(recv(fd, hello, sizeof hello, MSG_WAITALL), sizeof hello);
+    assert_memory_equal(hello, "XMIG/1 control\n", sizeof hello);
+    xm_jsonl_init(js, fd);
+    json_t *request = xm_jsonl_recv(js, xm_now() + LIMIT_HANG_NS, NULL);
+    assert_non_null(request);
+    return request;
+}
+
 static json_t *serve_one(int listener, json_t *answer)
 {
     struct xm_jsonl js;
-    char hello[15];
-    int fd = accept(listener, NULL, NULL);
+    json_t *request = serve_begin(listener, &js);
 
-    assert_int_equal(recv(fd, hello, sizeof hello, MSG_WAITALL), sizeof hello);
-    assert_memory_equal(hello, "XMIG/1 control\n", sizeof hello);
-    xm_jsonl_init(&js, fd);
-    json_t *request = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL);
-    assert_non_null(request);
-    xm_jsonl_send(fd, answer, -1, NULL);
+    xm_jsonl_send(js.fd, answer, -1, NULL);
     xm_jsonl_close(&js);
     return request;
+}
+
+static json_t *prepared(void)
+{
+    return json_pack("{s:b, s:s, s:i, s:[], s:[{s:s, s:s}]}", "ok", 1, "token",
+                     "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff", "port", 7070,
+                     "links", "disks", "name", "root", "path", "/ds/x");
+}
+
+static json_t *move_request(void)
+{
+    return json_pack("{s:s, s:s, s:s, s:b}", "verb", "move", "vm", "web1", "host", "hostb", "storage", 1);
+}
+
+/* A process that the agent takes for the VM's QEMU. */
+static pid_t make_believe_qemu;
+
+static void start_qemu(void)
+{
+    char text[32];
+
+    make_believe_qemu = fork();
+    if (make_believe_qemu == 0) {
+        execlp("sleep", in_dir(t, "run/vms/web1"), "3600", NULL);
+        _exit(127);
+    }
+    snprintf(text, sizeof text, "%d\n", make_believe_qemu);
+    assert_int_equal(xm_file_replace(in_dir(t, "run/vms/web1/qemu.pid"), text, strlen(text), NULL), 0);
 }
 
 static int move_set_up(void **state)
@@ -636,7 +675,13 @@ static int move_set_up(void **state)
 static int move_tear_down(void **state)
 {
     close(*(int *)*state);
-    return tear_down(state);
+    int r = tear_down(state);
+    if (make_believe_qemu > 0) {
+        kill(make_believe_qemu, SIGKILL);
+        waitpid(make_believe_qemu, NULL, 0);
+    }
+    make_believe_qemu = 0;
+    return r;
 }
 
 /* The move has begun and its shim works on it: the connection that follows it. */
@@ -644,16 +689,11 @@ static void begin_move(int listener, struct xm_jsonl *js)
 {
     must(ask(t, start_request()), 0);
     xm_jsonl_init(js, unix_socket());
-    xm_jsonl_send(
-        js->fd,
-        json_pack("{s:s, s:s, s:s, s:b}", "verb", "move", "vm", "web1", "host", "hostb", "storage", 1), -1,
-        NULL);
+    xm_jsonl_send(js->fd, move_request(), -1, NULL);
     json_t *o = serve_one(listener, json_pack("{s:b, s:[]}", "ok", 1, "reasons"));
     assert_string_equal(xm_json_str(o, "verb", ""), "peer.check");
     json_decref(o);
-    o = serve_one(listener, json_pack("{s:b, s:s, s:i, s:[], s:[{s:s, s:s}]}", "ok", 1, "token",
-                                      "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
-                                      "port", 7070, "links", "disks", "name", "root", "path", "/ds/x"));
+    o = serve_one(listener, prepared());
     assert_string_equal(xm_json_str(o, "verb", ""), "peer.prepare");
     assert_string_equal(xm_json_str(o, "job", ""), "1");
     json_decref(o);
@@ -777,6 +817,64 @@ static void the_shim_dies_in_a_move(void **state)
     xm_jsonl_close(&js);
 }
 
+static json_t *last_of(struct xm_jsonl *js)
+{
+    json_t *o;
+
+    while ((o = xm_jsonl_recv(js, xm_now() + LIMIT_HANG_NS, NULL)) && !json_object_get(o, "ok"))
+        json_decref(o);
+    return o;
+}
+
+/* Its QEMU lives, and gets another shim. */
+static void the_vm_runs_on_when_only_the_shim_dies(void **state)
+{
+    struct xm_jsonl js;
+    need_qemu();
+
+    begin_move(*(int *)*state, &js);
+    start_qemu();
+    kill(shim_pid(t, "web1"), SIGKILL);
+    json_t *o = last_of(&js);
+    assert_string_equal(xm_json_str(o, "error", ""),
+                        "the shim died, and with it the migration; the VM runs on here with a new one");
+    must(o, 1);
+    xm_jsonl_close(&js);
+    assert_string_equal(state_of("web1"), "running");
+}
+
+/* The destination prepares meanwhile: the new shim was given the job that its user had been told to be over. */
+static void a_job_that_is_over_is_not_given_to_the_new_shim(void **state)
+{
+    struct xm_jsonl js, peer;
+    int listener = *(int *)*state;
+    need_qemu();
+
+    must(ask(t, start_request()), 0);
+    start_qemu();
+    xm_jsonl_init(&js, unix_socket());
+    xm_jsonl_send(js.fd, move_request(), -1, NULL);
+    json_decref(serve_one(listener, json_pack("{s:b, s:[]}", "ok", 1, "reasons")));
+    json_t *o = serve_begin(listener, &peer);
+    assert_string_equal(xm_json_str(o, "verb", ""), "peer.prepare");
+    json_decref(o);
+    kill(shim_pid(t, "web1"), SIGKILL);
+    must(last_of(&js), 1);
+    assert_string_equal(state_of("web1"), "running"); /* there is a new one */
+    xm_jsonl_send(peer.fd, prepared(), -1, NULL);
+    xm_jsonl_close(&peer);
+    /* Either the destination is told to drop it, or the shim has it. */
+    struct pollfd p = {.fd = listener, .events = POLLIN};
+    for (struct limit l = limit_start(10);
+         !poll(&p, 1, 0) && strcmp(state_of("web1"), "migrating") && limit_wait(&l);)
+        ;
+    assert_string_equal(state_of("web1"), "running");
+    o = serve_one(listener, json_pack("{s:b}", "ok", 1));
+    assert_string_equal(xm_json_str(o, "verb", ""), "peer.cancel");
+    json_decref(o);
+    xm_jsonl_close(&js);
+}
+
 /* The peer has reasons, or talks nonsense: nothing begins, or it ends with the VM here. */
 static void a_peer_that_refuses_or_lies(void **state)
 {
@@ -787,8 +885,7 @@ static void a_peer_that_refuses_or_lies(void **state)
 
     must(ask(t, start_request()), 0);
     xm_jsonl_init(&js, unix_socket());
-    json_t *move =
-        json_pack("{s:s, s:s, s:s, s:b}", "verb", "move", "vm", "web1", "host", "hostb", "storage", 1);
+    json_t *move = move_request();
     xm_jsonl_send(js.fd, json_incref(move), -1, NULL);
     json_decref(serve_one(listener, json_pack("{s:b, s:[s, i]}", "ok", 1, "reasons", "no room", 7)));
     json_t *o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL);
@@ -932,6 +1029,8 @@ int main(int argc, char **argv)
         MOVE(a_move_outlives_its_agent),
         MOVE(an_abort_ends_it_with_the_vm_here),
         MOVE(the_shim_dies_in_a_move),
+        MOVE(the_vm_runs_on_when_only_the_shim_dies),
+        MOVE(a_job_that_is_over_is_not_given_to_the_new_shim),
         MOVE(a_peer_that_refuses_or_lies),
         MOVE(recover_says_that_the_other_side_has_it),
         MOVE(a_peer_that_has_lost_its_record_is_not_taken_for_one_without_the_vm),
