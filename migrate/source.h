@@ -99,6 +99,10 @@ int source_disks_wait(struct source *);     /* until they are */
 int source_disks_flush(struct source *);
 int source_storage(struct source *); /* storage-only, all of it */
 int source_memory(struct source *);
+/* Rounds do not shrink any more: why the switch does not fit into its budget, and what it would need. Pure;
+ * -ETIMEDOUT. */
+int source_stuck(const struct xm_switch_inputs *, const struct xm_round *last, uint64_t budget_ns,
+                 struct xm_error *);
 int source_switch(struct source *);
 int source_handoff_prepare(struct source *); /* the record says that the VM is ours to give */
 int source_handoff(struct source *);

@@ -1,6 +1,7 @@
 /* Pre-copy: rounds until what is left fits into the downtime budget. The VM runs all the time. */
 #include "migrate/source.h"
 
+#include <stdio.h>
 #include <string.h>
 
 static uint64_t mirror_backlog(struct source *m)
@@ -15,17 +16,41 @@ static uint64_t mirror_backlog(struct source *m)
     return sum;
 }
 
-/* One more round is worth it only while the rounds shrink; which ends here, in words. */
-static int stuck(struct source *m, uint64_t dirty, const struct xm_round *last)
+int source_stuck(const struct xm_switch_inputs *in, const struct xm_round *last, uint64_t budget,
+                 struct xm_error *e)
 {
-    double need = last->ns ? (double)dirty * 1e9 / (double)last->ns : 0;
+    uint64_t fixed = in->scan_ns + in->device_state_ns + in->flush_ns + in->round_trip_ns;
+    uint64_t estimate = xm_switch_estimate(in);
+    double need = last->ns ? (double)in->dirty_bytes * 1e9 / (double)last->ns : 0;
 
+    if (fixed > budget) {
+        uint64_t left = in->dirty_bytes + in->mirror_backlog;
+        char with[64] = "";
+        if (left)
+            snprintf(with, sizeof with, "with the %s that are left now ", xm_format_size(left).s);
+        return xm_error_set(
+            e, ETIMEDOUT,
+            "the switch-over takes %s with nothing left to send (estimated: device state %s, flush %s, scan "
+            "%s, "
+            "round trip %s), more than the budget of %s; %sit needs --downtime %llu at least",
+            xm_format_time(fixed).s, xm_format_time(in->device_state_ns).s, xm_format_time(in->flush_ns).s,
+            xm_format_time(in->scan_ns).s, xm_format_time(in->round_trip_ns).s, xm_format_time(budget).s,
+            with, (unsigned long long)((estimate == UINT64_MAX ? fixed : estimate) / XM_NS_PER_MS + 1));
+    }
+    if (in->mirror_backlog > in->dirty_bytes)
+        return xm_error_set(
+            e, ETIMEDOUT,
+            "the guest writes to its disks faster than the destination takes it: %s left after %u rounds at "
+            "%s, estimated downtime %s, budget %s; it would need faster links or disks there, or "
+            "a larger --downtime",
+            xm_format_size(in->mirror_backlog).s, last->number, xm_format_rate(last->rate).s,
+            xm_format_time(estimate).s, xm_format_time(budget).s);
     return xm_error_set(
-        &m->error, ETIMEDOUT,
+        e, ETIMEDOUT,
         "the guest dirties memory faster than it can be sent: %s left after %u rounds at %s, estimated "
         "downtime %s, budget %s; it would need links of at least %s, or a larger --downtime",
-        xm_format_size(dirty).s, m->report.rounds, xm_format_rate(last->rate).s,
-        xm_format_time(m->report.estimate).s, xm_format_time(m->opt.downtime).s, xm_format_rate(need).s);
+        xm_format_size(in->dirty_bytes).s, last->number, xm_format_rate(last->rate).s,
+        xm_format_time(estimate).s, xm_format_time(budget).s, xm_format_rate(need).s);
 }
 
 int source_memory(struct source *m)
@@ -77,7 +102,7 @@ int source_memory(struct source *m)
                 return r;
             break;
         case XM_CONVERGE_STUCK:
-            return stuck(m, in.dirty_bytes, &round);
+            return source_stuck(&in, &round, m->opt.downtime, &m->error);
         case XM_CONVERGE_AGAIN:
             break;
         }

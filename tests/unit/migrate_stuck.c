@@ -1,0 +1,78 @@
+/* Why a migration cannot switch over within its budget: what is said names what is in the way. */
+#include "migrate/source.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <string.h>
+
+#define MS XM_NS_PER_MS
+
+static struct xm_switch_inputs in;
+static struct xm_round last;
+static struct xm_error e;
+
+static int set_up(void **state)
+{
+    (void)state;
+    in = (struct xm_switch_inputs){.wire_rate = 1e9,
+                                   .scan_ns = 1 * MS,
+                                   .device_state_ns = 15 * MS,
+                                   .flush_ns = 2 * MS,
+                                   .round_trip_ns = 2 * MS};
+    last = (struct xm_round){.number = 7, .ns = 100 * MS, .rate = 1e9};
+    e = (struct xm_error){0};
+    return 0;
+}
+
+static void must_say(uint64_t budget, const char *sentence)
+{
+    assert_int_equal(source_stuck(&in, &last, budget, &e), -ETIMEDOUT);
+    assert_string_equal(e.text, sentence);
+}
+
+/* With --downtime 5: «faster than it can be sent: 0 B left ... links of at least 0 B/s». */
+static void a_budget_below_what_any_switch_takes(void **state)
+{
+    (void)state;
+    must_say(5 * MS,
+             "the switch-over takes 20.0 ms with nothing left to send (estimated: device state 15.0 ms, "
+             "flush 2.0 ms, scan 1.0 ms, round trip 2.0 ms), more than the budget of 5.0 ms; it needs "
+             "--downtime 21 at least");
+    in.dirty_bytes = 100000000; /* 100 ms */
+    assert_int_equal(source_stuck(&in, &last, 5 * MS, &e), -ETIMEDOUT);
+    assert_non_null(strstr(e.text, "with the 95.37 MiB that are left now it needs --downtime 121 at least"));
+    in.wire_rate = 0; /* not known: what is certain */
+    assert_int_equal(source_stuck(&in, &last, 5 * MS, &e), -ETIMEDOUT);
+    assert_non_null(strstr(e.text, "--downtime 21"));
+}
+
+static void memory_that_is_dirtied_too_fast(void **state)
+{
+    (void)state;
+    in.dirty_bytes = 100000000;
+    must_say(100 * MS,
+             "the guest dirties memory faster than it can be sent: 95.37 MiB left after 7 rounds at 1.00 "
+             "GB/s, estimated downtime 120.0 ms, budget 100.0 ms; it would need links of at least 1.00 GB/s, "
+             "or a larger --downtime");
+}
+
+static void disks_that_are_written_too_fast(void **state)
+{
+    (void)state;
+    in.mirror_backlog = 100000000;
+    must_say(100 * MS,
+             "the guest writes to its disks faster than the destination takes it: 95.37 MiB left after 7 "
+             "rounds at 1.00 GB/s, estimated downtime 120.0 ms, budget 100.0 ms; it would need faster links "
+             "or disks there, or a larger --downtime");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(a_budget_below_what_any_switch_takes, set_up),
+        cmocka_unit_test_setup(memory_that_is_dirtied_too_fast, set_up),
+        cmocka_unit_test_setup(disks_that_are_written_too_fast, set_up),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
