@@ -10,7 +10,7 @@
 static void because(json_t *reasons, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 static void because(json_t *reasons, const char *fmt, ...)
 {
-    char text[400];
+    char text[600];
     va_list ap;
 
     va_start(ap, fmt);
@@ -114,49 +114,76 @@ static void judge_cpu(const struct host_facts *h, const struct admission_request
                 missing);
 }
 
-/* What the guest has seen of its CPU it may use at any time. An older QEMU knows fewer features; under KVM
- * they are the processor's, and QEMU leaves out, with no more than a warning, what it cannot give. */
-static void judge_features(const struct host_facts *h, const struct admission_request *r, json_t *why)
+/* What is missing here, as words: "a b c and 7 more". False: nothing. */
+static bool features_missing(const struct host_facts *h, const struct admission_request *r, char *text,
+                             size_t size)
 {
-    const struct vm_spec *s = r->spec;
-    bool kvm = s->accel && !strncmp(s->accel, "kvm", 3);
-    char missing[160] = "";
+    enum { REST = 32 }; /* for the last words */
     unsigned more = 0;
     const json_t *v;
     size_t i;
 
-    if (r->start || !(kvm || older(h, r)))
-        return;
-    if (r->cpu && !h->cpu && h->cpu_why) {
-        because(why, "the CPU '%s' of %s: %s (on %s)", s->cpu ? s->cpu : "?", s->name, h->cpu_why, h->host);
-        return;
-    }
-    if (!r->cpu && r->allow_older && older(h, r))
-        because(why,
-                "what CPU features %s has seen is not known (was QEMU on %s replaced since it was started?): "
-                "it cannot go to an older QEMU",
-                s->name, r->source);
-    if (!h->cpu || !r->cpu)
-        return;
+    text[0] = 0;
     json_array_foreach (r->cpu, i, v) {
         const char *word = json_is_string(v) ? json_string_value(v) : NULL;
-        size_t used = strlen(missing);
+        size_t used = strlen(text);
         if (!word || xm_json_lists(h->cpu, word))
             continue;
-        if (used + strlen(word) + 2 < sizeof missing)
-            snprintf(missing + used, sizeof missing - used, "%s%s", used ? " " : "", word);
+        if (used + strlen(word) + 2 + REST < size)
+            snprintf(text + used, size - used, "%s%s", used ? " " : "", word);
         else
             more++;
     }
-    char rest[32] = "";
+    size_t used = strlen(text);
     if (more)
-        snprintf(rest, sizeof rest, " and %u more", more);
-    if (missing[0] || more)
-        because(why,
-                "%s has seen CPU features that QEMU %s on %s cannot give to '%s': %s%s; give it a CPU model "
-                "that both hosts can run",
-                s->name, h->qemu_version ? h->qemu_version : "?", h->host, s->cpu ? s->cpu : "?", missing,
-                rest);
+        snprintf(text + used, size - used, "%s%u more", used ? " and " : "", more);
+    return text[0];
+}
+
+/* What the guest has seen of its CPU it may use at any time. An older QEMU knows fewer features; under KVM
+ * they are the processor's, and QEMU leaves out, with no more than a warning, what it cannot give.
+ *
+ * A guest that came from another host was started on less, maybe, but its programs may ask the processor again
+ * at any time: what the present QEMU gives counts all the same. Then it is not said that they have seen it. */
+static void judge_features(const struct host_facts *h, const struct admission_request *r, json_t *why)
+{
+    const struct vm_spec *s = r->spec;
+    const char *cpu = s->cpu ? s->cpu : "?", *version = h->qemu_version ? h->qemu_version : "?";
+    bool kvm = s->accel && !strncmp(s->accel, "kvm", 3);
+    char missing[190];
+
+    if (r->start || !(kvm || older(h, r)))
+        return;
+    if (!r->cpu && r->cpu_why) {
+        because(why, "what CPU features %s has seen cannot be found out on %s: %.200s", s->name, r->source,
+                r->cpu_why);
+    } else if (!r->cpu) {
+        /* The running QEMU's file is not there any more; with the host's own CPU, judge_cpu compares flags. */
+        if (r->allow_older && older(h, r))
+            because(why,
+                    "what CPU features %s has seen is not known (was QEMU on %s replaced since it was "
+                    "started?): it cannot go to an older QEMU",
+                    s->name, r->source);
+    } else if (!h->cpu) {
+        /* Without KVM or a QEMU that answers, that is the reason (judge_qemu). */
+        if (h->cpu_why || (h->qemu_version && (!kvm || h->kvm != KVM_NONE)))
+            because(why, "the CPU '%s' of %s: %s (on %s)", cpu, s->name,
+                    h->cpu_why ? h->cpu_why : "what it has with QEMU is not known", h->host);
+    } else if (!features_missing(h, r, missing, sizeof missing)) {
+        return;
+    } else if (r->booted) {
+        because(
+            why,
+            "%s has seen CPU features that QEMU %s on %s cannot give to '%s': %s; give it a CPU model that "
+            "both hosts can run",
+            s->name, version, h->host, cpu, missing);
+    } else {
+        because(
+            why,
+            "QEMU %s on %s gives CPU features to '%s' that QEMU %s on %s does not: %s; %s was not started "
+            "there, and whether it has seen them is not known; give it a CPU model that both hosts can run",
+            r->qemu_version ? r->qemu_version : "?", r->source, cpu, version, h->host, missing, s->name);
+    }
 }
 
 /* ---- the host ---- */
@@ -370,10 +397,12 @@ unsigned admit_extra(const struct vm_spec *s, json_t *reasons)
 {
     size_t before = json_array_size(reasons);
 
-    for (char **x = s->extra; x && *x; x++) {
-        for (size_t j = 0; immovable[j]; j++) {
-            if (strstr(*x, immovable[j])) {
-                because(reasons, "'%s' attaches something of its host to %s that cannot move (%s)", *x,
+    for (size_t i = 0; s->extra && s->extra[i]; i++) {
+        const char *a = s->extra[i], *option = i ? s->extra[i - 1] : "";
+        /* -global sets a property of devices that are there, ours (vhost-user-blk-pci) among them. */
+        for (size_t j = 0; immovable[j] && strcmp(option, "-global") != 0; j++) {
+            if (strstr(a, immovable[j])) {
+                because(reasons, "'%s' attaches something of its host to %s that cannot move (%s)", a,
                         s->name, immovable[j]);
                 break;
             }

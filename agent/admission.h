@@ -65,10 +65,13 @@ struct admission_request {
     uint64_t epoch;
     unsigned protocol;
     const char *source, *qemu_version, *cpu_flags;
-    enum kvm_level kvm; /* of the source */
-    const json_t *cpu;  /* features that the guest has seen; NULL: not known */
-    bool large_rings;   /* the guest may have larger rings than its network cards have */
-    bool allow_older;   /* QEMU may be an older one here, if machine type and CPU allow */
+    enum kvm_level kvm;  /* of the source */
+    const json_t *cpu;   /* features that the source's QEMU gives to the VM's CPU; NULL: not known */
+    const char *cpu_why; /* it should have known, and why it does not; NULL: it need not know */
+    bool
+        booted; /* the guest was started there, so it has seen them; else it may have, or may see them any time */
+    bool large_rings; /* the guest may have larger rings than its network cards have */
+    bool allow_older; /* QEMU may be an older one here, if machine type and CPU allow */
     unsigned links;
     const struct fact_link *link; /* of the source: how many, their addresses' families */
 };

@@ -82,6 +82,8 @@ bool vm_end_orphan(struct agent *, const char *name);
 bool vm_clean_up(struct agent *, const char *name);
 /* The process that FILE (shim.pid, qemu.pid) names, if it is still the VM's; 0 when not. */
 pid_t vm_process(struct agent *, const char *name, const char *file);
+/* Its QEMU has started the guest; false: it took the guest over from another host, or it is not known. */
+bool vm_booted_here(struct agent *, const char *name);
 /* One request to the shim; the reference `request` is stolen. The answer (ok is true) or NULL with a
  * sentence. In two steps for who has to know that it is the shim that was there at a certain time: a descriptor
  * or -errno, which the second one closes. */

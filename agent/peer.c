@@ -161,6 +161,8 @@ static int read_cpu(struct asked *q, const json_t *o, struct xm_error *e)
             return xm_error_set(e, EINVAL, "cpu: no list of names of at most 64 bytes");
     }
     q->req.cpu = json_array_size(list) ? list : NULL;
+    q->req.cpu_why = xm_json_str(o, "cpu_why", NULL);
+    q->req.booted = xm_json_bool(o, "booted", false);
     return 0;
 }
 

@@ -57,23 +57,38 @@ static json_t *make_probe(struct move *m, unsigned i)
 
 /* ---- what is asked of the destination ---- */
 
+/* What the guest may have seen of its CPU. The QEMU that runs the VM counts: what another one says that was
+ * installed since, is no use, and one that has been removed says nothing; then neither list nor reason is sent.
+ * That it should know and cannot tell is a reason against the move, which the destination judges. */
+static void tell_cpu(struct move *m, const struct qemu_facts *q, const char *running, struct xm_error *why,
+                     json_t *o)
+{
+    json_t *cpu = NULL;
+
+    if (!m->spec.cpu || (!q && why->code == ENOENT) || (q && strcmp(running, q->version) != 0))
+        return;
+    if (q)
+        cpu = qemu_facts_cpu(m->spec.qemu, m->spec.accel, m->spec.cpu, why);
+    if (cpu)
+        json_object_set_new(o, "cpu", cpu);
+    else
+        json_object_set_new(o, "cpu_why", json_string(why->text));
+    json_object_set_new(o, "booted", json_boolean(vm_booted_here(m->agent, m->vm)));
+}
+
 json_t *move_peer_request(struct move *m, const char *verb, const char *job)
 {
     struct agent *a = m->agent;
-    const struct qemu_facts *q = qemu_facts(m->spec.qemu, NULL);
+    struct xm_error e = {0};
+    const struct qemu_facts *q = qemu_facts(m->spec.qemu, &e);
     bool kvm = m->spec.accel && !strncmp(m->spec.accel, "kvm", 3);
     json_t *o = json_pack("{s:s, s:o, s:b, s:I, s:i, s:s, s:s}", "verb", verb, "vm",
                           vm_spec_to_json(&m->spec), "storage", m->storage, "epoch", (json_int_t)m->epoch,
                           "protocol", AGENT_PROTOCOL, "cpu_flags", facts_cpu_flags(), "job", job);
     json_t *links = json_array(), *used = json_array(), *probes = json_array();
 
-    /* The one that runs the VM counts; what another that was installed since says of CPUs is no use. */
     const char *version = m->qemu[0] ? m->qemu : q ? q->version : NULL;
-    json_t *cpu = q && m->spec.cpu && !strcmp(version, q->version)
-                      ? qemu_facts_cpu(m->spec.qemu, m->spec.accel, m->spec.cpu, NULL)
-                      : NULL;
-    if (cpu)
-        json_object_set_new(o, "cpu", cpu);
+    tell_cpu(m, q, version, &e, o);
     json_object_set_new(o, "kvm", json_integer(kvm ? kvm_probe(NULL) : KVM_NONE));
     json_object_set_new(o, "allow_older", json_boolean(xm_json_bool(m->options, "allow_older", false)));
     if (version)
@@ -107,7 +122,8 @@ static void take_reasons(json_t *to, const json_t *from)
     size_t i;
 
     json_array_foreach ((json_t *)from, i, v) {
-        if (json_is_string(v) && i < 50)
+        /* Both sides judge some things: once is enough. */
+        if (json_is_string(v) && i < 50 && !xm_json_lists(to, json_string_value(v)))
             json_array_append(to, v);
     }
 }

@@ -98,7 +98,8 @@ bool vm_owned(struct agent *a, const char *name, uint64_t *epoch)
     return !r && owner_may_run(&rec);
 }
 
-pid_t vm_process(struct agent *a, const char *name, const char *file)
+/* And its arguments, each with its 0, in *args (malloc'ed; NULL without a process). */
+static pid_t process_of(struct agent *a, const char *name, const char *file, char **args, size_t *args_len)
 {
     char *path = vm_path(a, name, file), *dir = vm_path(a, name, ""), *text = NULL; /* ends with a slash */
     char proc[64];
@@ -113,10 +114,37 @@ pid_t vm_process(struct agent *a, const char *name, const char *file)
     size_t dir_len = strlen(dir);
     if (pid <= 0 || xm_file_read(proc, 1 << 20, &text, &len, NULL) < 0 || !memmem(text, len, dir, dir_len))
         pid = 0;
-    free(text);
+    if (!pid) {
+        free(text);
+        text = NULL;
+    }
+    *args = text;
+    *args_len = len;
     free(path);
     free(dir);
     return pid;
+}
+
+pid_t vm_process(struct agent *a, const char *name, const char *file)
+{
+    char *args;
+    size_t len;
+    pid_t pid = process_of(a, name, file, &args, &len);
+
+    free(args);
+    return pid;
+}
+
+bool vm_booted_here(struct agent *a, const char *name)
+{
+    static const char incoming[] = "\0-incoming";
+    char *args;
+    size_t len;
+    bool booted = process_of(a, name, "qemu.pid", &args, &len) &&
+                  !memmem(args, len, incoming, sizeof incoming); /* with both zeros */
+
+    free(args);
+    return booted;
 }
 
 /* A log outlives its run directory, the last 256 KiB of it: someone will ask why. */

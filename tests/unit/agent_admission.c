@@ -67,6 +67,7 @@ static int set_up(void **state)
                                      .protocol = AGENT_PROTOCOL,
                                      .source = "hosta",
                                      .qemu_version = "7.2.1",
+                                     .booted = true,
                                      .cpu_flags = "fpu sse avx",
                                      .links = 1,
                                      .link = there};
@@ -253,6 +254,79 @@ static void features_seen_may_not_go_away(void **state)
     json_decref(less);
 }
 
+/* It moved to a newer QEMU or another processor, where «host» is more, and is to go back. */
+static void features_that_nobody_knows_to_be_seen_are_not_said_to_be(void **state)
+{
+    (void)state;
+    json_t *much = json_pack("[s, s, s]", "avx", "avx2", "sha-ni"), *less = json_pack("[s]", "avx");
+
+    host.cpu = less;
+    req.cpu = much;
+    req.qemu_version = "10.0.13";
+    req.allow_older = true;
+    req.booted = false;
+    must_say(
+        "QEMU 10.0.13 on hosta gives CPU features to 'host' that QEMU 7.2.22 on hostb does not: avx2 sha-ni; "
+        "web1 was not started there, and whether it has seen them is not known; give it a CPU model that "
+        "both "
+        "hosts can run");
+    req.booted = true;
+    must_say(
+        "web1 has seen CPU features that QEMU 7.2.22 on hostb cannot give to 'host': avx2 sha-ni; give it a "
+        "CPU model that both hosts can run");
+    /* A long list is cut, and what is cut is counted. */
+    json_t *many = json_array();
+    for (int i = 0; i < 100; i++)
+        json_array_append_new(many, json_sprintf("feature%02d", i));
+    req.cpu = many;
+    json_array_clear(reasons);
+    assert_int_equal(admit(&host, &req, reasons, &chosen), 1);
+    const char *text = json_string_value(json_array_get(reasons, 0));
+    if (!strstr(text, ": feature00 feature01 ") ||
+        !strstr(text, " feature14 and 85 more; give it a CPU model"))
+        fail_msg("%s", text);
+    json_decref(many);
+    json_decref(much);
+    json_decref(less);
+}
+
+/* Under KVM nothing is passed over in silence: who should know and does not is a reason. */
+static void features_that_cannot_be_asked_for_are_a_reason(void **state)
+{
+    (void)state;
+    json_t *list = json_pack("[s]", "avx");
+
+    vm.cpu = (char *)"Skylake-Server";
+    must_say(NULL); /* another QEMU is on the source's disk than the one that runs */
+    req.cpu_why = "qemu-system-x86_64 did not end within 10 s and was killed";
+    must_say(
+        "what CPU features web1 has seen cannot be found out on hosta: qemu-system-x86_64 did not end within "
+        "10 s and was killed");
+    vm.accel = (char *)"tcg"; /* a newer QEMU, or the same, has what this one has */
+    must_say(NULL);
+    req.qemu_version = "10.0.13";
+    req.allow_older = true;
+    must_say(
+        "what CPU features web1 has seen cannot be found out on hosta: qemu-system-x86_64 did not end within "
+        "10 s and was killed");
+    req.qemu_version = "7.2.1";
+    vm.accel = (char *)"kvm";
+    req.cpu_why = NULL;
+    req.cpu = list;
+    host.cpu = NULL;
+    host.cpu_why = "qemu-system-x86_64: it does not answer by QMP";
+    must_say("the CPU 'Skylake-Server' of web1: qemu-system-x86_64: it does not answer by QMP (on hostb)");
+    host.cpu_why = NULL;
+    must_say("the CPU 'Skylake-Server' of web1: what it has with QEMU is not known (on hostb)");
+    host.kvm = KVM_NONE; /* said once */
+    host.kvm_why = "no way";
+    must_say("web1 needs KVM and hostb has none: no way");
+    host.kvm = KVM_WHOLE;
+    host.qemu_version = NULL;
+    must_say("hostb has no program 'qemu-system-x86_64'");
+    json_decref(list);
+}
+
 static void limits_and_records_are_kept(void **state)
 {
     (void)state;
@@ -353,6 +427,14 @@ static void what_cannot_move_is_named(void **state)
     assert_string_equal(
         json_string_value(json_array_get(reasons, 0)),
         "'vfio-pci,host=01:00.0' attaches something of its host to web1 that cannot move (vfio)");
+    /* A property of our own disks' device attaches nothing. */
+    json_array_clear(reasons);
+    extra[0] = (char *)"-global";
+    extra[1] = (char *)"vhost-user-blk-pci.queue-size=64";
+    assert_int_equal(admit_extra(&vm, false, reasons), 0);
+    assert_int_equal(admit_extra(&vm, true, reasons), 0);
+    extra[0] = (char *)"-device";
+    assert_int_equal(admit_extra(&vm, false, reasons), 1);
     extra[1] = (char *)"virtio-rng-pci";
     assert_int_equal(admit_extra(&vm, reasons), 0);
 }
@@ -368,6 +450,8 @@ int main(void)
         TEST(each_thing_that_lacks_is_said),
         TEST(the_cpu_has_to_have_what_the_guest_has_seen),
         TEST(features_seen_may_not_go_away),
+        TEST(features_that_nobody_knows_to_be_seen_are_not_said_to_be),
+        TEST(features_that_cannot_be_asked_for_are_a_reason),
         TEST(limits_and_records_are_kept),
         TEST(links_have_to_be_up_and_fast_enough_and_pair),
         TEST(disks_stay_only_where_both_reach_them),

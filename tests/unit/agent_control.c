@@ -10,6 +10,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
@@ -647,15 +648,21 @@ static json_t *move_request(void)
 /* A process that the agent takes for the VM's QEMU. */
 static pid_t make_believe_qemu;
 
-static void start_qemu(void)
+/* came: from another host. */
+static void start_qemu(bool came)
 {
     char text[32];
+    int input[2];
 
+    assert_int_equal(pipe2(input, O_CLOEXEC), 0);
     make_believe_qemu = fork();
     if (make_believe_qemu == 0) {
-        execlp("sleep", in_dir(t, "run/vms/web1"), "3600", NULL);
+        dup2(input[0], 0); /* it ends with this program, at the latest */
+        execlp("sh", "sh", "-c", "read line", in_dir(t, "run/vms/web1"), "-S", came ? "-incoming" : NULL,
+               NULL);
         _exit(127);
     }
+    close(input[0]);
     snprintf(text, sizeof text, "%d\n", make_believe_qemu);
     assert_int_equal(xm_file_replace(in_dir(t, "run/vms/web1/qemu.pid"), text, strlen(text), NULL), 0);
 }
@@ -672,15 +679,20 @@ static int move_set_up(void **state)
     return test_agent_make(t, ntohs(((struct sockaddr_in *)(void *)&ss)->sin_port)) || test_agent_start(t);
 }
 
-static int move_tear_down(void **state)
+static void end_qemu(void)
 {
-    close(*(int *)*state);
-    int r = tear_down(state);
     if (make_believe_qemu > 0) {
         kill(make_believe_qemu, SIGKILL);
         waitpid(make_believe_qemu, NULL, 0);
     }
     make_believe_qemu = 0;
+}
+
+static int move_tear_down(void **state)
+{
+    close(*(int *)*state);
+    int r = tear_down(state);
+    end_qemu();
     return r;
 }
 
@@ -833,7 +845,7 @@ static void the_vm_runs_on_when_only_the_shim_dies(void **state)
     need_qemu();
 
     begin_move(*(int *)*state, &js);
-    start_qemu();
+    start_qemu(false);
     kill(shim_pid(t, "web1"), SIGKILL);
     json_t *o = last_of(&js);
     assert_string_equal(xm_json_str(o, "error", ""),
@@ -851,7 +863,7 @@ static void a_job_that_is_over_is_not_given_to_the_new_shim(void **state)
     need_qemu();
 
     must(ask(t, start_request()), 0);
-    start_qemu();
+    start_qemu(false);
     xm_jsonl_init(&js, unix_socket());
     xm_jsonl_send(js.fd, move_request(), -1, NULL);
     json_decref(serve_one(listener, json_pack("{s:b, s:[]}", "ok", 1, "reasons")));
@@ -873,6 +885,86 @@ static void a_job_that_is_over_is_not_given_to_the_new_shim(void **state)
     assert_string_equal(xm_json_str(o, "verb", ""), "peer.cancel");
     json_decref(o);
     xm_jsonl_close(&js);
+}
+
+/* What is asked of the destination, which answers with this reason. */
+static json_t *asked_of_the_destination(int listener, const char *reason, size_t want_reasons)
+{
+    struct xm_jsonl js;
+
+    xm_jsonl_init(&js, unix_socket());
+    xm_jsonl_send(js.fd, move_request(), -1, NULL);
+    json_t *asked = serve_one(listener, json_pack("{s:b, s:[s]}", "ok", 1, "reasons", reason));
+    json_t *o = last_of(&js);
+    if (json_array_size(json_object_get(o, "reasons")) != want_reasons)
+        fail_msg("%s", json_dumps(o, 0));
+    must(o, 3);
+    xm_jsonl_close(&js);
+    return asked;
+}
+
+/* A guest that came from elsewhere may not have seen what is given to it here. */
+static void the_destination_learns_what_is_known_of_the_cpu(void **state)
+{
+    int listener = *(int *)*state;
+    need_qemu();
+
+    must(ask(t, start_request()), 0);
+    json_t *o = asked_of_the_destination(listener, "no", 1);
+    assert_true(json_array_size(json_object_get(o, "cpu")) > 10);
+    assert_null(json_object_get(o, "cpu_why"));
+    assert_false(xm_json_bool(o, "booted", true)); /* there is no QEMU */
+    json_decref(o);
+    for (int came = 0; came < 2; came++) {
+        start_qemu(came);
+        o = asked_of_the_destination(listener, "no", 1);
+        assert_int_equal(xm_json_bool(o, "booted", came), !came);
+        json_decref(o);
+        end_qemu();
+    }
+}
+
+static void write_program(const char *name, const char *text)
+{
+    assert_int_equal(xm_file_replace(in_dir(t, name), text, strlen(text), NULL), 0);
+    assert_int_equal(chmod(in_dir(t, name), 0755), 0);
+}
+
+static void write_spec(const char *more)
+{
+    FILE *f = fopen(in_dir(t, "spec.ini"), "we");
+
+    fprintf(f, "[vm]\nname = web1\nmemory = 16M\naccel = tcg\n%s", more);
+    fclose(f);
+}
+
+/* The first answer is what it is, the second would be its CPU. */
+static void a_source_that_cannot_tell_the_guests_cpu_says_why(void **state)
+{
+    char line[200];
+    need_qemu();
+    write_program("qemu", "#!/bin/sh\n[ -e $0.asked ] && echo 'it has no CPU today' >&2 && exit 1\n"
+                          "touch $0.asked\nexec qemu-system-x86_64 \"$@\"\n");
+    snprintf(line, sizeof line, "qemu = %s\n", in_dir(t, "qemu"));
+    write_spec(line);
+    must(ask(t, start_request()), 0);
+    json_t *o = asked_of_the_destination(*(int *)*state, "no", 1);
+    assert_null(json_object_get(o, "cpu"));
+    if (!strstr(xm_json_str(o, "cpu_why", ""), "it has no CPU today"))
+        fail_msg("%s", json_dumps(o, 0));
+    json_decref(o);
+}
+
+static void what_both_sides_say_is_said_once(void **state)
+{
+    static const char both[] = "'vfio-pci' attaches something of its host to web1 that cannot move (vfio)";
+    int listener = *(int *)*state;
+    need_qemu();
+
+    write_spec("extra = -device\nextra = vfio-pci\n");
+    must(ask(t, start_request()), 0);
+    json_decref(asked_of_the_destination(listener, both, 1));
+    json_decref(asked_of_the_destination(listener, "another", 2));
 }
 
 /* The peer has reasons, or talks nonsense: nothing begins, or it ends with the VM here. */
@@ -1031,6 +1123,9 @@ int main(int argc, char **argv)
         MOVE(the_shim_dies_in_a_move),
         MOVE(the_vm_runs_on_when_only_the_shim_dies),
         MOVE(a_job_that_is_over_is_not_given_to_the_new_shim),
+        MOVE(the_destination_learns_what_is_known_of_the_cpu),
+        MOVE(a_source_that_cannot_tell_the_guests_cpu_says_why),
+        MOVE(what_both_sides_say_is_said_once),
         MOVE(a_peer_that_refuses_or_lies),
         MOVE(recover_says_that_the_other_side_has_it),
         MOVE(a_peer_that_has_lost_its_record_is_not_taken_for_one_without_the_vm),
