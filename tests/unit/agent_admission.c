@@ -431,10 +431,10 @@ static void what_cannot_move_is_named(void **state)
     json_array_clear(reasons);
     extra[0] = (char *)"-global";
     extra[1] = (char *)"vhost-user-blk-pci.queue-size=64";
-    assert_int_equal(admit_extra(&vm, false, reasons), 0);
-    assert_int_equal(admit_extra(&vm, true, reasons), 0);
+    assert_int_equal(admit_extra(&vm, reasons), 0);
+    assert_int_equal(admit_extra(&vm, reasons), 0);
     extra[0] = (char *)"-device";
-    assert_int_equal(admit_extra(&vm, false, reasons), 1);
+    assert_int_equal(admit_extra(&vm, reasons), 1);
     extra[1] = (char *)"virtio-rng-pci";
     assert_int_equal(admit_extra(&vm, reasons), 0);
 }

@@ -658,8 +658,8 @@ static void start_qemu(bool came)
     make_believe_qemu = fork();
     if (make_believe_qemu == 0) {
         dup2(input[0], 0); /* it ends with this program, at the latest */
-        execlp("sh", "sh", "-c", "read line", in_dir(t, "run/vms/web1"), "-S", came ? "-incoming" : NULL,
-               NULL);
+        execlp("sh", "sh", "-c", "read line", in_dir(t, "run/vms/web1/qmp.sock"), "-S",
+               came ? "-incoming" : NULL, NULL);
         _exit(127);
     }
     close(input[0]);
