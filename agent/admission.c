@@ -208,6 +208,9 @@ static void judge_parts(const struct host_facts *h, const struct admission_reque
         because(why, "%s has no initrd %s that may be used", h->host, s->initrd);
     if (s->firmware && !h->firmware)
         because(why, "%s has no firmware %s that may be used", h->host, s->firmware);
+    if (h->firmware && r->firmware_size && h->firmware_size && r->firmware_size != h->firmware_size)
+        because(why, "the firmware %s has %s on %s and %s on %s: the running one would not fit", s->firmware,
+                xm_format_size(r->firmware_size).s, r->source, xm_format_size(h->firmware_size).s, h->host);
     for (unsigned i = 0; i < s->cdroms; i++) {
         if (!h->cdrom[i])
             because(why, "%s has no image %s that may be used (for CD-ROM '%s')", h->host, s->cdrom[i].path,

@@ -41,6 +41,7 @@ struct host_facts {
     bool bridge[VM_NICS_MAX];      /* by NIC: its bridge exists */
     bool kernel, initrd, firmware; /* the file is there, and may be used by who asks */
     bool cdrom[VM_CDROMS_MAX];     /* likewise */
+    uint64_t firmware_size;        /* bytes; 0: not known */
     bool vnc_address;              /* it gives VMs an address for VNC */
     bool present;                  /* a VM of this name runs or is expected here */
     uint64_t owned_epoch; /* this host's record says that it owns the VM, in this epoch; 0: it does not */
@@ -63,6 +64,7 @@ struct admission_request {
     bool shared[VM_DISKS_MAX];   /* without storage: this host reaches the very same disk, proved by a probe
                                     file */
     uint64_t epoch;
+    uint64_t firmware_size; /* of its firmware's file at the source; 0: not known */
     unsigned protocol;
     const char *source, *qemu_version, *cpu_flags;
     enum kvm_level kvm;  /* of the source */

@@ -1,6 +1,7 @@
 /* What this host is, for admission; and the disks' files. */
 #include "agent/agent.h"
 #include "agent/facts.h"
+#include "agent/nvram.h"
 #include "agent/outside.h"
 #include "probe/probe.h"
 
@@ -50,6 +51,7 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
     f->firmware = s->firmware && facts_file(s->firmware, strict);
     for (unsigned i = 0; i < s->cdroms; i++)
         f->cdrom[i] = facts_file(s->cdrom[i].path, strict);
+    f->firmware_size = f->firmware ? facts_file_size(s->firmware) : 0;
     f->vnc_address = a->conf.vnc_address;
     if (!vm_owned(a, s->name, &f->owned_epoch))
         f->owned_epoch = 0;
@@ -264,7 +266,7 @@ static int make_sparse(const char *path, uint64_t size, struct xm_error *e)
     return r;
 }
 
-int create_missing(struct vm_spec *s, json_t *created, struct xm_error *e)
+int create_missing(struct agent *a, struct vm_spec *s, json_t *created, struct xm_error *e)
 {
     for (unsigned i = 0; i < s->disks; i++) {
         struct vm_disk *d = &s->disk[i];
@@ -276,7 +278,7 @@ int create_missing(struct vm_spec *s, json_t *created, struct xm_error *e)
             return r;
         json_array_append_new(created, json_string(d->path));
     }
-    return 0;
+    return nvram_make(a, s, created, e);
 }
 
 /* The n-th name that a disk may have: what stands in the way under the first is not touched. */

@@ -242,9 +242,9 @@ unsigned judge(struct agent *, const struct admission_request *, struct gathered
 int resolve_spec(struct agent *, struct vm_spec *, struct xm_error *note, struct xm_error *);
 uint64_t
 disk_used(const struct vm_disk *); /* bytes that it holds; its size where that is all that is known */
-/* Makes the sparse files that the spec names and that are not there yet; their paths are appended to
+/* Makes the sparse files that the spec names and that are not there yet, and the firmware's variables; their paths are appended to
  * `created`. */
-int create_missing(struct vm_spec *, json_t *created, struct xm_error *);
+int create_missing(struct agent *, struct vm_spec *, json_t *created, struct xm_error *);
 /* Makes a new sparse file in the datastore for each disk and changes the spec to them. On failure what was
  * made is in `created`. */
 int create_disks(struct agent *, struct vm_spec *, int datastore, json_t *created, struct xm_error *);

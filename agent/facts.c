@@ -155,6 +155,13 @@ bool facts_file(const char *path, bool strict)
     return !strict || (st.st_mode & S_IROTH);
 }
 
+uint64_t facts_file_size(const char *path)
+{
+    struct stat st;
+
+    return stat(path, &st) < 0 ? 0 : (uint64_t)st.st_size;
+}
+
 bool facts_space(const char *dir, uint64_t *size, uint64_t *free_bytes)
 {
     struct statvfs v;

@@ -12,6 +12,7 @@
  * shim ends after a minute by itself, and its disks with it.
  */
 #include "agent/agent.h"
+#include "agent/nvram.h"
 #include "agent/outside.h"
 
 #include <fcntl.h>
@@ -31,6 +32,8 @@ struct asked {
     struct admission_request req;
     struct fact_link link[CONFIG_MANY];
     char job[16];
+    unsigned char *nvram; /* prepare: the firmware's variables; NULL: the VM has none */
+    size_t nvram_size;
 };
 
 static int read_links(struct asked *q, const json_t *links, struct xm_error *e)
@@ -186,6 +189,7 @@ static int read_request(struct agent *a, struct asked *q, const json_t *o, struc
     if ((err = read_cpu(q, o, e)) < 0)
         return err;
     r->kvm = (enum kvm_level)XM_MIN(XM_MAX(xm_json_int(o, "kvm", KVM_NONE), KVM_NONE), KVM_WHOLE);
+    r->firmware_size = (uint64_t)XM_MAX(xm_json_int(o, "firmware_size", 0), 0);
     r->allow_older = xm_json_bool(o, "allow_older", false);
     snprintf(q->job, sizeof q->job, "%s", xm_json_str(o, "job", ""));
     if (strspn(q->job, "0123456789") != strlen(q->job))
@@ -333,6 +337,8 @@ static int bring_up(struct agent *a, struct asked *q, int datastore, struct xm_e
     json_t *created = json_array(), *reserve = json_array();
     int r = q->req.storage ? create_disks(a, &q->spec, datastore, created, e) : 0;
 
+    if (!r && q->nvram)
+        r = nvram_put(a, q->spec.name, q->nvram, q->nvram_size, created, e);
     for (unsigned i = 0; i < q->spec.disks; i++)
         json_array_append_new(reserve, json_pack("{s:s, s:I}", "path", q->spec.disk[i].path, "used",
                                                  (json_int_t)q->req.used[i]));
@@ -423,10 +429,14 @@ json_t *verb_peer_prepare(struct conn *c, const json_t *request)
     struct xm_error e = {0};
     json_t *answer;
 
-    if (read_request(c->agent, &q, request, &e) < 0)
+    int r = read_request(c->agent, &q, request, &e);
+    if (!r && q.spec.nvram && !(q.nvram = nvram_unpack(json_object_get(request, "nvram"), &q.nvram_size, &e)))
+        r = -EINVAL;
+    if (r)
         answer = refusal(EXIT_USAGE, "%s", e.text);
     else
         answer = prepare(c->agent, &q);
+    free(q.nvram);
     vm_spec_free(&q.spec);
     return answer;
 }

@@ -10,6 +10,7 @@
  */
 #include "agent/facts.h"
 #include "agent/move.h"
+#include "agent/nvram.h"
 #include "probe/probe.h"
 
 #include <stdio.h>
@@ -91,6 +92,8 @@ json_t *move_peer_request(struct move *m, const char *verb, const char *job)
     tell_cpu(m, q, version, &e, o);
     json_object_set_new(o, "kvm", json_integer(kvm ? kvm_probe(NULL) : KVM_NONE));
     json_object_set_new(o, "allow_older", json_boolean(xm_json_bool(m->options, "allow_older", false)));
+    if (m->spec.firmware)
+        json_object_set_new(o, "firmware_size", json_integer((json_int_t)facts_file_size(m->spec.firmware)));
     if (version)
         json_object_set_new(o, "qemu", json_string(version));
     if (q && m->spec.nics && !strcmp(version, q->version) && qemu_facts_large_rings(m->spec.qemu))
@@ -110,6 +113,9 @@ json_t *move_peer_request(struct move *m, const char *verb, const char *job)
         m->probe[i].path = NULL;
         json_array_append_new(probes, make_probe(m, i));
     }
+    json_t *nvram = m->spec.nvram && job[0] ? nvram_pack(a, m->vm, NULL) : NULL;
+    if (nvram)
+        json_object_set_new(o, "nvram", nvram);
     json_object_set_new(o, "links", links);
     json_object_set_new(o, "used", used);
     json_object_set_new(o, "probes", probes);
@@ -191,6 +197,10 @@ static void judge_source(struct move *m, json_t *reasons)
                                    a->conf.name, m->vm, m->vm));
     if (!m->local) {
         admit_extra(&m->spec, reasons);
+        json_t *nvram = m->spec.nvram ? nvram_pack(a, m->vm, &e) : json_null();
+        if (!nvram)
+            against(reasons, xm_printf("%s", e.text));
+        json_decref(nvram);
         if (probe_tracking(&e) < 0)
             against(reasons, xm_printf("%s: %s", a->conf.name, e.text));
         if (!m->qemu[0] && !qemu_facts(m->spec.qemu, &e))

@@ -61,7 +61,7 @@ static int bring_up(struct agent *a, struct vm_spec *s, json_t *spec, struct xm_
     int r = may_start(a, s->name, &epoch, &fresh, e);
 
     if (!r)
-        r = create_missing(s, created, e);
+        r = create_missing(a, s, created, e);
     if (!r)
         r = record_start(a, s->name, spec, epoch, fresh, e);
     if (!r) {

@@ -9,6 +9,7 @@
  * that never took over, the disks that were made for it too.
  */
 #include "agent/agent.h"
+#include "agent/nvram.h"
 
 #include <poll.h>
 #include <signal.h>
@@ -101,6 +102,7 @@ struct watch {
 static void learn_role(struct agent *a, const char *name)
 {
     json_t *st = shim_call(a, name, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, NULL);
+    bool came = false;
 
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
@@ -110,9 +112,12 @@ static void learn_role(struct agent *a, const char *name)
         json_decref(vm->incoming);
         vm->incoming = NULL;
         pthread_cond_broadcast(&a->changed);
+        came = true;
     }
     agent_unlock(a);
     json_decref(st);
+    if (came)
+        nvram_sync(a, name);
 }
 
 static void learn_spec(struct agent *a, const char *name)

@@ -111,13 +111,18 @@ int machine_resume(struct machine *vm, struct xm_error *e)
 
 static int start_qemu(struct machine *vm, struct xm_error *e)
 {
-    struct qemu_place place = {
-        .host = vm->host, .run_dir = vm->run_dir, .vnc_address = vm->vnc_address, .incoming = vm->incoming};
+    char *nvram = xm_printf("%s/nvram.fd", vm->state_dir);
+    struct qemu_place place = {.host = vm->host,
+                               .run_dir = vm->run_dir,
+                               .nvram = nvram,
+                               .vnc_address = vm->vnc_address,
+                               .incoming = vm->incoming};
     int r = qemu_adopt(&vm->qemu, vm->run_dir, e);
 
     vm->adopted = r == 0;
     if (r == -ESRCH)
         r = qemu_start(&vm->qemu, &vm->spec, &place, e);
+    free(nvram);
     if (r)
         return r;
     vm->qemu.qmp.ctx = vm;

@@ -21,8 +21,10 @@ void qemu_init(struct qemu *);
 #define QEMU_RAM_FD 3
 /* What of a QEMU's command line is its host's and not the VM's. */
 struct qemu_place {
-    const char *host;        /* its name */
-    const char *run_dir;     /* the VM's */
+    const char *host;    /* its name */
+    const char *run_dir; /* the VM's */
+    const char
+        *nvram; /* the VM's own variables of its firmware, a file; used when the specification has `nvram` */
     const char *vnc_address; /* where displays with a number listen; NULL: nowhere */
     bool incoming;           /* it waits for a migration */
 };

@@ -210,6 +210,8 @@ int spec_check(const struct vm_spec *s, const struct spec_where *w, struct xm_er
     if ((s->initrd || s->append) && !s->kernel)
         return spec_bad(w, e, "vm", s->initrd ? "initrd" : "append", "%s needs a kernel beside it",
                         s->initrd ? "initrd" : "append");
+    if (s->nvram && !s->firmware)
+        return spec_bad(w, e, "vm", "nvram", "nvram needs a firmware beside it");
     if (spec_check_words(s, w, e) || spec_check_devices(s, w, e))
         return -EINVAL;
     for (unsigned i = 0; i < s->disks; i++) {
@@ -236,7 +238,7 @@ void vm_spec_free(struct vm_spec *s)
 {
     free(s->qemu), free(s->machine), free(s->accel), free(s->cpu), free(s->kernel), free(s->initrd),
         free(s->append);
-    free(s->firmware), free_strings(s->extra);
+    free(s->firmware), free(s->nvram), free_strings(s->extra);
     for (unsigned i = 0; i < s->disks; i++)
         free(s->disk[i].path);
     for (unsigned i = 0; i < s->cdroms; i++)

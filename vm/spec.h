@@ -62,6 +62,8 @@ struct vm_spec {
                   */
     char *cpu;   /* "host" with kvm, "max" with tcg; resolved likewise */
     char *kernel, *initrd, *append, *firmware; /* NULL when not given */
+    char *
+        nvram; /* template of the firmware's variables: then both are flash, and the VM has its own; or NULL */
     char **extra; /* further QEMU arguments, one each; NULL-terminated; NULL when none */
     unsigned disks;
     struct vm_disk disk[VM_DISKS_MAX];

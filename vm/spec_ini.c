@@ -33,7 +33,7 @@ struct ini_vm {
     char *name;
     uint64_t memory;
     unsigned vcpus;
-    char *machine, *accel, *cpu, *kernel, *initrd, *append, *firmware, *qemu, **extra;
+    char *machine, *accel, *cpu, *kernel, *initrd, *append, *firmware, *nvram, *qemu, **extra;
     struct vm_devices devices;
     unsigned disks, nics, cdroms;
     struct ini_cdrom cdrom[VM_CDROMS_MAX];
@@ -116,6 +116,7 @@ static const struct xm_ini_key vm_keys[] = {
     XM_INI_KEY(struct ini_vm, initrd, XM_INI_STRING),
     XM_INI_KEY(struct ini_vm, append, XM_INI_STRING),
     XM_INI_KEY(struct ini_vm, firmware, XM_INI_STRING),
+    XM_INI_KEY(struct ini_vm, nvram, XM_INI_STRING),
     XM_INI_KEY(struct ini_vm, qemu, XM_INI_STRING),
     XM_INI_KEY(struct ini_vm, extra, XM_INI_STRINGS),
     {.name = "rng", .type = XM_INI_BOOL, AT(rng)},
@@ -223,7 +224,7 @@ static int take_ini(struct vm_spec *s, struct ini_vm *v, const struct spec_where
     s->vcpus = v->vcpus;
 #define TAKE(f) (s->f = v->f, v->f = NULL)
     TAKE(qemu), TAKE(machine), TAKE(accel), TAKE(cpu), TAKE(kernel), TAKE(initrd), TAKE(append),
-        TAKE(firmware), TAKE(extra);
+        TAKE(firmware), TAKE(nvram), TAKE(extra);
 #undef TAKE
     for (unsigned i = 0; i < v->disks; i++) {
         if (take_disk(&s->disk[i], &v->disk[i], w, e))
@@ -263,7 +264,7 @@ int vm_spec_load(struct vm_spec *s, const char *ini_path, struct xm_error *e)
         free(v->nic[i].bridge), free(v->nic[i].mac), free(v->nic[i].tap);
     free(v->name), free(v->machine), free(v->accel), free(v->cpu), free(v->kernel), free(v->initrd),
         free(v->append);
-    free(v->firmware), free(v->qemu), free_strings(v->extra);
+    free(v->firmware), free(v->nvram), free(v->qemu), free_strings(v->extra);
     for (unsigned i = 0; i < v->cdroms; i++)
         free(v->cdrom[i].path);
     devices_free(&v->devices);

@@ -24,7 +24,7 @@ static const struct json_key vm_json[] = {
     {"cpu", JSON_STRING, false},     {"kernel", JSON_STRING, false},   {"initrd", JSON_STRING, false},
     {"append", JSON_STRING, false},  {"firmware", JSON_STRING, false}, {"extra", JSON_ARRAY, false},
     {"disks", JSON_ARRAY, true},     {"nics", JSON_ARRAY, true},       {"cdroms", JSON_ARRAY, false},
-    {"devices", JSON_OBJECT, false}, {NULL, JSON_NULL, false},
+    {"devices", JSON_OBJECT, false}, {"nvram", JSON_STRING, false},    {NULL, JSON_NULL, false},
 };
 static const struct json_key disk_json[] = {
     {"name", JSON_STRING, true},      {"path", JSON_STRING, true},    {"size", JSON_INTEGER, true},
@@ -192,6 +192,7 @@ static int take_json(struct vm_spec *s, const json_t *o, struct xm_error *e)
     s->initrd = dup_string(o, "initrd");
     s->append = dup_string(o, "append");
     s->firmware = dup_string(o, "firmware");
+    s->nvram = dup_string(o, "nvram");
     r = take_extra(s, json_object_get(o, "extra"), e);
     if (r)
         return r;
@@ -276,6 +277,8 @@ json_t *vm_spec_to_json(const struct vm_spec *s)
             json_array_append_new(extra, json_string(s->extra[i]));
         json_object_set_new(o, "extra", extra);
     }
+    if (o && s->nvram)
+        json_object_set_new(o, "nvram", json_string(s->nvram));
     json_t *devices = devices_to_json(&s->devices);
     if (o && devices)
         json_object_set(o, "devices", devices);

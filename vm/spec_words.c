@@ -68,7 +68,8 @@ int spec_check_words(const struct vm_spec *s, const struct spec_where *w, struct
         return spec_bad(w, e, "vm", "append",
                         "append has a character that is none of a text, or is longer than %d", TEXT_MAX);
     if (check_file("kernel", s->kernel, w, e) || check_file("initrd", s->initrd, w, e) ||
-        check_file("firmware", s->firmware, w, e) || check_extra(s, w, e))
+        check_file("firmware", s->firmware, w, e) || check_file("nvram", s->nvram, w, e) ||
+        check_extra(s, w, e))
         return -EINVAL;
     return 0;
 }

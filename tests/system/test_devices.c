@@ -97,10 +97,62 @@ static void a_guest_takes_its_devices_along(void **state)
     assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force web1"), 0);
 }
 
+#define OVMF "/usr/share/OVMF/OVMF_"
+
+/* UEFI's variables are written by the firmware itself as it boots. They come to the destination with the request to prepare,
+ * and once more with the VM: what is wrong in the file by then is put right before the guest runs. */
+static void the_firmwares_variables_go_along(void **state)
+{
+    const char *run = lab_run_dir();
+    struct job move;
+    char *out = NULL;
+    json_t *done;
+
+    (void)state;
+    need_lab();
+    if (access(OVMF "CODE_4M.fd", R_OK) != 0) {
+        print_message("skipped: " OVMF "CODE_4M.fd is not there\n");
+        skip();
+    }
+    /* One disk, which its guest leaves alone. */
+    assert_int_equal(
+        sh(NULL, 10,
+           "cd %s && sed -e 's/ = web1$/ = uefi1/' -e '/^.disk data/,/^$/d' -e 's/xm.disk=[^ ]*//g' -e "
+           "'s|^accel = .*|&\\nfirmware = " OVMF "CODE_4M.fd\\nnvram = " OVMF "VARS_4M.fd|' web1.ini "
+           ">uefi.ini",
+           run),
+        0);
+    assert_int_equal(
+        sh(NULL, 5,
+           "ln -sfn %s/a/state/vms/uefi1/nvram.fd %s/va; ln -sfn %s/b/state/vms/uefi1/nvram.fd %s/vb", run,
+           run, run, run),
+        0);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "start %s/uefi.ini", lab_run_dir()), 0);
+    guest_must_come("a", "uefi1");
+    assert_int_equal(sh(NULL, 5, "cmp -s %s/va " OVMF "VARS_4M.fd", run),
+                     1); /* the firmware has written to it */
+    job_start(&move, "%s", xmigrate("a", "--json --with-storage uefi1 hostb"));
+    assert_true(job_saw(&move, "\"disks\"", 30));
+    assert_int_equal(sh(NULL, 5, "cmp %s/va %s/vb", run, run), 0); /* there before the VM is */
+    assert_int_equal(sh(NULL, 5, "dd if=/dev/zero of=%s/vb bs=4096 count=20 conv=notrunc status=none", run),
+                     0);
+    if (job_end(&move, 120, &out) != 0)
+        fail_msg("%s", out);
+    done = last_json(out);
+    print_message("downtime %.1f ms\n", number(done, "downtime_ms"));
+    json_decref(done);
+    free(out);
+    vm_must_run_at("b", "uefi1");
+    guest_verify();
+    assert_int_equal(sh(NULL, 5, "cmp %s/va %s/vb", run, run), 0);
+    assert_int_equal(xmigrate_run("b", 0, NULL, "stop --force uefi1"), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_guest_takes_its_devices_along),
+        cmocka_unit_test(the_firmwares_variables_go_along),
     };
     return cmocka_run_group_tests(tests, lab_setup, lab_teardown);
 }

@@ -152,6 +152,14 @@ static void each_thing_that_lacks_is_said(void **state)
     host.kernel = false;
     must_say("hostb has no kernel /boot/k that may be used");
     host.kernel = true;
+    vm.firmware = (char *)"/f.fd";
+    must_say("hostb has no firmware /f.fd that may be used");
+    host.firmware = true;
+    host.firmware_size = 4 << 20;
+    req.firmware_size = 2 << 20;
+    must_say("the firmware /f.fd has 2.00 MiB on hosta and 4.00 MiB on hostb: the running one would not fit");
+    req.firmware_size = 0;
+    must_say(NULL);
     vm.cdroms = 1;
     vm.cdrom[0] = (struct vm_cdrom){.name = "seed", .path = (char *)"/srv/s.iso"};
     must_say("hostb has no image /srv/s.iso that may be used (for CD-ROM 'seed')");

@@ -450,6 +450,66 @@ static void prepare_makes_disks_and_cancel_takes_all_away(void **state)
     json_decref(answer);
 }
 
+static json_t *with_nvram(json_t *nvram)
+{
+    json_t *o = prepare_request(), *vm = json_object_get(o, "vm");
+
+    json_object_set_new(vm, "firmware", json_string("/usr/share/OVMF/OVMF_CODE_4M.fd"));
+    json_object_set_new(vm, "nvram", json_string("/no/such/template")); /* the VM has its own already */
+    json_object_set_new(o, "nvram", nvram);
+    return o;
+}
+
+static void the_firmwares_variables_come_with_the_request(void **state)
+{
+    static const char *const bad[] = {"null",
+                                      "{\"size\":8192}",
+                                      "{\"size\":1073741824,\"pieces\":[]}",
+                                      "{\"size\":8191,\"pieces\":[]}",
+                                      "{\"size\":8192,\"pieces\":[[8192,\"AAAA\"]]}",
+                                      "{\"size\":8192,\"pieces\":[[-1,\"AAAA\"]]}",
+                                      "{\"size\":8192,\"pieces\":[[8190,\"AAAA\"]]}",
+                                      "{\"size\":8192,\"pieces\":[[0,\"AAA\"]]}",
+                                      "{\"size\":8192,\"pieces\":[[0,\"A===\"]]}",
+                                      "{\"size\":8192,\"pieces\":[[0,\"AA=A\"]]}",
+                                      "{\"size\":8192,\"pieces\":[[0,\"AA==AAAA\"]]}",
+                                      "{\"size\":8192,\"pieces\":[[0,\"A*AA\"]]}",
+                                      "{\"size\":8192,\"pieces\":[[0]]}",
+                                      "{\"size\":8192,\"pieces\":[7]}"};
+    char *text;
+    size_t len;
+    (void)state;
+    need_qemu();
+    if (access("/usr/share/OVMF/OVMF_CODE_4M.fd", R_OK)) {
+        print_message("skipped: there is no OVMF\n");
+        skip();
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        json_t *answer = ask_as_peer(t, with_nvram(json_loads(bad[i], JSON_DECODE_ANY, NULL)));
+        if (xm_json_bool(answer, "ok", true) || xm_json_int(answer, "exit", 0) != 2)
+            fail_msg("%s: %s", bad[i], json_dumps(answer, 0));
+        json_decref(answer);
+    }
+    assert_false(exists(t, "state/vms/web1/nvram.fd"));
+    /* What an earlier stay has left is not what the VM has now. */
+    assert_int_equal(xm_mkdir_all(in_dir(t, "state/vms/web1"), NULL), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "state/vms/web1/nvram.fd"), "old", 3, NULL), 0);
+    json_t *answer = ask_as_peer(t, with_nvram(json_pack("{s:i, s:[[i, s], [i, s]]}", "size", 8192, "pieces",
+                                                         1, "SGVsbG8=", 8189, "AAEC")));
+    if (!xm_json_bool(answer, "ok", false))
+        fail_msg("%s", json_dumps(answer, 0));
+    assert_int_equal(xm_file_read(in_dir(t, "state/vms/web1/nvram.fd"), 1 << 20, &text, &len, NULL), 0);
+    assert_int_equal(len, 8192);
+    assert_memory_equal(text, "\xffHello\xff", 7);
+    assert_memory_equal(text + 8188, "\xff\0\1\2", 4);
+    free(text);
+    must(ask_as_peer(t, json_pack("{s:s, s:s, s:O}", "verb", "peer.cancel", "vm", "web1", "token",
+                                  json_object_get(answer, "token"))),
+         0);
+    assert_false(exists(t, "state/vms/web1/nvram.fd"));
+    json_decref(answer);
+}
+
 static void a_link_with_the_token_gets_to_the_shim(void **state)
 {
     char line[200], c = 0;
@@ -568,6 +628,35 @@ static void an_image_of_another_format_is_no_disk(void **state)
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
     edit_spec("$d");
     must(ask(t, start_request()), 0); /* it has been in use as raw */
+}
+
+static void the_firmwares_variables_are_made_once(void **state)
+{
+    char *text = NULL, *insert;
+    size_t len;
+    (void)state;
+    need_qemu();
+    json_t *stop = json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1);
+    assert_int_equal(xm_file_replace(in_dir(t, "vars"), "no multiple", 11, NULL), 0);
+    insert = xm_printf("/^accel/a firmware = %s\\nnvram = %s", in_dir(t, "vars"), in_dir(t, "vars"));
+    edit_spec(insert);
+    free(insert);
+    must(ask(t, start_request()), 1);
+    assert_false(exists(t, "state/vms/web1"));
+    assert_int_equal(truncate(in_dir(t, "vars"), 8192), 0);
+    must(ask(t, start_request()), 0);
+    must(ask(t, json_incref(stop)), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "state/vms/web1/nvram.fd"), "set", 3, NULL), 0);
+    must(ask(t, start_request()), 0);
+    must(ask(t, stop), 0);
+    assert_int_equal(xm_file_read(in_dir(t, "state/vms/web1/nvram.fd"), 1 << 20, &text, &len, NULL), 0);
+    assert_string_equal(text, "set");
+    free(text);
+    assert_int_equal(unlink(in_dir(t, "state/vms/web1/nvram.fd")), 0);
+    json_t *answer = ask(t, start_request()); /* no guess */
+    assert_non_null(
+        strstr(xm_json_str(answer, "error", ""), "the variables of its firmware, has gone: put a copy"));
+    must(answer, 1);
 }
 
 static void a_disk_in_a_datastore_is_no_link(void **state)
@@ -1108,6 +1197,7 @@ int main(int argc, char **argv)
         TEST(hostile_requests_to_prepare_make_nothing),
         TEST(a_probe_decides_what_is_shared),
         TEST(prepare_makes_disks_and_cancel_takes_all_away),
+        TEST(the_firmwares_variables_come_with_the_request),
         TEST(a_link_with_the_token_gets_to_the_shim),
         TEST(what_was_made_for_a_dead_migration_is_deleted_by_the_next_agent),
         TEST(an_incoming_vm_is_still_expected_by_the_next_agent),
@@ -1115,6 +1205,7 @@ int main(int argc, char **argv)
         TEST(a_start_that_fails_leaves_nothing),
         TEST(an_image_of_another_format_is_no_disk),
         TEST(a_disk_in_a_datastore_is_no_link),
+        TEST(the_firmwares_variables_are_made_once),
         TEST(a_vm_that_was_given_away_is_not_started),
         MOVE(a_move_is_followed_to_its_end_and_remembered),
         MOVE(a_move_ends_while_no_agent_is_there),

@@ -124,6 +124,30 @@ static void new_devices_stand_behind_the_others(void **state)
     qemu_arguments_free(a);
 }
 
+static void firmware_with_variables_is_flash(void **state)
+{
+    (void)state;
+    struct qemu_facts knows = {0};
+    struct qemu_place at = {.run_dir = "/run/x", .nvram = "/s/web1/nvram.fd"};
+    struct vm_spec vm = with_all_devices();
+
+    vm.firmware = (char *)"/f/CODE.fd";
+    char **a = qemu_arguments(&vm, &knows, &at);
+    assert_true(has(a, "-bios", "/f/CODE.fd"));
+    assert_false(has(a, "-drive", "pflash"));
+    qemu_arguments_free(a);
+    vm.nvram = (char *)"/f/VARS.fd";
+    a = qemu_arguments(&vm, &knows, &at);
+    assert_false(has(a, "-bios", ""));
+    assert_true(has(a, "-drive",
+                    "if=pflash,unit=0,format=raw,readonly=on,file.driver=file,file.filename=/f/CODE.fd"));
+    assert_true(
+        has(a, "-drive", "if=pflash,unit=1,format=raw,file.driver=file,file.filename=/s/web1/nvram.fd"));
+    for (size_t i = 0; a[i]; i++)
+        assert_null(strstr(a[i], "VARS")); /* the template is nobody's to write to */
+    qemu_arguments_free(a);
+}
+
 /* As 7.2 and 10.0 say it: the latter with two columns more. */
 static void ram_blocks_are_summed(void **state)
 {
@@ -424,6 +448,7 @@ int main(void)
         cmocka_unit_test(ram_is_a_named_shared_file),
         cmocka_unit_test(it_is_sandboxed),
         cmocka_unit_test(new_devices_stand_behind_the_others),
+        cmocka_unit_test(firmware_with_variables_is_flash),
         cmocka_unit_test(ram_blocks_are_summed),
         cmocka_unit_test(a_real_one_says_what_it_is),
         cmocka_unit_test(a_real_one_says_how_large_its_rings_are),

@@ -41,7 +41,8 @@ static const char whole[] =
     "[nic lan]\nbridge = br0\nmac = 52:54:00:aa:bb:cc\n"
     "[nic two]\n";
 static const char devices[] =
-    "[vm]\nname = web1\nmemory = 512M\nrng = yes\nballoon = yes\nguest_agent = yes\ntablet = yes\nclock = "
+    "[vm]\nname = web1\nmemory = 512M\nfirmware = /f.fd\nnvram = /v.fd\nrng = yes\nballoon = "
+    "yes\nguest_agent = yes\ntablet = yes\nclock = "
     "localtime\n"
     "video = virtio\nvnc = 7\nvnc_password = s3cret\nuuid = 123e4567-e89b-12d3-a456-426614174000\n"
     "smbios_manufacturer = Example Ltd.\nsmbios_product = web\nsmbios_version = 1\nsmbios_serial = "
@@ -88,6 +89,7 @@ static void all_devices_have_a_key(void **state)
     if (vm_spec_load(&s, path, &e))
         fail_msg("%s", e.text);
     assert_true(s.devices.rng && s.devices.balloon && s.devices.guest_agent && s.devices.tablet);
+    assert_string_equal(s.nvram, "/v.fd");
     assert_string_equal(s.devices.clock, "localtime");
     assert_string_equal(s.devices.vnc, "7");
     assert_string_equal(s.devices.smbios_serial, "ds=nocloud;s=http://10.0.0.1/");
@@ -171,6 +173,8 @@ static const struct {
      ":4: machine 'q35 -S' may have letters, digits and /._+:=,- alone, and none of '-' in front"},
     {VM "cpu = -S\n", ":4: cpu '-S' may have letters, digits and /._+:=,- alone, and none of '-' in front"},
     {VM "kernel = /a,/b\n", ":4: kernel: the path '/a,/b' may have letters, digits and /._+@~:=- alone"},
+    {VM "nvram = /v.fd\n", ":4: nvram needs a firmware beside it"},
+    {VM "firmware = /f\nnvram = v,x\n", ":5: nvram: the path 'v,x' has to begin with /"},
     {VM "clock = here\n", ":4: clock has to be utc or localtime, and is 'here'"},
     {VM "video = cirrus\n", ":4: video has to be std or virtio, and is 'cirrus'"},
     {VM "vnc = 0.0.0.0:1\n", ":4: vnc has to be unix or a display's number, 0 to 999, and is '0.0.0.0:1'"},
