@@ -44,6 +44,13 @@ int machine_init(struct machine *vm, const json_t *o, struct xm_error *e)
     return r;
 }
 
+char *machine_kept_log(const struct machine *vm, const char *file)
+{
+    size_t below = strlen("/vms/") + strlen(vm->spec.name);
+    return xm_printf("%.*s/logs/%s-%s", (int)(strlen(vm->state_dir) - below), vm->state_dir, vm->spec.name,
+                     file);
+}
+
 int machine_save_spec(struct machine *vm, struct xm_error *e)
 {
     json_t *o = vm_spec_to_json(&vm->spec);

@@ -67,6 +67,9 @@ int machine_start(struct machine *, struct xm_error *);
 int machine_resume(struct machine *, struct xm_error *);
 void machine_stop(struct machine *); /* ends QEMU, then the disks; fine in any state */
 void machine_free(struct machine *);
+/* Where the agent keeps a log of the run directory when that is removed, for sentences that send there;
+ * malloc'ed. */
+char *machine_kept_log(const struct machine *, const char *file);
 int machine_save_spec(struct machine *, struct xm_error *); /* state_dir/spec.json */
 
 /* disk.c */

@@ -21,11 +21,15 @@ json_t *call_destination(struct xm_links *links, json_t *steals, uint64_t timeou
     int r = xm_transport_call(xm_links_transport(links), &msg, timeout_ns, e);
     free(text);
     if (r < 0) {
-        struct xm_error lost = {0};
+        struct xm_error lost = {0}, said = {0};
         xm_links_error(links, &lost);
-        if (lost.code)
+        xm_links_peer_said(links, &said);
+        if (said.code)
+            xm_error_set(e, said.code, "the destination has ended the migration: %s", said.text);
+        else if (lost.code)
             xm_error_set(e, lost.code, "%s", lost.text);
-        xm_error_prefix(e, "the destination does not answer «%s»", what);
+        if (!said.code)
+            xm_error_prefix(e, "the destination does not answer «%s»", what);
     } else {
         reply = msg.reply ? xm_json_parse(msg.reply, msg.reply_len, &xm_json_answer, NULL) : NULL;
         if (!xm_json_bool(reply, "ok", false)) {

@@ -105,6 +105,7 @@ void destination_end(struct destination *dst)
     struct xm_error e = {0};
 
     find_failure(dst, &e);
+    destination_fail(dst, e.text); /* for the source, if it was not its doing */
     destination_set_state(dst, DEST_FAILED);
     xm_log(XM_LOG_WARN, "VM %s, job %s from %s has ended here: %s", vm->spec.name, dst->job, dst->source,
            e.text);
@@ -305,6 +306,14 @@ static void withdraw_promise(struct destination *dst)
         xm_log(XM_LOG_ERROR, "VM %s, job %s: %s", vm->spec.name, dst->job, e.text);
 }
 
+/* What the source is told, if it still listens: a sentence of ours, nothing that QEMU has written. */
+static const char *last_word(const struct destination *dst)
+{
+    if (dst->state == DEST_RUNNING)
+        return "the migration is over";
+    return dst->failure.code ? dst->failure.text : "its shim was stopped there";
+}
+
 void destination_free(struct destination *dst)
 {
     struct machine *vm = dst->machine;
@@ -316,7 +325,7 @@ void destination_free(struct destination *dst)
         withdraw_promise(dst);
     destination_links_end(dst);
     if (dst->links)
-        xm_links_abort(dst->links, "the destination has ended this migration");
+        xm_links_abort(dst->links, last_word(dst));
     pthread_mutex_lock(&dst->lock);
     dst->closed = true;
     pthread_mutex_unlock(&dst->lock);

@@ -124,9 +124,12 @@ static int do_loaded(struct destination *dst, struct xm_error *e)
         stream_error(dst->stream, &broken);
         if (!r && broken.code)
             r = xm_error_set(e, broken.code, "%s", broken.text);
-        if (!r && !strcmp(dst->qemu_status, "failed"))
-            r = xm_error_set(e, EIO, "QEMU could not load the VM's devices (see qemu.log on %s)",
+        if (!r && !strcmp(dst->qemu_status, "failed")) {
+            char *log = machine_kept_log(dst->machine, "qemu.log");
+            r = xm_error_set(e, EIO, "QEMU could not load the VM's devices; why stands in %s on %s", log,
                              dst->machine->host);
+            free(log);
+        }
         if (!r && (xm_now() > deadline || dst->stop))
             r = xm_error_set(e, ETIMEDOUT, "QEMU does not finish loading the VM's devices (it is «%s»)",
                              dst->qemu_status);

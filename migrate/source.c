@@ -76,6 +76,10 @@ int source_interrupted(struct source *m)
     if (m->abort)
         return xm_error_set(&m->error, ECANCELED, "aborted: %s", m->abort_reason);
     if (m->links) {
+        xm_links_peer_said(m->links, &lost);
+        if (lost.code)
+            return xm_error_set(&m->error, lost.code, "%s has ended the migration: %s", m->destination,
+                                lost.text);
         xm_links_error(m->links, &lost);
         if (lost.code)
             return xm_error_set(&m->error, lost.code, "lost the destination %s: %s", m->destination,

@@ -151,6 +151,7 @@ struct xm_links {
     bool lost, closing, told, tell_peer;
     int settle_status;             /* of messages once lost or closing */
     struct xm_error why, last_why; /* last_why: of the link that went last */
+    struct xm_error peer_said;     /* its ABORT, when that is why */
     struct xm_meter answered;
     struct xm_bucket bucket;
     uint64_t hold_until; /* the rate limit's */
@@ -164,6 +165,7 @@ void bundle_wake(struct xm_links *); /* all links */
 /* The bundle is lost: everything settles with `status`; the peer is told why if tell_peer. The first reason
  * stays; why NULL: no link. Any thread. */
 void bundle_lose(struct xm_links *, int status, bool tell_peer, const struct xm_error *why);
+void bundle_ended_by_peer(struct xm_links *, const struct xm_error *said); /* likewise: the peer's ABORT */
 
 /* queue.c */
 void queue_submit(struct xm_transport *, struct xm_msg *);

@@ -85,16 +85,16 @@ static int on_reply(struct link *l)
 
 static int on_abort(struct link *l)
 {
-    struct xm_error why = {0};
+    struct xm_error said = {0};
     char text[ABORT_MAX + 1];
     uint32_t n = 0;
 
     for (; n < l->hdr.length && n < ABORT_MAX; n++)
         text[n] = isprint(l->own[n]) || l->own[n] >= 0x80 ? (char)l->own[n] : '?';
     text[n] = 0;
-    xm_error_set(&why, l->hdr.extent && l->hdr.extent <= STATUS_MAX ? (int)l->hdr.extent : ECANCELED,
-                 "the other side ended the transfer: %s", text);
-    bundle_lose(l->bundle, -ECANCELED, false, &why);
+    xm_error_set(&said, l->hdr.extent && l->hdr.extent <= STATUS_MAX ? (int)l->hdr.extent : ECANCELED, "%s",
+                 text);
+    bundle_ended_by_peer(l->bundle, &said);
     return -ECANCELED;
 }
 

@@ -147,7 +147,8 @@ static void settle_all(struct msgs *list, int status)
     }
 }
 
-void bundle_lose(struct xm_links *b, int status, bool tell_peer, const struct xm_error *why)
+static void lose(struct xm_links *b, int status, bool tell_peer, const struct xm_error *why,
+                 const struct xm_error *peer_said)
 {
     struct msgs queued = STAILQ_HEAD_INITIALIZER(queued);
 
@@ -158,9 +159,13 @@ void bundle_lose(struct xm_links *b, int status, bool tell_peer, const struct xm
         b->settle_status = status;
         if (why)
             b->why = *why;
+        else if (peer_said)
+            xm_error_set(&b->why, peer_said->code, "the other side ended the transfer: %s", peer_said->text);
         else
             xm_error_set(&b->why, ENOLINK, "no link to the other side any more, the last one: %.400s",
                          b->last_why.text);
+        if (peer_said)
+            b->peer_said = *peer_said;
         atomic_store(&b->ending, true);
     }
     take_queues(b, &queued);
@@ -169,6 +174,16 @@ void bundle_lose(struct xm_links *b, int status, bool tell_peer, const struct xm
     pthread_mutex_unlock(&b->lock);
     bundle_wake(b);
     settle_all(&queued, status);
+}
+
+void bundle_lose(struct xm_links *b, int status, bool tell_peer, const struct xm_error *why)
+{
+    lose(b, status, tell_peer, why, NULL);
+}
+
+void bundle_ended_by_peer(struct xm_links *b, const struct xm_error *said)
+{
+    lose(b, -ECANCELED, false, NULL, said);
 }
 
 void xm_links_abort(struct xm_links *b, const char *reason)
@@ -183,6 +198,13 @@ void xm_links_error(struct xm_links *b, struct xm_error *out)
 {
     pthread_mutex_lock(&b->lock);
     *out = b->why;
+    pthread_mutex_unlock(&b->lock);
+}
+
+void xm_links_peer_said(struct xm_links *b, struct xm_error *out)
+{
+    pthread_mutex_lock(&b->lock);
+    *out = b->peer_said;
     pthread_mutex_unlock(&b->lock);
 }
 

@@ -209,6 +209,8 @@ unsigned long xm_links_serving(struct xm_links *);
 void xm_links_abort(struct xm_links *, const char *reason);
 /* Why the bundle was lost (the peer's ABORT, a corrupt frame, time-out), or code 0. */
 void xm_links_error(struct xm_links *, struct xm_error *out);
+/* When it was the peer that ended it: its own words alone; else code 0. */
+void xm_links_peer_said(struct xm_links *, struct xm_error *out);
 /* Settles all, joins the threads, frees. Frames handed to the sink are all done by then (it waits), so whoever keeps one for
  * another that never came has to let go of it before (a disk's writer: xm_writer_cancel). Not from a link thread. */
 void xm_links_free(struct xm_links *);

@@ -201,12 +201,17 @@ static void qemu_ended(struct shim *s)
 {
     s->qemu_ended = true;
     xm_log(XM_LOG_INFO, "VM %s: QEMU has ended", s->machine.spec.name);
-    if (s->source)
+    if (s->source) {
         source_qemu_gone(s->source);
-    else if (s->destination)
-        destination_fail(s->destination, "QEMU at the destination has ended");
-    else
+    } else if (s->destination) {
+        char *log = machine_kept_log(&s->machine, "qemu.log");
+        char *why = xm_printf("its QEMU has ended; why stands in %s on %s", log, s->machine.host);
+        destination_fail(s->destination, why);
+        free(why);
+        free(log);
+    } else {
         shim_ended(&s->machine, MIGRATE_STOPPED);
+    }
 }
 
 void shim_ended(struct machine *vm, enum migrate_end how)

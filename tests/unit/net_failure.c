@@ -224,6 +224,10 @@ static void abort_reaches_both_sides(bool by_sender)
     assert_int_equal(0, load.twice);
     xm_links_error(by_sender ? a.links : b.links, &e);
     assert_string_equal("the operator\nsaid so", e.text);
+    xm_links_peer_said(by_sender ? a.links : b.links, &e); /* it was not the peer */
+    assert_int_equal(e.code, 0);
+    xm_links_peer_said(other->links, &e);
+    assert_string_equal("the operator?said so", e.text);
     assert_true(end_wait(&a, a.down_events == 3));
     assert_true(end_wait(&b, b.down_events == 3));
     assert_int_equal(1, a.lost_events);
