@@ -290,6 +290,45 @@ static json_t *incoming_record(struct agent *a, const struct asked *q, int datas
         datastore < 0 ? "" : a->conf.datastore[datastore].name, "links", links, "reserve", reserve);
 }
 
+/* What an earlier migration has left open here is brought to its end, or this one has to wait. Who sends the VM
+ * now has run it: then what was left of our giving it to him is over. */
+static int settle_last_one(struct agent *a, const struct asked *q, struct xm_error *e)
+{
+    const char *name = q->spec.name;
+    struct owner_record rec;
+    struct xm_error why = {0};
+    int r = owner_read(a, name, &rec, &why);
+
+    if (!r && rec.owner == OWNER_GIVEN && !rec.settled && !strcmp(rec.to, q->req.source) &&
+        q->req.epoch >= rec.epoch) {
+        rec.settled = true;
+        r = owner_write(a, name, &rec, e);
+    } else if (!r && verdict_open(&rec)) {
+        json_t *answer = settle(a, name, false);
+        r = xm_json_bool(answer, "ok", false)
+                ? 0
+                : xm_error_set(e, EBUSY, "%s", xm_json_str(answer, "error", "its last hand-off is open"));
+        json_decref(answer);
+    } else if (r && r != -ENOENT) {
+        r = xm_error_set(e, -r, "%s", why.text);
+    } else {
+        r = 0;
+    }
+    return r;
+}
+
+/* The name is claimed: nobody else works on it. What an earlier migration should have taken away goes now. */
+static int close_last_journal(struct agent *a, const char *name, struct xm_error *e)
+{
+    char *dir = vm_state_path(a, name, NULL);
+    int r = journal_settle(dir, name, e);
+
+    if (!r)
+        r = journal_undo(dir, name, e);
+    free(dir);
+    return r;
+}
+
 /* What is made for this migration, durably, before anything else knows of it. */
 static int open_journal(struct agent *a, const struct asked *q, const json_t *created, struct xm_error *e)
 {
@@ -298,22 +337,15 @@ static int open_journal(struct agent *a, const struct asked *q, const json_t *cr
     struct xm_error why = {0};
     int r = owner_read(a, q->spec.name, &before, &why);
 
-    if (r && r != -ENOENT) {
-        free(dir);
-        return xm_error_set(e, -r, "%s", why.text);
-    }
-    /* Who sends it now has run it: what was left here of the hand-off to there is over. */
-    if (!r && before.owner == OWNER_GIVEN && !before.settled && !strcmp(before.to, q->req.source) &&
-        q->req.epoch >= before.epoch) {
-        before.settled = true;
-        r = owner_write(a, q->spec.name, &before, e);
-    }
-    if (r != -ENOENT && (r || (r = journal_settle(dir, q->spec.name, e)))) {
-        free(dir);
-        return r;
-    }
-    r = journal_write(dir, JOURNAL_DESTINATION, q->req.epoch + 1, q->req.source, r ? NULL : &before, created,
-                      e);
+    if (r && r != -ENOENT)
+        r = xm_error_set(e, -r, "%s", why.text);
+    else if (!r && verdict_open(&before))
+        r = xm_error_set(e, EBUSY,
+                         "the last hand-off of VM %s is still open on %s: `xmigrate recover %s` there",
+                         q->spec.name, a->conf.name, q->spec.name);
+    else
+        r = journal_write(dir, JOURNAL_DESTINATION, q->req.epoch + 1, q->req.source, r ? NULL : &before,
+                          created, e);
     free(dir);
     return r;
 }
@@ -335,8 +367,10 @@ static void close_journal(struct agent *a, const char *name, const json_t *creat
 static int bring_up(struct agent *a, struct asked *q, int datastore, struct xm_error *e)
 {
     json_t *created = json_array(), *reserve = json_array();
-    int r = q->req.storage ? create_disks(a, &q->spec, datastore, created, e) : 0;
+    int r = close_last_journal(a, q->spec.name, e);
 
+    if (!r && q->req.storage)
+        r = create_disks(a, &q->spec, datastore, created, e);
     if (!r && q->nvram)
         r = nvram_put(a, q->spec.name, q->nvram, q->nvram_size, created, e);
     for (unsigned i = 0; i < q->spec.disks; i++)
@@ -434,6 +468,8 @@ json_t *verb_peer_prepare(struct conn *c, const json_t *request)
         r = -EINVAL;
     if (r)
         answer = refusal(EXIT_USAGE, "%s", e.text);
+    else if (settle_last_one(c->agent, &q, &e) < 0)
+        answer = refusal(EXIT_FAILED, "%s", e.text);
     else
         answer = prepare(c->agent, &q);
     free(q.nvram);

@@ -273,10 +273,11 @@ json_t *settle(struct agent *a, const char *vm, bool peer_is_dead)
         answer = refusal(EXIT_UNKNOWN, "VM %s is being handed over at this moment", vm);
     else if (here.rec.owner == OWNER_PROMISED && !strcmp(here.role, "incoming"))
         answer = refusal(EXIT_FAILED, "VM %s is on its way from %s: nothing is undecided", vm, here.source);
-    else if (here.rec.owner == OWNER_MINE && !strcmp(here.state, "running"))
-        answer = say("VM %s runs here", vm);
+    else if (here.rec.owner == OWNER_MINE && !vm_process(a, vm, "shim.pid") && vm_process(a, vm, "qemu.pid"))
+        answer =
+            run_here(a, vm, "is this host's", &here, here.rec.epoch); /* its shim was lost once too often */
     else if (here.rec.owner == OWNER_MINE)
-        answer = run_here(a, vm, "is this host's", &here, here.rec.epoch);
+        answer = say("VM %s is this host's: %s", vm, here.present ? here.state : "stopped");
     else
         answer = judge_it(a, vm, &here, peer_is_dead);
     pthread_mutex_unlock(&a->settling);
