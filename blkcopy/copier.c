@@ -23,7 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* 256 KiB reads beat larger ones by staying in the cache (FACTS, io_uring). */
+/* 256 KiB reads beat larger ones by staying in the cache (docs/facts.md, «io_uring»). */
 #define STEP_MAX (256u << 10)
 /* Reads in the disk's queue are in the way of the guest's requests, and hold its writes to their chunks. From 2 to 64 of
  * them a copy takes the same time within the noise, between loop devices in memory (1.76 to 2.15 GB/s) as between files of

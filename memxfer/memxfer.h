@@ -2,7 +2,8 @@
  * the estimate of the switch-over, and the receiving side.
  *
  * RAM block: one memfd that QEMU maps shared. Page: 4 KiB. Offsets are bytes in the block's memfd.
- * FACTS.md has the proof of the tracking; kernel >= 6.7 (PAGEMAP_SCAN, UFFD_FEATURE_WP_ASYNC).
+ * docs/facts.md, «Dirty tracking from outside QEMU», has what it rests on; kernel >= 6.7 (PAGEMAP_SCAN,
+ * UFFD_FEATURE_WP_ASYNC).
  */
 #ifndef XM_MEMXFER_H
 #define XM_MEMXFER_H
