@@ -1,4 +1,4 @@
-/* recover: whose is this VM? (DESIGN §8)
+/* recover: whose is this VM? (docs/design.md, «Ownership»)
  *
  * What is open of its last hand-off is settled (settle.c). Else the records are told: here, and, where this host
  * has none or its VM does not run, at all peers. A VM that is this host's and was stopped is not started. Whoever

@@ -233,7 +233,7 @@ struct xm_copier_stats {
 };
 struct xm_copier;
 /* target_zeroed: the destination reads as zeros where nothing was written: holes and zeros of fresh chunks need not be sent.
- * The pool's limit is the bound of bulk data in flight (DESIGN: 16 MiB). */
+ * The pool's limit is the bound of bulk data in flight (docs/design.md, «Bounds»: 16 MiB). */
 struct xm_copier *xm_copier_new(struct xm_engine *, struct xm_file *, struct xm_replica *,
                                 struct xm_bufpool *, uint32_t chunk_size, bool target_zeroed,
                                 const struct xm_copier_ops *, void *ctx);

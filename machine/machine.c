@@ -90,8 +90,8 @@ static int learn_running(struct machine *vm, struct xm_error *e)
     return st ? 0 : -EIO;
 }
 
-/* The guest runs only where the record says so (DESIGN §8); and if an earlier shim of ours died in a
- * switch-over before it gave the VM away, the guest has to be brought back. */
+/* The guest runs only where the record says so (docs/design.md, «Ownership»); and if an earlier shim of ours
+ * died in a switch-over before it gave the VM away, the guest has to be brought back. */
 int machine_resume(struct machine *vm, struct xm_error *e)
 {
     struct owner_record rec;

@@ -1,5 +1,5 @@
-/* migrate/source.h: a migration as the source lives it: one thread walks the states of DESIGN §4, in this
- * order. */
+/* migrate/source.h: a migration as the source lives it: one thread walks the states of
+ * docs/design.md, «A migration», in this order. */
 #ifndef XM_MIGRATE_SOURCE_H
 #define XM_MIGRATE_SOURCE_H
 

@@ -1,6 +1,7 @@
 /* mirror/mirror.h: the block driver. A disk that guests read and write, that can have a second side, and its front end, vhost-user-blk.
  *
- * DESIGN §5 has the chunk states, what a guest write does in each, the modes and the ten things that must always hold.
+ * docs/design.md, «The storage plane», has the chunk states, what a guest write does in each, the modes and
+ * the ten things that must always hold.
  *
  * Threads: everything of a disk on its engine's thread. xm_disk_* below may be called from any thread only where it says so
  * (they go through the engine's mailbox and wait).

@@ -3,7 +3,7 @@
  *
  * A pure state machine: no I/O, no clock, no threads. Each side of a migration has one `struct
  * handoff`; whoever drives it (the shim) puts events in, does the actions that come out, and puts their
- * results in as events. DESIGN §8 has the rule that it keeps.
+ * results in as events. docs/design.md, «Ownership», has the rule that it keeps.
  *
  * The protocol. A owns epoch n and has stopped the VM; B has everything loaded and waits.
  *
@@ -60,7 +60,7 @@
  *   lost.
  * - Never run, resume, destroy or discard but by these actions.
  *
- * tests/unit/host_handoff.c runs both sides through every order of messages, losses, crashes and failed
+ * tests/unit/vm_handoff.c runs both sides through every order of messages, losses, crashes and failed
  * writes.
  */
 #ifndef XM_VM_HANDOFF_H

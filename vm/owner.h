@@ -1,5 +1,5 @@
-/* vm/owner.h: who owns a VM, as this host durably knows (DESIGN §8). One small file per VM. Rule: a host
- * may run a VM only if its own record says that it owns the highest epoch it knows of.
+/* vm/owner.h: who owns a VM, as this host durably knows (docs/design.md, «Ownership»). One small file per VM.
+ * Rule: a host may run a VM only if its own record says that it owns the highest epoch it knows of.
  *
  * Two of these records are written while the VM is stopped (the source's «given», the destination's «mine»),
  * so how long that takes is downtime. Replacing a file atomically costs two commits of the file system's

@@ -149,7 +149,7 @@ static void there_and_back(void **state)
         if (!sanitized) /* its quarantine grows on purpose */
             assert_true(last[i].anon_kib <= first[i].anon_kib + 2048);
     }
-    if (!sanitized) /* DESIGN §10: 64 MiB + 0.1 % of RAM + 64 MiB of mirror for each of two disks */
+    if (!sanitized) /* docs/design.md, «Bounds», for two disks */
         assert_true(shim_most <= (64 + 1 + 2 * 64) * 1024);
 }
 

@@ -1,5 +1,5 @@
-/* The ten things that must always hold (mirror/mirror.h, the design's storage plane), one named test or more
- * for each. */
+/* The ten things that must always hold (mirror/mirror.h; docs/design.md, «The storage plane»), one named test
+ * or more for each. */
 #include "lib_rig.h"
 
 #include <setjmp.h>
