@@ -1,5 +1,5 @@
-/* agent/outside.h: what another host's specification of a VM may ask of this one (SECURITY: a peer gives data,
- * never a command line).
+/* agent/outside.h: what another host's specification of a VM may ask of this one (SECURITY.md: a peer gives
+ * data, never a command line).
  *
  * QEMU's command line is made here, of typed fields. Which bridges, kernels, firmware and images a VM of
  * another host may use is this host's configuration ([incoming]); words in which options of QEMU's can stand
