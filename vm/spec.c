@@ -18,9 +18,10 @@
 #define MEMORY_MAX   (64ull << 40)
 
 /* Words that the command line reads as something else than a VM. */
-static const char *const verbs[] = {"start",     "stop",   "list", "show",    "check",   "move",
-                                    "jobs",      "watch",  "set",  "abort",   "recover", "evacuate",
-                                    "rebalance", "report", "help", "version", NULL};
+static const char *const verbs[] = {"start",    "stop",     "list",      "show",   "check", "move",
+                                    "define",   "jobs",     "watch",     "set",    "abort", "recover",
+                                    "evacuate", "undefine", "rebalance", "report", "help",  "version",
+                                    "dump",     "edit",     "console",   "log",    NULL};
 
 int vm_name_check(const char *name, struct xm_error *e)
 {
@@ -58,6 +59,13 @@ int part_name_check(const char *kind, const char *name, struct xm_error *e)
 
 /* ---- defaults ---- */
 
+void spec_tap_name(const struct vm_spec *s, unsigned nic, char name[16])
+{
+    uint64_t h = XXH3_64bits_withSeed(s->name, strlen(s->name), nic);
+
+    snprintf(name, 16, "xm%08x.%u", (unsigned)(h >> 32), nic & 0xf);
+}
+
 static void make_up_nic(const struct vm_spec *s, unsigned i)
 {
     struct vm_nic *nic = (struct vm_nic *)&s->nic[i];
@@ -68,7 +76,7 @@ static void make_up_nic(const struct vm_spec *s, unsigned i)
         snprintf(nic->mac, sizeof nic->mac, "52:54:00:%02x:%02x:%02x", (unsigned)(h & 0xff),
                  (unsigned)(h >> 8 & 0xff), (unsigned)(h >> 16 & 0xff));
     if (!nic->tap[0])
-        snprintf(nic->tap, sizeof nic->tap, "xm%08x.%u", (unsigned)(h >> 32), i & 0xf);
+        spec_tap_name(s, i, nic->tap);
 }
 
 void spec_set_defaults(struct vm_spec *s)

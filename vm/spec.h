@@ -64,7 +64,8 @@ struct vm_spec {
     char *kernel, *initrd, *append, *firmware; /* NULL when not given */
     char *
         nvram; /* template of the firmware's variables: then both are flash, and the VM has its own; or NULL */
-    char **extra; /* further QEMU arguments, one each; NULL-terminated; NULL when none */
+    char **extra;   /* further QEMU arguments, one each; NULL-terminated; NULL when none */
+    bool autostart; /* the host that owns it starts it when it has booted (agent/inventory.h) */
     unsigned disks;
     struct vm_disk disk[VM_DISKS_MAX];
     unsigned nics;
@@ -78,6 +79,9 @@ struct vm_spec {
 int vm_spec_load(struct vm_spec *, const char *ini_path, struct xm_error *);
 int vm_spec_from_json(struct vm_spec *, const json_t *, struct xm_error *);
 json_t *vm_spec_to_json(const struct vm_spec *);
+/* The INI that vm_spec_load makes this of again, malloc'ed (spec_dump.c). A disk whose path has no '/' is written
+ * as `datastore` and `file`. NULL with a sentence when a value cannot be written in an INI. */
+char *vm_spec_to_ini(const struct vm_spec *, struct xm_error *);
 void vm_spec_free(struct vm_spec *);
 /* 0 when the name is a legal VM name, else a sentence. */
 int vm_name_check(const char *name, struct xm_error *);

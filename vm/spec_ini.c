@@ -33,6 +33,7 @@ struct ini_vm {
     char *name;
     uint64_t memory;
     unsigned vcpus;
+    bool autostart;
     char *machine, *accel, *cpu, *kernel, *initrd, *append, *firmware, *nvram, *qemu, **extra;
     struct vm_devices devices;
     unsigned disks, nics, cdroms;
@@ -134,6 +135,7 @@ static const struct xm_ini_key vm_keys[] = {
     {.name = "smbios_serial", .type = XM_INI_STRING, AT(smbios_serial)},
     {.name = "smbios_sku", .type = XM_INI_STRING, AT(smbios_sku)},
     {.name = "smbios_family", .type = XM_INI_STRING, AT(smbios_family)},
+    XM_INI_KEY(struct ini_vm, autostart, XM_INI_BOOL),
     {.name = NULL},
 };
 static const struct xm_ini_key disk_keys[] = {
@@ -222,6 +224,7 @@ static int take_ini(struct vm_spec *s, struct ini_vm *v, const struct spec_where
     snprintf(s->name, sizeof s->name, "%s", v->name);
     s->memory = v->memory;
     s->vcpus = v->vcpus;
+    s->autostart = v->autostart;
 #define TAKE(f) (s->f = v->f, v->f = NULL)
     TAKE(qemu), TAKE(machine), TAKE(accel), TAKE(cpu), TAKE(kernel), TAKE(initrd), TAKE(append),
         TAKE(firmware), TAKE(nvram), TAKE(extra);

@@ -33,6 +33,8 @@ void devices_free(struct vm_devices *);
 /* Disks and NICs are named in paths, QEMU ids and device serials. */
 int part_name_check(const char *kind, const char *name, struct xm_error *);
 bool mac_ok(const char *);
+/* The name that a NIC's tap gets when none is given. */
+void spec_tap_name(const struct vm_spec *, unsigned nic, char name[16]);
 bool ifname_ok(const char *);
 void free_strings(char **); /* NULL-terminated, or NULL */
 

@@ -24,7 +24,8 @@ static const struct json_key vm_json[] = {
     {"cpu", JSON_STRING, false},     {"kernel", JSON_STRING, false},   {"initrd", JSON_STRING, false},
     {"append", JSON_STRING, false},  {"firmware", JSON_STRING, false}, {"extra", JSON_ARRAY, false},
     {"disks", JSON_ARRAY, true},     {"nics", JSON_ARRAY, true},       {"cdroms", JSON_ARRAY, false},
-    {"devices", JSON_OBJECT, false}, {"nvram", JSON_STRING, false},    {NULL, JSON_NULL, false},
+    {"devices", JSON_OBJECT, false}, {"nvram", JSON_STRING, false},    {"autostart", JSON_TRUE, false},
+    {NULL, JSON_NULL, false},
 };
 static const struct json_key disk_json[] = {
     {"name", JSON_STRING, true},      {"path", JSON_STRING, true},    {"size", JSON_INTEGER, true},
@@ -193,6 +194,7 @@ static int take_json(struct vm_spec *s, const json_t *o, struct xm_error *e)
     s->append = dup_string(o, "append");
     s->firmware = dup_string(o, "firmware");
     s->nvram = dup_string(o, "nvram");
+    s->autostart = json_is_true(json_object_get(o, "autostart")); /* only there when it is so */
     r = take_extra(s, json_object_get(o, "extra"), e);
     if (r)
         return r;
@@ -271,6 +273,8 @@ json_t *vm_spec_to_json(const struct vm_spec *s)
                   "memory", (json_int_t)s->memory, "vcpus", (int)s->vcpus, "qemu", s->qemu, "machine",
                   s->machine, "accel", s->accel, "cpu", s->cpu, "kernel", s->kernel, "initrd", s->initrd,
                   "append", s->append, "firmware", s->firmware, "disks", disks, "nics", nics);
+    if (o && s->autostart)
+        json_object_set_new(o, "autostart", json_true());
     if (o && s->extra) {
         json_t *extra = json_array();
         for (size_t i = 0; s->extra[i]; i++)

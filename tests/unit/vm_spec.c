@@ -35,7 +35,7 @@ static int tear_down(void **state)
 
 static const char whole[] =
     "[vm]\nname = web1\nmemory = 512M\nvcpus = 2\nkernel = /boot/k\nappend = console=ttyS0 a=b\n"
-    "extra = -device\nextra = virtio-rng-pci\n"
+    "extra = -device\nextra = virtio-rng-pci\nautostart = yes\n"
     "[disk root]\npath = /dev/loop0\n"
     "[disk data]\ndatastore = ds1\nfile = web1-data.raw\nsize = 1G\nqueues = 1\n"
     "[nic lan]\nbridge = br0\nmac = 52:54:00:aa:bb:cc\n"
@@ -140,6 +140,64 @@ static void json_there_and_back_is_the_same(void **state)
     json_decref(b);
     vm_spec_free(&s);
     vm_spec_free(&t);
+}
+
+/* What `xmigrate dump` prints is what `define` reads: nothing is lost on the way. */
+static void what_is_dumped_is_read_again(void **state)
+{
+    static const char more[] =
+        "[vm]\nname = b.1\nmemory = 3G\nvcpus = 3\nmachine = pc\naccel = tcg\ncpu = max,-avx\nkernel = /k\n"
+        "initrd = /i\nappend = a;b # c=d\nfirmware = /f\nqemu = /opt/q\nrng = yes\nballoon = "
+        "yes\nguest_agent = yes\n"
+        "tablet = yes\nclock = localtime\nvideo = virtio\nvnc = 7\nvnc_password = secret\n"
+        "uuid = 6ba7b810-9dad-11d1-80b4-00c04fd430c8\nsmbios_manufacturer = m\nsmbios_product = p q\n"
+        "smbios_version = v\nsmbios_serial = ds=nocloud;s=http://x/\nsmbios_sku = s\nsmbios_family = f\n"
+        "[disk a]\npath = /dev/x\nsize = 1536\nformat = raw\nread_only = yes\nboot = 2\n"
+        "[cdrom c]\npath = /c.iso\nboot = 1\n[cdrom d]\npath = /d.iso\n[nic n]\ntap = mine0\n";
+    const char *const texts[] = {whole, more};
+    struct xm_error e = {0};
+    (void)state;
+
+    for (size_t i = 0; i < 2; i++) {
+        struct vm_spec s = {0}, t = {0};
+        write_ini(texts[i]);
+        if (vm_spec_load(&s, path, &e))
+            fail_msg("%s", e.text);
+        char *ini = vm_spec_to_ini(&s, &e);
+        assert_non_null(ini);
+        assert_int_equal(strstr(ini, "tap = ") != NULL, i); /* one that was made up is made up again */
+        write_ini(ini);
+        if (vm_spec_load(&t, path, &e))
+            fail_msg("%s in:\n%s", e.text, ini);
+        json_t *a = vm_spec_to_json(&s), *b = vm_spec_to_json(&t);
+        assert_int_equal(s.disk[0].raw, t.disk[0].raw);
+        if (!json_equal(a, b))
+            fail_msg("%s\n%s", json_dumps(a, 0), json_dumps(b, 0));
+        json_decref(a);
+        json_decref(b);
+        free(ini);
+        vm_spec_free(&s);
+        vm_spec_free(&t);
+    }
+}
+
+/* A peer's JSON may hold what an INI cannot: never written as something else. */
+static void what_an_ini_cannot_hold_is_not_dumped(void **state)
+{
+    static const char *const bad[] = {"a\nextra = -S", "a ; b", " a", "a ", ";a", "", "a\x01"};
+    struct vm_spec s = {0};
+    struct xm_error e = {0};
+    (void)state;
+
+    write_ini(whole);
+    assert_int_equal(vm_spec_load(&s, path, &e), 0);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        free(s.append);
+        s.append = strdup(bad[i]);
+        assert_null(vm_spec_to_ini(&s, &e));
+        assert_non_null(strstr(e.text, "append: its value cannot be written in an INI"));
+    }
+    vm_spec_free(&s);
 }
 
 #define VM "[vm]\nname = a\nmemory = 64M\n"
@@ -321,6 +379,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(an_ini_becomes_a_spec_with_defaults, set_up, tear_down),
         cmocka_unit_test_setup_teardown(all_devices_have_a_key, set_up, tear_down),
         cmocka_unit_test_setup_teardown(json_there_and_back_is_the_same, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(what_is_dumped_is_read_again, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(what_an_ini_cannot_hold_is_not_dumped, set_up, tear_down),
         cmocka_unit_test_setup_teardown(what_is_wrong_is_said_with_file_and_line, set_up, tear_down),
         cmocka_unit_test(a_missing_file_is_named),
         cmocka_unit_test(other_formats_are_known_by_their_magic),
