@@ -237,10 +237,19 @@ static void judge_record(const struct host_facts *h, const struct admission_requ
 {
     if (h->present)
         because(why, "a VM '%s' is on %s already", r->spec->name, h->host);
-    else if (!r->start && h->owned_epoch >= r->epoch && h->owned_epoch)
+    else if (!r->start && h->owned_epoch)
         because(why,
-                "%s's record says that it owns '%s' itself (epoch %llu); see `xmigrate recover %s` there",
-                h->host, r->spec->name, (unsigned long long)h->owned_epoch, r->spec->name);
+                "%s's record says that it owns '%s' itself (epoch %llu); see `xmigrate recover %s` there, or "
+                "`xmigrate "
+                "undefine %s` if that is another VM",
+                h->host, r->spec->name, (unsigned long long)h->owned_epoch, r->spec->name, r->spec->name);
+    else if (!r->start && h->known_epoch > r->epoch) /* it would not believe the hand-off */
+        because(why,
+                "%s remembers a VM '%s' of a later epoch (%llu, this one's is %llu), so that is another VM: "
+                "`xmigrate undefine "
+                "%s` there forgets it",
+                h->host, r->spec->name, (unsigned long long)h->known_epoch, (unsigned long long)r->epoch,
+                r->spec->name);
 }
 
 static void judge_limits(const struct host_facts *h, const struct admission_request *r, json_t *why)

@@ -45,6 +45,7 @@ struct host_facts {
     bool vnc_address;              /* it gives VMs an address for VNC */
     bool present;                  /* a VM of this name runs or is expected here */
     uint64_t owned_epoch; /* this host's record says that it owns the VM, in this epoch; 0: it does not */
+    uint64_t known_epoch; /* the record's, whosever the VM is; 0: there is none */
     uint64_t memory_free,
         memory_promised; /* bytes available; of these, promised to VMs that have not used them yet */
     uint64_t min_memory, min_free, min_bandwidth;

@@ -2,6 +2,7 @@
 #include "agent/agent.h"
 #include "agent/facts.h"
 #include "agent/nvram.h"
+#include "agent/inventory.h"
 #include "agent/outside.h"
 #include "probe/probe.h"
 
@@ -53,8 +54,7 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
         f->cdrom[i] = facts_file(s->cdrom[i].path, strict);
     f->firmware_size = f->firmware ? facts_file_size(s->firmware) : 0;
     f->vnc_address = a->conf.vnc_address;
-    if (!vm_owned(a, s->name, &f->owned_epoch))
-        f->owned_epoch = 0;
+    f->owned_epoch = vm_owned(a, s->name, &f->known_epoch) ? f->known_epoch : 0;
     f->memory_free = facts_memory_available();
     f->min_memory = a->conf.min_memory;
     f->min_free = a->conf.min_free;
@@ -174,10 +174,9 @@ static int look_at_disk(struct agent *a, const struct vm_spec *s, const struct v
     return r;
 }
 
-static int resolve_disk(struct agent *a, const struct vm_spec *s, struct vm_disk *d, struct xm_error *e)
+static int resolve_path(struct agent *a, const struct vm_spec *s, struct vm_disk *d, struct xm_error *e)
 {
     const struct conf_datastore *ds;
-    uint64_t size = 0;
 
     if (d->path[0] != '/') {
         ds = config_datastore(&a->conf, d->datastore);
@@ -192,7 +191,32 @@ static int resolve_disk(struct agent *a, const struct vm_spec *s, struct vm_disk
     } else {
         d->datastore[0] = 0;
     }
+    return 0;
+}
+
+/* Nothing is made in its place: the disk is somewhere; a guest on an empty one is worse than none. */
+static int disk_missing(struct agent *a, const struct vm_spec *s, const struct vm_disk *d, struct xm_error *e)
+{
+    const struct conf_datastore *ds = config_datastore(&a->conf, d->datastore);
+
+    return xm_error_set(
+        e, ENOENT,
+        "disk '%s' of VM %s: %s is not there, where the record of %s has it; no disk is made in its place. "
+        "%s%s%s",
+        d->name, s->name, d->path, a->conf.name,
+        ds ? "Is the datastore mounted at " : "Is the device or file system that holds it there?",
+        ds ? ds->path : "", ds ? "?" : "");
+}
+
+/* known: the disk is in the record, and not new. */
+static int resolve_size(struct agent *a, const struct vm_spec *s, struct vm_disk *d, bool known,
+                        struct xm_error *e)
+{
+    uint64_t size = 0;
     int r = look_at_disk(a, s, d, &size, e);
+
+    if (r == -ENOENT && known)
+        return disk_missing(a, s, d, e);
     if (r == -ENOENT && d->datastore[0]) {
         return d->size ? 0
                        : xm_error_set(
@@ -210,6 +234,19 @@ static int resolve_disk(struct agent *a, const struct vm_spec *s, struct vm_disk
                             d->name, s->name, d->path, (unsigned long long)size);
     d->size = size;
     return 0;
+}
+
+static int resolve_disks(struct agent *a, struct vm_spec *s, const json_t *known, struct xm_error *e)
+{
+    int r = 0;
+
+    for (unsigned i = 0; !r && i < s->disks; i++)
+        r = resolve_path(a, s, &s->disk[i], e);
+    if (!r) /* before the sizes: a file that is not there is often one that the record has elsewhere */
+        r = inventory_contradiction(a, s, e);
+    for (unsigned i = 0; !r && i < s->disks; i++)
+        r = resolve_size(a, s, &s->disk[i], inventory_has_disk(known, s->disk[i].name), e);
+    return r;
 }
 
 int resolve_spec(struct agent *a, struct vm_spec *s, struct xm_error *note, struct xm_error *e)
@@ -232,12 +269,11 @@ int resolve_spec(struct agent *a, struct vm_spec *s, struct xm_error *note, stru
         free(s->machine);
         s->machine = xm_printf("%s", full);
     }
-    for (unsigned i = 0; i < s->disks; i++) {
-        int r = resolve_disk(a, s, &s->disk[i], e);
-        if (r)
-            return r;
-    }
-    return 0;
+    struct inventory_vm v = {0};
+    bool recorded = !inventory_read(a, s->name, &v) && inventory_owns(&v);
+    int r = resolve_disks(a, s, recorded ? v.spec : NULL, e);
+    inventory_free(&v);
+    return r;
 }
 
 /* ---- disks' files ---- */
@@ -266,14 +302,17 @@ static int make_sparse(const char *path, uint64_t size, struct xm_error *e)
     return r;
 }
 
-int create_missing(struct agent *a, struct vm_spec *s, json_t *created, struct xm_error *e)
+int create_missing(struct agent *a, struct vm_spec *s, const json_t *known, json_t *created,
+                   struct xm_error *e)
 {
     for (unsigned i = 0; i < s->disks; i++) {
         struct vm_disk *d = &s->disk[i];
         struct stat st;
         if (!d->datastore[0] || !stat(d->path, &st))
             continue;
-        int r = make_sparse(d->path, d->size, e);
+        /* Invariant: what is recorded is never made. It was there a moment ago (resolve_spec). */
+        int r =
+            inventory_has_disk(known, d->name) ? disk_missing(a, s, d, e) : make_sparse(d->path, d->size, e);
         if (r)
             return r;
         json_array_append_new(created, json_string(d->path));

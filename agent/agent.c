@@ -4,7 +4,7 @@
  * last, so that who can connect finds everything. End (SIGTERM, SIGINT): no new connections, sockets shut
  * down, threads waited for; VMs and their migrations go on. Being killed is the same, less tidy.
  */
-#include "agent/agent.h"
+#include "agent/inventory.h"
 #include "probe/probe.h"
 #include "net/net.h"
 
@@ -222,6 +222,8 @@ int agent_run(struct config *conf, struct xm_error *e)
         r = lock_run_dir(a, e);
     if (!r && (signal_fd = signalfd(-1, &set, SFD_CLOEXEC)) < 0)
         r = xm_error_errno(e, errno, "signalfd");
+    if (!r)
+        r = inventory_boot(a, e);
     if (!r) {
         struct xm_error no = {0};
         if (probe_tracking(&no) < 0)
@@ -236,6 +238,7 @@ int agent_run(struct config *conf, struct xm_error *e)
     }
     if (!r) {
         xm_log(XM_LOG_INFO, "host %s: ready, port %u", a->conf.name, a->port);
+        inventory_autostart(a);
         r = loop(a, unix_fd, tcp_fd, signal_fd, e);
     }
     if (tcp_fd >= 0)

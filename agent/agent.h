@@ -34,6 +34,7 @@ struct agent;
 enum vm_phase {
     VM_STARTING, /* claimed by a request that is bringing its shim up */
     VM_UP,       /* it has a shim */
+    VM_HELD,     /* claimed by a request that changes its definition: it does not run */
 };
 
 struct vm {
@@ -156,6 +157,8 @@ struct agent {
     unsigned next_job;
     unsigned pending, pending_storage; /* moves that were let in and have no job yet */
     bool ending;
+    char boot[LIFE_BOOT_MAX + 1]; /* which boot of the host this is; constant after the start */
+    bool autostart_due;           /* ... and nobody has started VMs by themselves in it yet; likewise */
 };
 
 static inline void agent_lock(struct agent *a)
@@ -203,7 +206,9 @@ json_t *job_stream(struct conn *, struct job *);
 
 enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_REFUSED = 3, EXIT_UNKNOWN = 4 };
 
-verb_handler verb_start, verb_stop, verb_list, verb_show;      /* start.c */
+verb_handler verb_start, verb_stop;                            /* start.c */
+verb_handler verb_list, verb_show, verb_console, verb_log;     /* show.c */
+verb_handler verb_define, verb_undefine, verb_dump;            /* define.c */
 verb_handler verb_check, verb_move, verb_abort, verb_set;      /* move.c */
 verb_handler verb_recover, verb_peer_owner, verb_peer_recover; /* recover.c */
 /* settle.c: what is open of a VM's last hand-off is brought to an end, if it can be: by what the peer's record
@@ -216,6 +221,22 @@ verb_handler verb_peer_hello, verb_peer_check, verb_peer_prepare, verb_peer_canc
 
 /* start.c: starts a VM that this host owns, from its recorded spec. The answer. */
 json_t *start_again(struct agent *, const char *name);
+/* show.c: why there is no such VM that runs here, as the refusal. */
+json_t *not_running(struct agent *, const char *name, int exit);
+
+/* define.c: puts the definition into the inventory: its disks are made, spec and record written. The name is
+ * claimed. define_undo takes all of it back where it was new. */
+struct defined {
+    bool fresh;     /* there was no record before */
+    uint64_t epoch; /* the record's */
+    json_t *created;
+};
+/* Which epoch the definition has, and whether this host may have one at all: not when it gave the VM away. */
+int define_allowed(struct agent *, const char *name, struct defined *, struct xm_error *);
+int define_spec(struct agent *, struct vm_spec *, json_t *spec, struct defined *, struct xm_error *);
+void define_undo(struct agent *, const char *name, const struct defined *);
+/* Sets what is not the running VM's, but its definition's. */
+json_t *define_autostart(struct agent *, const char *name, bool yes);
 
 /* A link's socket has come with this token: hands it to the shim that waits for it. peer.c. Takes over
  * fd. */
@@ -238,13 +259,14 @@ void gather(struct agent *, const struct admission_request *, bool strict, struc
 unsigned judge(struct agent *, const struct admission_request *, struct gathered *, json_t *reasons,
                int *datastore);
 /* Makes a spec as the user wrote it whole, for this host: accel, cpu, machine's full name, disks' paths and
- * sizes. note (may be NULL): a sentence for the user when the VM will run otherwise than he may expect. */
+ * sizes. Refused when it contradicts the inventory, or a disk that the inventory has is not there. note (may be
+ * NULL): a sentence for the user when the VM will run otherwise than he may expect. */
 int resolve_spec(struct agent *, struct vm_spec *, struct xm_error *note, struct xm_error *);
 uint64_t
 disk_used(const struct vm_disk *); /* bytes that it holds; its size where that is all that is known */
 /* Makes the sparse files that the spec names and that are not there yet, and the firmware's variables; their paths are appended to
- * `created`. */
-int create_missing(struct agent *, struct vm_spec *, json_t *created, struct xm_error *);
+ * `created`. known: the recorded spec, NULL when there is none: its disks are not made anew. */
+int create_missing(struct agent *, struct vm_spec *, const json_t *known, json_t *created, struct xm_error *);
 /* Makes a new sparse file in the datastore for each disk and changes the spec to them. On failure what was
  * made is in `created`. */
 int create_disks(struct agent *, struct vm_spec *, int datastore, json_t *created, struct xm_error *);

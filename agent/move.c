@@ -77,11 +77,12 @@ static json_t *hold(struct move *m, bool for_real)
     struct agent *a = m->agent;
     struct xm_error e = {0};
     json_t *no = NULL, *spec = NULL;
+    bool absent = false;
 
     agent_lock(a);
     struct vm *vm = vm_find(a, m->vm);
     if (!vm)
-        no = refusal(EXIT_REFUSED, "there is no VM '%s' on %s", m->vm, a->conf.name);
+        absent = true;
     else if (vm->phase != VM_UP || vm->incoming)
         no = refusal(EXIT_REFUSED, "VM %s is not running here yet", m->vm);
     else if (vm->job[0])
@@ -89,9 +90,11 @@ static json_t *hold(struct move *m, bool for_real)
                      vm->job[0] == '-' ? "" : ": job ", vm->job[0] == '-' ? "" : vm->job);
     else
         spec = json_incref(vm->spec);
-    if (!no && for_real)
+    if (!no && !absent && for_real)
         snprintf(vm->job, sizeof vm->job, "-");
     agent_unlock(a);
+    if (absent)
+        return not_running(a, m->vm, EXIT_REFUSED);
     if (!no && vm_spec_from_json(&m->spec, spec, &e) < 0)
         no = refusal(EXIT_FAILED, "VM %s: %s", m->vm, e.text);
     m->held = spec && for_real;
@@ -256,6 +259,9 @@ json_t *verb_set(struct conn *c, const json_t *request)
     bool launched;
     json_t *no;
 
+    if (json_is_boolean(json_object_get(request, "autostart")))
+        return define_autostart(a, xm_json_str(request, "vm", ""),
+                                json_is_true(json_object_get(request, "autostart")));
     if (rate < 0)
         return refusal(EXIT_USAGE, "set needs a bandwidth, in bytes a second (0: no limit)");
     struct job *job = running_job(c, request, vm, &launched, &no);

@@ -291,7 +291,7 @@ static bool idle(struct agent *a, const char *name)
 {
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
-    bool busy = vm && (vm->job[0] || vm->phase == VM_STARTING);
+    bool busy = vm && (vm->job[0] || vm->phase != VM_UP);
     bool expected = vm && vm->incoming;
     agent_unlock(a);
     if (busy || !expected)

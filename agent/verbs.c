@@ -14,6 +14,11 @@ static const struct {
 } verbs[] = {
     {"start", verb_start, LOCAL},
     {"stop", verb_stop, LOCAL},
+    {"define", verb_define, LOCAL},
+    {"undefine", verb_undefine, LOCAL},
+    {"dump", verb_dump, LOCAL},
+    {"console", verb_console, LOCAL},
+    {"log", verb_log, LOCAL},
     {"list", verb_list, LOCAL},
     {"show", verb_show, LOCAL},
     {"check", verb_check, LOCAL},

@@ -9,6 +9,7 @@
  */
 #include "agent/agent.h"
 #include "agent/facts.h"
+#include "agent/inventory.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -178,6 +179,7 @@ void vm_remove_run_dir(struct agent *a, const char *name)
 
     keep_log(a, name, "shim.log");
     keep_log(a, name, "qemu.log");
+    keep_log(a, name, "console.log");
     if (xm_rmdir_files(dir, &e) < 0)
         xm_log(XM_LOG_WARN, "VM %s: %s", name, e.text);
     free(dir);
@@ -332,6 +334,8 @@ static void adopt_living(struct agent *a, const char *name, json_t *spec, json_t
         vm->incoming = json_incref(incoming);
     agent_unlock(a);
     json_decref(st);
+    if (!incoming)
+        inventory_came(a, name); /* perhaps while no agent was there */
     xm_log(XM_LOG_INFO, "VM %s: found again", name);
     if (!vm || vm_watch(a, name, &e) < 0)
         xm_log(XM_LOG_ERROR, "%s", e.text);

@@ -8,7 +8,7 @@
  * whose disks wait. Shim and QEMU are both dead: the directory is removed; if it was an incoming migration
  * that never took over, the disks that were made for it too.
  */
-#include "agent/agent.h"
+#include "agent/inventory.h"
 #include "agent/nvram.h"
 
 #include <poll.h>
@@ -107,6 +107,7 @@ static void learn_role(struct agent *a, const char *name)
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
     if (vm && vm->incoming && st && !strcmp(xm_json_str(st, "role", ""), "owner")) {
+        came = true;
         xm_log(XM_LOG_INFO, "VM %s has come from %s and runs here", name,
                xm_json_str(vm->incoming, "source", "?"));
         json_decref(vm->incoming);
@@ -116,8 +117,10 @@ static void learn_role(struct agent *a, const char *name)
     }
     agent_unlock(a);
     json_decref(st);
-    if (came)
+    if (came) {
         nvram_sync(a, name);
+        inventory_came(a, name);
+    }
 }
 
 static void learn_spec(struct agent *a, const char *name)
@@ -319,6 +322,7 @@ bool vm_clean_up(struct agent *a, const char *name)
     free(dir);
     delete_taps(a, name);
     vm_remove_run_dir(a, name);
+    inventory_ended(a, name);
     return true;
 }
 

@@ -228,6 +228,35 @@ static const char *socket_path(const struct args *a)
     return args_has(a, OPT_SOCKET) || !env || !*env ? a->value[OPT_SOCKET] : env;
 }
 
+json_t *client_ask(const struct args *a, json_t *request, const struct cli_io *io, int *status)
+{
+    struct talk t = {.args = a, .io = io};
+    struct xm_error e = {0};
+    json_t *o = NULL;
+
+    progress_init(&t.progress, io);
+    xm_jsonl_init(&t.conn, xm_unix_connect(socket_path(a), &e));
+    if (t.conn.fd < 0) {
+        json_decref(request);
+        xm_error_prefix(&e, "is xmigrated running on this host?");
+    } else if (xm_jsonl_send(t.conn.fd, request, -1, &e) == 0) {
+        o = xm_jsonl_recv(&t.conn, UINT64_MAX, &e);
+    }
+    if (t.conn.fd >= 0)
+        xm_jsonl_close(&t.conn);
+    if (!o)
+        lose(&t, e.text);
+    *status = t.status;
+    if (o && !xm_json_bool(o, "ok", false)) {
+        if (as_json(&t))
+            print_json(&t, o);
+        *status = as_json(&t) ? exit_of_failure(o) : report_failure(o, io);
+        json_decref(o);
+        o = NULL;
+    }
+    return o;
+}
+
 int client_run(const struct args *a, json_t *request, const struct cli_io *io)
 {
     struct talk t = {.args = a, .io = io};

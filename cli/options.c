@@ -27,9 +27,14 @@ const struct option_row option_table[OPTIONS] = {
          "Move to a host whose QEMU is older than this one's, if it knows the VM's machine type and CPU."},
     {OPT_DETACH, "detach", .help = "Start it, print the job's number and do not wait."},
     {OPT_DRY_RUN, "dry-run", .help = "Only say whether it could be done, or what would be done."},
-    {OPT_FORCE, "force", .help = "Do not ask the guest: end the VM at once, as a power cut does."},
+    {OPT_FORCE, "force",
+     .help = "Do not ask the guest: end the VM at once, as a power cut does. Forget a VM although no host is "
+             "known to "
+             "have it."},
     {OPT_PEER_IS_DEAD, "peer-is-dead",
      .help = "The host that would have to say whose the VM is will never be back: take the VM here."},
+    {OPT_AUTOSTART, "autostart", .arg = "ANSWER", .initial = "no", .choices = "yes no",
+     .help = "Whether the VM is started by itself when its host has booted."},
     {OPT_JSON, "json", .help = "Print JSON objects, one a line, instead of text."},
     {OPT_SOCKET, "socket", .arg = "PATH", .initial = CLI_SOCKET,
      .help = "Where the agent listens; XMIGRATE_SOCKET in the environment says it too."},

@@ -20,6 +20,7 @@ enum option_id {
     OPT_DRY_RUN,
     OPT_FORCE,
     OPT_PEER_IS_DEAD,
+    OPT_AUTOSTART,
     OPT_JSON,
     OPT_SOCKET,
     OPT_HELP,

@@ -96,13 +96,14 @@ int report_check(const struct args *a, const json_t *answer, const struct cli_io
 
 int report_list(const struct args *a, const json_t *answer, const struct cli_io *io)
 {
-    static const char *const titles[] = {"VM", "STATE", "HOST", "MEMORY", "VCPUS", "DISKS", "JOB"};
+    static const char *const titles[] = {"VM",    "STATE", "HOST",      "MEMORY",
+                                         "VCPUS", "DISKS", "AUTOSTART", "JOB"};
     struct table t;
     size_t i;
     json_t *v;
 
     (void)a;
-    table_begin(&t, 7, titles);
+    table_begin(&t, 8, titles);
     json_array_foreach (json_object_get(answer, "vms"), i, v) {
         const json_t *disks = json_object_get(v, "disks");
         char count[24];
@@ -111,9 +112,80 @@ int report_list(const struct args *a, const json_t *answer, const struct cli_io 
                                             xm_json_str(v, "host", xm_json_str(answer, "host", "")),
                                             size_text(v, "memory"), scalar(json_object_get(v, "vcpus")),
                                             json_is_array(disks) ? count : scalar(disks),
+                                            json_is_true(json_object_get(v, "autostart")) ? "yes" : "",
                                             scalar(json_object_get(v, "job"))});
     }
     table_end(&t, io->out);
+    return CLI_DONE;
+}
+
+int report_undefine(const struct args *a, const json_t *answer, const struct cli_io *io)
+{
+    const json_t *disks = json_object_get(answer, "disks_kept"), *d;
+    size_t i;
+
+    report_text(a, answer, io);
+    if (json_array_size(disks))
+        fputs("Its disks are kept, and nothing but you knows of them now:\n", io->out);
+    json_array_foreach (disks, i, d) {
+        fputs("  ", io->out);
+        put_text(io->out, xm_json_str(d, "path", ""));
+        fputc('\n', io->out);
+    }
+    return CLI_DONE;
+}
+
+/* As it is: it is read by define again. What a terminal would obey is not in it (vm/spec_dump.c). */
+int report_dump(const struct args *a, const json_t *answer, const struct cli_io *io)
+{
+    (void)a;
+    fputs(xm_json_str(answer, "ini", ""), io->out);
+    return CLI_DONE;
+}
+
+#define LOG_TAIL (64 << 10)
+
+/* The last lines of a file; a guest or QEMU has written them. */
+static void print_tail(const char *path, FILE *out)
+{
+    char *text = malloc(LOG_TAIL + 1);
+    FILE *f = fopen(path, "re");
+
+    if (text && f && fseek(f, 0, SEEK_END) == 0) {
+        long size = ftell(f), from = XM_MAX(size - LOG_TAIL, 0L);
+        size_t n = size > 0 && fseek(f, from, SEEK_SET) == 0 ? fread(text, 1, LOG_TAIL, f) : 0;
+        text[n] = 0;
+        char *at = from && strchr(text, '\n') ? strchr(text, '\n') + 1 : text;
+        for (char *c = at; c < text + n; c++)
+            *c = *c ? *c : '?';
+        for (char *next; *at; at = next) {
+            size_t len = strcspn(at, "\n");
+            next = at + len + (at[len] == '\n');
+            at[len] = 0;
+            if (len && at[len - 1] == '\r')
+                at[len - 1] = 0;
+            put_text(out, at);
+            fputc('\n', out);
+        }
+    }
+    if (f)
+        fclose(f);
+    free(text);
+}
+
+int report_logs(const struct args *a, const json_t *answer, const struct cli_io *io)
+{
+    const json_t *log;
+    size_t i;
+
+    (void)a;
+    json_array_foreach (json_object_get(answer, "logs"), i, log) {
+        const char *path = xm_json_str(log, "path", "");
+        fputs(i ? "\n==> " : "==> ", io->out);
+        put_text(io->out, path);
+        fputs(" <==\n", io->out);
+        print_tail(path, io->out);
+    }
     return CLI_DONE;
 }
 

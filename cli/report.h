@@ -10,6 +10,9 @@ int report_text(const struct args *a, const json_t *answer, const struct cli_io 
 int report_check(const struct args *a, const json_t *answer, const struct cli_io *io);
 int report_list(const struct args *a, const json_t *answer, const struct cli_io *io);
 int report_show(const struct args *a, const json_t *answer, const struct cli_io *io);
+int report_undefine(const struct args *a, const json_t *answer, const struct cli_io *io);
+int report_dump(const struct args *a, const json_t *answer, const struct cli_io *io);
+int report_logs(const struct args *a, const json_t *answer, const struct cli_io *io);
 int report_jobs(const struct args *a, const json_t *answer, const struct cli_io *io);
 int report_plan(const struct args *a, const json_t *answer, const struct cli_io *io);
 

@@ -28,5 +28,5 @@ int cli_run(int argc, char **argv, const struct cli_io *io)
         fprintf(io->err, "xmigrate: %s\n(xmigrate --help tells more)\n", e.text);
         return CLI_USAGE;
     }
-    return client_run(&a, request, io);
+    return a.verb->run ? a.verb->run(&a, request, io) : client_run(&a, request, io);
 }

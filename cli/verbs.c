@@ -1,7 +1,10 @@
+#include "cli/console.h"
+#include "cli/edit.h"
 #include "cli/report.h"
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* Limits that are not given are left out: the agent's configuration has its own. */
 static json_t *options_of(const struct args *a)
@@ -56,7 +59,7 @@ static int move_request(const struct args *a, json_t *r, struct xm_error *e)
 }
 
 /* The agent reads the file, so it gets the whole path. */
-static int start_request(const struct args *a, json_t *r, struct xm_error *e)
+static int spec_request(const struct args *a, json_t *r, struct xm_error *e)
 {
     char *path = realpath(a->word[0], NULL);
 
@@ -64,6 +67,32 @@ static int start_request(const struct args *a, json_t *r, struct xm_error *e)
         return xm_error_errno(e, errno, "cannot read the specification %.200s", a->word[0]);
     json_object_set_new(r, "spec", json_string(path));
     free(path);
+    return 0;
+}
+
+/* A word that could be either is the file, if there is one. */
+static int start_request(const struct args *a, json_t *r, struct xm_error *e)
+{
+    struct stat st;
+
+    if (strchr(a->word[0], '/') || (!stat(a->word[0], &st) && !S_ISDIR(st.st_mode)))
+        return spec_request(a, r, e);
+    json_object_set_new(r, "vm", json_string(a->word[0]));
+    return 0;
+}
+
+static int set_request(const struct args *a, json_t *r, struct xm_error *e)
+{
+    bool rate = args_has(a, OPT_BANDWIDTH), autostart = args_has(a, OPT_AUTOSTART);
+
+    if (rate == autostart)
+        return xm_error_set(e, EINVAL,
+                            "set needs --bandwidth RATE for a job, or --autostart yes|no for a VM");
+    json_object_set_new(r, rate ? "job" : "vm", json_string(a->word[0]));
+    if (rate)
+        json_object_set_new(r, "bandwidth", json_integer((json_int_t)a->bandwidth));
+    else
+        json_object_set_new(r, "autostart", json_boolean(!strcmp(a->value[OPT_AUTOSTART], "yes")));
     return 0;
 }
 
@@ -80,8 +109,6 @@ static int job_request(const struct args *a, json_t *r, struct xm_error *e)
 {
     (void)e;
     json_object_set_new(r, "job", json_string(a->word[0]));
-    if (args_has(a, OPT_BANDWIDTH))
-        json_object_set_new(r, "bandwidth", json_integer((json_int_t)a->bandwidth));
     return 0;
 }
 
@@ -125,13 +152,14 @@ const struct verb verb_table[] = {
      .print = report_check,
      .help = "Say whether that move could be made, and all that stands in its way."},
     {.name = "start",
-     .words = "SPEC",
+     .words = "VM | SPEC",
      .min = 1,
      .max = 1,
      .changes = true,
      .request = start_request,
      .print = report_text,
-     .help = "Start the VM that the file SPEC describes (see xmigrate.conf(5))."},
+     .help = "Start a VM that this host has, or define and start the one that the file SPEC describes (see "
+             "xmigrate.conf(5))."},
     {.name = "stop",
      .words = "VM",
      .min = 1,
@@ -141,7 +169,59 @@ const struct verb verb_table[] = {
      .request = vm_request,
      .print = report_text,
      .help = "Ask the guest to power itself down, and wait until it has."},
-    {.name = "list", .words = "", .print = report_list, .help = "The VMs that this host knows."},
+    {.name = "define",
+     .words = "SPEC",
+     .min = 1,
+     .max = 1,
+     .changes = true,
+     .request = spec_request,
+     .print = report_text,
+     .help = "Make the VM that the file SPEC describes known to this host, with its disks, or change its "
+             "definition; do not start "
+             "it."},
+    {.name = "undefine",
+     .words = "VM",
+     .min = 1,
+     .max = 1,
+     .options = BIT(FORCE),
+     .changes = true,
+     .request = vm_request,
+     .print = report_undefine,
+     .help = "Forget a VM that is stopped, or that has moved away. No disk is deleted."},
+    {.name = "dump",
+     .words = "VM",
+     .min = 1,
+     .max = 1,
+     .request = vm_request,
+     .print = report_dump,
+     .help = "Print a VM's definition, as a file that define takes."},
+    {.name = "edit",
+     .words = "VM",
+     .min = 1,
+     .max = 1,
+     .changes = true,
+     .request = vm_request,
+     .run = edit_run,
+     .print = report_text,
+     .help = "Change the definition of a stopped VM with the program that VISUAL or EDITOR names."},
+    {.name = "console",
+     .words = "VM",
+     .min = 1,
+     .max = 1,
+     .request = vm_request,
+     .run = console_run,
+     .help = "Connect this terminal with the VM's serial console, until control-] is typed."},
+    {.name = "log",
+     .words = "VM",
+     .min = 1,
+     .max = 1,
+     .request = vm_request,
+     .print = report_logs,
+     .help = "Print the ends of a VM's logs: its shim's, its QEMU's, and its console's."},
+    {.name = "list",
+     .words = "",
+     .print = report_list,
+     .help = "The VMs of this host, those that are stopped too."},
     {.name = "show",
      .words = "VM",
      .min = 1,
@@ -170,15 +250,15 @@ const struct verb verb_table[] = {
      .print = report_text,
      .help = "End a migration, with the VM where it is. Too late once it has been handed over."},
     {.name = "set",
-     .words = "JOB --bandwidth RATE",
+     .words = "JOB --bandwidth RATE | VM --autostart yes|no",
      .min = 1,
      .max = 1,
-     .options = BIT(BANDWIDTH),
-     .needs = BIT(BANDWIDTH),
+     .options = BIT(BANDWIDTH) | BIT(AUTOSTART),
      .changes = true,
-     .request = job_request,
+     .request = set_request,
      .print = report_text,
-     .help = "Change a running migration's limit."},
+     .help = "Change a running migration's limit, or whether a VM is started by itself when its host has "
+             "booted."},
     {.name = "recover",
      .words = "VM",
      .min = 1,

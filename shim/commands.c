@@ -91,9 +91,11 @@ static int cmd_stop(struct shim *s, struct client *c, const json_t *request, jso
     if (r)
         return r;
     if (xm_json_bool(request, "force", false)) {
+        s->why = LIFE_FORCED;
         shim_end(s);
         return 0;
     }
+    s->asked = true;
     return qmp_do(&s->machine.qemu.qmp, "system_powerdown", NULL, 10 * XM_NS_PER_S, e);
 }
 
@@ -138,11 +140,25 @@ static int cmd_abort(struct shim *s, struct client *c, const json_t *request, js
                         xm_json_str(request, "reason", "by its user"), e);
 }
 
+/* The definition of a running VM is its shim's to write: a second writer would lose where a disk has moved. */
+static int set_autostart(struct shim *s, bool yes, struct xm_error *e)
+{
+    if (s->source || s->destination)
+        return xm_error_set(e, EBUSY,
+                            "VM %s is being migrated, and its definition with it: set it afterwards",
+                            s->machine.spec.name);
+    s->machine.spec.autostart = yes;
+    return machine_save_spec(&s->machine, e);
+}
+
 static int cmd_set(struct shim *s, struct client *c, const json_t *request, json_t *reply, struct xm_error *e)
 {
     int64_t rate = xm_json_int(request, "bandwidth", -1);
+    json_t *autostart = json_object_get(request, "autostart");
 
     (void)c, (void)reply;
+    if (json_is_boolean(autostart))
+        return set_autostart(s, json_is_true(autostart), e);
     if (!s->source || rate < 0)
         return xm_error_set(e, EINVAL, "VM %s: no migration going on, or no rate given",
                             s->machine.spec.name);

@@ -31,6 +31,8 @@ static void qmp_event(struct machine *vm, const char *name, const json_t *data, 
 {
     struct shim *s = shim_of(vm);
 
+    if (!strcmp(name, "SHUTDOWN") && xm_json_bool(data, "guest", false))
+        s->why = s->asked ? LIFE_USER : LIFE_GUEST;
     if (s->source)
         source_qmp_event(s->source, name, data, when);
     if (s->destination)
@@ -201,6 +203,10 @@ static void qemu_ended(struct shim *s)
 {
     s->qemu_ended = true;
     xm_log(XM_LOG_INFO, "VM %s: QEMU has ended", s->machine.spec.name);
+    if (!s->source && !s->destination)
+        qmp_pump(&s->machine.qemu.qmp, 0, NULL); /* its last words may say why */
+    if (s->why == LIFE_UNKNOWN)
+        s->why = LIFE_DIED;
     if (s->source) {
         source_qemu_gone(s->source);
     } else if (s->destination) {
@@ -287,12 +293,27 @@ void shim_run(struct shim *s)
             xm_log(XM_LOG_WARN, "VM %s: told to end by a signal", s->machine.spec.name);
             if (s->source)
                 source_abort(s->source, NULL, "the shim was told to end", NULL);
+            s->why = LIFE_SIGNAL;
             shim_end(s);
         }
     }
     while (s->source) /* until it has said how it ended */
         xm_mailbox_wait(&s->machine.mailbox, -1);
     xm_mailbox_run(&s->machine.mailbox); /* last events */
+}
+
+/* Why it ended is known here alone. A VM that has gone to another host has not ended. */
+static void note_end(struct shim *s)
+{
+    struct machine *vm = &s->machine;
+    struct owner_record rec;
+    struct xm_error e = {0};
+
+    if (s->why == LIFE_UNKNOWN || owner_load(vm->state_dir, vm->spec.name, &rec, NULL) < 0 ||
+        !owner_may_run(&rec))
+        return;
+    if (life_end(vm->state_dir, (enum life_why)s->why, &e) < 0)
+        xm_log(XM_LOG_WARN, "VM %s: why it ended could not be noted: %s", vm->spec.name, e.text);
 }
 
 void shim_free(struct shim *s)
@@ -303,6 +324,7 @@ void shim_free(struct shim *s)
     if (s->destination)
         destination_free(s->destination);
     machine_stop(&s->machine);
+    note_end(s);
     if (discard && journal_undo(s->machine.state_dir, s->machine.spec.name, &e) < 0)
         xm_log(XM_LOG_WARN, "VM %s: %s", s->machine.spec.name, e.text);
     while (!TAILQ_EMPTY(&s->clients))

@@ -4,6 +4,7 @@
 #define XM_SHIM_H
 
 #include "migrate/migrate.h"
+#include <stdatomic.h>
 
 struct client {
     TAILQ_ENTRY(client) link;
@@ -17,8 +18,11 @@ struct shim {
     struct destination *destination; /* one coming in, or NULL */
     int listen_fd, signal_fd;
     TAILQ_HEAD(, client) clients;
-    bool qemu_ended;    /* its QEMU, at whatever moment */
-    bool ending;        /* the main loop ends */
+    bool qemu_ended; /* its QEMU, at whatever moment */
+    bool ending;     /* the main loop ends */
+    bool asked;      /* its user asked the guest to power down */
+    atomic_int
+        why; /* enum life_why of the VM's end, as far as it is known; a migration's thread writes it, too */
     json_t *last_event; /* repeated to who subscribes late */
 };
 

@@ -351,10 +351,17 @@ static void limits_and_records_are_kept(void **state)
     host.present = true;
     must_say("a VM 'web1' is on hostb already");
     host.present = false;
-    host.owned_epoch = 2; /* an old record: hosta's epoch is higher */
+    host.known_epoch = 2; /* an old record: hosta's epoch is higher */
     must_say(NULL);
-    host.owned_epoch = 3;
-    must_say("hostb's record says that it owns 'web1' itself (epoch 3); see `xmigrate recover web1` there");
+    host.known_epoch = host.owned_epoch = 2; /* not while it says «mine», whatever its epoch */
+    must_say("hostb's record says that it owns 'web1' itself (epoch 2); see `xmigrate recover web1` there, "
+             "or `xmigrate "
+             "undefine web1` if that is another VM");
+    host.owned_epoch = 0;
+    host.known_epoch = 4; /* it would take the hand-off of epoch 4 for one that is past */
+    must_say("hostb remembers a VM 'web1' of a later epoch (4, this one's is 3), so that is another VM: "
+             "`xmigrate undefine "
+             "web1` there forgets it");
 }
 
 static void links_have_to_be_up_and_fast_enough_and_pair(void **state)

@@ -590,7 +590,7 @@ static void a_vm_is_started_found_again_and_stopped(void **state)
     assert_int_equal(test_agent_start(t), 0);
     assert_string_equal(state_of("web1"), "running");
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
-    assert_string_equal(state_of("web1"), "");
+    assert_string_equal(state_of("web1"), "stopped");
     assert_false(exists(t, "run/vms/web1"));
     assert_true(exists(t, "ds/web1.raw"));
     must(ask(t, start_request()), 0); /* and again, with the disk that it has */
@@ -690,7 +690,7 @@ static void a_vm_that_was_given_away_is_not_started(void **state)
     need_qemu();
 
     assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
-    must(ask(t, start_request()), 1);
+    must(ask(t, start_request()), 3);
     assert_int_equal(files_in_ds(), 0);
 }
 
@@ -1174,9 +1174,9 @@ static void recover_starts_nothing_that_was_stopped(void **state)
     must(ask(t, start_request()), 0);
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
     must(recover_with(*(int *)*state, owner_answer("mine", 2)), 0);
-    assert_string_equal(state_of("web1"), "");
+    assert_string_equal(state_of("web1"), "stopped");
     must(recover_with(*(int *)*state, owner_answer("none", 0)), 0);
-    assert_string_equal(state_of("web1"), "");
+    assert_string_equal(state_of("web1"), "stopped");
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", "web1", "peer_is_dead", 1)), 2);
 }
 

@@ -5,7 +5,9 @@
 #include <setjmp.h>
 #include <cmocka.h>
 #include <stdlib.h>
+#include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 #include "cli/verbs.h"
 
 #define MAX_WORDS 16
@@ -133,6 +135,17 @@ static void the_other_verbs_make_their_requests(void **state)
     expect("jobs", "{\"verb\":\"jobs\"}");
     expect("watch 7", "{\"verb\":\"watch\",\"job\":\"7\"}");
     expect("abort 7", "{\"verb\":\"abort\",\"job\":\"7\"}");
+    expect("start web1", "{\"verb\":\"start\",\"vm\":\"web1\"}");
+    int here = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    assert_int_equal(chdir("/dev"), 0);
+    expect("start null", "{\"verb\":\"start\",\"spec\":\"/dev/null\"}"); /* a file that is there is one */
+    expect("start shm", "{\"verb\":\"start\",\"vm\":\"shm\"}");          /* a directory is none */
+    assert_int_equal(fchdir(here), 0);
+    close(here);
+    expect("define /dev/null", "{\"verb\":\"define\",\"spec\":\"/dev/null\"}");
+    expect("undefine web1 --force", "{\"verb\":\"undefine\",\"vm\":\"web1\",\"force\":true}");
+    expect("set web1 --autostart yes", "{\"verb\":\"set\",\"vm\":\"web1\",\"autostart\":true}");
+    expect("set web1 --autostart=no", "{\"verb\":\"set\",\"vm\":\"web1\",\"autostart\":false}");
     expect("set 7 --bandwidth 100M", "{\"verb\":\"set\",\"job\":\"7\",\"bandwidth\":104857600}");
     expect("recover web1", "{\"verb\":\"recover\",\"vm\":\"web1\",\"peer_is_dead\":false}");
     expect("recover --peer-is-dead web1", "{\"verb\":\"recover\",\"vm\":\"web1\",\"peer_is_dead\":true}");
@@ -178,7 +191,10 @@ static void mistakes_are_named(void **state)
     refuse("--postcopy o web1 hostb", "--postcopy: \"o\" is none of no, auto or now");
     refuse("--force web1 hostb", "move does not take --force");
     refuse("list --dry-run", "list does not take --dry-run");
-    refuse("set 7", "set needs --bandwidth RATE");
+    refuse("set 7", "set needs --bandwidth RATE for a job, or --autostart yes|no for a VM");
+    refuse("set 7 --bandwidth 1M --autostart yes",
+           "set needs --bandwidth RATE for a job, or --autostart yes|no for a VM");
+    refuse("set web1 --autostart maybe", "--autostart: \"maybe\" is none of yes or no");
     refuse("--detach --dry-run web1 hostb", "--dry-run starts nothing that --detach could leave running");
     refuse("start /no/such.ini", "cannot read the specification /no/such.ini: No such file or directory");
     refuse("show \xff", "the command line holds text that is not UTF-8");
@@ -200,7 +216,7 @@ static void the_tables_are_complete(void **state)
             assert_string_not_equal(option_table[i].name, option_table[k].name);
     }
     for (const struct verb *v = verb_table; v->name; v++) {
-        assert_true(v->help && v->words && v->print);
+        assert_true(v->help && v->words && (v->print || v->run));
         assert_true(v->max <= 3 && v->min <= v->max);
         assert_int_equal(v->needs & ~v->options, 0);
         assert_ptr_equal(verb_find(v->name), v);

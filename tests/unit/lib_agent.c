@@ -1,6 +1,6 @@
 #include "tests/unit/lib_agent.h"
 #include "agent/agent.h"
-#include "vm/owner.h"
+#include "vm/vm.h"
 #include "tests/port.h"
 #include "tests/progress.h"
 
@@ -60,6 +60,16 @@ static void remove_created(struct fake *f)
         unlink(json_string_value(v));
 }
 
+static void set_autostart(struct fake *f, json_t *yes)
+{
+    json_t *spec = json_object_get(f->conf, "vm");
+    char path[300];
+
+    json_object_set(spec, "autostart", yes);
+    snprintf(path, sizeof path, "%s/spec.json", f->state);
+    json_dump_file(spec, path, 0);
+}
+
 /* Events that an answer has to precede are sent by `after`. */
 static json_t *command(struct fake *f, int at, const json_t *o, const char **after)
 {
@@ -83,7 +93,10 @@ static json_t *command(struct fake *f, int at, const json_t *o, const char **aft
         if (write(f->client[at].passed_fd, "!", 1) != 1)
             json_object_set_new(reply, "ok", json_false());
     } else if (!strcmp(cmd, "stop")) {
+        life_end(f->state, xm_json_bool(o, "force", false) ? LIFE_FORCED : LIFE_USER, NULL);
         f->end = true;
+    } else if (!strcmp(cmd, "set") && json_object_get(o, "autostart")) {
+        set_autostart(f, json_object_get(o, "autostart"));
     }
     return reply;
 }

@@ -1,0 +1,156 @@
+/* Which boot of the host this is, and the VMs that start by themselves in it.
+ *
+ * A boot is told by run_dir/boot.json: {"boot_id": the kernel's, "boot": a name that we make up, "autostart":
+ * whether it has been done}. The run directory is made of memory, so after a boot there is none; where it is
+ * not, the kernel's boot_id differs. An agent that is started again within a boot finds the file, and starts
+ * nothing.
+ *
+ * A VM is started by itself when its definition says so, its record says «mine», no peer that answers owns a
+ * higher epoch, and it has not run in this boot yet. The agent is killed in the middle: the next one goes on
+ * with the others. */
+#include "agent/inventory.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#define ASK_NS (5 * XM_NS_PER_S)
+
+static void read_boot_id(char *id, size_t size)
+{
+    char *text = NULL;
+    size_t len;
+
+    id[0] = 0;
+    if (!xm_file_read("/proc/sys/kernel/random/boot_id", 100, &text, &len, NULL))
+        snprintf(id, size, "%.*s", (int)strcspn(text, "\n"), text);
+    free(text);
+}
+
+static int boot_save(struct agent *a, bool done, struct xm_error *e)
+{
+    char id[100], *path = xm_printf("%s/boot.json", a->conf.run_dir);
+
+    read_boot_id(id, sizeof id);
+    json_t *o = json_pack("{s:s, s:s, s:b}", "boot_id", id, "boot", a->boot, "autostart", done);
+    int r = write_json(path, o, e);
+    json_decref(o);
+    free(path);
+    return r;
+}
+
+int inventory_boot(struct agent *a, struct xm_error *e)
+{
+    char id[100], *path = xm_printf("%s/boot.json", a->conf.run_dir);
+    json_t *o = read_json(path, NULL);
+    const char *boot = xm_json_str(o, "boot", "");
+    int r = 0;
+
+    read_boot_id(id, sizeof id);
+    if (*boot && !strcmp(xm_json_str(o, "boot_id", ""), id)) {
+        snprintf(a->boot, sizeof a->boot, "%s", boot);
+        a->autostart_due = !xm_json_bool(o, "autostart", false);
+    } else {
+        unsigned char raw[8];
+        if (getrandom(raw, sizeof raw, 0) != (ssize_t)sizeof raw)
+            r = xm_error_errno(e, errno, "no random numbers");
+        for (size_t i = 0; i < sizeof raw; i++)
+            snprintf(a->boot + 2 * i, 3, "%02x", raw[i]);
+        a->autostart_due = true;
+        if (!r)
+            r = boot_save(a, false, e);
+    }
+    json_decref(o);
+    free(path);
+    return r;
+}
+
+/* Peers that did not answer are not asked again for the next VM. */
+struct silence {
+    bool peer[CONFIG_MANY];
+};
+
+/* NULL, or the peer that owns a higher epoch. One that cannot be asked decides nothing: our record does. */
+static const struct conf_peer *newer_owner(struct agent *a, const struct inventory_vm *v,
+                                           struct silence *silent)
+{
+    for (unsigned i = 0; i < a->conf.peers; i++) {
+        const struct conf_peer *p = &a->conf.peer[i];
+        struct xm_error e = {0};
+        json_t *reasons = NULL;
+        int status;
+        if (silent->peer[i])
+            continue;
+        json_t *o = peer_call_agent(a, p, json_pack("{s:s, s:s}", "verb", "peer.owner", "vm", v->name),
+                                    ASK_NS, &status, &reasons, NULL, &e);
+        json_decref(reasons);
+        silent->peer[i] = !o && status != EXIT_UNKNOWN; /* «ask again» is an answer */
+        bool newer = !strcmp(xm_json_str(o, "owner", ""), "mine") &&
+                     xm_json_int(o, "epoch", 0) > (int64_t)v->rec.epoch;
+        json_decref(o);
+        if (newer)
+            return p;
+    }
+    return NULL;
+}
+
+static void start_one(struct agent *a, const char *name, struct silence *silent)
+{
+    struct inventory_vm v;
+
+    if (inventory_read(a, name, &v) < 0)
+        return;
+    agent_lock(a);
+    bool there = vm_find(a, name) != NULL;
+    agent_unlock(a);
+    bool wanted = !there && owner_may_run(&v.rec) && json_is_true(json_object_get(v.spec, "autostart")) &&
+                  (v.life.state == LIFE_NEVER || strcmp(v.life.boot, a->boot) != 0);
+    const struct conf_peer *p = wanted ? newer_owner(a, &v, silent) : NULL;
+    if (p) {
+        xm_log(XM_LOG_WARN,
+               "VM %s: not started by itself: %s owns a newer epoch of it; see `xmigrate recover %s`", name,
+               p->name, name);
+    } else if (wanted) {
+        json_t *answer = start_again(a, name);
+        if (xm_json_bool(answer, "ok", false))
+            xm_log(XM_LOG_INFO, "VM %s: started by itself (autostart)", name);
+        else
+            xm_log(XM_LOG_ERROR, "VM %s: could not be started by itself: %s", name,
+                   xm_json_str(answer, "error", ""));
+        json_decref(answer);
+    }
+    inventory_free(&v);
+}
+
+static void *autostart_main(void *arg)
+{
+    struct agent *a = arg;
+    struct silence silent = {{false}};
+    struct xm_error e = {0};
+    json_t *names = inventory_names(a), *name;
+    bool ending = false;
+    size_t i;
+
+    json_array_foreach (names, i, name) {
+        agent_lock(a);
+        ending = a->ending;
+        agent_unlock(a);
+        if (ending)
+            break;
+        start_one(a, json_string_value(name), &silent);
+    }
+    json_decref(names);
+    if (!ending && boot_save(a, true, &e) < 0)
+        xm_log(XM_LOG_WARN, "that VMs have been started by themselves could not be noted: %s", e.text);
+    agent_thread_ends(a);
+    return NULL;
+}
+
+void inventory_autostart(struct agent *a)
+{
+    struct xm_error e = {0};
+
+    if (a->autostart_due && agent_thread(a, autostart_main, a, &e) < 0)
+        xm_log(XM_LOG_ERROR, "no VM is started by itself: %s", e.text);
+}

@@ -1,0 +1,360 @@
+/* define, undefine, dump, and autostart: the definitions in the inventory (agent/inventory.h).
+ *
+ * define: read and complete the spec; claim the name, so that nobody starts or receives it meanwhile; look
+ * whether it contradicts what is recorded; make the disks that are new; write the spec, and for a new VM the
+ * record. Killed in between: without a record there are empty files that nobody has, and the next define
+ * takes them; with it, it is done.
+ *
+ * undefine: the VM does not run, and its record is «mine», or «given» and settled.
+ * Its files in the state directory go, its disks stay.
+ *
+ * Writers of spec.json: this file, while the VM does not run; its shim while it runs. So what is changed of a
+ * running VM's definition (autostart) its shim changes, and the rest cannot be. */
+#include "agent/inventory.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Two definitions that name the same file are not looked at at once. */
+static pthread_mutex_t defining = PTHREAD_MUTEX_INITIALIZER;
+
+/* ---- the record ---- */
+
+int define_allowed(struct agent *a, const char *name, struct defined *d, struct xm_error *e)
+{
+    struct owner_record rec;
+    int r = owner_read(a, name, &rec, e);
+
+    d->fresh = r == -ENOENT;
+    if (d->fresh)
+        return inventory_first_epoch(a, name, &d->epoch, e);
+    d->epoch = rec.epoch;
+    if (r || owner_may_run(&rec))
+        return r;
+    char *where = inventory_whereabouts(a, name, &rec);
+    r = rec.owner == OWNER_PROMISED
+            ? xm_error_set(e, EPERM, "VM %s: %s", name, where)
+            : xm_error_set(
+                  e, EPERM,
+                  "VM %s is not %s's to run: %s. Start it there; if that VM is to be forgotten here: "
+                  "`xmigrate undefine %s`",
+                  name, a->conf.name, where, name);
+    free(where);
+    return r;
+}
+
+static int write_definition(struct agent *a, const char *name, json_t *spec, const struct defined *d,
+                            struct xm_error *e)
+{
+    struct owner_record rec = {.epoch = d->epoch, .owner = OWNER_MINE};
+    char *dir = vm_state_path(a, name, NULL), *path = vm_state_path(a, name, "spec.json");
+    int r = xm_mkdir_all(dir, e);
+
+    if (!r)
+        r = write_json(path, spec, e);
+    if (!r && d->fresh)
+        r = owner_write(a, name, &rec, e);
+    free(path);
+    free(dir);
+    return r;
+}
+
+int define_spec(struct agent *a, struct vm_spec *s, json_t *spec, struct defined *d, struct xm_error *e)
+{
+    struct inventory_vm v = {0};
+
+    *d = (struct defined){.created = json_array()};
+    int r = define_allowed(a, s->name, d, e);
+    if (!r && !d->fresh)
+        inventory_read(a, s->name, &v);
+    pthread_mutex_lock(&defining);
+    if (!r)
+        r = inventory_contradiction(a, s, e);
+    if (!r)
+        r = create_missing(a, s, v.spec, d->created, e);
+    if (!r)
+        r = write_definition(a, s->name, spec, d, e);
+    pthread_mutex_unlock(&defining);
+    inventory_free(&v);
+    if (r)
+        define_undo(a, s->name, d);
+    return r;
+}
+
+void define_undo(struct agent *a, const char *name, const struct defined *d)
+{
+    struct xm_error e = {0};
+
+    /* A record that may be durable goes before the disks that it names. */
+    if (d->fresh && d->epoch && inventory_remove(a, name, 0, &e) < 0) {
+        xm_log(XM_LOG_WARN, "VM %s: %s", name, e.text);
+        return;
+    }
+    delete_created(d->created);
+}
+
+/* ---- holding a VM that does not run ---- */
+
+/* NULL, or why not. */
+static json_t *hold(struct agent *a, const char *name, json_t *spec)
+{
+    struct xm_error e = {0};
+
+    agent_lock(a);
+    struct vm *vm = vm_claim(a, name, spec, &e);
+    if (vm)
+        vm->phase = VM_HELD, vm->memory = 0; /* it needs none */
+    agent_unlock(a);
+    if (vm)
+        return NULL;
+    return refusal(EXIT_REFUSED,
+                   "VM %s runs, or is on its way: its definition can be changed when it is stopped", name);
+}
+
+static void let_go(struct agent *a, const char *name)
+{
+    agent_lock(a);
+    vm_forget(vm_find(a, name));
+    agent_unlock(a);
+}
+
+/* ---- verbs ---- */
+
+static json_t *define(struct agent *a, struct vm_spec *s)
+{
+    json_t *spec = vm_spec_to_json(s), *no, *answer;
+    struct defined d;
+    struct xm_error e = {0};
+
+    if (!spec)
+        return refusal(EXIT_USAGE, "VM %s: a text in its specification is not UTF-8", s->name);
+    if ((no = hold(a, s->name, spec))) {
+        json_decref(spec);
+        return no;
+    }
+    if (define_spec(a, s, spec, &d, &e) < 0) {
+        answer = refusal(EXIT_REFUSED, "%s", e.text);
+    } else {
+        xm_log(XM_LOG_INFO, "VM %s: defined", s->name);
+        answer = ok_answer();
+        json_object_set_new(answer, "vm", json_string(s->name));
+        json_object_set_new(answer, "text", json_sprintf("VM %s is defined on %s", s->name, a->conf.name));
+    }
+    let_go(a, s->name);
+    json_decref(d.created);
+    json_decref(spec);
+    return answer;
+}
+
+json_t *verb_define(struct conn *c, const json_t *request)
+{
+    const char *path = xm_json_str(request, "spec", ""), *name = xm_json_str(request, "vm", NULL);
+    struct vm_spec s = {0};
+    struct xm_error e = {0}, note = {0};
+    struct defined d = {0};
+    json_t *answer;
+
+    if (path[0] != '/')
+        return refusal(EXIT_USAGE, "define needs the whole path of a specification, and got '%s'", path);
+    if (vm_spec_load(&s, path, &e) < 0)
+        answer = refusal(EXIT_USAGE, "%s", e.text);
+    else if (name && strcmp(name, s.name) != 0)
+        answer = refusal(EXIT_USAGE, "%s is the specification of a VM '%s', not of %s", path, s.name, name);
+    else if (define_allowed(c->agent, s.name, &d, &e) < 0 || resolve_spec(c->agent, &s, &note, &e) < 0)
+        answer = refusal(EXIT_REFUSED, "%s", e.text);
+    else
+        answer = define(c->agent, &s);
+    if (note.text[0] && xm_json_bool(answer, "ok", false))
+        json_object_set_new(answer, "note", json_string(note.text));
+    vm_spec_free(&s);
+    return answer;
+}
+
+/* NULL: it may be forgotten. With force what is in doubt, too, but not what cannot be read. */
+static json_t *must_stay(struct agent *a, const struct inventory_vm *v, bool force)
+{
+    char *dir = vm_state_path(a, v->name, NULL);
+    struct journal j = {0};
+    struct xm_error e = {0};
+    bool known = v->rec.owner == OWNER_MINE || (v->rec.owner == OWNER_GIVEN && v->rec.settled);
+    json_t *no = NULL;
+
+    if (v->rec.owner == OWNER_NONE) {
+        no = refusal(EXIT_REFUSED, "VM %s: %s", v->name, v->damage.text);
+    } else if (!force && !known) {
+        char *where = inventory_whereabouts(a, v->name, &v->rec);
+        no = refusal(
+            EXIT_REFUSED,
+            "VM %s is not forgotten while it is not settled where it is: %s. With --force it is, and only "
+            "you know then where its disks are",
+            v->name, where);
+        free(where);
+    } else if (!force && (journal_read(dir, &j, &e) < 0 || j.side != JOURNAL_NONE)) {
+        no = refusal(
+            EXIT_REFUSED,
+            "VM %s: its last migration is not cleaned up yet%s%s; that is done within seconds, try again",
+            v->name, e.code ? ": " : "", e.text);
+    }
+    journal_free(&j);
+    free(dir);
+    return no;
+}
+
+static json_t *undefine(struct agent *a, const char *name, bool force)
+{
+    struct inventory_vm v;
+    struct xm_error e = {0};
+
+    if (inventory_read(a, name, &v) < 0)
+        return not_running(a, name, EXIT_FAILED);
+    json_t *answer = must_stay(a, &v, force);
+    if (!answer && inventory_remove(a, name, v.rec.epoch, &e) < 0)
+        answer = refusal(EXIT_FAILED, "VM %s: %s", name, e.text);
+    if (!answer) {
+        xm_log(XM_LOG_INFO, "VM %s: undefined (epoch %llu)", name, (unsigned long long)v.rec.epoch);
+        answer = ok_answer();
+        json_object_set_new(answer, "text", json_sprintf("%s has forgotten VM %s", a->conf.name, name));
+        if (owner_may_run(&v.rec) && v.spec) /* the only place that said where they are */
+            json_object_set(answer, "disks_kept", json_object_get(v.spec, "disks"));
+    }
+    inventory_free(&v);
+    return answer;
+}
+
+json_t *verb_undefine(struct conn *c, const json_t *request)
+{
+    struct agent *a = c->agent;
+    const char *name = xm_json_str(request, "vm", "");
+
+    if (vm_name_check(name, NULL) < 0)
+        return not_running(a, name, EXIT_FAILED);
+    json_t *nothing = json_object(), *answer = hold(a, name, nothing);
+    json_decref(nothing);
+    if (answer) {
+        json_decref(answer);
+        return refusal(EXIT_REFUSED, "VM %s runs, or is on its way: it can be undefined when it is stopped",
+                       name);
+    }
+    answer = undefine(a, name, xm_json_bool(request, "force", false));
+    let_go(a, name);
+    return answer;
+}
+
+/* Files of a datastore by its name, as a user writes them. */
+static void name_datastores(struct agent *a, struct vm_spec *s)
+{
+    for (unsigned i = 0; i < s->disks; i++) {
+        struct vm_disk *d = &s->disk[i];
+        const struct conf_datastore *ds = config_datastore(&a->conf, d->datastore);
+        size_t n = ds ? strlen(ds->path) : 0;
+        const char *file = d->path + n + 1;
+        if (!ds || strncmp(d->path, ds->path, n) != 0 || d->path[n] != '/' || !*file || *file == '.' ||
+            strchr(file, '/'))
+            continue;
+        char *relative = xm_printf("%s", file);
+        free(d->path);
+        d->path = relative;
+    }
+}
+
+json_t *verb_dump(struct conn *c, const json_t *request)
+{
+    struct agent *a = c->agent;
+    const char *name = xm_json_str(request, "vm", "");
+    struct inventory_vm v;
+    struct vm_spec s = {0};
+    struct xm_error e = {0};
+    json_t *answer;
+
+    if (inventory_read(a, name, &v) < 0)
+        return not_running(a, name, EXIT_FAILED);
+    if (!inventory_owns(&v)) {
+        answer = not_running(a, name, EXIT_FAILED);
+    } else if (!v.spec || vm_spec_from_json(&s, v.spec, &e) < 0) {
+        answer = refusal(EXIT_FAILED, "VM %s: %s", name, v.spec ? e.text : v.damage.text);
+    } else {
+        name_datastores(a, &s);
+        char *ini = vm_spec_to_ini(&s, &e);
+        answer = ini ? ok_answer() : refusal(EXIT_FAILED, "VM %s: %s", name, e.text);
+        if (ini)
+            json_object_set_new(answer, "ini", json_string(ini));
+        free(ini);
+    }
+    vm_spec_free(&s);
+    inventory_free(&v);
+    return answer;
+}
+
+/* ---- autostart ---- */
+
+static int autostart_stopped(struct agent *a, const char *name, bool yes, struct xm_error *e)
+{
+    char *path = vm_state_path(a, name, "spec.json");
+    struct inventory_vm v;
+    int r = inventory_read(a, name, &v);
+
+    if (r || !v.spec) {
+        r = xm_error_set(e, EINVAL, "VM %s: %s", name, r ? "it is not here any more" : v.damage.text);
+    } else {
+        if (yes)
+            json_object_set_new(v.spec, "autostart", json_true());
+        else
+            json_object_del(v.spec, "autostart");
+        r = write_json(path, v.spec, e);
+    }
+    inventory_free(&v);
+    free(path);
+    return r;
+}
+
+static json_t *autostart_running(struct agent *a, const char *name, bool yes)
+{
+    struct xm_error e = {0};
+    json_t *answer =
+        shim_call(a, name, json_pack("{s:s, s:b}", "cmd", "set", "autostart", yes), -1, 10 * XM_NS_PER_S, &e);
+
+    if (!answer)
+        return refusal(EXIT_FAILED, "%s", e.text);
+    json_decref(answer);
+    agent_lock(a); /* what a new shim, and a destination, would be given */
+    struct vm *vm = vm_find(a, name);
+    json_t *spec = vm ? json_copy(vm->spec) : NULL;
+    if (spec && yes)
+        json_object_set_new(spec, "autostart", json_true());
+    else if (spec)
+        json_object_del(spec, "autostart");
+    if (spec) {
+        json_decref(vm->spec);
+        vm->spec = spec;
+    }
+    agent_unlock(a);
+    return ok_answer();
+}
+
+json_t *define_autostart(struct agent *a, const char *name, bool yes)
+{
+    struct inventory_vm v;
+    struct xm_error e = {0};
+
+    if (inventory_read(a, name, &v) < 0)
+        return not_running(a, name, EXIT_FAILED);
+    bool ours = owner_may_run(&v.rec);
+    json_t *spec = v.spec ? json_incref(v.spec) : json_object();
+    inventory_free(&v);
+    if (!ours) {
+        json_decref(spec);
+        return not_running(a, name, EXIT_FAILED);
+    }
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    bool up = vm && vm->phase == VM_UP && !vm->incoming;
+    agent_unlock(a);
+    json_t *answer = up ? autostart_running(a, name, yes) : hold(a, name, spec);
+    json_decref(spec);
+    if (up || answer)
+        return answer;
+    int r = autostart_stopped(a, name, yes, &e);
+    let_go(a, name);
+    return r ? refusal(EXIT_FAILED, "%s", e.text) : ok_answer();
+}
