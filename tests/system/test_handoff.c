@@ -85,6 +85,8 @@ static void scenario(const char *name, const char *fault_host, const char *fault
     guest_verify();
     host_must_be_clean_but(other, ".img");
     assert_int_equal(xmigrate_run(home, 0, NULL, "stop --force %s", name), 0);
+    assert_int_equal(xmigrate_run(home, 0, NULL, "undefine %s", name),
+                     0); /* the next has the same loop device */
     assert_int_equal(sh(NULL, 10, "rm -f %s/?/ds?/%s-*", lab_store_dir(), name), 0);
 }
 
@@ -181,6 +183,8 @@ static int stop_all(void **state)
     for (int i = 1; i <= 7; i++) {
         sh(NULL, 20, "%s", xmigrate("a", "stop --force vm%d", i));
         sh(NULL, 20, "%s", xmigrate("b", "stop --force vm%d", i));
+        sh(NULL, 20, "%s", xmigrate("a", "undefine --force vm%d", i));
+        sh(NULL, 20, "%s", xmigrate("b", "undefine --force vm%d", i));
     }
     sh(NULL, 10, "rm -f %s/?/ds?/vm*", lab_store_dir());
     return 0;

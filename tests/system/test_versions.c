@@ -215,6 +215,7 @@ static void there_and_back(void **state)
     move("b", b, a);
     reboot_guest("a");
     assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force v1"), 0);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "undefine v1"), 0); /* the next is another VM of this name */
     host_must_be_clean("b");
 }
 
@@ -224,6 +225,8 @@ static int stop_all(void **state)
     (void)state;
     sh(NULL, 20, "%s", xmigrate("a", "stop --force v1"));
     sh(NULL, 20, "%s", xmigrate("b", "stop --force v1"));
+    sh(NULL, 20, "%s", xmigrate("a", "undefine --force v1"));
+    sh(NULL, 20, "%s", xmigrate("b", "undefine --force v1"));
     sh(NULL, 10, "rm -f %s/?/ds?/v1*", lab_store_dir());
     return 0;
 }

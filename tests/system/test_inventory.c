@@ -1,0 +1,357 @@
+/* What a VM is stands in one place: after moves, stops, agents' ends and boots, `start NAME` on its owner boots
+ * the disks that it has, and nothing else does. The tests go on with one guest, each where the one before has
+ * left it: at a, b, a, b, a.
+ *
+ * Which disk it is tell marks that were written to each when it was new, behind what the guest uses. */
+#include "tests/system/harness.h"
+
+#include <fcntl.h>
+#include <pty.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include "tests/progress.h"
+
+#define MARK_AT 200 /* MiB */
+
+LAB_GROUP("inventory", "XM_LAB_VM=no XM_LAB_SYSTEM=256M XM_LAB_DATA=256M XM_LAB_APPEND='"
+                       "xm.disk=vda:rate=2M:span=64M:name=system xm.disk=vdb:rate=2M:span=32M:name=data "
+                       "xm.mem=32M:rate=8M'")
+
+/* ---- words ---- */
+
+static void must_be(const char *host, const char *state, const char *why)
+{
+    json_t *o = NULL;
+    const json_t *vm;
+
+    assert_int_equal(xmigrate_run(host, 0, &o, "--json show web1"), 0);
+    vm = json_object_get(o, "vm");
+    assert_string_equal(string(vm, "state"), state);
+    if (*why)
+        assert_string_equal(string(json_object_get(vm, "ended"), "why"), why);
+    json_decref(o);
+}
+
+/* Refused with exit status 3, in a sentence with both texts. */
+static void must_refuse(const char *host, const char *words, const char *text, const char *other)
+{
+    json_t *o = NULL;
+
+    assert_int_equal(xmigrate_run(host, 3, &o, "--json %s", words), 3);
+    if (!strstr(string(o, "error"), text) || !strstr(string(o, "error"), other))
+        fail_msg("%s was refused with: %s", words, string(o, "error"));
+    json_decref(o);
+}
+
+static const char *start_spec(void)
+{
+    static char words[200];
+
+    snprintf(words, sizeof(words), "start %s/web1.ini", lab_run_dir());
+    return words;
+}
+
+static const char *spec_path(const char *host)
+{
+    static char path[600];
+
+    snprintf(path, sizeof(path), "%s/%s/ds1/web1-system.img", lab_store_dir(), host);
+    return path;
+}
+
+/* The neighbours' entries of the VM that was here before are another MAC's, at another port of the bridge. */
+static void must_come(const char *host)
+{
+    assert_int_equal(sh(NULL, 10, "ip -n %s-client neigh flush all", lab_prefix()), 0);
+    guest_must_come(host, "web1");
+    vm_must_run_at(host, "web1");
+}
+
+static void disks_must_be_right(const char *host)
+{
+    const char *const disks[] = {"system", "data"};
+
+    for (size_t i = 0; i < 2; i++) {
+        char path[512];
+        disk_path(host, "web1", disks[i], path, sizeof(path));
+        if (sh(NULL, 10,
+               "dd if=%s bs=1M skip=%d count=1 iflag=direct status=none | head -c 40 | grep -q 'mark of %s'",
+               path, MARK_AT, disks[i]) != 0)
+            fail_msg("%s is not the disk '%s' that the VM had", path, disks[i]);
+    }
+}
+
+static void agent_again(const char *host)
+{
+    sh(NULL, 5, "kill -9 $(cat %s/%s/agent.pid)", lab_run_dir(), host);
+    assert_int_equal(sh(NULL, 30, "tests/system/lab.sh agent %s", host), 0);
+}
+
+/* All processes at once, and what is made of memory. */
+static void reboot(const char *host)
+{
+    sh(NULL, 10, "kill -9 $(ip netns pids %s-host%s)", lab_prefix(), host);
+    assert_true(wait_until(30, "test -z \"$(ip netns pids %s-host%s)\"", lab_prefix(), host));
+    assert_int_equal(sh(NULL, 10,
+                        "rm -rf %s/%s/run; for t in $(ip -n %s-host%s -o link show type tun | cut -d: -f2); "
+                        "do ip -n %s-host%s link del $t; done",
+                        lab_run_dir(), host, lab_prefix(), host, lab_prefix(), host),
+                     0);
+    assert_int_equal(sh(NULL, 30, "tests/system/lab.sh agent %s", host), 0);
+}
+
+/* ---- the tests ---- */
+
+/* With the manual's own example, file= in a datastore: after a move it names what is not the VM's. */
+static void moved_and_stopped_it_starts_at_its_owner(void **state)
+{
+    (void)state;
+    need_lab();
+    assert_int_equal(
+        sh(NULL, 10,
+           "sed -i 's|^path = /dev/loop.*|datastore = ds1\\nfile = web1-system.img\\nsize = 256M|' "
+           "%s/web1.ini",
+           lab_run_dir()),
+        0);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "%s", start_spec()), 0);
+    must_come("a");
+    assert_int_equal(
+        sh(NULL, 10,
+           "for d in system data; do { echo \"mark of $d\"; head -c 1M /dev/zero; } | head -c 1M | "
+           "dd of=%s/a/ds1/web1-$d.img bs=1M seek=%d conv=notrunc oflag=direct iflag=fullblock status=none "
+           "|| "
+           "exit 1; done",
+           lab_store_dir(), MARK_AT),
+        0);
+    disks_must_be_right("a");
+    assert_int_equal(xmigrate_run("a", 0, NULL, "--with-storage web1 hostb:ds1"), 0);
+    assert_int_equal(xmigrate_run("b", 0, NULL, "stop web1"), 0);
+    must_be("b", "stopped", "user");
+
+    must_refuse("a", "start web1", "hostb", "epoch 2");
+    must_refuse("a", start_spec(), "hostb", "epoch 2");
+    must_refuse("b", start_spec(), spec_path("b"), "/web1-system.raw in the record");
+    assert_int_equal(sh(NULL, 5, "test -e %s", spec_path("b")), 1);
+    assert_int_equal(sh(NULL, 5, "test -e %s", spec_path("a")), 1);
+
+    agent_again("b");
+    agent_again("a");
+    must_refuse("a", "start web1", "hostb", "epoch 2");
+    assert_int_equal(xmigrate_run("b", 0, NULL, "start web1"), 0);
+    must_come("b");
+    disks_must_be_right("b");
+}
+
+static void moved_back_and_after_a_boot_likewise(void **state)
+{
+    (void)state;
+    need_lab();
+    assert_int_equal(xmigrate_run("b", 0, NULL, "--with-storage web1 hosta:ds2"), 0);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "--storage-only web1 ds1"), 0);
+    reboot("a");
+    must_be("a", "stopped", "reboot");
+    must_refuse("a", start_spec(), spec_path("a"), "/web1-system.raw in the record");
+    must_refuse("b", "start web1", "hosta", "epoch 3");
+    assert_int_equal(xmigrate_run("a", 0, NULL, "start web1"), 0);
+    must_come("a");
+    disks_must_be_right("a");
+}
+
+/* Autostart is the VM's, wherever it is: set at a, it counts at b. Not for one that is stopped on purpose. */
+static void autostart_goes_with_it(void **state)
+{
+    (void)state;
+    need_lab();
+    assert_int_equal(xmigrate_run("a", 0, NULL, "set web1 --autostart yes"), 0);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "--with-storage web1 hostb:ds1"), 0);
+    agent_again("b"); /* which adopts it by its definition */
+    reboot("b");
+    must_come("b");
+    disks_must_be_right("b");
+    assert_int_equal(xmigrate_run("b", 0, NULL, "stop --force web1"), 0);
+    agent_again("b");
+    must_be("b", "stopped", "forced");
+    reboot("a"); /* which gave it away */
+    assert_int_not_equal(xmigrate_run("a", 1, NULL, "--json show web1"), 0);
+    must_be("b", "stopped", "forced");
+}
+
+/* Nobody makes an empty disk in the directory below. */
+static void with_its_datastore_unmounted_nothing_is_made(void **state)
+{
+    char path[512];
+    const char *ds;
+
+    (void)state;
+    need_lab();
+    disk_path("b", "web1", "system", path, sizeof(path));
+    ds = strstr(path, "/ds2/") ? "ds2" : "ds1";
+    assert_int_equal(sh(NULL, 10, "umount %s/b/%s", lab_store_dir(), ds), 0);
+    must_refuse("b", "start web1", path, "mounted");
+    must_refuse("b", "recover web1", path, "mounted");
+    reboot("b"); /* autostart */
+    must_be("b", "stopped", "");
+    int left = sh(NULL, 5, "test -z \"$(ls -A %s/b/%s)\"", lab_store_dir(), ds);
+    assert_int_equal(
+        sh(NULL, 20, "mount -o loop,discard %s/b-%s.img %s/b/%s", lab_store_dir(), ds, lab_store_dir(), ds),
+        0);
+    assert_int_equal(left, 0);
+    agent_again("b");
+    assert_int_equal(xmigrate_run("b", 0, NULL, "start web1"), 0);
+    must_come("b");
+    disks_must_be_right("b");
+    assert_int_equal(xmigrate_run("b", 0, NULL, "set web1 --autostart no"), 0);
+}
+
+/* ---- console, log, edit ---- */
+
+/* What `xmigrate console` says on a terminal, until it contains the text. */
+static bool terminal_says(int fd, char *all, size_t size, const char *text)
+{
+    size_t n = strlen(all);
+
+    for (struct limit l = limit_start(20); limit_wait(&l);) {
+        ssize_t got = n < size - 1 ? read(fd, all + n, size - 1 - n) : 0;
+        if (got > 0)
+            all[n += (size_t)got] = 0;
+        if (strstr(all, text))
+            return true;
+    }
+    return false;
+}
+
+static void the_console_is_a_terminal_until_its_escape(void **state)
+{
+    char all[65536] = "", *out = NULL;
+    struct termios line;
+    int fd, status = 0;
+
+    (void)state;
+    need_lab();
+    pid_t pid = forkpty(&fd, NULL, NULL, NULL);
+    if (pid == 0) {
+        execl("/bin/sh", "sh", "-c", xmigrate("b", "console web1"), (char *)NULL);
+        _exit(127);
+    }
+    assert_true(pid > 0);
+    assert_int_equal(fcntl(fd, F_SETFL, O_NONBLOCK), 0);
+    bool connected = terminal_says(fd, all, sizeof(all), "control-] ends it");
+    for (struct limit l = limit_start(10); !tcgetattr(fd, &line) && line.c_lflag & ICANON && limit_wait(&l);)
+        ;
+    assert_true(write(fd, "status\n", 7) == 7);
+    bool answered = terminal_says(fd, all, sizeof(all), "uptime_ms");
+    int second = sh(&out, 10, "%s", xmigrate("b", "console web1"));
+    assert_true(write(fd, "\x1d", 1) == 1);
+    terminal_says(fd, all, sizeof(all), "the VM runs on");
+    for (struct limit l = limit_start(10); waitpid(pid, &status, WNOHANG) == 0;) {
+        if (!limit_wait(&l))
+            kill(pid, SIGKILL);
+    }
+    close(fd);
+    if (!connected || !answered || !WIFEXITED(status) || WEXITSTATUS(status))
+        fail_msg("status %#x; it said: %s", status, all);
+    assert_int_equal(second, 1);
+    assert_non_null(strstr(out, "another `xmigrate console web1` is connected"));
+    free(out);
+    vm_must_run_at("b", "web1");
+}
+
+static void the_guests_own_end_and_qemus_are_told_apart(void **state)
+{
+    char *out = NULL;
+
+    (void)state;
+    need_lab();
+    /* Not a terminal: what is written goes in, what the guest says comes out until it ends. */
+    assert_int_equal(sh(&out, 60, "echo quit | %s", xmigrate("b", "console web1")), 0);
+    assert_non_null(strstr(out, "the console was closed"));
+    free(out);
+    for (struct limit l = limit_start(20); limit_wait(&l);) {
+        char is[32];
+        vm_state("b", "web1", is, sizeof(is));
+        if (!strcmp(is, "stopped"))
+            break;
+    }
+    must_be("b", "stopped", "guest");
+    assert_int_equal(sh(&out, 10, "%s", xmigrate("b", "log web1")), 0);
+    assert_non_null(strstr(out, "web1-console.log <=="));
+    assert_non_null(strstr(out, "XMGUEST READY"));
+    free(out);
+
+    assert_int_equal(xmigrate_run("b", 0, NULL, "start web1"), 0);
+    must_come("b");
+    assert_int_equal(sh(NULL, 5, "kill -9 $(cat %s/b/run/vms/web1/qemu.pid)", lab_run_dir()), 0);
+    for (struct limit l = limit_start(20); limit_wait(&l);) {
+        char is[32];
+        vm_state("b", "web1", is, sizeof(is));
+        if (!strcmp(is, "stopped"))
+            break;
+    }
+    must_be("b", "stopped", "died");
+}
+
+static void edit_changes_the_definition_of_a_stopped_one(void **state)
+{
+    char *out = NULL;
+
+    (void)state;
+    need_lab();
+    assert_int_equal(sh(&out, 20, "EDITOR='sed -i s/512M/384M/' %s", xmigrate("b", "edit web1")), 0);
+    free(out);
+    assert_int_equal(sh(NULL, 20, "%s | grep -q 'memory = 384M'", xmigrate("b", "dump web1")), 0);
+    assert_int_equal(sh(&out, 20, "EDITOR='sed -i s/384M/nonsense/' %s", xmigrate("b", "edit web1")), 2);
+    assert_non_null(strstr(out, "What you wrote is in "));
+    assert_int_equal(sh(NULL, 5, "rm $(sed -n 's/^What you wrote is in //p' <<EOF\n%s\nEOF\n)", out), 0);
+    free(out);
+    assert_int_equal(sh(&out, 20, "EDITOR=true %s", xmigrate("b", "edit web1")), 0);
+    assert_non_null(strstr(out, "Nothing has been changed"));
+    free(out);
+    assert_int_equal(xmigrate_run("b", 0, NULL, "start web1"), 0);
+    must_come("b");
+    disks_must_be_right("b");
+    assert_int_equal(sh(&out, 20, "EDITOR='sed -i s/384M/512M/' %s", xmigrate("b", "edit web1")), 3);
+    assert_non_null(strstr(out, "when it is stopped"));
+    assert_int_equal(sh(NULL, 5, "rm $(sed -n 's/^What you wrote is in //p' <<EOF\n%s\nEOF\n)", out), 0);
+    free(out);
+}
+
+static void undefined_and_defined_again_it_is_whole(void **state)
+{
+    (void)state;
+    need_lab();
+    assert_int_equal(sh(NULL, 20, "%s >%s/dump.ini", xmigrate("b", "dump web1"), lab_run_dir()), 0);
+    must_refuse("b", "undefine web1", "stopped", "");
+    assert_int_equal(xmigrate_run("b", 0, NULL, "stop --force web1"), 0);
+    assert_int_equal(xmigrate_run("b", 0, NULL, "undefine web1"), 0);
+    assert_int_equal(xmigrate_run("b", 0, NULL, "define %s/dump.ini", lab_run_dir()), 0);
+    assert_int_equal(xmigrate_run("b", 0, NULL, "start web1"), 0);
+    must_come("b");
+    disks_must_be_right("b");
+    /* And a host that remembers the one before takes it: it is of a later epoch. */
+    assert_int_equal(xmigrate_run("b", 0, NULL, "--with-storage web1 hosta:ds1"), 0);
+    vm_must_run_at("a", "web1");
+    disks_must_be_right("a");
+    host_must_be_clean("b");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(moved_and_stopped_it_starts_at_its_owner),
+        cmocka_unit_test(moved_back_and_after_a_boot_likewise),
+        cmocka_unit_test(autostart_goes_with_it),
+        cmocka_unit_test(with_its_datastore_unmounted_nothing_is_made),
+        cmocka_unit_test(the_console_is_a_terminal_until_its_escape),
+        cmocka_unit_test(the_guests_own_end_and_qemus_are_told_apart),
+        cmocka_unit_test(edit_changes_the_definition_of_a_stopped_one),
+        cmocka_unit_test(undefined_and_defined_again_it_is_whole),
+    };
+
+    return cmocka_run_group_tests(tests, lab_setup, lab_teardown);
+}
