@@ -98,8 +98,10 @@ int machine_resume(struct machine *vm, struct xm_error *e)
     int r = owner_load(vm->state_dir, vm->spec.name, &rec, e);
 
     if (!r && !owner_may_run(&rec))
-        r = xm_error_set(e, EPERM, "it was given to %s (epoch %llu); see `xmigrate recover %s`", rec.to,
-                         (unsigned long long)rec.epoch, vm->spec.name);
+        r = xm_error_set(e, EPERM, "it is %s %s (epoch %llu); see `xmigrate recover %s`",
+                         rec.owner == OWNER_GIVEN ? "given to" : "promised by",
+                         rec.owner == OWNER_GIVEN ? rec.to : rec.from, (unsigned long long)rec.epoch,
+                         vm->spec.name);
     if (!r)
         vm->epoch = rec.epoch;
     /* Disks that both hosts reach were let go of for the other one. */

@@ -152,6 +152,7 @@ char *vm_spec_to_ini(const struct vm_spec *s, struct xm_error *e)
     put_value(&t, "initrd", s->initrd);
     put_value(&t, "append", s->append);
     put_value(&t, "firmware", s->firmware);
+    put_value(&t, "nvram", s->nvram);
     put_value(&t, "qemu", s->qemu);
     for (size_t i = 0; s->extra && s->extra[i]; i++)
         put_value(&t, "extra", s->extra[i]);
