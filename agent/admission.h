@@ -73,7 +73,7 @@ struct admission_request {
     const char *cpu_why; /* it should have known, and why it does not; NULL: it need not know */
     bool
         booted; /* the guest was started there, so it has seen them; else it may have, or may see them any time */
-    bool large_rings; /* the guest may have larger rings than its network cards have */
+    bool large_rings; /* the guest may have larger rings than its devices have */
     bool allow_older; /* QEMU may be an older one here, if machine type and CPU allow */
     unsigned links;
     const struct fact_link *link; /* of the source: how many, their addresses' families */

@@ -77,6 +77,14 @@ static void tell_cpu(struct move *m, const struct qemu_facts *q, const char *run
     json_object_set_new(o, "booted", json_boolean(vm_booted_here(m->agent, m->vm)));
 }
 
+/* Of virtio, beside the disks' (which are made as large as any QEMU tells its guests). */
+static bool more_rings(const struct vm_spec *s)
+{
+    const struct vm_devices *d = &s->devices;
+
+    return s->nics || d->rng || d->balloon || d->guest_agent || (d->video && !strcmp(d->video, "virtio"));
+}
+
 json_t *move_peer_request(struct move *m, const char *verb, const char *job)
 {
     struct agent *a = m->agent;
@@ -96,7 +104,7 @@ json_t *move_peer_request(struct move *m, const char *verb, const char *job)
         json_object_set_new(o, "firmware_size", json_integer((json_int_t)facts_file_size(m->spec.firmware)));
     if (version)
         json_object_set_new(o, "qemu", json_string(version));
-    if (q && m->spec.nics && !strcmp(version, q->version) && qemu_facts_large_rings(m->spec.qemu))
+    if (q && more_rings(&m->spec) && !strcmp(version, q->version) && qemu_facts_large_rings(m->spec.qemu))
         json_object_set_new(o, "large_rings", json_true());
     if (m->datastore[0])
         json_object_set_new(o, "datastore", json_string(m->datastore));

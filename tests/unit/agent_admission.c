@@ -406,7 +406,7 @@ static void large_rings_go_where_they_are_taken(void **state)
     req.large_rings = true;
     must_say(NULL);
     host.qemu_version = "11.1.3";
-    must_say("QEMU 10.0.13 on hosta tells guests larger rings than its network cards have, and QEMU 11.1.3 "
+    must_say("QEMU 10.0.13 on hosta tells guests larger rings than its devices have, and QEMU 11.1.3 "
              "on hostb "
              "takes no guest that has set them up: power the VM off and start it there");
     req.large_rings = false;
