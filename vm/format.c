@@ -8,9 +8,9 @@ struct magic {
     size_t at, len;
     const char *bytes;
 };
-#define MAGIC(is, at, bytes)                                                                                 \
+#define MAGIC(is_, at_, bytes_)                                                                              \
     {                                                                                                        \
-        is, at, sizeof bytes - 1, bytes                                                                      \
+        .is = (is_), .at = (at_), .len = sizeof(bytes_) - 1, .bytes = (bytes_)                               \
     }
 /* QEMU's block/NAME.c has each of them. */
 static const struct magic heads[] = {

@@ -229,7 +229,8 @@ int test_agent_make(struct test_agent *t, unsigned peer_port)
     fprintf(f,
             "[host]\nname = hosta\nstate_dir = %s/state\nrun_dir = %s/run\nshim = %s\n[listen]\naddress = "
             "127.0.0.1\nport = %u\n"
-            "[limits]\nmin_memory = 1M\nmin_free = 1M\n[incoming]\nkernels = %s/boot\n[datastore ds]\npath = %s/ds\n[peer hostb]\naddress = "
+            "[limits]\nmin_memory = 1M\nmin_free = 1M\n[incoming]\nkernels = %s/boot\n[datastore ds]\npath = "
+            "%s/ds\n[peer hostb]\naddress = "
             "127.0.0.2\nport = %u\n",
             t->dir, t->dir, self, t->port, t->dir, t->dir, peer_port);
     fclose(f);

@@ -111,6 +111,40 @@ static void order(uint64_t first, uint64_t step, uint64_t count)
         usleep(20);
 }
 
+/* As QEMU does when the guest's balloon grows: holes in the file, and MADV_REMOVE. What the guest writes there later is
+ * written. (What it reads there before is nobody's promise.) */
+static void sees_what_is_written_where_a_balloon_was(void **state)
+{
+    (void)state;
+    begin(64 * MIB, -1, write_on_order);
+    order(0, 1, 16384);
+    track();
+    assert_int_equal(collect(), 0);
+    for (int round = 0; round < 2; round++) {
+        uint64_t first = 4096 + (uint64_t)round * 1000, seen = 0;
+        uint8_t *map = mmap(NULL, 64 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED, w.child.memfd, 0);
+        assert_ptr_not_equal(map, MAP_FAILED);
+        assert_int_equal(fallocate(w.child.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                                   (off_t)(first * XM_PAGE), 600 * XM_PAGE),
+                         0);
+        assert_int_equal(madvise(map + first * XM_PAGE, 600 * XM_PAGE, MADV_REMOVE), 0);
+        munmap(map, 64 * MIB);
+        if (round)
+            collect(); /* between the two, and not */
+        forget();
+        order(first + 100, 2, 50);
+        collect();
+        for (uint64_t i = 0; i < 50; i++)
+            seen += xm_bitmap_test(&w.dirty, first + 100 + 2 * i);
+        assert_int_equal(seen, 50);
+        forget();
+        assert_int_equal(collect(), 0); /* armed again */
+        order(first + 100, 2, 50);
+        assert_int_equal(collect(), 50);
+        forget();
+    }
+}
+
 static void sees_exactly_what_is_written(void **state)
 {
     (void)state;
@@ -368,6 +402,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(sees_exactly_what_is_written, teardown),
+        cmocka_unit_test_teardown(sees_what_is_written_where_a_balloon_was, teardown),
         cmocka_unit_test_teardown(sees_first_writes_to_unpopulated_memory, teardown),
         cmocka_unit_test_teardown(sees_writes_by_system_calls, teardown),
         cmocka_unit_test_teardown(huge_pages_are_split, teardown),
