@@ -224,10 +224,12 @@ char **qemu_arguments(const struct vm_spec *vm, const struct qemu_facts *knows, 
     add(&a, xm_printf("%s", vm->qemu));
     add_machine(&a, vm, knows);
     add2(&a, "-qmp", xm_printf("unix:%s/qmp.sock,server=on,wait=off", at->run_dir));
+    /* By a descriptor: QEMU itself could not open files of the state directory. */
+    if (at->console)
+        add2(&a, "-add-fd", xm_printf("fd=%d,set=1", QEMU_CONSOLE_FD));
     add2(&a, "-chardev",
-         xm_printf(
-             "socket,id=serial0,path=%s/serial.sock,server=on,wait=off,logfile=%s/console.log,logappend=on",
-             at->run_dir, at->run_dir));
+         xm_printf("socket,id=serial0,path=%s/serial.sock,server=on,wait=off%s", at->run_dir,
+                   at->console ? ",logfile=/dev/fdset/1,logappend=on" : ""));
     add2(&a, "-serial", xm_printf("chardev:serial0"));
     add_boot(&a, vm, at);
     add_disks(&a, vm, knows, at->run_dir);

@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define RECONNECT_TIMEOUT (5 * XM_NS_PER_S) /* QEMU tries once a second */
 #define RUN_TIMEOUT       (20 * XM_NS_PER_S)
@@ -26,6 +27,7 @@ int machine_init(struct machine *vm, const json_t *o, struct xm_error *e)
     vm->host = xm_printf("%s", host);
     vm->run_dir = xm_printf("%s/vms/%s", run, vm->spec.name);
     vm->state_dir = xm_printf("%s/vms/%s", state, vm->spec.name);
+    vm->log_dir = xm_printf("%s/logs", state);
     vm->vnc_address =
         xm_json_str(o, "vnc_address", "")[0] ? xm_printf("%s", xm_json_str(o, "vnc_address", "")) : NULL;
     vm->epoch = (uint64_t)xm_json_int(o, "epoch", 1);
@@ -129,8 +131,13 @@ static int start_qemu(struct machine *vm, struct xm_error *e)
     int r = qemu_adopt(&vm->qemu, vm->run_dir, e);
 
     vm->adopted = r == 0;
-    if (r == -ESRCH)
+    if (r == -ESRCH) {
+        int console = machine_console_open(vm);
+        place.console = XM_MAX(console, 0);
         r = qemu_start(&vm->qemu, &vm->spec, &place, e);
+        if (console >= 0)
+            close(console);
+    }
     free(nvram);
     if (r)
         return r;
@@ -164,6 +171,7 @@ void machine_stop(struct machine *vm)
 {
     if (vm->qemu.pid > 0)
         qemu_end(&vm->qemu, &vm->spec);
+    machine_console_end(vm);
     for (unsigned i = 0; i < vm->disks; i++)
         machine_disk_stop(&vm->disk[i]);
     xm_ram_close(&vm->ram);
@@ -175,5 +183,6 @@ void machine_free(struct machine *vm)
     free(vm->host);
     free(vm->run_dir);
     free(vm->state_dir);
+    free(vm->log_dir);
     free(vm->vnc_address);
 }

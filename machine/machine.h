@@ -37,6 +37,7 @@ struct machine {
     char *host;        /* this host's name */
     char *run_dir;     /* this VM's: .../vms/NAME */
     char *state_dir;   /* this VM's: .../vms/NAME */
+    char *log_dir;     /* all VMs': state directory, logs */
     char *vnc_address; /* of this host's configuration; NULL: none */
     enum xm_engine_kind engine;
     uint64_t epoch;
@@ -71,6 +72,13 @@ void machine_free(struct machine *);
  * malloc'ed. */
 char *machine_kept_log(const struct machine *, const char *file);
 int machine_save_spec(struct machine *, struct xm_error *); /* state_dir/spec.json */
+
+/* logs.c. Nothing that fails there fails anything else. */
+int machine_console_open(struct machine *); /* where the guest's console is recorded; -errno: nowhere */
+void machine_console_end(struct machine *); /* no file is left of a guest that said nothing */
+void machine_logs_turn(struct machine *);   /* once a second or so: keeps them bounded */
+/* When the file is longer than limit: its end goes to FILE.1, and it is emptied. True: it was. */
+bool machine_log_cut(const char *path, size_t limit);
 
 /* disk.c */
 int machine_disk_start(struct machine_disk *, struct xm_error *); /* thread, engine, file, driver */

@@ -59,7 +59,15 @@ static void last_line(const char *path, char *out, size_t size)
     free(text);
 }
 
-static void child_exec(char **argv, const char *log, int ram)
+/* Under the number that QEMU knows it by. */
+static bool pass_on(int fd, int as)
+{
+    int away = fcntl(fd, F_DUPFD_CLOEXEC, 10); /* not one of those numbers */
+
+    return away >= 0 && dup2(away, as) == as;
+}
+
+static void child_exec(char **argv, const char *log, int ram, int console)
 {
     sigset_t none;
     int in = open("/dev/null", O_RDONLY);
@@ -75,8 +83,10 @@ static void child_exec(char **argv, const char *log, int ram)
     dup2(in, 0);
     dup2(out, 1);
     dup2(out, 2);
-    if (dup2(ram, QEMU_RAM_FD) < 0 || fcntl(QEMU_RAM_FD, F_SETFD, 0) < 0) {
-        dprintf(2, "cannot pass the guest's RAM on: %s\n", strerror(errno));
+    if (console)
+        console = fcntl(console, F_DUPFD_CLOEXEC, 10);
+    if (!pass_on(ram, QEMU_RAM_FD) || (console && !pass_on(console, QEMU_CONSOLE_FD))) {
+        dprintf(2, "cannot pass the guest's RAM and console on: %s\n", strerror(errno));
         _exit(127); /* in the forked child only */
     }
     const char *refused = confine_self();
@@ -136,7 +146,7 @@ static int spawn(struct qemu *q, const struct vm_spec *vm, const struct qemu_pla
 
     pid_t pid = args ? fork() : -1;
     if (pid == 0)
-        child_exec(args, log, ram);
+        child_exec(args, log, ram, at->console);
     int code = errno;
     qemu_arguments_free(args);
     free(log);

@@ -19,6 +19,8 @@ void qemu_init(struct qemu *);
 
 /* The descriptor number under which QEMU gets the guest's RAM. */
 #define QEMU_RAM_FD 3
+/* And the file that the guest's console is recorded in. */
+#define QEMU_CONSOLE_FD 4
 /* What of a QEMU's command line is its host's and not the VM's. */
 struct qemu_place {
     const char *host;    /* its name */
@@ -26,6 +28,7 @@ struct qemu_place {
     const char
         *nvram; /* the VM's own variables of its firmware, a file; used when the specification has `nvram` */
     const char *vnc_address; /* where displays with a number listen; NULL: nowhere */
+    int console;             /* a descriptor to record the guest's console in, the caller's; 0: none */
     bool incoming;           /* it waits for a migration */
 };
 /* arguments.c: the command line, its program first, for the QEMU that was asked: a malloc'ed list that ends with

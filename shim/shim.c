@@ -254,7 +254,9 @@ void shim_end(struct shim *s)
 
 void shim_run(struct shim *s)
 {
-    enum { MAX_FDS = 64, FIXED = 5 };
+    enum { MAX_FDS = 64, FIXED = 5, LOOK_AT_LOGS_MS = 1000 };
+    uint64_t looked = 0;
+
     while (!s->ending) {
         struct pollfd p[MAX_FDS];
         struct client *of[MAX_FDS];
@@ -274,7 +276,12 @@ void shim_run(struct shim *s)
             /* TAILQ_REMOVE is not followed: NOLINTNEXTLINE(clang-analyzer-unix.Malloc) */
             p[n++] = (struct pollfd){.fd = c->conn.fd, .events = POLLIN};
         }
-        if (poll(p, (nfds_t)n, -1) < 0)
+        int ready = poll(p, (nfds_t)n, LOOK_AT_LOGS_MS);
+        if (xm_now() - looked >= LOOK_AT_LOGS_MS * XM_NS_PER_MS) {
+            machine_logs_turn(&s->machine);
+            looked = xm_now();
+        }
+        if (ready < 0)
             continue;
         if (p[3].revents) {
             qemu_ended(s);

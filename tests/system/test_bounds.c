@@ -81,9 +81,30 @@ static void a_silent_source_is_not_waited_for(void **state)
     guest_verify();
 }
 
+/* It is not in RAM, and nobody else's to read; a guest that has gone has left it. The other host has its own. */
+static void the_console_stays_when_the_vm_goes(void **state)
+{
+    char *out = NULL;
+    (void)state;
+
+    need_lab();
+    assert_int_equal(xmigrate_run("b", 0, NULL, "stop web1"), 0);
+    for (const char *h = "ab"; *h; h++) {
+        if (sh(&out, 10, "cd %s/%c/state/logs && test -s web1-console.log && stat -c %%a web1-console.log",
+               lab_run_dir(), *h) ||
+            strcmp(out, "600\n") != 0)
+            fail_msg("host %c: %s", *h, out);
+        free(out);
+        assert_int_not_equal(sh(NULL, 5, "test -e %s/%c/run/vms/web1/console.log", lab_run_dir(), *h), 0);
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(a_silent_source_is_not_waited_for)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_silent_source_is_not_waited_for),
+        cmocka_unit_test(the_console_stays_when_the_vm_goes),
+    };
 
     return cmocka_run_group_tests_name("system: bounds", tests, lab_setup, lab_teardown);
 }

@@ -58,7 +58,7 @@ static bool console_open(struct console *c, const char *host)
     char path[256];
 
     memset(c, 0, sizeof *c);
-    snprintf(path, sizeof path, "%s/%s/run/vms/" VM "/console.log", lab_run_dir(), host);
+    snprintf(path, sizeof path, "%s/%s/state/logs/" VM "-console.log", lab_run_dir(), host);
     c->fd = open(path, O_RDONLY | O_CLOEXEC);
     c->text = calloc(1, 1);
     return c->fd >= 0 && c->text;
