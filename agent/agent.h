@@ -51,6 +51,7 @@ struct vm {
     int watch_fd; /* its watcher's socket, -1 */
     unsigned revived;    /* how often its shim was started anew since: */
     uint64_t revived_at; /* xm_now() */
+    json_t *done;        /* the «done» of a move that took it away, until it has gone; else NULL */
     /* It is expected, by a migration: */
     json_t *incoming; /* what stands in shim.json; NULL when the VM is this host's own */
 };

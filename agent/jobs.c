@@ -11,7 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define JOBS_KEPT 200 /* ended jobs, in memory and as files */
+#define JOBS_KEPT 200         /* ended jobs, in memory and as files */
+#define ROOM      (64u << 10) /* for a job's file with its result, kept while it runs */
 
 static char *job_file(struct agent *a, const char *id)
 {
@@ -31,11 +32,16 @@ static void save(struct agent *a, struct job *job)
 
     agent_lock(a);
     json_t *o = json_deep_copy(job->about);
-    if (o && job->over && job->events)
+    bool over = job->over;
+    if (o && over && job->events)
         json_object_set(o, "result", job->event[slot(job->events - 1)]);
     agent_unlock(a);
+    if (over)
+        xm_room_use(path);
     if (write_json(path, o, &e) < 0)
         xm_log(XM_LOG_ERROR, "job %s: %s", job->id, e.text);
+    else if (!over)
+        xm_room_keep(path, ROOM);
     json_decref(o);
     free(path);
 }

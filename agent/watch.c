@@ -153,6 +153,14 @@ static void on_event(struct agent *a, const char *name, json_t *event)
         memcpy(id, vm->job, sizeof id);
     agent_unlock(a);
     bool done = !strcmp(what, "done");
+    if (id[0] && done) {
+        agent_lock(a);
+        if ((vm = vm_find(a, name))) {
+            json_decref(vm->done);
+            vm->done = json_incref(event);
+        }
+        agent_unlock(a);
+    }
     if (id[0] && (job = job_get(a, id))) {
         bool stays = !strcmp(xm_json_str(job->about, "mode", ""), "storage-only");
         if (done && stays)
@@ -364,8 +372,14 @@ static void vm_ended(struct agent *a, const char *name)
 
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
-    if (vm)
+    if (vm) {
         memcpy(id, vm->job, sizeof id);
+        /* Its run directory may have been full: no file, or an earlier job's. */
+        if (vm->done && strcmp(xm_json_str(result, "job", ""), id) != 0) {
+            json_decref(result);
+            result = json_incref(vm->done);
+        }
+    }
     agent_unlock(a);
     bool gone = vm_clean_up(a, name);
     xm_log(XM_LOG_INFO, "VM %s: its shim has ended", name);

@@ -80,6 +80,27 @@ int xm_file_replace(const char *path, const void *data, size_t len, struct xm_er
     return err;
 }
 
+void xm_room_keep(const char *path, size_t bytes)
+{
+    char *room = xm_printf("%s.room", path);
+    int fd = open(room, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+    int err = fd < 0 ? errno : posix_fallocate(fd, 0, (off_t)bytes);
+
+    if (err)
+        xm_log(XM_LOG_WARN, "no room can be kept for %s: %s", path, strerror(err));
+    if (fd >= 0)
+        close(fd);
+    free(room);
+}
+
+void xm_room_use(const char *path)
+{
+    char *room = xm_printf("%s.room", path);
+
+    unlink(room);
+    free(room);
+}
+
 int xm_file_read(const char *path, size_t max, char **text, size_t *len, struct xm_error *e)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);

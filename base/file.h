@@ -8,6 +8,10 @@
 /* Replaces path atomically: a temporary file beside it, fsync, rename, fsync of the directory. Durable when
  * it returns 0. */
 int xm_file_replace(const char *path, const void *data, size_t len, struct xm_error *e);
+/* Room for a result that must not be lost to a full file system: a file of that many bytes beside it is made when the
+ * work begins, and removed just before the result is written. Neither can fail whoever calls it. */
+void xm_room_keep(const char *path, size_t bytes);
+void xm_room_use(const char *path);
 /* Reads a file of at most max bytes; *text is malloc'ed, with a 0 behind its *len bytes. */
 int xm_file_read(const char *path, size_t max, char **text, size_t *len, struct xm_error *e);
 /* Removes it, durably. Missing is fine. */

@@ -23,7 +23,8 @@ static const char *const state_names[SOURCE_STATES] = {"prepare", "disks", "memo
 
 /* The VM runs at the destination; before its QEMU here gives gigabytes back, it gets a moment to find its feet. Hosts of their own
  * do not notice; two hosts on two processors do (silence of an idle guest seen from outside: 25 to 43 ms, 35 to 90 without). */
-#define SETTLE_MS 100
+#define RESULT_ROOM (64u << 10) /* the last event's bytes, disks and rounds and all */
+#define SETTLE_MS   100
 
 /* Which state may follow which: bit n of [s]: s -> n. */
 #define TO(s) (1u << (s))
@@ -257,9 +258,11 @@ static void emit_last(struct source *m, json_t *o)
     char *path = xm_printf("%s/result.json", m->machine->run_dir);
     json_object_set_new(o, "vm", json_string(m->machine->spec.name));
     char *text = json_dumps(o, JSON_INDENT(1));
+    struct xm_error e = {0};
 
-    if (text)
-        xm_file_replace(path, text, strlen(text), NULL);
+    xm_room_use(path);
+    if (text && xm_file_replace(path, text, strlen(text), &e) < 0)
+        xm_log(XM_LOG_WARN, "VM %s, job %s: %s", m->machine->spec.name, m->job, e.text);
     free(text);
     free(path);
     m->machine->emit(m->machine, o);
@@ -304,8 +307,11 @@ static void fail(struct source *m, int r)
 static void *source_main(void *arg)
 {
     struct source *m = arg;
+    char *result = xm_printf("%s/result.json", m->machine->run_dir);
 
     pthread_setname_np(pthread_self(), "source");
+    xm_room_keep(result, RESULT_ROOM);
+    free(result);
     m->report.began = m->report.entered[m->state] = xm_now();
     int r = walk(m);
     if (!r) {

@@ -856,6 +856,21 @@ static void a_move_is_followed_to_its_end_and_remembered(void **state)
     must(ask(t, json_pack("{s:s, s:s}", "verb", "abort", "job", "1")), 1);
 }
 
+/* Its shim cannot write result.json (the run directory is full, say): what it said is enough. */
+static void a_report_that_was_heard_counts_without_its_file(void **state)
+{
+    struct xm_jsonl js;
+    (void)state;
+    need_qemu();
+
+    begin_move(*(int *)*state, &js);
+    xm_jsonl_close(&js);
+    assert_int_equal(mkdir(in_dir(t, "run/vms/web1/result.json"), 0700), 0);
+    must(ask_shim(t, "web1", json_pack("{s:s, s:i}", "cmd", "finish", "id", 1)), 0);
+    must_be_done("1");
+    assert_string_equal(state_of("web1"), "");
+}
+
 static void a_move_ends_while_no_agent_is_there(void **state)
 {
     struct xm_jsonl js;
@@ -1208,6 +1223,7 @@ int main(int argc, char **argv)
         TEST(the_firmwares_variables_are_made_once),
         TEST(a_vm_that_was_given_away_is_not_started),
         MOVE(a_move_is_followed_to_its_end_and_remembered),
+        MOVE(a_report_that_was_heard_counts_without_its_file),
         MOVE(a_move_ends_while_no_agent_is_there),
         MOVE(a_move_outlives_its_agent),
         MOVE(an_abort_ends_it_with_the_vm_here),

@@ -13,6 +13,8 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sched.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -216,6 +218,34 @@ static void a_private_directory_is_nobody_elses(void **state)
     private_must_say(tmpdir_path("way/state"), "belongs to user 12345");
 }
 
+/* In a mount namespace of its own: nothing is left of it. */
+static void room_is_there_when_the_file_system_is_full(void **state)
+{
+    (void)state;
+    struct xm_error e = {0};
+    static char big[32 << 10];
+
+    if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+        mount("none", tmpdir_path(""), "tmpfs", 0, "size=256k") < 0) {
+        print_message("skipped: no file system can be mounted: %s\n", strerror(errno));
+        skip();
+    }
+    memset(big, 'x', sizeof big);
+    xm_room_keep(tmpdir_path("result"), 64 << 10);
+    int fd = open(tmpdir_path("filler"), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    while (write(fd, big, 4096) > 0) {
+    }
+    assert_int_equal(errno, ENOSPC);
+    close(fd);
+    assert_int_equal(xm_file_replace(tmpdir_path("result"), big, sizeof big, &e), -ENOSPC);
+    xm_room_use(tmpdir_path("result"));
+    assert_int_equal(xm_file_replace(tmpdir_path("result"), big, sizeof big, &e), 0);
+    assert_int_equal(access(tmpdir_path("result.room"), F_OK), -1);
+    xm_room_keep(tmpdir_path("nowhere/result"), 64 << 10); /* said, and that is all */
+    xm_room_use(tmpdir_path("nowhere/result"));
+    assert_int_equal(umount(tmpdir_path("")), 0);
+}
+
 static void rmdir_files_takes_files_but_no_folders(void **state)
 {
     (void)state;
@@ -247,6 +277,7 @@ int main(int argc, char **argv)
         WITH_DIR(larger_files_are_read_whole),
         WITH_DIR(mkdir_all_makes_what_is_missing),
         WITH_DIR(a_private_directory_is_nobody_elses),
+        WITH_DIR(room_is_there_when_the_file_system_is_full),
         WITH_DIR(rmdir_files_takes_files_but_no_folders),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
