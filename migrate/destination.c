@@ -120,7 +120,8 @@ static void *destination_main(void *arg)
 
     pthread_setname_np(pthread_self(), "incoming");
     xm_mailbox_own(&dst->mailbox);
-    dst->began = dst->heard = xm_now();
+    dst->began = xm_now();
+    dst->heard = dst->began;
     while (!dst->stop) {
         struct xm_error e = {0};
         xm_mailbox_wait(&dst->mailbox, 50);
