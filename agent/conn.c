@@ -2,14 +2,13 @@
  *
  * On the unix socket lines of JSON come at once. Over TCP the first line says what the connection is, and is
  * read byte for byte up to its end (by peeking), because after «link» the next byte already belongs to the
- * shim. Whoever connects over TCP is held to the configuration by address, before there is a thread for it and
- * after that line; and to sizes, counts and times.
+ * shim. Whoever connects over TCP is held to the configuration by address, before there is a thread for it
+ * and after that line; and to sizes, counts and times.
  *
- * Nobody is kept out by connections that say nothing: a new one of an address that has PER_ADDRESS takes the place
- * of that address's connection that has been idle longest (it waits for its first line or next message), and when
- * all TCP_MAX are taken, of whoever's. Only requests that are being served keep their places; an address has at
- * most PER_ADDRESS of them.
- */
+ * Nobody is kept out by connections that say nothing: a new one of an address that has PER_ADDRESS takes
+ * the place of that address's connection that has been idle longest (it waits for its first line or next
+ * message), and when all TCP_MAX are taken, of whoever's. Only requests that are being served keep their
+ * places; an address has at most PER_ADDRESS of them. */
 #include "agent/agent.h"
 
 #include <stdio.h>

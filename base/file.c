@@ -210,7 +210,7 @@ static int judge_way(const char *path, struct xm_error *e)
 
 int xm_mkdir_private(const char *path, struct xm_error *e)
 {
-    struct stat st;
+    struct stat st = {0};
     int r = xm_mkdir_all(path, e);
     char *real = r ? NULL : realpath(path, NULL);
     int fd = real ? open(real, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;

@@ -1,6 +1,6 @@
-/* One JSON object a line. What arrives is kept in one buffer: [start, len) is unread, [start, scanned) known
- * to hold no newline. A line is bounded by its sender's limits, so the buffer is too: at most one such line and one
- * more read. */
+/* One JSON object a line. What arrives is kept in one buffer: [start, len) is unread, [start, scanned)
+ * known to hold no newline. A line is bounded by its sender's limits, so the buffer is too: at most one
+ * such line and one more read. */
 #include "base/base.h"
 
 #include <fcntl.h>
@@ -21,8 +21,8 @@ const struct xm_json_limits xm_json_local = {XM_JSONL_MAX, 64, 1u << 17};
 const struct xm_json_limits xm_json_answer = {XM_JSONL_MAX, 16, 1u << 16};
 const struct xm_json_limits xm_json_request = {XM_JSONL_MAX / 4, 16, 1u << 13};
 
-/* Every value but the first of its array or object stands behind a comma, and every first one behind a bracket. What
- * is no JSON may be counted wrong: the parser finds out what it is. */
+/* Every value but the first of its array or object stands behind a comma, and every first one behind a
+ * bracket. What is no JSON may be counted wrong: the parser finds out what it is. */
 static int judge_size(const char *text, size_t len, const struct xm_json_limits *limits, struct xm_error *e)
 {
     unsigned depth = 0, values = 0;

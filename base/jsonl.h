@@ -1,7 +1,7 @@
-/* base/jsonl.h: JSON objects, one a line, over a stream socket: the protocol of the agent, of the shim, and
- * of QMP. How long a line is, how deep its values nest and how many there are is bounded by who sends it, and judged
- * before it is parsed: a value of 2 bytes costs some 100 of memory. What is beyond, no JSON or no object is an error
- * that ends the connection. One owner. */
+/* base/jsonl.h: JSON objects, one a line, over a stream socket: the protocol of the agent, of the shim,
+ * and of QMP. How long a line is, how deep its values nest and how many there are is bounded by who sends
+ * it, and judged before it is parsed: a value of 2 bytes costs some 100 of memory. What is beyond, no JSON
+ * or no object is an error that ends the connection. One owner. */
 #ifndef XM_BASE_JSONL_H
 #define XM_BASE_JSONL_H
 

@@ -24,7 +24,8 @@ void xm_log_open(const char *ident, enum xm_log_level level)
     }
 }
 
-/* One character that does not belong into a line. C1 controls are two bytes in UTF-8; a lone one is no control. */
+/* One character that does not belong into a line. C1 controls are two bytes in UTF-8; a lone one is no
+ * control. */
 static size_t control_length(const unsigned char *s)
 {
     if (s[0] < ' ' || s[0] == 0x7f)

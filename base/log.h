@@ -1,6 +1,6 @@
-/* base/log.h: one line per event on stderr: time, level, program, text. Any thread; a line is written whole.
- * Text may come from a peer or a guest: control characters in it are written as \n, \t or \xNN, so that it makes
- * no line of its own and steers no terminal. */
+/* base/log.h: one line per event on stderr: time, level, program, text. Any thread; a line is written
+ * whole. Text may come from a peer or a guest: control characters in it are written as \n, \t or \xNN, so
+ * that it makes no line of its own and steers no terminal. */
 #ifndef XM_BASE_LOG_H
 #define XM_BASE_LOG_H
 
@@ -14,8 +14,9 @@ enum xm_log_level { XM_LOG_ERROR, XM_LOG_WARN, XM_LOG_INFO, XM_LOG_DEBUG };
 void xm_log_open(const char *ident, enum xm_log_level level);
 void xm_log(enum xm_log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* For what strangers can bring about as often as they like: XM_LOG_BURST lines a minute, what is beyond is counted,
- * and the count is told by the first line after it. One static struct for each kind of event; zeros at first. */
+/* For what strangers can bring about as often as they like: XM_LOG_BURST lines a minute, what is beyond is
+ * counted, and the count is told by the first line after it. One static struct for each kind of event;
+ * zeros at first. */
 #define XM_LOG_BURST 10u
 struct xm_log_limit {
     uint64_t since; /* xm_now() when its minute began */

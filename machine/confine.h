@@ -8,7 +8,8 @@
 /* The value of QEMU's -sandbox: no old system calls, no change of user, no other program, no priorities. */
 #define CONFINE_SANDBOX "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
-/* In the forked child, before it becomes QEMU: only system calls. NULL, or what the kernel refused (errno). */
+/* In the forked child, before it becomes QEMU: only system calls. NULL, or what the kernel refused
+ * (errno). */
 const char *confine_self(void);
 
 #endif

@@ -1,15 +1,15 @@
 /* What a VM writes about itself, bounded: its guest's console, and what QEMU and the shim say.
  *
- * The console is QEMU's to write (a chardev's logfile: it writes whether or not somebody listens, and drops what a
- * full disk does not take), through a descriptor that we open, appending. So we cut the file under it: what is there
- * is copied to FILE.1, and the file made empty. What is written between the two is lost; a pipe to us would lose
- * nothing, and stop the guest when we hang. A file is at most LIMIT and what comes within a second; with FILE.1
- * twice that.
+ * The console is QEMU's to write (a chardev's logfile: it writes whether or not somebody listens, and drops
+ * what a full disk does not take), through a descriptor that we open, appending. So we cut the file under it:
+ * what is there is copied to FILE.1, and the file made empty. What is written between the two is lost; a pipe
+ * to us would lose nothing, and stop the guest when we hang. A file is at most LIMIT and what comes within a
+ * second; with FILE.1 twice that.
  *
  * Whatever fails here fails nothing else: a file that cannot be kept is cut all the same.
  *
- * The console's file is in the state directory (not in RAM, as the run directory is), named after the VM. It stays
- * on its host: a VM that moves begins, or goes on with, one at its destination. */
+ * The console's file is in the state directory (not in RAM, as the run directory is), named after the VM.
+ * It stays on its host: a VM that moves begins, or goes on with, one at its destination. */
 #include "machine/machine.h"
 
 #include <fcntl.h>

@@ -51,8 +51,9 @@ void destination_qmp_event(struct destination *dst, const char *name, const json
         snprintf(dst->qemu_status, sizeof dst->qemu_status, "%s", xm_json_str(data, "status", ""));
 }
 
-/* Connected, and asks for nothing: links live by their PINGs, but the source may hang, or want our disks and memory
- * for ever. What we have not answered yet is no silence of the source's. After the promise only its record decides. */
+/* Connected, and asks for nothing: links live by their PINGs, but the source may hang, or want our disks
+ * and memory for ever. What we have not answered yet is no silence of the source's. After the promise only
+ * its record decides. */
 static bool source_silent(struct destination *dst)
 {
     if (dst->state != DEST_COPYING && dst->state != DEST_LOADING)

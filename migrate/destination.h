@@ -1,6 +1,6 @@
 /* migrate/destination.h: a migration as the destination lives it: destination.c (its life),
- * destination_links.c (links that come), destination_frames.c (what goes to disks, RAM and QEMU without passing its thread) and destination_calls.c
- * (the source's calls, and the hand-off). */
+ * destination_links.c (links that come), destination_frames.c (what goes to disks, RAM and QEMU without
+ * passing its thread) and destination_calls.c (the source's calls, and the hand-off). */
 #ifndef XM_MIGRATE_DESTINATION_H
 #define XM_MIGRATE_DESTINATION_H
 

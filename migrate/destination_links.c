@@ -1,10 +1,10 @@
-/* Links that come to a destination. Each shakes hands on a thread of its own, since the other side may take its
- * time (5 s, net/hello.c), and the shim's main thread has the VM's commands to answer.
+/* Links that come to a destination. Each shakes hands on a thread of its own, since the other side may take
+ * its time (5 s, net/hello.c), and the shim's main thread has the VM's commands to answer.
  *
- * The list is the main thread's, which joins threads that are done when the next link comes, and at the end, after
- * it has shut down the sockets that still shake hands. For that each has a second descriptor of its socket, under
- * the destination's lock; the thread closes it when the handshake is over, or the other side would not see it when
- * the link ends. */
+ * The list is the main thread's, which joins threads that are done when the next link comes, and at the
+ * end, after it has shut down the sockets that still shake hands. For that each has a second descriptor of
+ * its socket, under the destination's lock; the thread closes it when the handshake is over, or the other
+ * side would not see it when the link ends. */
 #include "migrate/destination.h"
 
 #include <fcntl.h>

@@ -178,9 +178,10 @@ static const char *window_passed(const struct link *l, uint64_t links)
                                                                                                 : NULL;
 }
 
-/* A peer's window holds back all but one urgent and one bulk frame, and what it gets back from a link that failed
- * (queue.c): each link that there was may have left a window of that, one more that is just shaking hands included.
- * It counts a frame until our answer is there, we until the answer is sent: never more than the peer. */
+/* A peer's window holds back all but one urgent and one bulk frame, and what it gets back from a link that
+ * failed (queue.c): each link that there was may have left a window of that, one more that is just shaking
+ * hands included. It counts a frame until our answer is there, we until the answer is sent: never more
+ * than the peer. */
 static int judge_window(struct link *l)
 {
     struct xm_links *b = l->bundle;

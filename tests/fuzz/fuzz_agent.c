@@ -1,11 +1,12 @@
-/* What agents say to each other, and shims: a request to prepare as a peer sends it, its answer, the hand-off's
- * messages, with anything in the place of any of their values.
+/* What agents say to each other, and shims: a request to prepare as a peer sends it, the hand-off's messages,
+ * with anything in the place of any of their values.
  *
  *   make run-fuzz-agent [FUZZ_SECONDS=60]
  *
- * The first byte says which message; then changes: which value of it (counted through the whole tree), what becomes of
- * it, and bytes for that. So nearly every input is JSON that is almost right, and goes deep. Must hold: no report of a
- * sanitizer, no hang; what is refused has a sentence; what is taken passes the bounds that the rest relies on. */
+ * The first byte says which message; then changes: which value of it (counted through the whole tree), what
+ * becomes of it, and bytes for that. So nearly every input is JSON that is almost right, and goes deep. Must
+ * hold: no report of a sanitizer, no hang; what is refused has a sentence; what is taken passes the bounds that
+ * the rest relies on. */
 #include "agent/peer.c"
 #include "vm/handoff.h"
 

@@ -3,9 +3,9 @@
  *   make run-fuzz-frames [FUZZ_SECONDS=60]     (Makefile.fuzz; a find is run again by giving its file to the
  * program)
  *
- * The link has messages under way, so that answers can hit some. Input: a byte whose bit 0 says whose side it
- * is: 0 a destination's, 1 a source's, which serves nothing (no sink). Then steps, the first byte of each says
- * which:
+ * The link has messages under way, so that answers can hit some. Input: a byte whose bit 0 says whose side
+ * it is: 0 a destination's, 1 a source's, which serves nothing (no sink). Then steps, the first byte of each
+ * says which:
  * - 0..199: a frame: type, flags, object, length (3 bytes), id (4), a byte whose bits 0 to 3 say which of
  * offset, extent, seq and after follow (8 bytes each), the payload. Checksums are made right, except that bit
  * 4 spoils the header's, bit 5 the payload's; without bit 6 the fields of RAM_PAGES are made to fit. What is missing of the payload at the end of the input is
@@ -15,7 +15,8 @@
  * - 255: the peer hangs up.
  *
  * Must hold: no report of a sanitizer, no hang, each message settled exactly once, every received frame
- * freed, no answer longer than its request may have. RAM_PAGES and RAM_DIGEST go to a real receiving side of 64 pages, in place. */
+ * freed, no answer longer than its request may have. RAM_PAGES and RAM_DIGEST go to a real receiving side of
+ * 64 pages, in place. */
 #include "memxfer/memxfer.h"
 #include "net/bundle.h"
 

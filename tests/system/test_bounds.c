@@ -36,8 +36,8 @@ static json_t *tell(struct xm_jsonl *js, json_t *request, int pass_fd)
     return answer;
 }
 
-/* A link that says nothing has 5 s for it; meanwhile the shim has answered. Told by the order, not by the clock: its
- * answer comes before it gives up on the link. A machine that is very slow gets some tries. */
+/* A link that says nothing has 5 s for it; meanwhile the shim has answered. Told by the order, not by the
+ * clock: its answer comes before it gives up on the link. A machine that is very slow gets some tries. */
 static bool answers_meanwhile(void)
 {
     int pair[2];
@@ -81,7 +81,8 @@ static void a_silent_source_is_not_waited_for(void **state)
     guest_verify();
 }
 
-/* It is not in RAM, and nobody else's to read; a guest that has gone has left it. The other host has its own. */
+/* It is not in RAM, and nobody else's to read; a guest that has gone has left it. The other host has its
+ * own. */
 static void the_console_stays_when_the_vm_goes(void **state)
 {
     char *out = NULL;

@@ -243,8 +243,8 @@ static bool is_closed(int fd)
     return poll(&p, 1, LIMIT_HANG_MS) == 1 && recv(fd, &c, 1, MSG_DONTWAIT) <= 0;
 }
 
-/* 64 of them kept everybody out, before they had said a word. Some have introduced themselves, some are half a
- * message further. */
+/* 64 of them kept everybody out, before they had said a word. Some have introduced themselves, some are
+ * half a message further. */
 static void idle_connections_keep_nobody_out(void **state)
 {
     static const char *const said[] = {"", "XMIG/1 con", "XMIG/1 control\n", "XMIG/1 control\n{\"verb\""};
