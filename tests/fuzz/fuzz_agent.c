@@ -30,23 +30,37 @@ static unsigned take(struct input *in)
     return in->left ? (in->left--, *in->at++) : 0;
 }
 
+/* With ' for ". Unchanged they are taken. */
 static const char *const message[] = {
-    "{\"verb\":\"peer.prepare\",\"from\":\"hostb\",\"vm\":{\"name\":\"web1\",\"memory\":67108864,\"vcpus\":2,"
-    "\"accel\":\"tcg\",\"machine\":\"pc-q35-7.2\",\"cpu\":\"max\",\"qemu\":\"qemu-system-x86_64\",\"kernel\":"
-    "\"/k\","
-    "\"append\":\"quiet\",\"disks\":[{\"name\":\"root\",\"datastore\":\"ds\",\"size\":1048576,\"path\":\"\"},"
-    "{\"name\":\"data\",\"datastore\":\"\",\"size\":4096,\"queues\":2,\"path\":\"/"
-    "x\"}],\"nics\":[{\"name\":\"lan\","
-    "\"bridge\":\"br0\",\"mac\":\"52:54:00:12:34:56\",\"tap\":\"t\"}],\"extra\":[\"-device\",\"virtio-rng-"
-    "pci\"]},"
-    "\"storage\":true,\"datastore\":\"ds\",\"epoch\":3,\"protocol\":1,\"qemu\":\"7.2.22\",\"cpu_flags\":"
-    "\"sse avx\","
-    "\"cpu\":[\"sse\",\"avx\"],\"kvm\":1,\"allow_older\":false,\"job\":\"12\",\"links\":[{\"name\":\"l1\","
-    "\"address\":\"10.1.0.1\"},{\"name\":\"l2\",\"address\":\"fe80::1\"}],\"used\":[4096,4096],\"probes\":[{"
-    "\"datastore\":\"ds\",\"probe\":\"0123456789abcdef\",\"content\":\"0123456789abcdef0123456789abcdef\","
-    "\"file\":\"a.raw\"}]}",
-    "{\"call\":\"handoff\",\"handoff\":\"answer\",\"epoch\":4,\"owner\":\"given\",\"to\":\"hostb\"}",
+    "{'verb':'peer.prepare', 'from':'hostb', 'storage':true, 'datastore':'ds', 'epoch':3, 'protocol':1, "
+    "'qemu':'7.2.22', 'cpu_flags':'sse avx', 'cpu':['sse','avx'], 'kvm':1, 'allow_older':false, 'job':'12', "
+    "'large_rings':false, 'booted':true, 'used':[4096,4096], "
+    "'links':[{'name':'l1','address':'10.1.0.1'}, {'name':'l2','address':'fe80::1'}], "
+    "'probes':[{'datastore':'ds','probe':'0123456789abcdef','content':'0123456789abcdef0123456789abcdef',"
+    "'file':'a.raw'}], "
+    "'vm':{'name':'web1', 'memory':67108864, 'vcpus':2, 'accel':'tcg', 'machine':'pc-q35-7.2', 'cpu':'max', "
+    "'qemu':'qemu-system-x86_64', 'kernel':'/boot/k', 'initrd':'/boot/i', 'append':'quiet', "
+    "'disks':[{'name':'root','datastore':'ds','size':1048576,'path':'/srv/a','queues':0,'boot':1}, "
+    "{'name':'data','datastore':'','size':4096,'path':'/srv/b','queues':2,'read_only':true}], "
+    "'nics':[{'name':'lan','bridge':'br0','mac':'52:54:00:12:34:56','tap':'t'}], "
+    "'cdroms':[{'name':'seed','path':'/srv/seed.iso','boot':2}], "
+    "'devices':{'rng':true,'guest_agent':true,'video':'std','vnc':'unix','smbios_serial':'7'}, "
+    "'extra':['-device','virtio-rng-pci']}}",
+    "{'call':'handoff', 'handoff':'answer', 'epoch':4, 'owner':'given', 'to':'hostb'}",
 };
+
+static json_t *read_message(unsigned which)
+{
+    struct xm_error e = {0};
+    char *text = xm_printf("%s", message[which]);
+
+    for (char *c = text; *c; c++)
+        *c = *c == '\'' ? '"' : *c;
+    json_t *o = xm_json_parse(text, strlen(text), &xm_json_request, &e);
+    must(o, e.text);
+    free(text);
+    return o;
+}
 
 /* A value made of the input. */
 static json_t *any_value(struct input *in)
@@ -127,7 +141,7 @@ static void change(json_t *o, unsigned *number, struct input *in)
     }
 }
 
-static void try_request(const json_t *o)
+static bool try_request(const json_t *o)
 {
     static struct agent agent = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
     struct host_facts facts = {
@@ -139,13 +153,14 @@ static void try_request(const json_t *o)
     size_t i;
 
     TAILQ_INIT(&agent.vms);
-    if (read_request(&agent, &q, o, &e) < 0) {
+    bool taken = read_request(&agent, &q, o, &e) == 0;
+    if (!taken) {
         must(e.code && *e.text, "refused without a sentence");
     } else {
         must(q.req.epoch && q.req.links <= CONFIG_MANY && q.spec.disks <= VM_DISKS_MAX,
              "taken beyond its bounds");
         must(vm_name_check(q.spec.name, NULL) == 0, "taken with a name that is none");
-        judge_outside(&q.spec, reasons);
+        outside_judge(&q.spec, &agent.conf, q.req.source, reasons);
         admit(&facts, &q.req, reasons, &datastore);
         json_array_foreach (reasons, i, v)
             must(json_string_length(v) > 0, "a reason without a sentence");
@@ -157,21 +172,23 @@ static void try_request(const json_t *o)
     }
     json_decref(reasons);
     vm_spec_free(&q.spec);
+    return taken;
 }
 
-static void try_handoff(const json_t *o)
+static bool try_handoff(const json_t *o)
 {
     struct handoff_msg msg, again;
     struct xm_error e = {0};
 
     if (handoff_msg_unpack(&msg, o, &e) < 0) {
         must(e.code && *e.text, "refused without a sentence");
-        return;
+        return false;
     }
     json_t *packed = handoff_msg_pack(&msg);
     must(handoff_msg_unpack(&again, packed, &e) == 0 && again.type == msg.type && again.epoch == msg.epoch,
          "a message that is not read as itself");
     json_decref(packed);
+    return true;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -179,18 +196,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct input in = {data, size};
     unsigned which = take(&in) % 2;
     struct xm_error e = {0};
-    json_t *o = xm_json_parse(message[which], strlen(message[which]), &xm_json_request, &e);
+    bool changed = in.left;
+    json_t *o = read_message(which);
 
-    must(o, e.text);
     while (in.left) {
-        unsigned number = take(&in) % 80;
+        unsigned number = take(&in) % 120;
         change(o, &number, &in);
     }
     char *text = json_dumps(o, JSON_COMPACT);
     json_decref(o);
     /* As it comes over the wire. */
     if (text && (o = xm_json_parse(text, strlen(text), &xm_json_request, &e))) {
-        which ? try_handoff(o) : try_request(o);
+        bool taken = which ? try_handoff(o) : try_request(o);
+        must(taken || changed, "the message as it should be is refused");
         json_decref(o);
     }
     free(text);
