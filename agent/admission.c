@@ -29,6 +29,8 @@ static unsigned version_number(const char *v)
     return sscanf(v, "%u.%u", &major, &minor) == 2 && minor < 1000 ? major * 1000 + minor : 0;
 }
 
+#define FIRMWARE_GRAIN (64u << 10) /* of QEMU's -bios on a PC */
+
 /* From this one on QEMU refuses device state with a ring that is larger than the device's (its answer to
  * CVE-2026-50626). It cannot be asked. */
 #define CHECKS_RINGS (11 * 1000 + 1)
@@ -193,6 +195,33 @@ static void judge_kernel(const struct host_facts *h, json_t *why)
         because(why, "%s: %s", h->host, h->no_tracking);
 }
 
+/* A kernel and an initrd matter when the guest boots. The firmware is ROM that the guest goes on to have: QEMU
+ * refuses device state with one of another size. Debian's files of one path are of different sizes in its
+ * releases. */
+static void judge_firmware(const struct host_facts *h, const struct admission_request *r, json_t *why)
+{
+    const struct vm_spec *s = r->spec;
+    bool pc = strstr(s->qemu, "x86_64") || strstr(s->qemu, "i386");
+
+    if (!s->firmware)
+        return;
+    if (!h->firmware)
+        because(why, "%s has no firmware %s that may be used", h->host, s->firmware);
+    else if (pc && !s->nvram && (!h->firmware_bytes || h->firmware_bytes % FIRMWARE_GRAIN))
+        because(why,
+                "firmware %s on %s has %llu bytes, and QEMU takes a multiple of 64 KiB: a file with code and "
+                "variables in one (Debian's OVMF.fd, not OVMF_CODE)",
+                s->firmware, h->host, (unsigned long long)h->firmware_bytes);
+    else if (!r->start && r->firmware_bytes && r->firmware_bytes != h->firmware_bytes)
+        because(
+            why,
+            "firmware %s has %s in %s on %s and %s on %s, and QEMU moves no guest to one of another size: "
+            "put the same file at a path of its own on both hosts, name that in the specification, power %s "
+            "off and start it again",
+            s->firmware, xm_format_size(r->firmware_bytes).s, s->name, r->source,
+            xm_format_size(h->firmware_bytes).s, h->host, s->name);
+}
+
 static void judge_parts(const struct host_facts *h, const struct admission_request *r, json_t *why)
 {
     const struct vm_spec *s = r->spec;
@@ -205,11 +234,7 @@ static void judge_parts(const struct host_facts *h, const struct admission_reque
         because(why, "%s has no kernel %s that may be used", h->host, s->kernel);
     if (s->initrd && !h->initrd)
         because(why, "%s has no initrd %s that may be used", h->host, s->initrd);
-    if (s->firmware && !h->firmware)
-        because(why, "%s has no firmware %s that may be used", h->host, s->firmware);
-    if (h->firmware && r->firmware_size && h->firmware_size && r->firmware_size != h->firmware_size)
-        because(why, "the firmware %s has %s on %s and %s on %s: the running one would not fit", s->firmware,
-                xm_format_size(r->firmware_size).s, r->source, xm_format_size(h->firmware_size).s, h->host);
+    judge_firmware(h, r, why);
     for (unsigned i = 0; i < s->cdroms; i++) {
         if (!h->cdrom[i])
             because(why, "%s has no image %s that may be used (for CD-ROM '%s')", h->host, s->cdrom[i].path,

@@ -41,8 +41,8 @@ struct host_facts {
     bool bridge[VM_NICS_MAX];      /* by NIC: its bridge exists */
     bool kernel, initrd, firmware; /* the file is there, and may be used by who asks */
     bool cdrom[VM_CDROMS_MAX];     /* likewise */
-    uint64_t firmware_size;        /* bytes; 0: not known */
     bool vnc_address;              /* it gives VMs an address for VNC */
+    uint64_t firmware_bytes;       /* its size; 0: not known */
     bool present;                  /* a VM of this name runs or is expected here */
     uint64_t owned_epoch; /* this host's record says that it owns the VM, in this epoch; 0: it does not */
     uint64_t known_epoch; /* the record's, whosever the VM is; 0: there is none */
@@ -65,7 +65,6 @@ struct admission_request {
     bool shared[VM_DISKS_MAX];   /* without storage: this host reaches the very same disk, proved by a probe
                                     file */
     uint64_t epoch;
-    uint64_t firmware_size; /* of its firmware's file at the source; 0: not known */
     unsigned protocol;
     const char *source, *qemu_version, *cpu_flags;
     enum kvm_level kvm;  /* of the source */
@@ -73,8 +72,9 @@ struct admission_request {
     const char *cpu_why; /* it should have known, and why it does not; NULL: it need not know */
     bool
         booted; /* the guest was started there, so it has seen them; else it may have, or may see them any time */
-    bool large_rings; /* the guest may have larger rings than its devices have */
-    bool allow_older; /* QEMU may be an older one here, if machine type and CPU allow */
+    bool large_rings;        /* the guest may have larger rings than its devices have */
+    bool allow_older;        /* QEMU may be an older one here, if machine type and CPU allow */
+    uint64_t firmware_bytes; /* of the firmware that the guest has as ROM; 0: not known */
     unsigned links;
     const struct fact_link *link; /* of the source: how many, their addresses' families */
 };

@@ -50,9 +50,9 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
     f->kernel = s->kernel && facts_file(s->kernel, strict);
     f->initrd = s->initrd && facts_file(s->initrd, strict);
     f->firmware = s->firmware && facts_file(s->firmware, strict);
+    f->firmware_bytes = f->firmware ? facts_file_size(s->firmware) : 0;
     for (unsigned i = 0; i < s->cdroms; i++)
         f->cdrom[i] = facts_file(s->cdrom[i].path, strict);
-    f->firmware_size = f->firmware ? facts_file_size(s->firmware) : 0;
     f->vnc_address = a->conf.vnc_address;
     f->owned_epoch = vm_owned(a, s->name, &f->known_epoch) ? f->known_epoch : 0;
     f->memory_free = facts_memory_available();

@@ -22,7 +22,8 @@ struct move {
     json_t *options;
     json_t *disks; /* `local`: [{name, path}] */
     struct vm_spec spec;
-    char qemu[32]; /* version of the QEMU that runs it, by its shim; "": not known */
+    char qemu[32];     /* version of the QEMU that runs it, by its shim; "": not known */
+    uint64_t firmware; /* bytes of the firmware that the guest has as ROM; 0: none is named, or not known */
     uint64_t epoch;
     struct probe probe[VM_DISKS_MAX];
     struct job *job;

@@ -185,11 +185,11 @@ static int read_request(struct agent *a, struct asked *q, const json_t *o, struc
     r->protocol = (unsigned)(xm_json_int(o, "protocol", 0) & 0xffff);
     r->source = xm_json_str(o, "from", "");
     r->qemu_version = xm_json_str(o, "qemu", NULL);
+    r->firmware_bytes = (uint64_t)XM_MAX(xm_json_int(o, "firmware_bytes", 0), 0);
     r->large_rings = xm_json_bool(o, "large_rings", false);
     if ((err = read_cpu(q, o, e)) < 0)
         return err;
     r->kvm = (enum kvm_level)XM_MIN(XM_MAX(xm_json_int(o, "kvm", KVM_NONE), KVM_NONE), KVM_WHOLE);
-    r->firmware_size = (uint64_t)XM_MAX(xm_json_int(o, "firmware_size", 0), 0);
     r->allow_older = xm_json_bool(o, "allow_older", false);
     snprintf(q->job, sizeof q->job, "%s", xm_json_str(o, "job", ""));
     if (strspn(q->job, "0123456789") != strlen(q->job))

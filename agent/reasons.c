@@ -100,12 +100,12 @@ json_t *move_peer_request(struct move *m, const char *verb, const char *job)
     tell_cpu(m, q, version, &e, o);
     json_object_set_new(o, "kvm", json_integer(kvm ? kvm_probe(NULL) : KVM_NONE));
     json_object_set_new(o, "allow_older", json_boolean(xm_json_bool(m->options, "allow_older", false)));
-    if (m->spec.firmware)
-        json_object_set_new(o, "firmware_size", json_integer((json_int_t)facts_file_size(m->spec.firmware)));
     if (version)
         json_object_set_new(o, "qemu", json_string(version));
     if (q && more_rings(&m->spec) && !strcmp(version, q->version) && qemu_facts_large_rings(m->spec.qemu))
         json_object_set_new(o, "large_rings", json_true());
+    if (m->firmware)
+        json_object_set_new(o, "firmware_bytes", json_integer((json_int_t)m->firmware));
     if (m->datastore[0])
         json_object_set_new(o, "datastore", json_string(m->datastore));
     for (unsigned i = 0; i < a->conf.links; i++)
@@ -187,6 +187,18 @@ void move_count_off(struct move *m)
     m->counted = false;
 }
 
+/* As its QEMU has it: since that was started the file may have become another one. */
+static uint64_t firmware_of(struct move *m)
+{
+    if (!m->spec.firmware)
+        return 0;
+    json_t *o = shim_call(m->agent, m->vm, json_pack("{s:s}", "cmd", "firmware"), -1, 10 * XM_NS_PER_S, NULL);
+    uint64_t bytes = (uint64_t)XM_MAX(xm_json_int(o, "bytes", 0), 0);
+
+    json_decref(o);
+    return bytes ? bytes : facts_file_size(m->spec.firmware);
+}
+
 static void judge_source(struct move *m, json_t *reasons)
 {
     struct agent *a = m->agent;
@@ -200,6 +212,7 @@ static void judge_source(struct move *m, json_t *reasons)
                 xm_printf("VM %s is not this host's to give (%s)", m->vm, xm_json_str(st, "role", "?")));
     snprintf(m->qemu, sizeof m->qemu, "%s", xm_json_str(st, "qemu", ""));
     json_decref(st);
+    m->firmware = m->local ? 0 : firmware_of(m);
     if (!vm_owned(a, m->vm, &m->epoch))
         against(reasons, xm_printf("%s's record does not say that it owns VM %s; see `xmigrate recover %s`",
                                    a->conf.name, m->vm, m->vm));

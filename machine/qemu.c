@@ -287,19 +287,42 @@ int qemu_adopt(struct qemu *q, const char *run_dir, struct xm_error *e)
 }
 
 /* NAME, page size with its unit, 0xOFFSET, 0xUSED, 0xTOTAL, …: the first line says so, the others are one
- * block each. */
-uint64_t qemu_ramblocks_sum(const char *text)
+ * block each. of: one block's name, NULL for all. */
+static uint64_t ramblocks(const char *text, const char *of)
 {
     uint64_t sum = 0, used;
 
     for (const char *line = text; line && *line; line = strchr(line, '\n'), line = line ? line + 1 : NULL) {
-        const char *at = line, *end = line + strcspn(line, "\n");
+        const char *at = line, *end = line + strcspn(line, "\n"), *name = line + strspn(line, " ");
+        size_t n = strcspn(name, " \n");
+        if (of && (strlen(of) != n || strncmp(of, name, n) != 0))
+            continue;
         while ((at = memmem(at, (size_t)(end - at), " 0x", 3)) && sscanf(at, " 0x%*x 0x%" SCNx64, &used) != 1)
             at++;
         if (at)
             sum += used;
     }
     return sum;
+}
+
+uint64_t qemu_ramblocks_sum(const char *text)
+{
+    return ramblocks(text, NULL);
+}
+
+uint64_t qemu_ramblock_used(const char *text, const char *name)
+{
+    return ramblocks(text, name);
+}
+
+uint64_t qemu_firmware_size(struct qemu *q)
+{
+    json_t *text = qmp_call(&q->qmp, "human-monitor-command",
+                            json_pack("{s:s}", "command-line", "info ramblock"), 5 * XM_NS_PER_S, NULL);
+    uint64_t size = json_is_string(text) ? qemu_ramblock_used(json_string_value(text), "pc.bios") : 0;
+
+    json_decref(text);
+    return size;
 }
 
 int qemu_other_ram(struct qemu *q, const struct xm_ram *ram, uint64_t *bytes, struct xm_error *e)

@@ -46,6 +46,11 @@ int qemu_adopt(struct qemu *, const char *run_dir, struct xm_error *);
 int qemu_other_ram(struct qemu *, const struct xm_ram *, uint64_t *bytes, struct xm_error *);
 /* The sum of the column «Used» in the answer to the monitor's `info ramblock`. */
 uint64_t qemu_ramblocks_sum(const char *text);
+/* The bytes in use of the block NAME there; 0: it has no such block. */
+uint64_t qemu_ramblock_used(const char *text, const char *name);
+/* The size of the firmware that it was started with, as it is part of the guest's RAM; 0: not known. The file
+ * may be another one by now. */
+uint64_t qemu_firmware_size(struct qemu *);
 /* Whatever migration it is in, it is in none when this returns 0. */
 int qemu_cancel_migration(struct qemu *, uint64_t timeout_ns, struct xm_error *);
 /* The guest runs when this returns 0. */

@@ -192,6 +192,16 @@ static int cmd_resume(struct shim *s, struct client *c, const json_t *request, j
     return machine_resume(&s->machine, e);
 }
 
+static int cmd_firmware(struct shim *s, struct client *c, const json_t *request, json_t *reply,
+                        struct xm_error *e)
+{
+    (void)c, (void)request;
+    if (s->source || s->destination)
+        return xm_error_set(e, EBUSY, "VM %s is in a migration", s->machine.spec.name);
+    json_object_set_new(reply, "bytes", json_integer((json_int_t)qemu_firmware_size(&s->machine.qemu)));
+    return 0;
+}
+
 static int cmd_decide(struct shim *s, struct client *c, const json_t *request, json_t *reply,
                       struct xm_error *e)
 {
@@ -207,9 +217,10 @@ static const struct {
     const char *name;
     command_fn *fn;
 } commands[] = {
-    {"status", cmd_status},   {"subscribe", cmd_subscribe}, {"stop", cmd_stop}, {"migrate", cmd_migrate},
-    {"storage", cmd_storage}, {"abort", cmd_abort},         {"set", cmd_set},   {"link", cmd_link},
-    {"decide", cmd_decide},   {"resume", cmd_resume},
+    {"status", cmd_status},   {"subscribe", cmd_subscribe}, {"stop", cmd_stop},
+    {"migrate", cmd_migrate}, {"storage", cmd_storage},     {"abort", cmd_abort},
+    {"set", cmd_set},         {"link", cmd_link},           {"decide", cmd_decide},
+    {"resume", cmd_resume},   {"firmware", cmd_firmware},
 };
 
 json_t *shim_command(struct shim *s, struct client *c, json_t *request, bool *subscribe)

@@ -194,6 +194,7 @@ ${XM_LAB_LIMITS:-}
 bridge = br0
 kernels = $guest
 firmware = $guest
+firmware = $store/firmware
 firmware = /usr/share/OVMF
 images = $store/images
 

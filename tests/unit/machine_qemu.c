@@ -163,6 +163,15 @@ static void ram_blocks_are_summed(void **state)
                                         " a 0xb    2 MiB  0x0000000000000000 0x0000000004000000 "
                                         "0x0000000005000000 0x00007f802be00000  rw\n"),
                      0x4000000);
+    assert_int_equal(
+        qemu_ramblock_used(
+            "              Block Name    PSize              Offset               Used              Total\r\n"
+            "                    mem0    4 KiB  0x0000000000000000 0x0000000004000000 0x0000000004000000\r\n"
+            "                pc.bios2    4 KiB  0x0000000000000000 0x0000000000000001 0x0000000000000001\r\n"
+            "                 pc.bios    4 KiB  0x0000000004000000 0x0000000000200000 0x0000000000200000\r\n",
+            "pc.bios"),
+        0x200000);
+    assert_int_equal(qemu_ramblock_used("", "pc.bios"), 0);
     assert_int_equal(qemu_ramblocks_sum("unknown command: 'info ramblock'\r\n"), 0);
     assert_int_equal(qemu_ramblocks_sum(""), 0);
 }
