@@ -41,6 +41,44 @@ static bool older(const struct host_facts *h, const struct admission_request *r)
            version_number(h->qemu_version) < version_number(r->qemu_version);
 }
 
+/* Where Debian has it. */
+static const char *package_of(const char *program)
+{
+    return !strcmp(program, "qemu-system-x86_64") || !strcmp(program, "qemu-system-i386")
+               ? " (in Debian: package qemu-system-x86)"
+               : "";
+}
+
+static bool has_pci_devices(const struct vm_spec *s)
+{
+    const struct vm_devices *d = &s->devices;
+
+    return s->disks || s->nics || d->rng || d->balloon || d->guest_agent || d->tablet || d->video || d->vnc;
+}
+
+static void judge_machine(const struct host_facts *h, const struct admission_request *r, json_t *why)
+{
+    const struct vm_spec *s = r->spec;
+
+    if (!h->machine && r->start)
+        because(why, "QEMU %s on %s has no machine type '%s'%s%s", h->qemu_version, h->host, s->machine,
+                h->machine_like ? "; it has, for one, " : "", h->machine_like ? h->machine_like : "");
+    else if (!h->machine)
+        because(why,
+                "QEMU %s on %s has no machine type '%s': power %s off and start it with one that both hosts "
+                "know%s%s",
+                h->qemu_version, h->host, s->machine, s->name, h->machine_like ? ", such as " : "",
+                h->machine_like ? h->machine_like : "");
+    else if (h->machine_why)
+        because(why, "QEMU %s on %s cannot make the machine '%s': %s", h->qemu_version, h->host, s->machine,
+                h->machine_why);
+    else if (h->no_pci && has_pci_devices(s))
+        because(why,
+                "the machine '%s' of QEMU %s on %s has no PCI bus, which the disks, network cards and other "
+                "devices of %s need: use q35 or pc",
+                s->machine, h->qemu_version, h->host, s->name);
+}
+
 static void judge_qemu(const struct host_facts *h, const struct admission_request *r, json_t *why)
 {
     const struct vm_spec *s = r->spec;
@@ -49,11 +87,10 @@ static void judge_qemu(const struct host_facts *h, const struct admission_reques
         if (h->qemu_why)
             because(why, "QEMU on %s cannot be asked what it knows: %s", h->host, h->qemu_why);
         else
-            because(why, "%s has no program '%s'", h->host, s->qemu);
+            because(why, "%s has no program '%s'%s", h->host, s->qemu, package_of(s->qemu));
         return;
     }
-    if (!h->machine)
-        because(why, "QEMU %s on %s has no machine type '%s'", h->qemu_version, h->host, s->machine);
+    judge_machine(h, r, why);
     if (older(h, r) && !r->allow_older)
         because(why,
                 "QEMU %s on %s is older than %s on %s; with --allow-older it is tried when machine type and "
@@ -68,6 +105,11 @@ static void judge_qemu(const struct host_facts *h, const struct admission_reques
         return;
     if (h->kvm == KVM_NONE)
         because(why, "%s needs KVM and %s has none: %s", s->name, h->host, h->kvm_why ? h->kvm_why : "?");
+    else if (r->start && h->kvm < KVM_WHOLE && !h->partial_kvm)
+        because(why,
+                "%s needs KVM and that of %s runs no ordinary guest: %s; without accel it runs by software "
+                "emulation, which is slow",
+                s->name, h->host, h->kvm_why ? h->kvm_why : "?");
     else if (!r->start && h->kvm < r->kvm)
         because(why, "KVM on %s can do less than on %s, and %s might not run there: %s", h->host, r->source,
                 s->name, h->kvm_why ? h->kvm_why : "?");
@@ -80,6 +122,23 @@ static bool has_word(const char *list, const char *word, size_t n)
             return true;
     }
     return false;
+}
+
+/* What QEMU would end with when it starts. */
+static void judge_cpu_name(const struct host_facts *h, const struct admission_request *r, json_t *why)
+{
+    const struct vm_spec *s = r->spec;
+    bool kvm = s->accel && !strncmp(s->accel, "kvm", 3);
+    bool host = s->cpu && !strncmp(s->cpu, "host", 4) && (!s->cpu[4] || s->cpu[4] == ',');
+
+    if (host && !kvm && r->start)
+        because(why,
+                "the CPU 'host' is the processor's own, which only KVM can give to %s, and its accel is tcg: "
+                "leave cpu out, or name a model",
+                s->name);
+    else if (h->cpu_unknown && (r->start || !(kvm || older(h, r)))) /* else judge_features says so */
+        because(why, "the CPU '%s' of %s: %s (on %s); `%s -cpu help` lists models and flags",
+                s->cpu ? s->cpu : "?", s->name, h->cpu_why, h->host, s->qemu);
 }
 
 /* With the host's own CPU in the guest, the guest has seen all of the source's flags; told by the kernel
@@ -195,7 +254,7 @@ static void judge_kernel(const struct host_facts *h, json_t *why)
         because(why, "%s: %s", h->host, h->no_tracking);
 }
 
-/* A kernel and an initrd matter when the guest boots. The firmware is ROM that the guest goes on to have: QEMU
+/* A kernel and an initrd matter when the guest boots. The firmware is ROM that the guest keeps: QEMU
  * refuses device state with one of another size. Debian's files of one path are of different sizes in its
  * releases. */
 static void judge_firmware(const struct host_facts *h, const struct admission_request *r, json_t *why)
@@ -406,6 +465,7 @@ unsigned admit(const struct host_facts *h, const struct admission_request *r, js
     }
     judge_record(h, r, reasons);
     judge_qemu(h, r, reasons);
+    judge_cpu_name(h, r, reasons);
     judge_cpu(h, r, reasons);
     judge_features(h, r, reasons);
     if (!r->start)

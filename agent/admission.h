@@ -29,16 +29,21 @@ struct fact_link {
 struct host_facts {
     const char *host;
     unsigned protocol;
-    const char *qemu_version;      /* of the program that the VM wants; NULL: it is not there */
-    const char *qemu_why;          /* without a version: why it cannot be asked; NULL: it is not there */
-    bool machine;                  /* that QEMU has the machine type */
-    enum kvm_level kvm;            /* what KVM can run */
-    const char *kvm_why;           /* below KVM_WHOLE: why no more */
-    const char *no_tracking;       /* why the memory of VMs cannot be tracked; NULL: it can */
-    const json_t *cpu;             /* features that the VM's CPU has with this QEMU; NULL: not known */
-    const char *cpu_why;           /* why not */
-    const char *cpu_flags;         /* of /proc/cpuinfo, separated by blanks */
-    bool bridge[VM_NICS_MAX];      /* by NIC: its bridge exists */
+    const char *qemu_version; /* of the program that the VM wants; NULL: it is not there */
+    const char *qemu_why;     /* without a version: why it cannot be asked; NULL: it is not there */
+    bool machine;             /* that QEMU has the machine type */
+    const char *machine_like; /* one that it has, and that both sides know; NULL: none */
+    const char *machine_why;  /* why it cannot make it, options and all; NULL: it can, or was not tried */
+    bool no_pci;              /* the machine has no bus for PCI devices; found out for a start alone */
+    enum kvm_level kvm;       /* what KVM can run */
+    const char *kvm_why;      /* below KVM_WHOLE: why no more */
+    const char *no_tracking;  /* why the memory of VMs cannot be tracked; NULL: it can */
+    const json_t *cpu;        /* features that the VM's CPU has with this QEMU; NULL: not known */
+    const char *cpu_why;      /* why not */
+    bool cpu_unknown;         /* cpu_why is that QEMU knows no such model or flag */
+    bool partial_kvm;         /* a VM may be started with less than KVM_WHOLE */
+    const char *cpu_flags;    /* of /proc/cpuinfo, separated by blanks */
+    bool bridge[VM_NICS_MAX]; /* by NIC: its bridge exists */
     bool kernel, initrd, firmware; /* the file is there, and may be used by who asks */
     bool cdrom[VM_CDROMS_MAX];     /* likewise */
     bool vnc_address;              /* it gives VMs an address for VNC */

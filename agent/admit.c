@@ -37,13 +37,25 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
     f->protocol = AGENT_PROTOCOL;
     f->qemu_version = q ? q->version : NULL;
     f->machine = q && qemu_facts_machine(q, s->machine, full);
+    if (q && !f->machine)
+        qemu_facts_machine_like(q, s->machine, r->start ? NULL : r->qemu_version, g->machine_like);
+    f->machine_like = g->machine_like[0] ? g->machine_like : NULL;
     if (!r->start && probe_tracking(&g->tracking) < 0)
         f->no_tracking = g->tracking.text;
     f->kvm = kvm ? kvm_probe(&g->kvm) : KVM_NONE;
     f->kvm_why = g->kvm.text;
-    if (q && !r->start && r->cpu && s->cpu && (!kvm || f->kvm != KVM_NONE))
+    f->partial_kvm = a->conf.partial_kvm;
+    bool works = !kvm || f->kvm >= (r->start && !f->partial_kvm ? KVM_WHOLE : KVM_PART);
+    if (q && (r->start || r->cpu) && s->cpu && works)
         f->cpu = g->cpu = qemu_facts_cpu(s->qemu, s->accel, s->cpu, &g->no_cpu);
     f->cpu_why = g->no_cpu.code ? g->no_cpu.text : NULL;
+    f->cpu_unknown = g->no_cpu.code == EINVAL;
+    if (f->machine && r->start && s->accel && works) {
+        bool pci;
+        if (qemu_machine_try(s->qemu, s->machine, s->accel, &pci, &g->no_machine) < 0)
+            f->machine_why = g->no_machine.text;
+        f->no_pci = !pci;
+    }
     f->cpu_flags = facts_cpu_flags();
     for (unsigned i = 0; i < s->nics; i++)
         f->bridge[i] = s->nic[i].bridge[0] && facts_bridge(s->nic[i].bridge);

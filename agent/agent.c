@@ -229,6 +229,12 @@ int agent_run(struct config *conf, struct xm_error *e)
         if (probe_tracking(&no) < 0)
             xm_log(XM_LOG_WARN, "host %s can move disks alone, and no VM to or from it: %s", a->conf.name,
                    no.text);
+        if (!qemu_present(VM_QEMU))
+            xm_log(XM_LOG_WARN,
+                   "host %s has no program " VM_QEMU
+                   " (in Debian: package qemu-system-x86): it can run no VM "
+                   "that names no other",
+                   a->conf.name);
         jobs_load(a);
         vms_adopt(a);
         jobs_settle(a);

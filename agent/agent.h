@@ -249,7 +249,8 @@ struct gathered {
     struct host_facts facts; /* points into what follows, and into the configuration */
     struct fact_datastore datastore[CONFIG_MANY];
     struct fact_link link[CONFIG_MANY];
-    struct xm_error tracking, kvm, qemu, no_cpu;
+    struct xm_error tracking, kvm, qemu, no_cpu, no_machine;
+    char machine_like[64];
     json_t *cpu;
 };
 void gathered_free(struct gathered *);

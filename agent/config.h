@@ -33,6 +33,7 @@ struct conf_peer {
 struct config {
     char *name, *state_dir, *run_dir, *engine;
     char *shim;        /* the program xmigrate-shim; default: beside this one */
+    bool partial_kvm;  /* VMs may be started with a KVM that runs no ordinary guest */
     char *vnc_address; /* where VMs' displays with a number listen; NULL: nowhere */
     char *listen_address;
     unsigned port; /* 0: any free one (for tests) */

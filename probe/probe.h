@@ -46,13 +46,28 @@ const struct qemu_facts *qemu_facts(const char *program, struct xm_error *);
  * ("pc-q35-7.2"), options kept. */
 bool qemu_facts_machine(const struct qemu_facts *, const char *machine, char full[128]);
 
+/* The newest machine type of the same kind ("pc-q35-": up to its version) that it has and a QEMU of `version`
+ * (NULL: any) knows, too, by the number in its name; "" when it has none. */
+void qemu_facts_machine_like(const struct qemu_facts *, const char *machine, const char *version,
+                             char like[64]);
+
+/* PATH finds it (or it is there, by its whole path). It is not run. */
+bool qemu_present(const char *program);
+
+/* Can it make this machine, options and all, with this accelerator? Tried, with no guest in it. *pci: the
+ * machine has a bus for PCI devices. 0, also when that could not be found out in time (*pci is true then);
+ * -EINVAL with QEMU's first line. At most 10 s, once per program file, machine and accelerator. */
+int qemu_machine_try(const char *program, const char *machine, const char *accel, bool *pci,
+                     struct xm_error *);
+
 /* It tells its guests that the rings of their devices may be larger than they are (10.0.13 does: 1024). A guest
  * that has set up such rings is refused by a QEMU that looks (11.1). False also when it cannot be found out. At
  * most 10 s, once per program. */
 bool qemu_facts_large_rings(const char *program);
 
 /* The CPU features that a guest sees with this -cpu and accelerator ("tcg" or "kvm", options behind a comma
- * are ignored): a sorted array of names, a new reference; NULL with a sentence. */
+ * are ignored): a sorted array of names, a new reference; NULL with a sentence (-EINVAL: there is no such
+ * model, or no such flag). */
 json_t *qemu_facts_cpu(const char *program, const char *accel, const char *cpu, struct xm_error *);
 
 #endif

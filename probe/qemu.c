@@ -93,6 +93,11 @@ static struct identity identify(const char *program)
     return id;
 }
 
+bool qemu_present(const char *program)
+{
+    return identify(program).ino != 0;
+}
+
 struct known {
     struct known *next;
     char *key; /* program; for CPUs with accelerator and CPU */
@@ -226,6 +231,40 @@ bool qemu_facts_machine(const struct qemu_facts *q, const char *machine, char fu
     return false;
 }
 
+/* "pc-q35-10.2" -> 10 * 1000 + 2, and where the number begins; 0: it has none. */
+static unsigned machine_number(const char *name, size_t *at)
+{
+    const char *dash = strrchr(name, '-');
+    unsigned major = 0, minor = 0;
+
+    *at = dash ? (size_t)(dash + 1 - name) : 0;
+    return dash && sscanf(dash + 1, "%u.%u", &major, &minor) == 2 && minor < 1000 ? major * 1000 + minor : 0;
+}
+
+void qemu_facts_machine_like(const struct qemu_facts *q, const char *machine, const char *version,
+                             char like[64])
+{
+    char kind[64], wanted[64];
+    unsigned major = 0, minor = 0, best = 0;
+    unsigned most =
+        version && sscanf(version, "%u.%u", &major, &minor) == 2 && minor < 1000 ? major * 1000 + minor : ~0u;
+    const json_t *m;
+    size_t at, i;
+
+    like[0] = 0;
+    snprintf(wanted, sizeof wanted, "%.*s", (int)XM_MIN(strcspn(machine, ","), sizeof wanted - 1), machine);
+    bool numbered = machine_number(wanted, &at) != 0;
+    snprintf(kind, sizeof kind, "%.*s", numbered ? (int)at : 7, numbered ? wanted : "pc-q35-");
+    json_array_foreach (q->machines, i, m) {
+        const char *name = xm_json_str(m, "name", "");
+        unsigned n = machine_number(name, &at);
+        if (n > best && n <= most && strlen(kind) == at && !strncmp(name, kind, at)) {
+            best = n;
+            snprintf(like, 64, "%s", name);
+        }
+    }
+}
+
 /* ---- CPUs ---- */
 
 /* Properties of QEMU's CPU object that are true or false, and no feature that a guest could use. pcommit:
@@ -274,8 +313,8 @@ static json_t *cpu_model(const char *cpu)
             *value++ = 0;
         if (word[0] == '+' || word[0] == '-')
             json_object_set_new(props, word + 1, json_boolean(word[0] == '+'));
-        else if (word[0] && value && (!strcmp(value, "on") || !strcmp(value, "off")))
-            json_object_set_new(props, word, json_boolean(!strcmp(value, "on")));
+        else if (word[0] && (!value || !strcmp(value, "on") || !strcmp(value, "off")))
+            json_object_set_new(props, word, json_boolean(!value || !strcmp(value, "on")));
     }
     return json_pack("{s:s, s:{s:s, s:{s:s%, s:o}}}", "execute", "query-cpu-model-expansion", "arguments",
                      "type", "full", "model", "name", cpu, n, "props", props);
@@ -304,6 +343,29 @@ static json_t *features_of(const json_t *expansion, const json_t *unavailable)
     return list;
 }
 
+/* The sentence for what QEMU does not take: which of the flags, when it knows the model. */
+static void what_is_unknown(const char *program, const char *accel, const char *cpu, struct xm_error *e)
+{
+    int n = (int)strcspn(cpu, ",");
+    char *model = xm_printf("%.*s", n, cpu);
+    json_t *answers = converse(program, accel, json_pack("[o]", cpu_model(model)), NULL);
+    json_t *asked = cpu_model(cpu), *v;
+    const json_t *known = json_object_get(json_object_get(json_array_get(answers, 0), "model"), "props");
+    json_t *props = json_object_get(json_object_get(json_object_get(asked, "arguments"), "model"), "props");
+    const char *key;
+
+    xm_error_set(e, EINVAL, "QEMU does not know the CPU '%.60s' with %s", cpu, accel);
+    json_object_foreach (props, key, v) {
+        if (json_is_object(known) && !json_object_get(known, key)) {
+            xm_error_set(e, EINVAL, "QEMU knows no flag '%.40s' of the CPU '%.60s'", key, model);
+            break;
+        }
+    }
+    json_decref(asked);
+    json_decref(answers);
+    free(model);
+}
+
 /* The features of one model, and those that the accelerator cannot give to it. */
 static void ask_cpu(const char *program, const char *accel, const char *cpu, struct known *k)
 {
@@ -318,7 +380,7 @@ static void ask_cpu(const char *program, const char *accel, const char *cpu, str
             unavailable = json_object_get(model, "unavailable-features");
     }
     if (answers && !json_is_object(expansion))
-        xm_error_set(&k->error, EINVAL, "QEMU does not know the CPU '%.60s' with %s", cpu, accel);
+        what_is_unknown(program, accel, cpu, &k->error);
     else if (answers)
         k->features = features_of(expansion, unavailable);
     if (!k->features)

@@ -84,7 +84,7 @@ void spec_set_defaults(struct vm_spec *s)
     if (!s->vcpus)
         s->vcpus = 1;
     if (!s->qemu)
-        s->qemu = xm_printf("qemu-system-x86_64");
+        s->qemu = xm_printf(VM_QEMU);
     if (!s->machine)
         s->machine = xm_printf("q35");
     for (unsigned i = 0; i < s->disks; i++) {

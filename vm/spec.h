@@ -8,6 +8,7 @@
 #define VM_DISKS_MAX 16
 #define VM_NICS_MAX  8
 #define VM_NAME_MAX  63
+#define VM_QEMU      "qemu-system-x86_64" /* the program of one that names none */
 
 #define VM_CDROMS_MAX 4
 

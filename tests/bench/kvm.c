@@ -175,6 +175,7 @@ int main(int argc, char **argv)
     if (access("/dev/kvm", R_OK | W_OK))
         bench_die("/dev/kvm is missing or not ours to use");
     version_use(version_of_ours());
+    setenv("XM_LAB_PARTIAL_KVM", "yes", 1);
     lab_up();
     while (left) {
         unsigned moves = XM_MIN(left, (unsigned)BLOCK);

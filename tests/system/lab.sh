@@ -12,7 +12,7 @@
 # Environment: XM_PREFIX (xm; another one for each lab at once), XM_BUILD (build), XM_ENGINE (auto), XM_LAB_VM=no (no guest),
 # XM_LAB_RATE (1gbit, say: shapes both links), XM_LAB_SYSTEM, XM_LAB_DATA (disk sizes: 1G, 512M), XM_LAB_APPEND (guest's parameters),
 # XM_LAB_QEMU_A, XM_LAB_QEMU_B (a directory with that host's qemu-system-x86_64: its agent's PATH begins with it; tests/debian13.sh
-# --qemu prints such), XM_LAB_FS=yes (ext4 on «data» instead of records), XM_LAB_LINK_TIMEOUT (5s), XM_LAB_LIMITS (more lines of [limits]), XM_LAB_PROXY=yes (host B is reached by
+# --qemu prints such), XM_LAB_FS=yes (ext4 on «data» instead of records), XM_LAB_LINK_TIMEOUT (5s), XM_LAB_PARTIAL_KVM=yes ([host] partial_kvm), XM_LAB_LIMITS (more lines of [limits]), XM_LAB_PROXY=yes (host B is reached by
 # xm-client proxy 10.8.0.2,10.1.0.2,10.2.0.2 7070 ... alone).
 set -e
 here=$(cd "$(dirname "$0")" && pwd)
@@ -181,6 +181,7 @@ name = host$1
 state_dir = $run/$1/state
 run_dir = $run/$1/run
 engine = ${XM_ENGINE:-auto}
+partial_kvm = ${XM_LAB_PARTIAL_KVM:-no}
 
 [listen]
 address = $5

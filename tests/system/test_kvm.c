@@ -31,7 +31,9 @@ static int lab_setup(void **state)
     (void)state;
     if (kvm >= 0)
         close(kvm);
-    return works ? lab_group_setup("kvm", "XM_LAB_VM=no XM_LAB_SYSTEM=512M XM_LAB_DATA=64M") : 0;
+    return works ? lab_group_setup("kvm",
+                                   "XM_LAB_VM=no XM_LAB_PARTIAL_KVM=yes XM_LAB_SYSTEM=512M XM_LAB_DATA=64M")
+                 : 0;
 }
 
 static int lab_teardown(void **state)

@@ -170,7 +170,16 @@ static void each_thing_that_lacks_is_said(void **state)
     host.vnc_address = true;
     must_say(NULL);
     host.machine = false;
-    must_say("QEMU 7.2.22 on hostb has no machine type 'pc-q35-7.2'");
+    must_say("QEMU 7.2.22 on hostb has no machine type 'pc-q35-7.2': power web1 off and start it with one "
+             "that both "
+             "hosts know");
+    host.machine_like = "pc-q35-7.1";
+    must_say("QEMU 7.2.22 on hostb has no machine type 'pc-q35-7.2': power web1 off and start it with one "
+             "that both "
+             "hosts know, such as pc-q35-7.1");
+    req.start = true;
+    must_say("QEMU 7.2.22 on hostb has no machine type 'pc-q35-7.2'; it has, for one, pc-q35-7.1");
+    req.start = false;
     host.machine = true;
     req.qemu_version = "8.0.0";
     must_say("QEMU 7.2.22 on hostb is older than 8.0.0 on hosta; with --allow-older it is tried when machine "
@@ -178,7 +187,7 @@ static void each_thing_that_lacks_is_said(void **state)
     req.qemu_version = "7.2.99"; /* the same series: the stream is the same */
     must_say(NULL);
     host.qemu_version = NULL;
-    must_say("hostb has no program 'qemu-system-x86_64'");
+    must_say("hostb has no program 'qemu-system-x86_64' (in Debian: package qemu-system-x86)");
     host.qemu_version = "7.2.22";
     host.kvm = KVM_NONE;
     host.kvm_why = "no way";
@@ -243,7 +252,9 @@ static void features_seen_may_not_go_away(void **state)
     req.cpu = less;
     must_say(NULL);
     host.machine = false;
-    must_say("QEMU 7.2.22 on hostb has no machine type 'pc-q35-7.2'");
+    must_say("QEMU 7.2.22 on hostb has no machine type 'pc-q35-7.2': power web1 off and start it with one "
+             "that both "
+             "hosts know");
     host.machine = true;
     host.cpu = NULL;
     host.cpu_why = "QEMU does not know the CPU 'max' with tcg";
@@ -328,7 +339,7 @@ static void features_that_cannot_be_asked_for_are_a_reason(void **state)
     must_say("web1 needs KVM and hostb has none: no way");
     host.kvm = KVM_WHOLE;
     host.qemu_version = NULL;
-    must_say("hostb has no program 'qemu-system-x86_64'");
+    must_say("hostb has no program 'qemu-system-x86_64' (in Debian: package qemu-system-x86)");
     json_decref(list);
 }
 
@@ -443,6 +454,43 @@ static void firmware_of_another_size_is_refused_by_name(void **state)
     must_say(NULL);
 }
 
+/* QEMU was started all the same, and its last words were what the user read. */
+static void what_qemu_would_not_start_with_is_refused_by_name(void **state)
+{
+    (void)state;
+    req = (struct admission_request){.spec = &vm, .start = true, .source = "hostb"};
+    must_say(NULL);
+    host.kvm = KVM_PART;
+    host.kvm_why = "no SSE";
+    must_say(
+        "web1 needs KVM and that of hostb runs no ordinary guest: no SSE; without accel it runs by software "
+        "emulation, which is slow");
+    host.partial_kvm = true;
+    must_say(NULL);
+    vm.accel = (char *)"tcg";
+    must_say("the CPU 'host' is the processor's own, which only KVM can give to web1, and its accel is tcg: "
+             "leave cpu "
+             "out, or name a model");
+    vm.cpu = (char *)"max,+foo";
+    host.cpu_why = "QEMU knows no flag 'foo' of the CPU 'max'";
+    must_say(NULL); /* it may be that it could not be asked: then QEMU says it itself */
+    host.cpu_unknown = true;
+    must_say("the CPU 'max,+foo' of web1: QEMU knows no flag 'foo' of the CPU 'max' (on hostb); "
+             "`qemu-system-x86_64 -cpu help` lists models and flags");
+    host.cpu_unknown = false;
+    host.no_pci = true;
+    must_say(
+        "the machine 'pc-q35-7.2' of QEMU 7.2.22 on hostb has no PCI bus, which the disks, network cards and "
+        "other devices of web1 need: use q35 or pc");
+    vm.disks = vm.nics = 0;
+    must_say(NULL);
+    vm.devices.rng = true;
+    json_array_clear(reasons);
+    assert_int_equal(admit(&host, &req, reasons, &chosen), 1);
+    host.machine_why = "it says no";
+    must_say("QEMU 7.2.22 on hostb cannot make the machine 'pc-q35-7.2': it says no");
+}
+
 static void another_protocol_is_the_only_reason(void **state)
 {
     (void)state;
@@ -502,6 +550,7 @@ int main(void)
         TEST(disks_stay_only_where_both_reach_them),
         TEST(all_reasons_come_at_once),
         TEST(firmware_of_another_size_is_refused_by_name),
+        TEST(what_qemu_would_not_start_with_is_refused_by_name),
         TEST(another_protocol_is_the_only_reason),
         TEST(large_rings_go_where_they_are_taken),
         TEST(a_start_is_not_asked_for_links_and_space),

@@ -117,6 +117,85 @@ static void without_kvm_a_vm_for_it_is_refused_by_that_name(void **state)
     json_decref(answer);
 }
 
+static void write_vm(const char *lines)
+{
+    FILE *f = fopen(in_dir(t, "spec.ini"), "we");
+
+    fprintf(f,
+            "[vm]\nname = web1\nmemory = 16M\n%s\n[disk root]\ndatastore = ds\nfile = web1.raw\nsize = 1M\n",
+            lines);
+    fclose(f);
+}
+
+static void start_must_say(const char *lines, const char *part)
+{
+    write_vm(lines);
+    json_t *answer = start();
+    const char *error = xm_json_str(answer, "error", "");
+
+    if (xm_json_int(answer, "exit", 0) != 3 || !strstr(error, part))
+        fail_msg("%s: %s", lines, json_dumps(answer, 0));
+    json_decref(answer);
+    assert_false(exists(t, "ds/web1.raw")); /* refused before anything was made */
+}
+
+/* QEMU was started with each of them, and the user read its last words. */
+static void what_qemu_would_not_take_is_refused_by_name(void **state)
+{
+    (void)state;
+    assert_int_equal(test_agent_start(t), 0);
+    start_must_say("accel = tcg\ncpu = Skilake", "QEMU does not know the CPU 'Skilake' with tcg");
+    start_must_say("accel = tcg\ncpu = qemu64,+sse4_1,+foo,-bar",
+                   "QEMU knows no flag 'foo' of the CPU 'qemu64'");
+    start_must_say("accel = tcg\ncpu = qemu64,foo", "QEMU knows no flag 'foo' of the CPU 'qemu64'");
+    start_must_say("accel = tcg\ncpu = host",
+                   "the CPU 'host' is the processor's own, which only KVM can give");
+    start_must_say("accel = tcg\nmachine = pc-q35-0.1",
+                   "has no machine type 'pc-q35-0.1'; it has, for one, pc-q35-");
+    start_must_say("accel = tcg\nmachine = q36", "has no machine type 'q36'; it has, for one, pc-q35-");
+    start_must_say("accel = tcg\nmachine = q35,foo=bar", "cannot make the machine 'pc-q35-");
+    start_must_say("accel = tcg\nmachine = microvm", "the machine 'microvm' of QEMU ");
+    start_must_say("accel = tcg\nmachine = isapc", "has no PCI bus, which the disks, ");
+    start_must_say("accel = tcg\nmachine = none", "has no PCI bus, which the disks, ");
+    write_vm("accel = tcg\nmachine = q35,usb=off\ncpu = qemu64,+sse4_1,-svm,aes=on,vendor=GenuineIntel");
+    json_t *answer = start();
+    if (!xm_json_bool(answer, "ok", false))
+        fail_msg("%s", json_dumps(answer, 0));
+    json_decref(answer);
+}
+
+/* accel = kvm in so many words was believed where accel unset was probed. */
+static void a_partial_kvm_is_refused_by_that_name(void **state)
+{
+    (void)state;
+    struct xm_error why = {0};
+
+    if (kvm_probe(&why) != KVM_PART) {
+        print_message("skipped: no /dev/kvm here, or one that runs every guest\n");
+        skip();
+    }
+    assert_int_equal(test_agent_start(t), 0);
+    start_must_say("accel = kvm",
+                   "web1 needs KVM and that of hosta runs no ordinary guest: KVM does not run a guest");
+}
+
+static void a_host_without_qemu_says_so_when_its_agent_starts(void **state)
+{
+    (void)state;
+    char *path = xm_printf("%s", getenv("PATH"));
+
+    setenv("PATH", in_dir(t, "ds"), 1);
+    assert_int_equal(test_agent_start(t), 0);
+    setenv("PATH", path, 1);
+    free(path);
+    assert_true(
+        log_says("host hosta has no program qemu-system-x86_64 (in Debian: package qemu-system-x86)"));
+    json_t *answer = start();
+    assert_non_null(
+        strstr(xm_json_str(answer, "error", ""), "no program 'qemu-system-x86_64' (in Debian: package"));
+    json_decref(answer);
+}
+
 /* KVM only where it can run an ordinary guest; else the user is told of software emulation, and why. */
 static void without_accel_a_vm_gets_what_works(void **state)
 {
@@ -148,6 +227,9 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(both_sides_say_that_memory_cannot_be_tracked, make, take_away),
         cmocka_unit_test_setup_teardown(without_kvm_a_vm_for_it_is_refused_by_that_name, make, take_away),
+        cmocka_unit_test_setup_teardown(what_qemu_would_not_take_is_refused_by_name, make, take_away),
+        cmocka_unit_test_setup_teardown(a_partial_kvm_is_refused_by_that_name, make, take_away),
+        cmocka_unit_test_setup_teardown(a_host_without_qemu_says_so_when_its_agent_starts, make, take_away),
         cmocka_unit_test_setup_teardown(without_accel_a_vm_gets_what_works, make, take_away),
     };
     int status;

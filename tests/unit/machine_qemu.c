@@ -206,6 +206,26 @@ static const struct qemu_facts *real(void)
     return q;
 }
 
+/* What is advised when a machine type is not known. */
+static void a_machine_that_both_know_is_found(void **state)
+{
+    (void)state;
+    struct qemu_facts q = {.machines = json_pack("[{s:s}, {s:s}, {s:s}, {s:s}, {s:s}]", "name", "pc-q35-9.2",
+                                                 "name", "pc-q35-10.0", "name", "pc-i440fx-10.0", "name",
+                                                 "none", "name", "pc-q35-7.2")};
+    char like[64];
+
+    qemu_facts_machine_like(&q, "pc-q35-2.4,usb=off", NULL, like);
+    assert_string_equal(like, "pc-q35-10.0"); /* by number, not by letter */
+    qemu_facts_machine_like(&q, "pc-q35-2.4", "9.2.1", like);
+    assert_string_equal(like, "pc-q35-9.2");
+    qemu_facts_machine_like(&q, "pc-i440fx-2.4", "9.2.1", like); /* it has none that the other knows */
+    assert_string_equal(like, "");
+    qemu_facts_machine_like(&q, "foo", "8.0", like);
+    assert_string_equal(like, "pc-q35-7.2");
+    json_decref(q.machines);
+}
+
 static void a_real_one_says_what_it_is(void **state)
 {
     (void)state;
@@ -459,6 +479,7 @@ int main(void)
         cmocka_unit_test(new_devices_stand_behind_the_others),
         cmocka_unit_test(firmware_with_variables_is_flash),
         cmocka_unit_test(ram_blocks_are_summed),
+        cmocka_unit_test(a_machine_that_both_know_is_found),
         cmocka_unit_test(a_real_one_says_what_it_is),
         cmocka_unit_test(a_real_one_says_how_large_its_rings_are),
         cmocka_unit_test(a_real_one_says_what_its_cpus_have),
