@@ -85,8 +85,8 @@ static void scenario(const char *name, const char *fault_host, const char *fault
     guest_verify();
     host_must_be_clean_but(other, ".img");
     assert_int_equal(xmigrate_run(home, 0, NULL, "stop --force %s", name), 0);
-    assert_int_equal(xmigrate_run(home, 0, NULL, "undefine %s", name),
-                     0); /* the next has the same loop device */
+    /* The next one has the same loop device. */
+    assert_int_equal(xmigrate_run(home, 0, NULL, "undefine %s", name), 0);
     assert_int_equal(sh(NULL, 10, "rm -f %s/?/ds?/%s-*", lab_store_dir(), name), 0);
 }
 
@@ -159,6 +159,7 @@ static void all_die_between_the_records(const char *name, bool power_cut)
     guest_verify();
     host_must_be_clean_but("b", ".img");
     assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force %s", name), 0);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "undefine %s", name), 0);
     assert_int_equal(sh(NULL, 10, "rm -f %s/?/ds?/%s-*", lab_store_dir(), name), 0);
 }
 

@@ -208,6 +208,7 @@ static void there_and_back(void **state)
         fprintf(stderr, "%s: refused by name for its large rings\n", c->name);
         assert_true(a->major == 10 && b->major >= 11);
         assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force v1"), 0);
+        assert_int_equal(xmigrate_run("a", 0, NULL, "undefine v1"), 0);
         return;
     }
     move("a", a, b);
