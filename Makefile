@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # xmigrate: see README.md for what to run, HACKING.md for how the code is laid out.
 #
 #   make              build everything into build/

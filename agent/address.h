@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* agent/address.h: numeric IP addresses of peers and links, compared without their ports. */
 #ifndef XM_AGENT_ADDRESS_H
 #define XM_AGENT_ADDRESS_H

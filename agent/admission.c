@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "agent/admission.h"
 #include "agent/address.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* agent/admission.h: may this VM come here? A pure function over what a host is and what is asked of it, so
  * that every rule of docs/design.md, «Admission», is tested without a host. It collects every reason against
  * at once: who asks has one round to fix them all. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What this host is, for admission; and the disks' files. */
 #include "agent/agent.h"
 #include "agent/facts.h"

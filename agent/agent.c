@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The agent's start, loop and end. See agent/agent.h for its threads.
  *
  * Start: directories, a lock against a second agent, ended jobs, the VMs that are there; the sockets come

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* agent/agent.h: xmigrated, the agent of one host. HACKING.md tells its protocols.
  *
  * Threads. The main thread waits for connections (epoll). Each connection has a

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Which boot of the host this is, and the VMs that start by themselves in it.
  *
  * A boot is told by run_dir/boot.json: {"boot_id": the kernel's, "boot": a name that we make up, "autostart":

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* One request to another agent: a connection, two lines out, one line back. What comes back is hostile input
  * like any other: who calls this checks every field that it uses. */
 #include "agent/agent.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* agent/config.h: the agent's configuration, xmigrated.conf. Read once at the start, then never changed: any
  * thread may read it. */
 #ifndef XM_AGENT_CONFIG_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Connections: one thread each, from the first line to the last answer.
  *
  * On the unix socket lines of JSON come at once. Over TCP the first line says what the connection is, and is

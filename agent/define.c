@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* define, undefine, dump, and autostart: the definitions in the inventory (agent/inventory.h).
  *
  * define: read and complete the spec; claim the name, so that nobody starts or receives it meanwhile; look

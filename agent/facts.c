@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "agent/facts.h"
 #include "agent/address.h"
 

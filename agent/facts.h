@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* agent/facts.h: what the host is, read from the kernel. Any thread. */
 #ifndef XM_AGENT_FACTS_H
 #define XM_AGENT_FACTS_H

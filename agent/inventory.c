@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The inventory; inventory.h says what it is. */
 #include "agent/inventory.h"
 #include "agent/known.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* agent/inventory.h: the VMs that this host owns, running or not. It is the state directory:
  *
  *   vms/NAME/spec.json   what the VM is, and where each of its disks is. Written by who defines it, by the

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Jobs: what a user waits for, watches, or asks about later. A job's events come from the shim; here they are
  * kept for those who watch, and the last one ends the job. jobs/ID.json is written when it begins (so that an
  * agent that was killed knows of it) and when it is over. The counter of ids is a file of its own, written

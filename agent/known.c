@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "agent/known.h"
 
 #include <stdio.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* agent/known.h: what a host knows of a VM: its durable record, and what its shim says. */
 #ifndef XM_AGENT_KNOWN_H
 #define XM_AGENT_KNOWN_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A move's job, from when nothing is against it to when the VM's shim has it.
  *
  * Happy path: a job is made; its thread has the destination prepare, pairs the links, and gives all to the

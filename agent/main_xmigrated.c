@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* xmigrated: the agent of one host. agent/agent.h has the map of its threads. */
 #include "agent/agent.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Moves, as the source's agent sees them: check, move, abort, set.
  *
  * Happy path: the VM is held for the move (nobody else moves or stops it meanwhile by this agent); this

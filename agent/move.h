@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* agent/move.h: a move that this host's agent has been asked for, from the request to the shim. */
 #ifndef XM_AGENT_MOVE_H
 #define XM_AGENT_MOVE_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "agent/nvram.h"
 
 #include <fcntl.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* agent/nvram.h: the variables of a VM's firmware (UEFI's boot entries, keys of secure boot): one small file in the VM's state
  * directory, nvram.fd, which QEMU has open as its second flash.
  *

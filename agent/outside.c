@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "agent/outside.h"
 
 #include <stdarg.h>

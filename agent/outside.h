@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* agent/outside.h: what another host's specification of a VM may ask of this one (SECURITY.md: a peer gives
  * data, never a command line).
  *

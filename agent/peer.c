@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What other agents ask of this one: hello, check, prepare, cancel; and their links.
  *
  * Everything in a request is hostile until it has been checked: the spec by vm_spec_from_json and by the

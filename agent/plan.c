@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The rebalance planner: which datastores can be helped, and saying what is done and why. plan_search.c finds
  * the moves. */
 #include "agent/plan_search.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* agent/plan.h: the rebalance planner. A pure function: what the datastores and VMs are, in; which VMs to move
  * where, out.
  *

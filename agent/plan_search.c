@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The search of the rebalance planner goes over sets of moves, fewest first; see plan.h for what it promises.
  *
  * Branching. As long as a datastore is too full, every solution contains a move out of it (moves in only

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* agent/plan_search.h: the search of the rebalance planner, between plan_search.c and plan.c. */
 #ifndef HOST_PLAN_SEARCH_H
 #define HOST_PLAN_SEARCH_H

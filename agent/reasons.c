@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What speaks against a move: on this host, and at the destination, which is asked the same way again when it
  * is to prepare.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* rebalance: what is there (own datastores, those of the peers that answer, own VMs), the plan (agent/plan.h,
  * a pure function), and its moves, each an ordinary move with all its checks, one after the other.
  *

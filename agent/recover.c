@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* recover: whose is this VM? (docs/design.md, «Ownership»)
  *
  * What is open of its last hand-off is settled (settle.c). Else the records are told: here, and, where this host

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A hand-off that was cut in the middle is brought to its end: for `recover`, for a peer that asks, and by itself
  * every few seconds while a VM has a journal (vm/journal.h) and nobody works on it.
  *

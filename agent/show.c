@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What is said of VMs: list, show, and where their console and logs are.
  *
  * Of a VM that runs its shim is asked; of one that does not, the inventory (agent/inventory.h).

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* start, stop.
  *
  * start SPEC is define and start: read and complete the spec; judge; claim the name (from here on nobody else

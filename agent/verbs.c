@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The verbs, by table: who may say them and who answers. */
 #include "agent/agent.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The VMs of this host: each is a shim, a process that outlives the agent, and a run directory that tells of
  * it. Here: where its files are, the list of the VMs, what is reserved for them, and how they are found again.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The shims of this host's VMs: starting one, speaking with it, watching it, and what is done when it has gone.
  *
  * Happy path: a request writes shim.json, runs the shim until that says that the VM runs, starts the watcher;

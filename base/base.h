@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* base/base.h: the words that every folder of xmigrate shares. Each header says its own units, ownership and
  * threads. */
 #ifndef XM_BASE_H

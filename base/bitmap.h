@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* base/bitmap.h: a bitmap that several threads may set bits in while one takes them out. Bit = page of 4 KiB
  * in its main use, guest RAM: 24 TiB of it are 768 MiB of bitmap, mapped lazily, so that untouched parts cost
  * nothing. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A buddy allocator over one mapping of the bound's size.
  *
  * The mapping asks for huge pages: the kernel then takes a whole buffer as one piece when it pins it for O_DIRECT,

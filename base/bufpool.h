@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* base/bufpool.h: page-aligned buffers, in classes of powers of two from 4 KiB to 2 MiB, kept warm, with a
  * bound on their sum. Any thread. A buffer belongs to whoever got it until it is put back; its ownership may
  * move with a message meanwhile. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* base/clock.h: time is uint64_t nanoseconds of CLOCK_MONOTONIC; waiting by watching. */
 #ifndef XM_BASE_CLOCK_H
 #define XM_BASE_CLOCK_H

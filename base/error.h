@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* base/error.h: errors that carry the sentence their reader needs.
  *
  * A function that can fail returns 0 (or a count) or -errno and fills the xm_error it was given. Callers on

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* base/fault.h: counted fault points for tests. A point is a name in the code; XMIGRATE_FAULT in the
  * environment of a program says what happens there: NAME:N:ACTION[,NAME:N:ACTION...], at the N-th passage
  * (from 1): kill (SIGKILL to itself), error (the point reports a failure), stop (SIGSTOP), delay=MS. Costs

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Replacing a file so that a crash at any moment leaves the old or the new one, whole.
  *
  * Happy path: write PATH.tmp-XXXXXX, fsync it (its bytes are on the disk), rename (the name changes at once

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* base/file.h: small files that must survive a crash, read and written whole. */
 #ifndef XM_BASE_FILE_H
 #define XM_BASE_FILE_H

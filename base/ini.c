@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Configuration files: inih splits lines, this file checks them against a table.
  *
  * inih as Debian builds it gives its handler no line number, says nothing of a section that has no keys,

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* base/ini.h: configuration files by table. Unknown sections and keys, bad values, missing required keys: one
  * sentence with file and line.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* One JSON object a line. What arrives is kept in one buffer: [start, len) is unread, [start, scanned)
  * known to hold no newline. A line is bounded by its sender's limits, so the buffer is too: at most one
  * such line and one more read. */

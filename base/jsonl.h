@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* base/jsonl.h: JSON objects, one a line, over a stream socket: the protocol of the agent, of the shim,
  * and of QMP. How long a line is, how deep its values nest and how many there are is bounded by who sends
  * it, and judged before it is parsed: a value of 2 bytes costs some 100 of memory. What is beyond, no JSON

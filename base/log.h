@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* base/log.h: one line per event on stderr: time, level, program, text. Any thread; a line is written
  * whole. Text may come from a peer or a guest: control characters in it are written as \n, \t or \xNN, so
  * that it makes no line of its own and steers no terminal. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* base/mailbox.h: how one thread hands work to another. A thread that owns state has one mailbox; everybody
  * else posts to it.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* base/rate.h: how fast something goes, and a bound on it. Not thread-safe: one owner. Time is xm_now(),
  * given by the caller. */
 #ifndef XM_BASE_RATE_H

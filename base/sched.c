@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "base/sched.h"
 
 #include <sched.h>

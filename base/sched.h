@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* base/sched.h: how far a thread gives way to others. */
 #ifndef XM_BASE_SCHED_H
 #define XM_BASE_SCHED_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Happy path: fork, the child sets itself up and execs; the parent learns from a pipe that closes on exec
  * that it went well. Exec fails: the child writes errno into that pipe, the parent waits for the child's end
  * and reports it. Between fork and exec only what signal-safety(7) allows is called, because other threads'

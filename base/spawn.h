@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* base/spawn.h: running other programs.
  *
  * argv ends with NULL; argv[0] is looked up in PATH. The new program has /dev/null as its input, no

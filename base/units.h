@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* base/units.h: sizes, rates and times as users write and read them.
  *
  * Size: "4096", "512K", "1M", "20G", "1T" (powers of 1024; KiB, MiB, GiB, TiB likewise), "10KB", "10GB"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* blkcopy/blkcopy.h: moving blocks. The I/O engine, the files it works on, the replica (a second copy of a disk, near or far),
  * the writer that applies what arrives, and the bulk copier.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The bulk copier: brings chunks to the replica, several at a time.
  *
  * Happy path: a chunk is claimed from the driver (from then on, until it has been read, guest writes to it are held), and only then

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* How many chunks the copier may have claimed at once: as many as keep the way to the replica busy, and no more.
  *
  * What the guest writes to a claimed chunk follows the chunk's copy; in sync mode, or with a full mirror buffer,

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* How many chunks the copier may have claimed at once. Private to blkcopy; depth.c tells how it is found. */
 #ifndef BLKCOPY_DEPTH_H
 #define BLKCOPY_DEPTH_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The part of the I/O engine that all implementations share: timers, counting, the choice of one. */
 #include "blkcopy/engine.h"
 #include "base/base.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* blkcopy/engine.h: what the implementations of the I/O engine share with engine.c. */
 #ifndef BLKCOPY_ENGINE_H
 #define BLKCOPY_ENGINE_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The I/O engine on Linux AIO (libaio) and epoll: for hosts where io_uring is disabled.
  *
  * A turn submits a batch, waits in epoll and takes completions. The AIO context tells an eventfd of each

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The I/O engine on io_uring. One system call a turn: io_uring_enter submits what is queued and waits for
  * what comes. Of many requests the first go before that (SUBMIT_MIN), and of many completions the kernel's wait takes one, the rest
  * with a call of its own: the guest gets them all at once, and so its next requests come at once.

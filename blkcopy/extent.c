@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Holes and zeros: what need not be copied. */
 #include "blkcopy/blkcopy.h"
 #include "base/base.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Opening what a disk lies in: a raw file or a block device. What is refused, and what is done buffered, is
  * said in a sentence. */
 #include "blkcopy/blkcopy.h"

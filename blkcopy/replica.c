@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The second copy of a disk, as the driver and the copier see it: requests go in, and come back settled.
  *
  * Far: each request becomes a message for the transport. Near: a request of a writer on the same engine.

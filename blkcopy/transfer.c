@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What one request needs from the kernel: alignment, bouncing, short transfers, retries, ways to make zeros.
  * See transfer.h.
  *

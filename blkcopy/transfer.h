@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* blkcopy/transfer.h: what one request needs from the kernel, step by step, whichever engine asks the kernel
  * for it.
  *

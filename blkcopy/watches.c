@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "blkcopy/watches.h"
 
 #include <fcntl.h>

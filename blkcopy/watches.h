@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* blkcopy/watches.h: the table of an engine's watches. The kernel is given a key (slot and generation), never
  * a pointer, so that an event that comes late finds nothing where its watch is gone or has been replaced. */
 #ifndef BLKCOPY_WATCHES_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Applies the frames of one disk in the order that their sender meant (invariant 5).
  *
  * Happy path: a frame comes with its number (seq) and the number of the frame of the same chunk that must be

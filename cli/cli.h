@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* cli/cli.h: the command `xmigrate`. It turns a command line into one request to the agent, and the agent's
  * answer into text.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Happy path: connect, send one line, print each event, stop at the answer.
  *
  * What the last line is: for verbs that follow a migration the event `done` or `failed` (the answer behind it

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* cli/client.h: one request to the agent and its answer. */
 #ifndef XM_CLI_CLIENT_H
 #define XM_CLI_CLIENT_H

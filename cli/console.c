@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* console: this terminal and the VM's serial port, byte by byte.
  *
  * The agent says where the socket is; the bytes do not pass it. The terminal is raw meanwhile, so that

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* cli/console.h: `xmigrate console`. */
 #ifndef XM_CLI_CONSOLE_H
 #define XM_CLI_CONSOLE_H

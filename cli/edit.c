@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* edit: the VM's definition as `dump` prints it goes into a file, the user's editor, and to `define`.
  *
  * Failures: the editor fails, or the text is the same: nothing is changed. define refuses it: the file stays,

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* cli/edit.h: `xmigrate edit`. */
 #ifndef XM_CLI_EDIT_H
 #define XM_CLI_EDIT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* xmigrate: see cli/cli.h. */
 #include "cli/cli.h"
 

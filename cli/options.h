@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* cli/options.h: the one table of options. Parsing, --help, and the check of the manual page are made from
  * it. */
 #ifndef XM_CLI_OPTIONS_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* cli/progress.h: a migration's `state` and `progress` events as text. */
 #ifndef XM_CLI_PROGRESS_H
 #define XM_CLI_PROGRESS_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* cli/report.h: the agent's answers and a migration's result as people read them. Fields that are missing are
  * left out. */
 #ifndef XM_CLI_REPORT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* cli/text.h: writing for people. */
 #ifndef XM_CLI_TEXT_H
 #define XM_CLI_TEXT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* cli/verbs.h: the one table of verbs. */
 #ifndef XM_CLI_VERBS_H
 #define XM_CLI_VERBS_H

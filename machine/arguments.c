@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* QEMU's command line, made of a VM's specification.
  *
  * Every value that is put in here was checked for its characters (vm/spec_words.c, vm/spec_devices.c): a comma

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The stages in which a forked child gives up what QEMU does not need. What is still needed after each:
  *
  * 1. umask: whatever QEMU makes (its sockets) is for nobody else.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* machine/confine.h: what a QEMU may do on its host: it parses what a guest and a peer send, so it keeps no
  * capability, gains none, and lives in its own sandbox. */
 #ifndef XM_MACHINE_CONFINE_H

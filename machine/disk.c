@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* One disk's thread: it opens the file, owns the engine and turns it until it is told to stop. Everything
  * else reaches the disk through the engine's mailbox. A disk that cannot be opened fails machine_disk_start with
  * a sentence; later errors go to the guest as I/O errors. */

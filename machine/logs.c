@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What a VM writes about itself, bounded: its guest's console, and what QEMU and the shim say.
  *
  * The console is QEMU's to write (a chardev's logfile: it writes whether or not somebody listens, and drops

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* machine/machine.c: one VM's start and end on this host.
  *
  * Start: disks (threads, files, drivers) -> vhost-user sockets -> QEMU, stopped -> the guest's RAM is found

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* machine/machine.h: one VM's things on this host: its directories, its disks with their threads, its QEMU and
  * RAM. What a migration does with them is migrate/'s; who serves whom, shim/'s.
  *

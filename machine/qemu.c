@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The QEMU process of a VM: its start, what it is asked, its end. Its command line: arguments.c. */
 #include "machine/confine.h"
 #include "machine/qemu.h"

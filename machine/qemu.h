@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* machine/qemu.h: the QEMU process of a VM: its command line, its taps, its start and end. */
 #ifndef XM_MACHINE_QEMU_H
 #define XM_MACHINE_QEMU_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "machine/qmp.h"
 
 #include <poll.h>

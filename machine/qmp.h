@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* machine/qmp.h: a QMP client (QEMU docs/interop/qmp-spec.txt). One connection; calls from any thread, one at a
  * time. */
 #ifndef XM_MACHINE_QMP_H

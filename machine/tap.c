@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Tap devices for the guest's NICs: made persistent so that QEMU opens them by name, put on the bridge, and
  * taken away again. */
 #include "machine/qemu.h"

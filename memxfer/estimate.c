@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* memxfer/estimate.c: when to switch over. Pure functions: nothing here asks a clock or a machine. */
 #include "memxfer/memxfer.h"
 

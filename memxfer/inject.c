@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* memxfer/inject.c: borrows a thread of a running process for two system calls.
  *
  * The happy path, some 100 us long, of which one thread of the process notices nothing but the time:

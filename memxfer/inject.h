@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* memxfer/inject.h: a userfaultfd of another process, made by that process itself. Private to memxfer. */
 #ifndef XM_MEMXFER_INJECT_H
 #define XM_MEMXFER_INJECT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* memxfer/inject_target.c: where in another process a system call can be made, and by which of its threads.
  */
 #include "memxfer/inject.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* memxfer/memxfer.h: guest RAM. Which pages are dirty (seen from outside a stock QEMU), rounds of pre-copy,
  * the estimate of the switch-over, and the receiving side.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* memxfer/pages.c: writing and judging RAM_PAGES payloads; pages.h has the format. */
 #include "memxfer/pages.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* memxfer/pages.h: the payload of a RAM_PAGES frame. Private to memxfer; see also man/xmigrate-protocol.7.
  *
  * The header's fields. object: the RAM block's number; offset: of the first page concerned; extent: the

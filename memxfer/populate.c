@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* memxfer/populate.c: MADV_POPULATE_WRITE on our mapping, step by step, in a thread that nobody waits for.
  *
  * recvmsg into pages that are there and mapped takes half the time of pwrite into pages that are there, and a third of what it

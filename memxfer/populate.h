@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* memxfer/populate.h: gives the destination's RAM its pages, and our mapping of it its page tables, ahead of the data. Private
  * to memxfer. */
 #ifndef XM_MEMXFER_POPULATE_H

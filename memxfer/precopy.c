@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* memxfer/precopy.c: the source of guest RAM: rounds of «collect and re-arm, then read and send».
  *
  * Why nothing is lost: a page is read after the collect that reported it has re-armed it, so a write that

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* memxfer/ram.c: the guest's RAM: which memfds a QEMU maps shared, and our own hold on them. */
 #include "memxfer/memxfer.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* memxfer/ramsink.c: the destination of guest RAM. QEMU there is stopped and not tracked; pages are written
  * behind its back.
  *

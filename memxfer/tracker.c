@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* memxfer/tracker.c: which pages of its RAM a stock QEMU has written, told by the kernel: asynchronous
  * userfaultfd write-protection, read and re-armed with PAGEMAP_SCAN (Linux 6.7;
  * Documentation/admin-guide/mm/pagemap.rst).

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* memxfer/tracker.h: what the pre-copy asks of the tracker besides the public part. Private to memxfer. */
 #ifndef XM_MEMXFER_TRACKER_H
 #define XM_MEMXFER_TRACKER_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* memxfer/uffd.h: what Debian 12's <linux/userfaultfd.h> and <linux/fs.h> lack: asynchronous write-protection
  * (Linux 6.7) and PAGEMAP_SCAN. Values and layouts are the kernel's ABI:
  * Documentation/admin-guide/mm/pagemap.rst and userfaultfd.rst. */

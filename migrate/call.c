@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* One CALL frame with a JSON object each, answered by one. */
 #include "migrate/call.h"
 

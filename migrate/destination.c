@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The destination's side of a migration, on one thread that answers the source's calls in their order:
  *
  *   begin     both sides have the same disks and RAM blocks; answers which disks read as zeros

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* migrate/destination.h: a migration as the destination lives it: destination.c (its life),
  * destination_links.c (links that come), destination_frames.c (what goes to disks, RAM and QEMU without
  * passing its thread) and destination_calls.c (the source's calls, and the hand-off). */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The source's calls, one after the other, on the destination's thread; destination.c tells what each is for and
  * what its failure means. */
 #include "migrate/destination.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Frames of an incoming migration, as link threads bring them: judged by what this side has, then handed to
  * the thread that owns what they are about. RAM is written right here: its pages belong to nobody until the
  * VM runs. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Links that come to a destination. Each shakes hands on a thread of its own, since the other side may take
  * its time (5 s, net/hello.c), and the shim's main thread has the VM's commands to answer.
  *

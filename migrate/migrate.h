@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* migrate/migrate.h: a migration, as the two shims live it. `source` is one that goes out (or moves disks on
  * this host), `destination` one that comes in; each has a thread of its own. */
 #ifndef XM_MIGRATE_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The source's thread.
  *
  * Happy path: prepare -> disks -> memory -> switch -> handoff -> settle -> done; each step is a function that returns when its state is

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* migrate/source.h: a migration as the source lives it: one thread walks the states of
  * docs/design.md, «A migration», in this order. */
 #ifndef XM_MIGRATE_SOURCE_H

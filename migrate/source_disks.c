@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The disks' part of a migration at the source: mirrors on, bulk copy, until every chunk is present.
  *
  * The replicas belong to this file: made here, freed in source_disks_off, which waits until nothing of them

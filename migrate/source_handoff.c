@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The hand-off at the source: drives vm/handoff.h's machine with the record on disk and calls over the links.
  *
  * Happy path: WANT -> «given to B, n+1» is durable -> RUN -> the destination has recorded it, runs the VM and

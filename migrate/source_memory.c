@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Pre-copy: rounds until what is left fits into the downtime budget. The VM runs all the time. */
 #include "migrate/source.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What a migration tells: its progress while it goes on, and the report at its end. Completed is what the
  * other side has acknowledged (invariant 9). Units: bytes, bytes a second, seconds, and ms where the name
  * says so. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Storage-only: the disks move on this host, the VM stays. The second side of each disk is a file here, and the
  * switch is a pointer swap on the disk's thread. */
 #include "migrate/source.h"

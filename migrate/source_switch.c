@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The switch-over at the source.
  *
  * Happy path: the destination's QEMU listens -> ours begins its migration and stops the VM at pre-switchover

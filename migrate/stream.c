@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* See stream.h. Source: at most IN_FLIGHT frames are unanswered, their buffers are the thread's own.
  * Destination: frames may come in any order by any link; those ahead of their turn wait in a list, duplicates
  * (offset below what was written) are answered and dropped. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* migrate/stream.h: QEMU's own migration stream (device state, and RAM that is not the guest's: ROMs), carried
  * over the links. At the source QEMU connects to a unix socket of ours and its bytes become STREAM frames; at
  * the destination frames are put in order and written to the socket on which the other QEMU listens. One

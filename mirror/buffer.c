@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The mirror buffer: what guest writes still owe the replica, bounded in bytes.
  *
  * A part that is mirrored gets a private copy of its payload here; the local write and the replica's pieces

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Which guest writes are under way in which chunk, in the order in which they came.
  *
  * Two uses. A write that overlaps an earlier one waits for it, so that both sides end with the same bytes

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* mirror/chunkmap.h: what the other side has of each chunk. One byte per chunk; one owner, the disk's thread.
  */
 #ifndef MIRROR_CHUNKMAP_H

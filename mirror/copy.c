@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The mirror's bulk copy: which chunk is next, and what becomes of it. The mirror's beginning and end. */
 #include "mirror/disk.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A disk: opening, the requests that the mirror has no business with, status.
  *
  * While no mirror is on a request costs one recycled object and one submission; nothing is copied, nothing is

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* mirror/disk.h: the inside of a disk, shared by the files that make up the driver:
  *   disk.c      opening, the guest's requests while nothing is mirrored, status
  *   request.c   the life of a guest write while the mirror is on: one function of (request, event)

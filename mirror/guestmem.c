@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "mirror/guestmem.h"
 
 #include <stdlib.h>

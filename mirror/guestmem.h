@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* mirror/guestmem.h: a guest's memory as a front end has shared it, and the account of what we write to it.
  *
  * Two address spaces lead into it: guest physical addresses (descriptors) and the front end's own virtual

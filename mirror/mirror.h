@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* mirror/mirror.h: the block driver. A disk that guests read and write, that can have a second side, and its front end, vhost-user-blk.
  *
  * docs/design.md, «The storage plane», has the chunk states, what a guest write does in each, the modes and

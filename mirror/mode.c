@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* How closely the replica is followed: async, sync, or not at all for a chunk that it cannot keep up with. */
 #include "mirror/disk.h"
 

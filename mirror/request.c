@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The life of a guest write while the mirror is on.
  *
  *   START ─> enter the chunks it touches ─(overlaps an earlier write)─> BLOCKED ─UNBLOCKED─┐

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Coming to rest: settling before the switch, the pivot of storage-only, mirror on and off.
  *
  * Whoever waits for the disk to come to something says so here; whatever may bring it nearer calls

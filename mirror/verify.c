@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Comparing both sides, chunk by chunk, while the guest writes (--verify).
  *
  * A chunk is taken when it is present, and is `copying` as long as it is compared: guest writes to it are

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* mirror/vhost.c: a vhost-user-blk device: its socket and the thread that listens there.
  *
  * The control thread serves one front end at a time, and waits for the next. It receives a message, has its

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* mirror/vhost_handle.c: what each vhost-user message does. Each is checked for its form before it comes here
  * (vhost_msg_check).
  *

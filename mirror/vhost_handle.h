@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* mirror/vhost_handle.h: what each vhost-user message does, and the way from the control thread to the
  * engine's. */
 #ifndef XM_MIRROR_VHOST_HANDLE_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "mirror/vhost_inflight.h"
 #include "mirror/virtqueue.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* mirror/vhost_inflight.h: the region in which a back end notes, per queue, which requests it has taken and
  * not answered. The front end keeps it; after a back end's death the next one reads it and submits again what
  * was in flight.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "mirror/vhost_msg.h"
 
 #include <poll.h>

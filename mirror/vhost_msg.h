@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* mirror/vhost_msg.h: vhost-user messages: their layout, what each request may carry, receiving and sending
  * them.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* mirror/vhost_ring.h: the rings of a vhost-user-blk device as they run on the disk's engine.
  *
  * Everything here is the engine's thread's, reached from the control thread (vhost.c) by xm_mailbox_call, but

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "mirror/vhost_turn.h"
 
 #include <stdlib.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* mirror/vhost_turn.h: what the rings of all devices on an engine do together at the end of each of its
  * turns, before it sleeps.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "mirror/virtio_blk.h"
 
 #include <linux/virtio_config.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* mirror/virtio_blk.h: virtio block requests, from a chain of guest buffers to requests of the driver and
  * back to a status byte (virtio 1.2, 5.2). Engine's thread.
  */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "mirror/virtqueue.h"
 
 #include <string.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* mirror/virtqueue.h: the device's side of a split virtqueue (virtio 1.2, 2.7).
  *
  * The guest owns the ring and may write anything there at any time. So everything is copied out once and only

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* net/bundle.h: the bundle and its links from inside. Private to net.
  *
  * Threads: a link has one thread, which alone touches what stands under «the link thread's own». Anybody

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* net/call.c: xm_transport_call: submit, wait, return the answer.
  *
  * The transport owns a message until it is settled, which may be long after the caller's patience has ended.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* net/frame.c: the table of frame types, encoding, the one function that judges a header, hashes and digests.
  *
  * A header is judged whole before anything acts on it: first that it is one (magic, its own checksum), then

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* net/frame.h: what a frame looks like on the wire. Private to net. */
 #ifndef NET_FRAME_H
 #define NET_FRAME_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* net/hello.c: how two ends of a new connection find out that they belong together.
  *
  * Happy path: the client sends HELLO; the server judges it, and only then sends its own (so a stranger who

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* net/link.c: one link: a connected socket and the thread that sends and receives on it.
  *
  * Happy path, over and over: receive what has come, queue the answers that handlers have given meanwhile,

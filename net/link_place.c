@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* net/link_place.c: payloads that are received where they stay.
  *
  * Happy path, on the link's thread: the head of a payload is in its buffer, the sink's place() says where the rest goes, and

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* net/link_rx.c: what a link receives.
  *
  * Many small frames come with one recv into link.ahead; a large payload is received where it will stay, in an

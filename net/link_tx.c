@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* net/link_tx.c: what a link sends.
  *
  * Frames are queued in link.out: first the answers to the peer's frames, then messages taken from the

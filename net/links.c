@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* net/links.c: the bundle: its life, its end, and what can be asked of it. queue.c has its queue, link.c its
  * links. */
 #include "net/bundle.h"

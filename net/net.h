@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* net/net.h: links. Messages go to the other side over whichever link has room, and come back settled.
  *
  * Both ends of a migration hold one `xm_links`: a bundle of TCP connections (one or more per pair of addresses) that carry frames.

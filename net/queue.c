@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* net/queue.c: the one queue that all links of a bundle take from.
  *
  * Happy path: a submitter appends (urgent or bulk) and, when some link sleeps with room in its window, wakes

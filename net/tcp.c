@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* net/tcp.c: sockets of links: connecting from a given local address, listening. Addresses are numeric or
  * names, IPv4 or IPv6. */
 #include "net/net.h"

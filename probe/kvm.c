@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A guest of some instructions, given to KVM by ioctls (Documentation/virt/kvm/api.rst): in 64-bit mode with
  * paging it uses the FPU and SSE2 as every kernel does when it boots, adds 42 to itself and writes the sum to
  * a port. A software KVM below another hypervisor may offer /dev/kvm, and emulate integer code alone.

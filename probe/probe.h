@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* probe/probe.h: what this host can do, found by trying it, never by a version: its kernel, its KVM, its
  * QEMU. Any thread. */
 #ifndef XM_PROBE_H

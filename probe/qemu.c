@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A QEMU of no machine is started, asked by QMP on its standard input, and ended again: 0.2 to 0.3 s. */
 #include "probe/probe.h"
 

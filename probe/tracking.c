@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* probe/tracking.c: can this process track another one's memory, with this kernel and the rights that it has?
  * Tried on a child of our own in the very way in which a QEMU is tracked, so that whatever stands in the way
  * is met before anything is copied. */

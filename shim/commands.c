@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The shim's commands: one table. Main thread. What comes over shim.sock is the agent's (mode 0600), yet
  * everything is checked. */
 #include "shim/shim.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* xmigrate-shim: one VM's block driver and migrator; started by xmigrated, outlives it. See HACKING.md and
  * shim/shim.h. */
 #include "shim/shim.h"

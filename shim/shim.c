@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The shim's life: brings its VM up, serves its socket, watches its QEMU, and ends when the VM has ended or
  * lives elsewhere.
  *

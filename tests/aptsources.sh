@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: MIT
 # aptsources.sh SUITE [backports]: prints a sources.list for that Debian release (bookworm, trixie), made of this machine's
 # own mirrors: those that serve its own release. Nothing is changed. Fails when this machine knows no mirror of Debian's.
 set -e

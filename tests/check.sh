@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: MIT
 # check.sh PROGRAM... [--alone PROGRAM...]: what `make check` runs, all of it even after a failure; the programs two at a time
 # (XM_JOBS: another number). A good run ends with cmocka's closing lines, a bad one with what failed.
 here=$(dirname "$0")

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: MIT
 # debian13-short.sh: the half of `make check-debian13` that is part of `make check` elsewhere: the build by Debian 13's compiler with its
 # libraries, without a warning, and the unit tests there, but for long ones that no library or kernel header is part of. Skipped aloud where there is no Debian 13 and none can be made.
 cd "$(dirname "$0")/.." || exit 1

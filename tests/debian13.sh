@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: MIT
 # debian13.sh COMMAND...    runs a command of the project in Debian 13: its compiler, its libraries, its QEMU.
 # debian13.sh --qemu 10|11  prints a directory with the programs qemu-system-x86_64, qemu-storage-daemon, qemu-nbd and qemu-img: that
 #                           version, with this machine's files. 10 is Debian 13's own, 11 that of its backports.

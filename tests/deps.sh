@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: MIT
 # deps.sh [--list] [bench]: what `make deps` does: installs the Debian packages that are missing (the same names in Debian 13 and 12),
 # and says which; gets the test guests' kernel. --list only prints the packages. bench: with what `make bench` measures beside.
 set -e

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: MIT
 # kernel.sh DIR [debian12|debian13]: gets the kernel for test guests, Debian's cloud kernel (this machine's own release's, or that
 # one's), into DIR: vmlinuz, modules/NN-NAME.ko in the order in which they need each other (those that are not built in), version.
 # Kept in a cache too, so that a clean clone downloads nothing. Nothing is installed.

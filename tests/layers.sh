@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: MIT
 # A folder may include the public header (folder/folder.h) of the folders below it, and nothing else of them.
 cd "$(dirname "$0")/.." || exit 1
 bad=0

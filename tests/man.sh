@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: MIT
 # man.sh: the manual pages say what the programs do. Compares them with the programs' own tables, and lints them.
 cd "$(dirname "$0")/.." || exit 1
 build=${XM_BUILD:-build}

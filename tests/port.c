@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "tests/port.h"
 
 #include <arpa/inet.h>

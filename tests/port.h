@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/port.h: TCP ports of this machine that no other run of the tests gets. */
 #ifndef XM_TESTS_PORT_H
 #define XM_TESTS_PORT_H

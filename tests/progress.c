@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/progress.c: see progress.h. */
 #include "tests/progress.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/progress.h: time limits of tests that count what the machine could do, not seconds.
  *
  * A limit runs by the share of a processor that a task which wants to run gets: on a quiet machine as the

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/run.c: runs test programs, a few at a time, and fails if one failed.
  *
  *   run [-j JOBS] [-t SECONDS] PROGRAM... [--alone PROGRAM...]

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "vm/format.h"
 
 #include <stdbool.h>

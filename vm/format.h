@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* vm/format.h: disks here are raw, and an image of another format that is taken for one is lost to its guest, which
  * sees a small disk full of what it cannot read, and writes over it.
  *

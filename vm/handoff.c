@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The hand-off's state machine; handoff.h tells the protocol and its failures. */
 #include "vm/handoff.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* vm/handoff.h: handing a VM over from one host to another so that never two run it, and it can
  * always be found out who may.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* See journal.h. */
 #include "vm/journal.h"
 

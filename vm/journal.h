@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* vm/journal.h: what a migration that is not over has made or will leave on this host, durably, so that whoever
  * comes after it (the next shim, the next agent, after a power cut) knows what to take away, and only that.
  * One file beside the owner record, vms/NAME/journal.json. One writer at a time.

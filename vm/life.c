@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "vm/life.h"
 
 #include <stdlib.h>

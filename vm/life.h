@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* vm/life.h: what last happened to a VM on this host: it runs, or it has ended, and why. One small file per
  * VM, life.json beside owner.json, replaced atomically.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* See owner.h. Happy path: the slot that is older (or not valid) is overwritten with number + 1, with
  * O_DSYNC, in one write.
  * - The write fails or is torn: the other slot is valid still, and is the record.

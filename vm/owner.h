@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* vm/owner.h: who owns a VM, as this host durably knows (docs/design.md, «Ownership»). One small file per VM.
  * Rule: a host may run a VM only if its own record says that it owns the highest epoch it knows of.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A VM's specification: its defaults, and what it has to be held to, wherever it came from.
  *
  * Both ways in (vm_ini.c, vm_json.c) end in spec_check(), so that what a peer sends is held to all that the

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* vm/spec.h: what a VM is: its specification, as the user wrote it (INI) and as agents and shims pass it on
  * (JSON). */
 #ifndef XM_VM_SPEC_H

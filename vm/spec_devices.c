@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The devices of a VM that are said by one key each: what may be said of them, and their JSON.
  *
  * Two tables name them all; INI (spec_ini.c) and JSON have the same names. None of them names anything of a

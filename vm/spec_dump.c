@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A VM's specification as an INI that vm_spec_load takes again: what `xmigrate dump` prints and `edit` edits.
  *
  * Everything that the guest can see is written out, defaults too (MAC addresses, queues): a specification

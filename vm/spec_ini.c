@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A VM's specification as the user wrote it: the INI's sections and keys, into a struct vm_spec.
  *
  * The tables here are the format: what is not in them is refused with its line (base/ini.c), and the manual's

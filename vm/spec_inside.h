@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* vm/spec_inside.h: what spec.c, spec_words.c, spec_ini.c and spec_json.c share. */
 #ifndef XM_VM_SPEC_INSIDE_H
 #define XM_VM_SPEC_INSIDE_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A VM's specification as agents and shims pass it on: JSON, both ways.
  *
  * What comes in may be from a peer: keys, types, lengths and signs are looked at in each object before

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The texts of a specification: of which characters each may be.
  *
  * They end as words of QEMU's command line, where a comma begins the next option and a file's name may bring a

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* See verdict.h. */
 #include "vm/verdict.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* vm/verdict.h: what becomes of a VM whose hand-off was cut in the middle: decided by what both hosts durably
  * know, and by nothing else. Pure.
  *

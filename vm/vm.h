@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* vm/vm.h: what a VM is: its specification, whose it is, and how it passes from one host to another. No
  * processes, no sockets; of the file system only the files that say so. */
 #ifndef XM_VM_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Hosts, disks and processes of a benchmark, and their end: at exit, after a signal, and (processes) when we
  * are killed. See bench.h. */
 #include "tests/bench/bench.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/bench/bench.h: what every benchmark shares: two hosts out of network namespaces, disks, processes that end
  * with us, statistics, and the rows of build/bench/results.json.
  *

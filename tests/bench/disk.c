@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Bulk copy of a disk from one host to another over unshaped veth, sides alternating in one run, every copy compared
  * with its original. usage: bench/disk disk-soft|disk-real|disk-sparse|disk-cpu
  *                           bench/disk -s loop|file|memory RUNS (only ours, for profiling)

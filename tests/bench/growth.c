@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* How time and our own memory grow with what is moved. usage: bench/growth growth
  *
  * disk size (sparse; full), number of disks, RAM: our copier and our rounds, without agents and guests, in memory over

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What a guest notices of its disk being mirrored: 4 KiB writes at random places, depth 1 and 32, through
  * vhost-user-blk, driven by our own small front end: before, while the copy runs, and when it has finished and the mirror
  * stays on. Ours asynchronous and held to synchronous; beside qemu-storage-daemon (each version) with blockdev-mirror, background and

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The downtime of a guest under KVM: our own one without an operating system (tests/guest/kvm), which runs
  * also where KVM has to emulate each instruction. usage: bench/kvm downtime-kvm
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "tests/bench/lib_beat.h"
 #include "tests/bench/bench.h"
 

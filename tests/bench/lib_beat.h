@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/bench/lib_beat.h: the KVM guest (tests/guest/kvm) seen from outside: the longest time in which
  * none of its serial ports said anything. Each byte is a sign of life; the guest sends one a millisecond. */
 #ifndef XM_BENCH_LIB_BEAT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "tests/bench/lib_copy.h"
 
 #include <poll.h>

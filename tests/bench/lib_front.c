@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "tests/bench/lib_front.h"
 
 #include <stdlib.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/bench/lib_front.h: a guest's 4 KiB requests, driven by the tests' small vhost-user front end. It sleeps on its
  * call eventfd as a guest does on its interrupt, so that each request at depth 1 costs two wake-ups. */
 #ifndef XM_BENCH_LIB_FRONT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/bench/lib_lab.h: tests/system/lab.sh for benchmarks: its hosts and agents (the hosts of bench.h from then on),
  * real guests under xmigrate, the same guests in two plain QEMUs, and who watches them from outside. */
 #ifndef XM_BENCH_LIB_LAB_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "tests/bench/lib_peer.h"
 #include "tests/bench/lib_version.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/bench/lib_peer.h: what we are measured against, in the hosts of bench.h. */
 #ifndef XM_BENCH_LIB_PEER_H
 #define XM_BENCH_LIB_PEER_H

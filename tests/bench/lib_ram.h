@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/bench/lib_ram.h: guest memory without a guest, moved by our rounds from host A (which the caller lives in) to B. */
 #ifndef XM_BENCH_LIB_RAM_H
 #define XM_BENCH_LIB_RAM_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Statistics, and build/bench/results.json: a list of rows. See bench.h. */
 #include "tests/bench/bench.h"
 

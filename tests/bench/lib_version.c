@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Which QEMUs there are, and what they know: each is started once and asked over QMP. See lib_version.h. */
 #include "tests/bench/lib_version.h"
 #include "tests/bench/lib_peer.h"

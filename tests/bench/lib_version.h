@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/bench/lib_version.h: the QEMUs that we are measured beside: the newest at hand, and the host's own.
  *
  * XM_BENCH_QEMU names a directory with programs of another version (qemu-system-x86_64, qemu-storage-daemon),

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What links carry: 256 KiB payloads between two processes in two namespaces. Both ends hash every byte; the receiver
  * answers at once. usage: bench/links links | bench/links -s GIB RUNS STREAMS KIB (only ours, for profiling)
  *

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: MIT
 # quiet.sh [LIMIT]: returns when this machine does nothing else: what others take of the processors, and what the machine's own host
 # takes away (steal), is at most 15 per cent over 3 s. Says the load and waits while it is more, at most LIMIT seconds (300); then
 # fails, having said the load. Nothing of ours may run meanwhile: all that runs is others'.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Guest RAM: 1 GiB of incompressible pages from one host to the other over one unshaped veth pair, two connections on
  * each side. Ours: the first round out of a process whose memory is tracked (bench/lib_ram.h), into memory populated
  * ahead. Beside QEMU's multifd with two channels (each version) between two real, stopped QEMUs whose RAM has been filled (and is

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: MIT
 # run.sh NAME...: runs these benches one after the other, then makes the report of all rows there are. A bench that ends
 # without a word gets a row that says so. Fails when a goal was not met.
 #

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What tracking of dirty pages costs who writes memory, on each version of QEMU. usage: bench/tracked tracked
  *
  * A real guest in a plain QEMU rewrites 128 MiB as fast as it can; the pages it rewrites for each second of its vCPU threads' CPU

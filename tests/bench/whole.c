@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Whole migrations of a real guest with its disk: xmigrate beside two plain QEMUs (blockdev-mirror over NBD, then RAM
  * with multifd) between the same hosts, the same files, sides alternating. The guest verifies its disk and its memory
  * after each. Ours is on the newest QEMU at hand, the peers are that and the host's own. usage: bench/whole whole|downtime-idle|downtime-busy

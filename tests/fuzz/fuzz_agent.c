@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What agents say to each other, and shims: a request to prepare as a peer sends it, the hand-off's messages,
  * with anything in the place of any of their values.
  *

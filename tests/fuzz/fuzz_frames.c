@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Whatever a peer sends: the receiving path of a link, without its thread, fed through a socketpair.
  *
  *   make run-fuzz-frames [FUZZ_SECONDS=60]     (Makefile.fuzz; a find is run again by giving its file to the

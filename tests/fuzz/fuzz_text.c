@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Whatever stands in a configuration file or comes from an agent: units, INI by table, JSON lines, and what
  * the command prints of them.
  *

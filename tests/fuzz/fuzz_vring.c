@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A guest whose ring is the fuzzer's input: virtqueue and virtio_blk over a small guest memory, with a disk
  * that checks what it is asked.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/boot.c: what an init has to do before anything else: mounts, modules, the NIC, the command
  * line. */
 #include <arpa/inet.h>

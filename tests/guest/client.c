@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/client.c: xm-client, the test guest's counterpart on the host. Each command prints one JSON line; exit 0 when all
  * was well.
  *

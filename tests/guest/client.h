@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/client.h: the parts of xm-client. Each returns the program's exit status and has printed its
  * JSON line. */
 #ifndef XM_TESTS_GUEST_CLIENT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/compare.c: xm-client compare: the source's kept disk against the destination's, on which the
  * guest writes on.
  *

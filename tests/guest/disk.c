@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/disk.c: writes numbered, checksummed records to the disks and keeps the account of what was
  * acknowledged.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/disk.h: a disk under test and the account of what it has acknowledged; private to disk.c and
  * diskload.c. */
 #ifndef XM_TESTS_GUEST_DISK_H

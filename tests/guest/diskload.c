@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/diskload.c: what is done with the disks on request: pause, verify, a verified load, figures. */
 #include <errno.h>
 #include <stdlib.h>

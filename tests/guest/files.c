@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/files.c: a file system under load: files written, fsynced, renamed over, deleted; all verified
  * after a remount. */
 #include <errno.h>

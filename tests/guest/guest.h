@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/guest.h: the parts of the test guest's only program, which is its init.
  *
  * Kernel command line (sizes take K, M, G):

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/init.c: the first and only program of the test guest. See guest.h for what it is told and what
  * it answers. */
 #include <errno.h>

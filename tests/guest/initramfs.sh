@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: MIT
 # initramfs.sh INIT KERNEL_DIR OUT: packs the test guest's init and the modules it loads (KERNEL_DIR/modules, in their order).
 set -e
 init=$1 kernel=$2 out=$3

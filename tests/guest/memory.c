@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/memory.c: pages with verifiable patterns, rewritten at a set rate; half of the rewriting
  * sweeps, half jumps. */
 #define XXH_INLINE_ALL

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/proxy.c: xm-client proxy: a man in the middle of the connections between two agents.
  *
  * Listens on the addresses given and passes everything on to the same port of 127.0.0.1, where the agent listens, both ways. On

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/record.c: see record.h. */
 #define XXH_INLINE_ALL
 #include <xxhash.h>

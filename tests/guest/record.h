@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/record.h: the blocks that the test guest writes to its disks, shared with the host side
  * (xm-client fill, check).
  *

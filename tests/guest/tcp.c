@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/tcp.c: the guest's ports: echo, heartbeat (TCP and UDP), commands; one thread a connection. */
 #include <errno.h>
 #include <netinet/in.h>

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: MIT
 # demo.sh: what `make demo` shows: two hosts, one guest at work, its migration with disks, and that nothing was lost.
 # Leaves build/demo/report.json (the migration's report) and nothing else behind.
 set -e

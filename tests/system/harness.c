@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/system/harness.c: commands with a time limit, background jobs, and the lab's life. See harness.h. */
 #include "tests/system/harness.h"
 #include "tests/progress.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/system/harness.h: what the system tests share: commands with a time limit, a lab that is always taken
  * down, the guest.
  *

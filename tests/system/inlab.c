@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/system/inlab.c: what tests do in a lab that is up: commands on its hosts, the guest, and what a host
  * must look like. */
 #include "tests/system/harness.h"

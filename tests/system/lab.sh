@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: MIT
 # lab.sh up | down | status | run HOST COMMAND...: two hosts made of network namespaces, on this machine alone.
 #
 #   PREFIX-hosta, PREFIX-hostb   hosts with an agent each: links 10.1.0.1/.2 and 10.2.0.1/.2, control network 10.8.0.1/.2,

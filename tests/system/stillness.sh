@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: MIT
 # stillness.sh MS: what it means that an idle guest stood still for MS ms. At most 50: good, nothing is said. More, and others are using
 # this machine's processors (bench/quiet.sh): a guest without KVM waits for them, too; the load is said, status 0. More on a quiet
 # machine: a fault of ours, status 1.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The control plane is not needed by a running migration: agents and the command may die in the middle of it.
  */
 #include "tests/system/harness.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A stock guest kernel on our vhost-user-blk: a verified load, a file system, and a back end that is killed
  * again and again under it. No shim, no namespaces: plain QEMU and a back end in a process of its own. */
 #include "mirror/mirror.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Peers that are connected and take their time: they hold nothing of this host for long. */
 #include "base/base.h"
 #include "tests/system/harness.h"

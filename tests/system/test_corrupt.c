@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A man in the middle of the links flips one bit: the frame's checksum finds it, the migration ends, the VM
  * is safe at the source. */
 #include "tests/system/harness.h"

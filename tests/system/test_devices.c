@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Devices that have a key of their own: a real guest has them, and has them still where it has moved to; and what
  * a host does not take from another one. */
 #include "tests/system/harness.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Whatever goes wrong before the hand-off: the VM runs on at the source with its data whole, the destination
  * is clean. The links are slow, so that every state of the migration lasts long enough to be hit. */
 #include "tests/system/harness.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A stock kernel's ext4 on the block driver, alone and through a migration, with both I/O engines; fsck has
  * the last word. */
 #include "tests/system/harness.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The test guest and its client prove themselves with plain QEMU: what they must find, they find. No
  * namespaces, no root needed. */
 #include "tests/port.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Crashes around the hand-off, at named points in the code (base/fault.h): in the end the VM runs on exactly
  * one host, with its data whole, and which host that is follows from the point. Each test has a VM of its own
  * on the lab's two hosts. */

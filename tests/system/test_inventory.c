@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What a VM is stands in one place: after moves, stops, agents' ends and boots, `start NAME` on its owner boots
  * the disks that it has, and nothing else does. The tests go on with one guest, each where the one before has
  * left it: at a, b, a, b, a.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A guest under KVM (tests/guest/kvm) goes back and forth ten times with its two disks. At each new host
  * it checks all of its RAM and as many sectors as its disks have, and tells so on its console; what was
  * said at the old host is read to the end, too: no error anywhere. Skipped where there is no KVM, or one

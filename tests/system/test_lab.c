@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The lab itself: nothing of a killed or refused `up` stands in the way of the next, and `down` leaves
  * nothing. */
 #include "tests/system/harness.h"

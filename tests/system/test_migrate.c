@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The whole path: a guest at work moves with its disks, and nothing notices but the report. */
 #include "tests/system/harness.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What cannot work is refused by name before anything is copied. */
 #include "tests/system/harness.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Twelve migrations back and forth (XM_MOVES: another number): no process grows, nothing piles up, and the
  * guest stays whole. */
 #include "tests/system/harness.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* QEMU's own stream is to be small: it is sent while the VM stands still. What would make it large ends the
  * move, and the VM is as before.
  *

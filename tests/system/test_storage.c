@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Moves of the disks alone, of the VM alone, and the nightly rebalancing. */
 #include "tests/progress.h"
 #include "tests/system/harness.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Stock kernels of Debian 13 and 12, with UEFI (OVMF) and without, on every QEMU at hand and from one to
  * another: a VM boots, moves with its disk, reboots where it is then, moves back and reboots again; its data
  * are read back whole each time.

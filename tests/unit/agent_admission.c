@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Admission: one host, one request, and what each single change of them is answered with. */
 #include "agent/admission.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What a host cannot do is said when its agent starts and before anything is copied: agents from which it is
  * kept. */
 #include "agent/admission.h"

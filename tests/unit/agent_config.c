@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* xmigrated.conf: defaults, and the sentence for each thing that can be wrong. */
 #include "agent/config.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The agent's protocols, on a real agent in a process of its own: hostile lines on both sockets, what a peer
  * may and may not ask for, and that nothing is lost when it is killed. Its shims are make-believe
  * (lib_agent.c). */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The inventory of an agent: what is defined stays known, a VM that is started by its name is the one that is
  * recorded, and no disk is made or taken by a guess. A real agent, with make-believe shims (lib_agent.c). */
 #include "tests/unit/lib_agent.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The rebalance planner: cases that a person can follow, and thousands of small random ones against trying
  * everything. */
 #include "agent/plan.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The bitmap against a plain array of bools, at its edges, and with a taker beside setters. */
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Buffers are aligned, kept warm, and never more than the bound. */
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Errors carry one sentence, whatever is put into them. */
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Fault points: each test in a child, because the environment is read once in a process. */
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Small files: replaced whole and durably, or not at all. fsync and rename are watched by standing in front
  * of libc's. */
 #include <stdarg.h>

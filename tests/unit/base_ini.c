@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Configuration files: every value lands where the table says, every mistake gets one sentence with file and
  * line. */
 #include <stdarg.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* JSON lines over real sockets: pieces, several at once, too long, no JSON, descriptors, time-outs. */
 #include <stdarg.h>
 #include <stddef.h>

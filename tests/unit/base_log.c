@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Log lines: which are written, how they look, that a long one is cut and still ends. */
 #include <stdarg.h>
 #include <stddef.h>

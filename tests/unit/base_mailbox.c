@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Posts cross threads in order, none is lost, none runs twice, and the descriptor tells when there are some.
  */
 #include <stdarg.h>

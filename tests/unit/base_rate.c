@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Meters and buckets under a clock that the test turns. */
 #include <stdarg.h>
 #include <stddef.h>

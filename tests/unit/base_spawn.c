@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Programs started: their failures become sentences, their output is bounded, nothing leaks into them. */
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Sizes, rates and times: what users write is read exactly or refused; what is written can be read by people.
  */
 #include <stdarg.h>

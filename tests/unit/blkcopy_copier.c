@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The bulk copier alone: what it reads, what it sends, what it says when something fails. */
 #include "lib_sim.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The I/O engine: every test over every engine and, where it matters, over a file and a block device. */
 #include "blkcopy/blkcopy.h"
 #include "base/base.h"

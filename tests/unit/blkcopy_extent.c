@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Holes, zeros, allocated bytes. */
 #include "blkcopy/blkcopy.h"
 #include "base/base.h"

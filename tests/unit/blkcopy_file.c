@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Opening files and block devices: what is found out, what is locked, what is refused. */
 #include "blkcopy/blkcopy.h"
 #include "base/base.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The steps of one request, against a kernel that does them by halves: short at odd places, interrupted,
  * unable. */
 #include "blkcopy/transfer.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The writer and both replicas: order, duplicates, errors, what breaks the rules. */
 #include "lib_sim.h"
 

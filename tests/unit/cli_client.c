@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The program against an agent that says what the test tells it to: what is sent, printed, and returned. */
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The command line: what means what, what is refused and how, and that the tables agree with themselves. */
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "tests/unit/lib_agent.h"
 #include "agent/agent.h"
 #include "vm/vm.h"

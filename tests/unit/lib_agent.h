@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* lib_agent: an agent in a child process with a directory of its own, and a shim for it that only speaks the
  * protocol. */
 #ifndef LIB_AGENT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "tests/unit/lib_deny.h"
 #include "memxfer/uffd.h"
 

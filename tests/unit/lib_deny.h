@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/unit/lib_deny.h: what another kernel, or a policy of the host, would refuse, by a seccomp filter on
  * this process and all that it starts. */
 #ifndef LIB_DENY_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "tests/unit/lib_disk.h"
 #include "tests/progress.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Disks for tests: files and loop devices in a directory of their own beside the test program, and their
  * removal. */
 #ifndef LIB_DISK_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/unit/lib_netpair.h: two bundles of links in one process, joined by sockets, and a peer made of a bare
  * socket. */
 #ifndef LIB_NETPAIR_H

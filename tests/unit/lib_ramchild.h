@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/unit/lib_ramchild.h: a process that stands for QEMU: it maps a memfd shared and does with it what a
  * test wants. */
 #ifndef LIB_RAMCHILD_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "tests/unit/lib_ramwire.h"
 
 #include <endian.h>

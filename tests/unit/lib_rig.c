@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "lib_rig.h"
 
 #include <assert.h>

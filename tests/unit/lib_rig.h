@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A mirrored disk on lib_sim with everything in reach, for tests that say step by step what happens. */
 #ifndef TESTS_LIB_RIG_H
 #define TESTS_LIB_RIG_H

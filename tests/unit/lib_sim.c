@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "lib_sim.h"
 #include "net/net.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A world in one thread with a clock of its own: an engine over disks in memory, and links that delay,
  * reorder, lose and send again. One seed is one schedule. */
 #ifndef TESTS_LIB_SIM_H

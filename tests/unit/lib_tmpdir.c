@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "tests/unit/lib_tmpdir.h"
 
 #include <ftw.h>

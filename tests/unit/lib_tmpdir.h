@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/unit/lib_tmpdir.h: a directory of its own for each test, removed with all in it whatever the test's
  * end. */
 #ifndef LIB_TMPDIR_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "tests/unit/lib_vhost_disk.h"
 #include "tests/unit/lib_disk.h"
 #include "tests/unit/lib_vhost_front.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/unit/lib_vhost_disk.h: a disk with vhost-user-blk devices in front of it, on an engine with a thread
  * of its own, as a shim has it. Its engine has a gate that holds requests back, and counts them.
  */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "tests/unit/lib_vhost_front.h"
 #include "base/base.h"
 #include "tests/progress.h"

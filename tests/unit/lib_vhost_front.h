@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/unit/lib_vhost_front.h: a small vhost-user front end, to drive any vhost-user-blk back end as a guest
  * would.
  *

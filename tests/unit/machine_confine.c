@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/unit/machine_confine.c: a real QEMU, as a VM's is started: what it may still do, and that its memory
  * can be tracked all the same. */
 #include "machine/qemu.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/unit/machine_logs.c: logs are cut under whoever writes them. */
 #include "machine/machine.h"
 #include "tests/unit/lib_tmpdir.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What a QEMU is asked, and the arguments that follow from what it says. */
 #include "machine/qemu.h"
 #include "tests/progress.h"

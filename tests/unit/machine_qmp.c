@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The QMP client against a monitor that answers as it likes. */
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/unit/memxfer_estimate.c: the estimate of the switch-over and the judgement after a round. */
 #include "memxfer/memxfer.h"
 

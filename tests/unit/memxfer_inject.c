@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/unit/memxfer_inject.c: a process from which a userfaultfd was taken goes on as if nothing had been:
  * whatever it was waiting in, whatever signals it was getting, whatever it had in its registers. */
 #include "memxfer/inject.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/unit/memxfer_kvm.c: pages that a guest writes under KVM are seen, as those that a process writes
  * itself are (memxfer_tracker.c). They go by KVM's own page tables, or are written by the kernel when it
  * emulates an instruction.

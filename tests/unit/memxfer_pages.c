@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/unit/memxfer_pages.c: the payload of RAM_PAGES frames, written, read back, and forged. */
 #include "memxfer/pages.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/unit/memxfer_precopy.c: rounds from a process that keeps writing, over a wire that delays, reorders
  * and repeats, into a receiving side that was not empty: at the end both memories are the same. */
 #include "memxfer/memxfer.h"

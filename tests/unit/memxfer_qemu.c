@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/unit/memxfer_qemu.c: a stock QEMU, running its firmware, whose RAM is found, tracked and copied, and
  * which does not mind. */
 #include "memxfer/inject.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/unit/memxfer_ram.c: which of a process's mappings are guest RAM, and in what order. */
 #include "memxfer/memxfer.h"
 #include "tests/unit/lib_ramchild.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/unit/memxfer_tracker.c: every page that another process writes is seen, by whatever way and at
  * whatever moment it writes it, and little else. */
 #include "memxfer/inject.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* QEMU's device state over the links: whatever order frames come in, and however often, QEMU reads the bytes
  * as they were sent. */
 #include <stdarg.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Why a migration cannot switch over within its budget: what is said names what is in the way. */
 #include "migrate/source.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 #include "mirror/chunkmap.h"
 
 #include <setjmp.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The ten things that must always hold (mirror/mirror.h; docs/design.md, «The storage plane»), one named test
  * or more for each. */
 #include "lib_rig.h"

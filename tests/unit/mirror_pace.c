@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The bulk copy beside a guest that writes, over links of all kinds: it must neither fill a slow link with
  * chunks that the guest then waits for, nor leave a fast or long one empty. Time is virtual (lib_sim).
  *

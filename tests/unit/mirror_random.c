@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The sharpest tool: one seed is one schedule of a guest that reads, writes, zeroes, flushes and scribbles in
  * its buffers, of disks that take their time and fail, of links that delay, reorder, fail and send twice, and
  * of a mirror that goes on, off and on again. At the end both images must be the same, byte by byte, and both

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The storage plane whole and real: kernel I/O, files and block devices, two links over TCP, the writer on a
  * thread of its own, and a guest that writes while its disk is copied. Both images must end the same. */
 #include "tests/unit/lib_disk.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Comparing both sides while the guest writes. */
 #include "lib_rig.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A guest's requests through vhost-user-blk: our front-end client against our back end, and the client itself
  * against qemu-storage-daemon's. */
 #include "tests/unit/lib_disk.h"

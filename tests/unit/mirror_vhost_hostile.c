@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Guests and front ends that break the rules. Nothing that they do may crash us or reach another device; a
  * guest's bad ring stops its own device until that is reset, a front end's bad message ends its connection.
  */

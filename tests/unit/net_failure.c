@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Links that fail, peers that abort: every message settles once, whatever happens. */
 #include "tests/unit/lib_netpair.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The wire's header: what is encoded comes back, and everything else is refused, field by field. */
 #include "net/frame.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Peers that are not what they should be, and wires that damage what they carry: a sentence, never a crash or
  * a hang. */
 #include "tests/unit/lib_netpair.h"

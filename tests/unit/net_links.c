@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Links between two bundles, when nothing goes wrong. */
 #include "tests/unit/lib_netpair.h"
 #include "tests/progress.h"

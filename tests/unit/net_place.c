@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Payloads received in place: every byte where place() said, however they come in; nothing after a cut; dropped() or frame(),
  * one of them, once. */
 #include "tests/unit/lib_netpair.h"

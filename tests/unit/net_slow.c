@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A link of 20 MB/s with a short queue, as a namespace of our own with a shaped loopback: what is urgent must not
  * wait for what the socket has taken already. Needs root, ip and tc. */
 #include "tests/unit/lib_netpair.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A QEMU is asked what it knows, whole, also when its answers are read late. This program is QEMU's wrapper
  * then: it holds the answers up in a pipe that is small. */
 #include "probe/probe.h"

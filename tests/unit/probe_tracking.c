@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Whether memory can be tracked here is known before anything is copied: with all that it needs, and with
  * each part of it denied. */
 #include "memxfer/memxfer.h"

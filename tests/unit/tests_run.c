@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/unit/tests_run.c: the tests' own limits: they last longer on a machine that is busy, and who reaches
  * one is ended with all that he has started, and named. */
 #include "tests/progress.h"

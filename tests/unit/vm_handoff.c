@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The hand-off in a simulator: two hosts, a lossy channel, disks that are durable when they say so. Every
  * order of messages, losses, duplicates, failed writes, crashes and restarts within a bound is tried (a
  * depth-first search over the states), and long random runs with many migrations to and fro. After each step

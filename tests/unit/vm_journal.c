@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Disks are deleted after a migration only where the journal names them and the record says that they are not
  * needed here: every kind of record beside both kinds of journal. */
 #include "tests/unit/lib_tmpdir.h"

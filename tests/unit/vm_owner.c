@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The ownership record: what was saved is loaded; a torn write leaves the record before it; damage is
  * refused, never guessed at. */
 #include <stdarg.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* VM specifications: what is read, what is made up, and the sentence for each thing that can be wrong. */
 #include "vm/format.h"
 #include "vm/spec.h"

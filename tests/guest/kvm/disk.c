@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What the guest does to its disks: sectors are written, read again and compared. RAM has the generation
  * of each sector, which is in the sector's contents: after a move an old sector, a lost or a misplaced one
  * is seen.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The processor's tables, and the PIT as the only source of interrupts. */
 #include "tests/guest/kvm/kvmguest.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/kvm: a guest without an operating system, for KVM: build/guest/kvmguest, which QEMU boots by
  * -kernel.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/kvm/kvmguest.h: what the parts of the KVM guest share. kvmguest.c tells what it is. */
 #ifndef XM_TESTS_GUEST_KVM_KVMGUEST_H
 #define XM_TESTS_GUEST_KVM_KVMGUEST_H

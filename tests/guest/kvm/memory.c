@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* All RAM behind the image, page after page, round after round: a page must hold what the last round
  * wrote, and gets what the next one will look for. What it holds depends on the page and on the round: a
  * page that was lost, exchanged or is a round old is seen. A few words of each page are enough, since

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What the guest says, by the first serial port. */
 #include "tests/guest/kvm/kvmguest.h"
 

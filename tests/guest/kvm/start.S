@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/kvm/start.S: the multiboot header, the first instructions, and the two ways in from outside:
  * the timer and a fault.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* See virtio.h. Memory barriers: stores and loads are in order here, so the compiler alone is held to it;
  * the device is always notified, so nothing has to be read behind a store. */
 #include "tests/guest/kvm/virtio.h"

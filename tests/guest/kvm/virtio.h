@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tests/guest/kvm/virtio.h: a virtio-blk device of the modern PCI kind with one queue that is looked at,
  * never waited for. Words of the specification: virtio 1.2, 2.7 (split virtqueues), 4.1 (PCI), 5.2 (block
  * device). */
