@@ -50,7 +50,7 @@ static size_t put_escaped(char *out, size_t room, const char *text)
         size_t len = strlen(what);
         if (len > room - n)
             break;
-        memcpy(out + n, what, len);
+        memcpy(out + n, what, len); /* NOLINT(bugprone-not-null-terminated-result): a line has no 0 */
         n += len;
         s += bad ? bad : 1;
     }

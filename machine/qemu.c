@@ -136,8 +136,10 @@ static bool may_sandbox(const struct vm_spec *vm, const struct qemu_facts *knows
 static int spawn(struct qemu *q, const struct vm_spec *vm, const struct qemu_place *at, struct xm_error *e)
 {
     const struct qemu_facts *knows = qemu_facts(vm->qemu, e);
-    int ram = knows ? make_ram(vm, e) : -XM_MAX(e->code, 1);
 
+    if (!knows)
+        return -XM_MAX(e->code, 1);
+    int ram = make_ram(vm, e);
     if (ram < 0)
         return ram;
     struct qemu_facts here = *knows;
