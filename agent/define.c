@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Two definitions that name the same file are not looked at at once. */
 static pthread_mutex_t defining = PTHREAD_MUTEX_INITIALIZER;
@@ -202,15 +203,39 @@ static json_t *must_stay(struct agent *a, const struct inventory_vm *v, bool for
     return no;
 }
 
+/* The variables of its firmware are the guest's, as its disks are. Linked before the record goes: killed in
+ * between, the VM still has them. *kept: where, malloc'ed; NULL: there are none. */
+static int keep_nvram(struct agent *a, const char *name, char **kept, struct xm_error *e)
+{
+    char *from = vm_state_path(a, name, "nvram.fd"), *dir = xm_printf("%s/kept", a->conf.state_dir),
+         *to = NULL;
+    int r = access(from, F_OK) < 0 ? -ENOENT : xm_mkdir_all(dir, e);
+
+    for (unsigned n = 0; !r && !*kept; n++) {
+        to = n ? xm_printf("%s/%s-nvram.%u.fd", dir, name, n) : xm_printf("%s/%s-nvram.fd", dir, name);
+        if (!link(from, to))
+            *kept = to;
+        else if (errno != EEXIST)
+            r = xm_error_errno(e, errno, "cannot keep %s as %s", from, to);
+        if (!*kept)
+            free(to);
+    }
+    free(dir);
+    free(from);
+    return r == -ENOENT ? 0 : r;
+}
+
 static json_t *undefine(struct agent *a, const char *name, bool force)
 {
     struct inventory_vm v;
     struct xm_error e = {0};
+    char *nvram = NULL;
 
     if (inventory_read(a, name, &v) < 0)
         return not_running(a, name, EXIT_FAILED);
     json_t *answer = must_stay(a, &v, force);
-    if (!answer && inventory_remove(a, name, v.rec.epoch, &e) < 0)
+    if (!answer && ((owner_may_run(&v.rec) && keep_nvram(a, name, &nvram, &e) < 0) ||
+                    inventory_remove(a, name, v.rec.epoch, &e) < 0))
         answer = refusal(EXIT_FAILED, "VM %s: %s", name, e.text);
     if (!answer) {
         xm_log(XM_LOG_INFO, "VM %s: undefined (epoch %llu)", name, (unsigned long long)v.rec.epoch);
@@ -218,7 +243,10 @@ static json_t *undefine(struct agent *a, const char *name, bool force)
         json_object_set_new(answer, "text", json_sprintf("%s has forgotten VM %s", a->conf.name, name));
         if (owner_may_run(&v.rec) && v.spec) /* the only place that said where they are */
             json_object_set(answer, "disks_kept", json_object_get(v.spec, "disks"));
+        if (nvram)
+            json_object_set_new(answer, "nvram_kept", json_string(nvram));
     }
+    free(nvram);
     inventory_free(&v);
     return answer;
 }

@@ -15,7 +15,8 @@
 
 #define NVRAM_MAX (1u << 20)
 
-/* For a start: makes the file when the VM never had one; its path is appended to `created`. 0 when it has no `nvram`. */
+/* For a start or a definition: makes the file when the VM never had one; its path is appended to `created` (NULL
+ * where the VM has one for certain: then it is only looked for). 0 when it has no `nvram`. */
 int nvram_make(struct agent *, const struct vm_spec *, json_t *created, struct xm_error *);
 /* The file for another host: {"size": N, "pieces": [[OFFSET, "base64"]]}; what is in no piece is 0xff. NULL with a
  * sentence. */

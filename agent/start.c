@@ -10,6 +10,7 @@
  * start NAME runs what the inventory has, and makes nothing.
  */
 #include "agent/inventory.h"
+#include "agent/nvram.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -57,6 +58,8 @@ static int bring_up(struct agent *a, struct vm_spec *s, json_t *spec, const json
     struct defined d = {0};
     int r = recorded ? still_recorded(a, s->name, recorded, &d.epoch, e) : define_spec(a, s, spec, &d, e);
 
+    if (!r && recorded) /* looks only: what is recorded is not made anew */
+        r = nvram_make(a, s, NULL, e);
     if (!r && (r = run_shim(a, s->name, spec, d.epoch, e)) && !recorded)
         define_undo(a, s->name, &d);
     json_decref(d.created);

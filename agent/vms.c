@@ -180,7 +180,6 @@ void vm_remove_run_dir(struct agent *a, const char *name)
 
     keep_log(a, name, "shim.log");
     keep_log(a, name, "qemu.log");
-    keep_log(a, name, "console.log");
     if (xm_rmdir_files(dir, &e) < 0)
         xm_log(XM_LOG_WARN, "VM %s: %s", name, e.text);
     free(dir);

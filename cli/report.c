@@ -133,6 +133,12 @@ int report_undefine(const struct args *a, const json_t *answer, const struct cli
         put_text(io->out, xm_json_str(d, "path", ""));
         fputc('\n', io->out);
     }
+    const char *nvram = xm_json_str(answer, "nvram_kept", NULL);
+    if (nvram) {
+        fputs("So are its firmware's variables; a specification takes them up by: nvram = ", io->out);
+        put_text(io->out, nvram);
+        fputc('\n', io->out);
+    }
     return CLI_DONE;
 }
 

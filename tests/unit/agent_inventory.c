@@ -376,6 +376,35 @@ static void undefine_keeps_disks_and_the_name_goes_on_in_a_higher_epoch(void **s
     assert_int_equal(epoch_of("web1"), 8);
 }
 
+/* UEFI's variables are the guest's, as its disks are: never lost, and never made anew behind its back. */
+static void the_firmwares_variables_are_kept(void **state)
+{
+    char *text;
+    size_t len;
+    (void)state;
+    need_qemu();
+
+    write_text("spec.ini",
+               "[vm]\nname = web1\nmemory = 16M\naccel = tcg\nfirmware = %s\nnvram = %s\n[disk root]\n"
+               "datastore = ds\nfile = web1.raw\nsize = 1M\n",
+               in_dir(t, "code.fd"), in_dir(t, "vars.fd"));
+    write_text("code.fd", "%4096s", "code");
+    write_text("vars.fd", "%4096s", "new");
+    must(about_spec("define", "spec.ini"), 0, NULL);
+    write_text("state/vms/web1/nvram.fd", "%4096s", "the guest's");
+    json_t *o = about_vm("undefine", "web1");
+    const char *kept = xm_json_str(o, "nvram_kept", "");
+    assert_string_equal(kept, in_dir(t, "state/kept/web1-nvram.fd"));
+    assert_int_equal(xm_file_read(kept, 1 << 20, &text, &len, NULL), 0);
+    assert_string_equal(text + 4096 - 11, "the guest's");
+    free(text);
+    must(o, 0, NULL);
+    must(about_spec("define", "spec.ini"), 0, NULL);
+    assert_int_equal(unlink(in_dir(t, "state/vms/web1/nvram.fd")), 0);
+    must(about_vm("start", "web1"), 1, "nvram.fd, the variables of its firmware, has gone", NULL);
+    assert_false(exists(t, "state/vms/web1/nvram.fd"));
+}
+
 static void what_is_dumped_can_be_defined(void **state)
 {
     (void)state;
@@ -620,6 +649,7 @@ int main(int argc, char **argv)
         TEST(a_disk_is_added_by_define_and_made_once),
         TEST(a_running_vm_is_neither_defined_nor_undefined),
         TEST(undefine_keeps_disks_and_the_name_goes_on_in_a_higher_epoch),
+        TEST(the_firmwares_variables_are_kept),
         TEST(what_is_dumped_can_be_defined),
         PEER(who_gave_it_away_says_where_it_is),
         TEST(one_that_was_promised_is_undecided),
