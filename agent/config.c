@@ -91,6 +91,7 @@ static const struct xm_ini_key host_keys[] = {
     XM_INI_KEY(struct config, shim, XM_INI_STRING),
     XM_INI_KEY(struct config, vnc_address, XM_INI_STRING),
     XM_INI_KEY(struct config, partial_kvm, XM_INI_BOOL),
+    XM_INI_KEY(struct config, qemu_rights, XM_INI_BOOL),
     {.name = NULL},
 };
 static const struct xm_ini_key listen_keys[] = {

@@ -29,6 +29,7 @@ int machine_init(struct machine *vm, const json_t *o, struct xm_error *e)
     vm->run_dir = xm_printf("%s/vms/%s", run, vm->spec.name);
     vm->state_dir = xm_printf("%s/vms/%s", state, vm->spec.name);
     vm->log_dir = xm_printf("%s/logs", state);
+    vm->qemu_rights = xm_json_bool(o, "qemu_rights", false);
     vm->vnc_address =
         xm_json_str(o, "vnc_address", "")[0] ? xm_printf("%s", xm_json_str(o, "vnc_address", "")) : NULL;
     vm->epoch = (uint64_t)xm_json_int(o, "epoch", 1);
@@ -128,6 +129,7 @@ static int start_qemu(struct machine *vm, struct xm_error *e)
                                .run_dir = vm->run_dir,
                                .nvram = nvram,
                                .vnc_address = vm->vnc_address,
+                               .rights = vm->qemu_rights,
                                .incoming = vm->incoming};
     int r = qemu_adopt(&vm->qemu, vm->run_dir, e);
 

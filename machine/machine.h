@@ -39,6 +39,7 @@ struct machine {
     char *run_dir;     /* this VM's: .../vms/NAME */
     char *state_dir;   /* this VM's: .../vms/NAME */
     char *log_dir;     /* all VMs': state directory, logs */
+    bool qemu_rights;  /* likewise: QEMU keeps the rights that it is started with */
     char *vnc_address; /* of this host's configuration; NULL: none */
     enum xm_engine_kind engine;
     uint64_t epoch;

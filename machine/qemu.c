@@ -68,8 +68,9 @@ static bool pass_on(int fd, int as)
     return away >= 0 && dup2(away, as) == as;
 }
 
-static void child_exec(char **argv, const char *log, int ram, int console)
+static void child_exec(char **argv, const char *log, int ram, const struct qemu_place *at)
 {
+    int console = at->console;
     sigset_t none;
     int in = open("/dev/null", O_RDONLY);
     int out = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0600);
@@ -90,7 +91,7 @@ static void child_exec(char **argv, const char *log, int ram, int console)
         dprintf(2, "cannot pass the guest's RAM and console on: %s\n", strerror(errno));
         _exit(127); /* in the forked child only */
     }
-    const char *refused = confine_self();
+    const char *refused = at->rights ? NULL : confine_self();
     if (refused) {
         dprintf(2, "cannot give up what QEMU does not need (%s): %s\n", refused, strerror(errno));
         _exit(127); /* in the forked child only */
@@ -149,7 +150,7 @@ static int spawn(struct qemu *q, const struct vm_spec *vm, const struct qemu_pla
 
     pid_t pid = args ? fork() : -1;
     if (pid == 0)
-        child_exec(args, log, ram, at->console);
+        child_exec(args, log, ram, at);
     int code = errno;
     qemu_arguments_free(args);
     free(log);

@@ -31,6 +31,7 @@ struct qemu_place {
     const char *vnc_address; /* where displays with a number listen; NULL: nowhere */
     int console;             /* a descriptor to record the guest's console in, the caller's; 0: none */
     bool incoming;           /* it waits for a migration */
+    bool rights;             /* it keeps those it is started with */
 };
 /* arguments.c: the command line, its program first, for the QEMU that was asked: a malloc'ed list that ends with
  * NULL. Both hosts build the same devices in the same order. */

@@ -13,7 +13,7 @@
 # Environment: XM_PREFIX (xm; another one for each lab at once), XM_BUILD (build), XM_ENGINE (auto), XM_LAB_VM=no (no guest),
 # XM_LAB_RATE (1gbit, say: shapes both links), XM_LAB_SYSTEM, XM_LAB_DATA (disk sizes: 1G, 512M), XM_LAB_APPEND (guest's parameters),
 # XM_LAB_QEMU_A, XM_LAB_QEMU_B (a directory with that host's qemu-system-x86_64: its agent's PATH begins with it; tests/debian13.sh
-# --qemu prints such), XM_LAB_FS=yes (ext4 on «data» instead of records), XM_LAB_LINK_TIMEOUT (5s), XM_LAB_PARTIAL_KVM=yes ([host] partial_kvm), XM_LAB_LIMITS (more lines of [limits]), XM_LAB_PROXY=yes (host B is reached by
+# --qemu prints such), XM_LAB_FS=yes (ext4 on «data» instead of records), XM_LAB_LINK_TIMEOUT (5s), XM_LAB_PARTIAL_KVM=yes ([host] partial_kvm), XM_LAB_QEMU_RIGHTS=yes ([host] qemu_rights; set with another QEMU), XM_LAB_LIMITS (more lines of [limits]), XM_LAB_PROXY=yes (host B is reached by
 # xm-client proxy 10.8.0.2,10.1.0.2,10.2.0.2 7070 ... alone).
 set -e
 here=$(cd "$(dirname "$0")" && pwd)
@@ -175,6 +175,8 @@ make_disks() {
 }
 
 write_agent() { # a or b, number, peer, its address, own address
+  qemu_rights=${XM_LAB_QEMU_RIGHTS:-no}
+  [ -z "$XM_LAB_QEMU_A$XM_LAB_QEMU_B" ] || qemu_rights=yes # those programs are wrappers that make namespaces
   mkdir -p "$run/$1"
   cat >"$run/$1/xmigrated.conf" <<END
 [host]
@@ -183,6 +185,7 @@ state_dir = $run/$1/state
 run_dir = $run/$1/run
 engine = ${XM_ENGINE:-auto}
 partial_kvm = ${XM_LAB_PARTIAL_KVM:-no}
+qemu_rights = $qemu_rights
 
 [listen]
 address = $5

@@ -12,8 +12,10 @@
 #include <string.h>
 
 /* The second VM finds its disks as the first has left them. */
-LAB_GROUP("state", "XM_LAB_VM=no XM_LAB_APPEND='xm.disk=vda:rate=4M:span=128M:trim=16M:name=system "
-                   "xm.disk=vdb:rate=2M:span=64M:name=data xm.mem=32M:rate=8M'")
+LAB_GROUP(
+    "state",
+    "XM_LAB_VM=no XM_LAB_QEMU_RIGHTS=yes XM_LAB_APPEND='xm.disk=vda:rate=4M:span=128M:trim=16M:name=system "
+    "xm.disk=vdb:rate=2M:span=64M:name=data xm.mem=32M:rate=8M'")
 
 /* The directory of a QEMU that is new enough. */
 static bool find_qemu(char dir[200])

@@ -14,7 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
-LAB_GROUP("versions", "XM_LAB_VM=no")
+LAB_GROUP("versions", "XM_LAB_VM=no XM_LAB_QEMU_RIGHTS=yes")
 
 struct qemu {
     unsigned major;
