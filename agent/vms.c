@@ -36,30 +36,14 @@ char *vm_state_path(const struct agent *a, const char *name, const char *file)
 
 int write_json(const char *path, const json_t *o, struct xm_error *e)
 {
-    char *text = o ? json_dumps(o, JSON_INDENT(1)) : NULL;
-    int r = text ? xm_file_replace(path, text, strlen(text), e)
-                 : xm_error_set(e, EINVAL, "cannot write %s: a text in it is not UTF-8, or memory is short",
-                                path);
-
-    free(text);
-    return r;
+    return xm_json_save(path, o, e);
 }
 
 json_t *read_json(const char *path, struct xm_error *e)
 {
-    char *text;
-    size_t len;
-    json_error_t why;
+    json_t *o;
 
-    if (xm_file_read(path, 4 << 20, &text, &len, e) < 0)
-        return NULL;
-    json_t *o = json_loadb(text, len, JSON_REJECT_DUPLICATES, &why);
-    free(text);
-    if (!json_is_object(o)) {
-        xm_error_set(e, EINVAL, "%s:%d: %s", path, why.line, o ? "no JSON object" : why.text);
-        json_decref(o);
-        return NULL;
-    }
+    xm_json_load(path, &o, e);
     return o;
 }
 

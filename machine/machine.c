@@ -58,15 +58,12 @@ char *machine_kept_log(const struct machine *vm, const char *file)
 int machine_save_spec(struct machine *vm, struct xm_error *e)
 {
     json_t *o = vm_spec_to_json(&vm->spec);
-    char *text = json_dumps(o, JSON_INDENT(1));
     char *path = xm_printf("%s/spec.json", vm->state_dir);
     int r = xm_mkdir_all(vm->state_dir, e);
 
     if (!r)
-        r = text ? xm_file_replace(path, text, strlen(text), e)
-                 : xm_error_set(e, ENOMEM, "VM %s: no memory", vm->spec.name);
+        r = xm_json_save(path, o, e);
     free(path);
-    free(text);
     json_decref(o);
     return r;
 }
