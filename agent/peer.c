@@ -8,8 +8,8 @@
  *
  * prepare, happy path: check; judge and claim the name in one step under the lock, so that what is promised
  * is counted at once; make the disks; run the shim, which waits with its QEMU; answer with the token.
- * Anything that fails takes the steps before back. The agent dies in between: shim.json names the disks that
- * were made, and the next agent deletes them if no shim is there (vms.c). The source never comes: the
+ * Anything that fails takes the steps before back. The agent dies in between: the journal names the files
+ * that were made, and the next agent deletes them if no shim is there (vm/journal.h). The source never comes: the
  * shim ends after a minute by itself, and its disks with it.
  */
 #include "agent/agent.h"

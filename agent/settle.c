@@ -78,7 +78,8 @@ static int new_shim(struct agent *a, const char *vm, uint64_t epoch, struct xm_e
     free(path);
     agent_lock(a);
     struct vm *here = vm_find(a, vm);
-    if (!r && !here && !(here = vm_claim(a, vm, spec, e)))
+    bool claimed = !r && !here;
+    if (claimed && !(here = vm_claim(a, vm, spec, e)))
         r = -EEXIST;
     if (!r) {
         json_decref(here->incoming);
@@ -91,6 +92,10 @@ static int new_shim(struct agent *a, const char *vm, uint64_t epoch, struct xm_e
         r = vm_spawn(a, vm, spec, epoch, NULL, e);
     if (!r)
         r = vm_watch(a, vm, e);
+    agent_lock(a);
+    if (r && claimed && (here = vm_find(a, vm)))
+        vm_forget(here); /* or it would be «just being started» for ever */
+    agent_unlock(a);
     json_decref(spec);
     return r;
 }
@@ -311,8 +316,12 @@ static void look_at(struct agent *a, const char *name)
     struct xm_error e = {0};
     int r = owner_read(a, name, &rec, NULL);
 
-    if (journal_read(dir, &j, &e) < 0)
-        xm_log(XM_LOG_WARN, "%s", e.text);
+    /* One that cannot be read says nothing, and is not taken away; the next migration's refusal names it. */
+    if (journal_read(dir, &j, &e) < 0) {
+        xm_log(XM_LOG_DEBUG, "%s", e.text);
+        free(dir);
+        return;
+    }
     bool here = vm_process(a, name, "shim.pid") || vm_process(a, name, "qemu.pid");
     if (!r && verdict_open(&rec)) {
         json_t *answer = settle(a, name, false);
