@@ -76,6 +76,21 @@ static void an_older_kernel_is_told_whatever_cannot_be_downloaded(void **state)
     must(1, "moving a VM's memory needs 6.7 or newer", command);
 }
 
+/* On a fresh machine nothing compiles before what it needs is there. */
+static void make_installs_before_it_compiles(void **state)
+{
+    (void)state;
+    static const char *const what[] = {"bench", "bench-links", "check", "demo", "lab"};
+    char said[4000], command[200];
+
+    for (size_t i = 0; i < sizeof what / sizeof *what; i++) {
+        snprintf(command, sizeof command, "env -u MAKEFLAGS -u MAKELEVEL make -n B=%s %s | head -n 1",
+                 tmpdir_path("new"), what[i]);
+        if (sh(command, said) != 0 || strncmp(said, "tests/deps.sh", 13) != 0)
+            fail_msg("make %s begins with: %s", what[i], said);
+    }
+}
+
 static pid_t spinner[64];
 static unsigned spinners;
 
@@ -120,6 +135,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(who_is_not_root_is_told_that_a_lab_needs_it, tmpdir_make, teardown),
         cmocka_unit_test_setup_teardown(an_older_kernel_is_told_whatever_cannot_be_downloaded, tmpdir_make,
                                         teardown),
+        cmocka_unit_test_setup_teardown(make_installs_before_it_compiles, tmpdir_make, teardown),
         cmocka_unit_test_setup_teardown(a_pause_is_a_fault_on_a_quiet_machine_alone, tmpdir_make, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
