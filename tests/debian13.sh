@@ -249,6 +249,8 @@ run_inside() {
   trap 'exit 143' TERM HUP
   rm -rf --one-file-system "$own"/.scratch.*
   detach_loops "$own"
+  # There is no network in there: what may be downloaded is got now.
+  "$top/tests/kernel.sh" "$own/guest/kernel" debian13 >&2 || say "without the test guests' kernel"
   scratch=$(mktemp -d "$own/.scratch.XXXXXX")
   mkdir "$scratch/new" "$scratch/layer" "$scratch/tmp" "$scratch/vartmp"
   unshare --mount --pid --fork --kill-child --net --mount-proc \
