@@ -31,7 +31,7 @@ static bool unchecked; /* copies are not compared, so that a profile shows nothi
 
 struct run {
     double seconds;
-    double cpu, machine; /* seconds of CPU time: both processes; the whole machine */
+    double cpu, machine; /* seconds of CPU time: both processes; the whole machine. 0: not measured */
 };
 
 static bool run_ours(struct run *r)
@@ -127,8 +127,10 @@ static struct run one(const struct side *s)
         bench_die("%s did not copy", s->name);
     if (!unchecked && bench_same(src_dev, dst_dev, disk_size, 0))
         bench_die("after %s the disks differ", s->name);
-    printf("  %-10s %8.1f MB/s, CPU %.2f s, machine %.2f s\n", s->name, (double)disk_size / r.seconds / 1e6,
-           r.cpu, r.machine);
+    printf("  %-10s %8.1f MB/s", s->name, (double)disk_size / r.seconds / 1e6);
+    if (r.cpu > 0)
+        printf(", CPU %.2f s, machine %.2f s", r.cpu, r.machine);
+    puts("");
     fflush(stdout);
     return r;
 }

@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 static struct version {
-    char path[4096]; /* PATH with it in front */
+    char path[4400]; /* PATH with it in front */
     char brief[32], name[120];
     json_t *schema;
 } known[VERSIONS_MAX];
@@ -48,6 +48,8 @@ static void check_directory(const char *dir)
     static const char *const programs[] = {"qemu-system-x86_64", "qemu-storage-daemon"};
     char path[300];
 
+    if (strlen(dir) > 250)
+        bench_die("XM_BENCH_QEMU is longer than 250 bytes");
     for (unsigned i = 0; i < sizeof programs / sizeof *programs; i++) {
         snprintf(path, sizeof path, "%s/%s", dir, programs[i]);
         if (access(path, X_OK))
@@ -65,7 +67,7 @@ unsigned version_count(void)
     snprintf(own, sizeof own, "%s", path ? path : "/usr/sbin:/usr/bin:/sbin:/bin");
     if (dir && dir[0]) {
         check_directory(dir);
-        snprintf(known[0].path, sizeof known[0].path, "%.90s:%s", dir, own);
+        snprintf(known[0].path, sizeof known[0].path, "%.250s:%s", dir, own);
         if (!version_ask(&known[count++]))
             bench_die("the QEMU in %s does not start", dir);
     }
