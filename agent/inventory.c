@@ -111,7 +111,7 @@ char *inventory_whereabouts(struct agent *a, const char *name, const struct owne
         struct known k = {0};
         if (!p)
             xm_error_set(&e, ENOENT, "%s has no [peer %s]", a->conf.name, rec.to);
-        if (!p || known_there(a, p, name, &k, &e) < 0)
+        if (!p || known_there_soon(a, p, name, &k, &e) < 0)
             return xm_printf("%s gave it to %s (epoch %llu), and where it is now cannot be asked: %s",
                              a->conf.name, ours->to, (unsigned long long)ours->epoch, e.text);
         if (k.rec.owner == OWNER_MINE && k.rec.epoch >= rec.epoch)

@@ -32,12 +32,12 @@ bool known_busy(const struct known *k)
            (!strcmp(k->role, "owner") && (!strcmp(k->step, "switch") || !strcmp(k->step, "handoff")));
 }
 
-int known_there(struct agent *a, const struct conf_peer *p, const char *vm, struct known *k,
-                struct xm_error *e)
+static int ask(struct agent *a, const struct conf_peer *p, const char *vm, uint64_t timeout_ns,
+               struct known *k, struct xm_error *e)
 {
     json_t *reasons;
     int status;
-    json_t *o = peer_call_agent(a, p, json_pack("{s:s, s:s}", "verb", "peer.owner", "vm", vm), ASK_NS,
+    json_t *o = peer_call_agent(a, p, json_pack("{s:s, s:s}", "verb", "peer.owner", "vm", vm), timeout_ns,
                                 &status, &reasons, NULL, e);
 
     memset(k, 0, sizeof *k);
@@ -55,4 +55,16 @@ int known_there(struct agent *a, const struct conf_peer *p, const char *vm, stru
     snprintf(k->state, sizeof k->state, "%s", xm_json_str(o, "state", ""));
     json_decref(o);
     return r;
+}
+
+int known_there(struct agent *a, const struct conf_peer *p, const char *vm, struct known *k,
+                struct xm_error *e)
+{
+    return ask(a, p, vm, ASK_NS, k, e);
+}
+
+int known_there_soon(struct agent *a, const struct conf_peer *p, const char *vm, struct known *k,
+                     struct xm_error *e)
+{
+    return ask(a, p, vm, TELL_NS, k, e);
 }

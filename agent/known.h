@@ -5,7 +5,8 @@
 
 #include "agent/agent.h"
 
-#define ASK_NS (15 * XM_NS_PER_S)
+#define ASK_NS  (15 * XM_NS_PER_S)
+#define TELL_NS (3 * XM_NS_PER_S) /* for a sentence that somebody waits for */
 
 struct known {
     struct owner_record rec; /* owner NONE: no record */
@@ -20,6 +21,9 @@ struct known {
 /* A record that cannot be read is an error, and nothing is known then. */
 int known_here(struct agent *, const char *vm, struct known *, struct xm_error *);
 int known_there(struct agent *, const struct conf_peer *, const char *vm, struct known *, struct xm_error *);
+/* The same, of a peer that answers soon. */
+int known_there_soon(struct agent *, const struct conf_peer *, const char *vm, struct known *,
+                     struct xm_error *);
 /* Its shim works on the hand-off at this moment: what the record says may be another thing in a moment. */
 bool known_busy(const struct known *);
 
