@@ -323,10 +323,12 @@ uint64_t qemu_firmware_size(struct qemu *q)
 {
     json_t *text = qmp_call(&q->qmp, "human-monitor-command",
                             json_pack("{s:s}", "command-line", "info ramblock"), 5 * XM_NS_PER_S, NULL);
-    uint64_t size = json_is_string(text) ? qemu_ramblock_used(json_string_value(text), "pc.bios") : 0;
+    const char *blocks = json_is_string(text) ? json_string_value(text) : "";
+    uint64_t bios = qemu_ramblock_used(blocks, "pc.bios"),
+             flash = qemu_ramblock_used(blocks, "system.flash0");
 
     json_decref(text);
-    return size;
+    return flash ? flash : bios;
 }
 
 int qemu_other_ram(struct qemu *q, const struct xm_ram *ram, uint64_t *bytes, struct xm_error *e)

@@ -404,6 +404,35 @@ static void a_real_one_has_the_devices(void **state)
     }
 }
 
+/* As it has it in its memory: the file may be another one by now. */
+static void a_real_one_says_how_large_its_firmware_is(void **state)
+{
+    (void)state;
+    struct vm_spec vm = {.name = "w1",
+                         .memory = 16 << 20,
+                         .vcpus = 1,
+                         .machine = (char *)"q35",
+                         .accel = (char *)"tcg",
+                         .cpu = (char *)"qemu64",
+                         .qemu = (char *)"qemu-system-x86_64"};
+    struct xm_error e = {0};
+    struct qemu q;
+
+    real();
+    const char *code = tmpdir_write("code.fd", ""), *vars = tmpdir_write("vars.fd", "");
+    assert_int_equal(truncate(code, 256 << 10) || truncate(vars, 64 << 10), 0);
+    vm.firmware = (char *)code;
+    for (int flash = 0; flash < 2; flash++) {
+        vm.nvram = flash ? (char *)"/template" : NULL;
+        struct qemu_place at = {.host = "hosta", .run_dir = tmpdir_path(""), .nvram = vars};
+        qemu_init(&q);
+        if (qemu_start(&q, &vm, &at, &e) < 0)
+            fail_msg("%s", e.text);
+        assert_int_equal(qemu_firmware_size(&q), 256 << 10);
+        qemu_end(&q, &vm);
+    }
+}
+
 /* Its memory would be looked for in the shell. */
 static void a_wrapper_that_does_not_become_qemu_is_named(void **state)
 {
@@ -485,6 +514,8 @@ int main(void)
         cmocka_unit_test(a_real_one_says_how_large_its_rings_are),
         cmocka_unit_test(a_real_one_says_what_its_cpus_have),
         cmocka_unit_test_setup_teardown(a_real_one_has_the_devices, tmpdir_make, tmpdir_remove),
+        cmocka_unit_test_setup_teardown(a_real_one_says_how_large_its_firmware_is, tmpdir_make,
+                                        tmpdir_remove),
         cmocka_unit_test_setup_teardown(it_starts_at_the_root_and_a_peer_does_not_hear_it, tmpdir_make,
                                         tmpdir_remove),
         cmocka_unit_test_setup_teardown(another_program_in_its_place_is_asked_anew, tmpdir_make,
