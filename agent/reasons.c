@@ -83,6 +83,10 @@ static bool more_rings(const struct vm_spec *s)
 {
     const struct vm_devices *d = &s->devices;
 
+    for (char **x = s->extra; x && *x; x++) {
+        if (strstr(*x, "virtio"))
+            return true;
+    }
     return s->nics || d->rng || d->balloon || d->guest_agent || (d->video && !strcmp(d->video, "virtio"));
 }
 

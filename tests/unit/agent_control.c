@@ -1062,6 +1062,29 @@ static void a_source_that_cannot_tell_the_guests_cpu_says_why(void **state)
     json_decref(o);
 }
 
+/* This QEMU tells its guests rings of 1024, as 10.0.13 does. Those of disks have that size; any other virtio
+ * device's are smaller, also that of one that is attached by hand. */
+static void the_destination_learns_of_large_rings(void **state)
+{
+    static const char *const more[] = {"", "extra = -device\nextra = virtio-keyboard-pci\n", "rng = yes\n"};
+    char lines[300];
+    need_qemu();
+
+    write_program("qemu",
+                  "#!/bin/sh\ncase \"$*\" in *virtio-net-pci,id=n,*)\n"
+                  "echo '{\"return\": {\"vring-num-default\": 1024}, \"id\": \"asked\"}'\nexit 0\nesac\n"
+                  "exec qemu-system-x86_64 \"$@\"\n");
+    for (size_t i = 0; i < sizeof more / sizeof *more; i++) {
+        snprintf(lines, sizeof lines, "qemu = %s\n%s", in_dir(t, "qemu"), more[i]);
+        write_spec(lines);
+        must(ask(t, start_request()), 0);
+        json_t *o = asked_of_the_destination(*(int *)*state, "no", 1);
+        assert_int_equal(xm_json_bool(o, "large_rings", false), i > 0);
+        json_decref(o);
+        must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    }
+}
+
 static void what_both_sides_say_is_said_once(void **state)
 {
     static const char both[] = "'vfio-pci' attaches something of its host to web1 that cannot move (vfio)";
@@ -1235,6 +1258,7 @@ int main(int argc, char **argv)
         MOVE(a_job_that_is_over_is_not_given_to_the_new_shim),
         MOVE(the_destination_learns_what_is_known_of_the_cpu),
         MOVE(a_source_that_cannot_tell_the_guests_cpu_says_why),
+        MOVE(the_destination_learns_of_large_rings),
         MOVE(what_both_sides_say_is_said_once),
         MOVE(a_peer_that_refuses_or_lies),
         MOVE(recover_says_that_the_other_side_has_it),
