@@ -17,7 +17,8 @@ struct tried {
     struct xm_error error;
 };
 
-static void try_it(const char *program, const char *machine, const char *accel, struct tried *t)
+/* False: it could not be found out, and QEMU has said nothing against it. */
+static bool try_it(const char *program, const char *machine, const char *accel, struct tried *t)
 {
     static const struct xm_run_input input = {"{\"execute\":\"qmp_capabilities\"}\n"
                                               "{\"execute\":\"query-pci\",\"id\":\"asked\"}\n",
@@ -28,10 +29,8 @@ static void try_it(const char *program, const char *machine, const char *accel, 
 
     t->pci = true;
     int r = xm_run_input(argv, &input, ASK_TIMEOUT, &out, &t->error);
-    if (r && r != -EIO)
-        t->error.code = 0; /* not QEMU's word */
-    else if (r)
-        t->error.code = EINVAL;
+    bool told = !r || r == -EIO;
+    t->error.code = r && told ? EINVAL : 0;
     for (char *line = out, *next; !r && line && *line; line = next) {
         next = line + strcspn(line, "\n");
         if (*next)
@@ -42,6 +41,7 @@ static void try_it(const char *program, const char *machine, const char *accel, 
         json_decref(o);
     }
     free(out);
+    return told;
 }
 
 int qemu_machine_try(const char *program, const char *machine, const char *accel, bool *pci,
@@ -67,9 +67,8 @@ int qemu_machine_try(const char *program, const char *machine, const char *accel
         free(t->what);
         *t = (struct tried){.of = q, .what = what};
         what = NULL;
-        try_it(program, machine, accel, t);
-        if (t->error.code)
-            t->of = NULL; /* the next one asks again: the machine may have been busy, or a file missing */
+        if (!try_it(program, machine, accel, t) || t->error.code)
+            t->of = NULL; /* the next one asks again: the host may have been busy, or a file missing */
     }
     *pci = t->pci;
     int r = t->error.code ? xm_error_set(e, t->error.code, "%s", t->error.text) : 0;

@@ -57,13 +57,13 @@ bool qemu_present(const char *program);
 
 /* Can it make this machine, options and all, with this accelerator? Tried, with no guest in it. *pci: the
  * machine has a bus for PCI devices. 0, also when that could not be found out in time (*pci is true then);
- * -EINVAL with QEMU's first line. At most 10 s, once per program file, machine and accelerator. */
+ * -EINVAL with QEMU's first line. At most 10 s, once per program file, machine and accelerator that it can make. */
 int qemu_machine_try(const char *program, const char *machine, const char *accel, bool *pci,
                      struct xm_error *);
 
 /* It tells its guests that the rings of their devices may be larger than they are (10.0.13 does: 1024). A guest
  * that has set up such rings is refused by a QEMU that looks (11.1). False also when it cannot be found out. At
- * most 10 s, once per program. */
+ * most 10 s, once per program that answers. */
 bool qemu_facts_large_rings(const char *program);
 
 /* The CPU features that a guest sees with this -cpu and accelerator ("tcg" or "kvm", options behind a comma

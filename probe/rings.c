@@ -12,6 +12,7 @@
 #define KEPT        16
 #define RING        256 /* what a virtio-net has */
 
+/* -1: it has not come to an end in time. */
 static int64_t told(const char *program)
 {
     static const struct xm_run_input input = {
@@ -37,7 +38,7 @@ static int64_t told(const char *program)
     char *out = NULL;
     int64_t n = 0;
 
-    xm_run_input(argv, &input, ASK_TIMEOUT, &out, NULL);
+    int r = xm_run_input(argv, &input, ASK_TIMEOUT, &out, NULL);
     for (char *line = out, *next; line && *line; line = next) {
         next = line + strcspn(line, "\n");
         if (*next)
@@ -48,7 +49,7 @@ static int64_t told(const char *program)
         json_decref(o);
     }
     free(out);
-    return n;
+    return r && r != -EIO ? -1 : n;
 }
 
 bool qemu_facts_large_rings(const char *program)
@@ -72,9 +73,12 @@ bool qemu_facts_large_rings(const char *program)
         }
     }
     if (!known) {
-        large = told(program) > RING;
-        kept[next % KEPT].of = q;
-        kept[next++ % KEPT].large = large;
+        int64_t ring = told(program);
+        large = ring > RING;
+        if (ring >= 0) { /* else the next one asks again */
+            kept[next % KEPT].of = q;
+            kept[next++ % KEPT].large = large;
+        }
     }
     pthread_mutex_unlock(&lock);
     return large;
