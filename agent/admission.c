@@ -484,6 +484,17 @@ unsigned admit(const struct host_facts *h, const struct admission_request *r, js
     return (unsigned)(json_array_size(reasons) - before);
 }
 
+void admit_note_block(const struct vm_disk *d, const char *vm, const char *where, unsigned block,
+                      json_t *notes)
+{
+    if (d->block_size && d->block_size < block)
+        because(
+            notes,
+            "disk '%s' of %s has blocks of %u bytes and %s has %u: it will go through the page cache there, "
+            "which is slower",
+            d->name, vm, d->block_size, where, block);
+}
+
 /* ---- what is attached by hand ---- */
 
 static const char *const immovable[] = {"vfio",     "vhost-user",      "vhost-scsi",  "vhost-vsock",

@@ -17,6 +17,7 @@ struct fact_datastore {
     uint64_t reserved; /* promised to migrations that come in, and not written yet */
     unsigned target;   /* percent */
     bool closed;       /* takes no disks from other hosts */
+    unsigned block;    /* logical block of new files in it, bytes */
 };
 
 struct fact_link {
@@ -88,6 +89,11 @@ struct admission_request {
 /* Appends a sentence to `reasons` for each thing that is against it; returns how many. *datastore: the index
  * of the one chosen for the disks, -1 when there is none. */
 unsigned admit(const struct host_facts *, const struct admission_request *, json_t *reasons, int *datastore);
+
+/* What its user may want to know, though it speaks against nothing: appended to `notes`. The disk comes to lie on
+ * storage with blocks of `block` bytes, which `where` names. */
+void admit_note_block(const struct vm_disk *, const char *vm, const char *where, unsigned block,
+                      json_t *notes);
 
 /* What in `extra` cannot move, wherever it is to go (agent/outside.h: what a peer takes of it). */
 unsigned admit_extra(const struct vm_spec *, json_t *reasons);

@@ -81,6 +81,7 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
                                                   .target = a->conf.datastore[i].target,
                                                   .closed = !a->conf.datastore[i].incoming};
         facts_space(a->conf.datastore[i].path, &g->datastore[i].size, &g->datastore[i].free);
+        g->datastore[i].block = probe_block_size(a->conf.datastore[i].path);
     }
     f->links = a->conf.links;
     f->link = g->link;
@@ -221,6 +222,18 @@ static int disk_missing(struct agent *a, const struct vm_spec *s, const struct v
         ds ? ds->path : "", ds ? "?" : "");
 }
 
+/* What the guest sees from its first start on, wherever the disk comes to lie. */
+static int resolve_block(const struct vm_spec *s, struct vm_disk *d, struct xm_error *e)
+{
+    if (!d->block_size && (d->block_size = probe_block_size(d->path)) && d->size % d->block_size)
+        d->block_size = 512;
+    if (d->size % d->block_size)
+        return xm_error_set(
+            e, EINVAL, "disk '%s' of VM %s: %s has %llu bytes, which is no multiple of its block_size, %u",
+            d->name, s->name, d->path, (unsigned long long)d->size, d->block_size);
+    return 0;
+}
+
 /* known: the disk is in the record, and not new. */
 static int resolve_size(struct agent *a, const struct vm_spec *s, struct vm_disk *d, bool known,
                         struct xm_error *e)
@@ -231,6 +244,12 @@ static int resolve_size(struct agent *a, const struct vm_spec *s, struct vm_disk
     if (r == -ENOENT && known)
         return disk_missing(a, s, d, e);
     if (r == -ENOENT && d->datastore[0]) {
+        const struct conf_datastore *ds = config_datastore(&a->conf, d->datastore);
+        /* A size that cannot be had in whole blocks gets the smallest. */
+        if (!d->block_size)
+            d->block_size = ds ? probe_block_size(ds->path) : 512;
+        if (d->size % d->block_size)
+            d->block_size = 512;
         return d->size ? 0
                        : xm_error_set(
                              e, EINVAL,
@@ -246,7 +265,7 @@ static int resolve_size(struct agent *a, const struct vm_spec *s, struct vm_disk
         return xm_error_set(e, EINVAL, "disk '%s' of VM %s: %s has %llu bytes, which is no multiple of 512",
                             d->name, s->name, d->path, (unsigned long long)size);
     d->size = size;
-    return 0;
+    return resolve_block(s, d, e);
 }
 
 static int resolve_disks(struct agent *a, struct vm_spec *s, const json_t *known, struct xm_error *e)

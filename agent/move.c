@@ -98,6 +98,12 @@ static json_t *hold(struct move *m, bool for_real)
         return not_running(a, m->vm, EXIT_REFUSED);
     if (!no && vm_spec_from_json(&m->spec, spec, &e) < 0)
         no = refusal(EXIT_FAILED, "VM %s: %s", m->vm, e.text);
+    /* Started before this was put into the specification: its guest sees what the storage has. */
+    for (unsigned i = 0; !no && i < m->spec.disks; i++) {
+        struct vm_disk *d = &m->spec.disk[i];
+        if (!d->block_size)
+            d->block_size = probe_block_size(d->path);
+    }
     m->held = spec && for_real;
     json_decref(spec);
     return no;
@@ -136,7 +142,8 @@ static json_t *nothing_to_move(struct move *m)
                      "wire_bytes", 0, "rounds", 0);
 }
 
-struct job *move_begin(struct agent *a, const json_t *request, bool only_check, json_t **nothing, json_t **no)
+struct job *move_begin(struct agent *a, const json_t *request, bool only_check, json_t *notes,
+                       json_t **nothing, json_t **no)
 {
     struct move *m = calloc(1, sizeof *m);
 
@@ -144,6 +151,7 @@ struct job *move_begin(struct agent *a, const json_t *request, bool only_check, 
         *no = refusal(EXIT_FAILED, "no memory");
         return NULL;
     }
+    m->notes = notes;
     m->only_stored = xm_json_bool(request, "only_stored", false);
     *no = read_move(a, request, m);
     if (!*no)
@@ -172,10 +180,12 @@ struct job *move_begin(struct agent *a, const json_t *request, bool only_check, 
 
 json_t *verb_check(struct conn *c, const json_t *request)
 {
-    json_t *no;
+    json_t *notes = json_array(), *no;
 
-    move_begin(c->agent, request, true, NULL, &no);
-    return no ? no : ok_answer();
+    move_begin(c->agent, request, true, notes, NULL, &no);
+    json_t *answer = no ? no : ok_answer();
+    json_object_set_new(answer, "notes", notes);
+    return answer;
 }
 
 json_t *verb_move(struct conn *c, const json_t *request)
@@ -184,7 +194,7 @@ json_t *verb_move(struct conn *c, const json_t *request)
 
     if (xm_json_bool(request, "dry_run", false))
         return verb_check(c, request);
-    struct job *job = move_begin(c->agent, request, false, &nothing, &no);
+    struct job *job = move_begin(c->agent, request, false, NULL, &nothing, &no);
     if (nothing)
         conn_event(c, nothing);
     if (!job)

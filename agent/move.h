@@ -21,6 +21,7 @@ struct move {
     bool held;    /* vm->job is this move's */
     bool counted; /* in agent->pending */
     json_t *options;
+    json_t *notes; /* sentences for who asks, from here and the destination; the caller's, or NULL */
     json_t *disks; /* `local`: [{name, path}] */
     struct vm_spec spec;
     char qemu[32];     /* version of the QEMU that runs it, by its shim; "": not known */
@@ -36,8 +37,10 @@ void move_free(struct move *);
 void move_let_go(struct move *); /* of the VM, unless a job holds it */
 /* Reads, checks, and (unless only_check) begins what the request asks for. The job, with a reference for the
  * caller; or NULL with the refusal in *no; or NULL in both: there is nothing against it and only_check was
- * set, or nothing has to be moved, and then *nothing (if asked for) is the event «done» to tell of it. */
-struct job *move_begin(struct agent *, const json_t *request, bool only_check, json_t **nothing, json_t **no);
+ * set, or nothing has to be moved, and then *nothing (if asked for) is the event «done» to tell of it.
+ * notes (may be NULL): gets sentences that speak against nothing. */
+struct job *move_begin(struct agent *, const json_t *request, bool only_check, json_t *notes,
+                       json_t **nothing, json_t **no);
 
 /* ---- reasons.c ---- */
 

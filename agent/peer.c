@@ -234,6 +234,17 @@ json_t *verb_peer_hello(struct conn *c, const json_t *request)
     return answer;
 }
 
+static json_t *block_notes(struct agent *a, const struct vm_spec *s, const struct fact_datastore *to)
+{
+    char *where = xm_printf("datastore '%s' of %s", to->name, a->conf.name);
+    json_t *notes = json_array();
+
+    for (unsigned i = 0; i < s->disks; i++)
+        admit_note_block(&s->disk[i], s->name, where, to->block, notes);
+    free(where);
+    return notes;
+}
+
 json_t *verb_peer_check(struct conn *c, const json_t *request)
 {
     struct agent *a = c->agent;
@@ -252,11 +263,13 @@ json_t *verb_peer_check(struct conn *c, const json_t *request)
         agent_lock(a);
         judge(a, &q.req, &g, reasons, &datastore);
         agent_unlock(a);
-        gathered_free(&g);
         answer = ok_answer();
         json_object_set_new(answer, "reasons", reasons);
-        if (datastore >= 0)
+        if (datastore >= 0) {
             json_object_set_new(answer, "datastore", json_string(a->conf.datastore[datastore].name));
+            json_object_set_new(answer, "notes", block_notes(a, &q.spec, &g.datastore[datastore]));
+        }
+        gathered_free(&g);
     }
     vm_spec_free(&q.spec);
     return answer;

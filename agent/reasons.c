@@ -253,6 +253,7 @@ static void judge_local(struct move *m, json_t *reasons)
     const struct conf_datastore *ds = config_datastore(&a->conf, m->datastore);
     json_t *disks = json_array(), *reserve = json_array();
     uint64_t need = 0, size = 0, space = 0;
+    unsigned block = probe_block_size(ds->path);
 
     for (unsigned i = 0; i < m->spec.disks; i++) {
         const struct vm_disk *d = &m->spec.disk[i];
@@ -260,6 +261,8 @@ static void judge_local(struct move *m, json_t *reasons)
             continue;
         char *path = free_disk_path(a, (int)(ds - a->conf.datastore), m->vm, d->name);
         need += disk_used(d);
+        if (m->notes)
+            admit_note_block(d, m->vm, ds->path, block, m->notes);
         json_array_append_new(disks, json_pack("{s:s, s:s}", "name", d->name, "path", path));
         json_array_append_new(reserve,
                               json_pack("{s:s, s:I}", "path", path, "used", (json_int_t)disk_used(d)));
@@ -293,6 +296,8 @@ static void judge_peer(struct move *m, json_t *reasons)
         take_reasons(reasons, json_object_get(answer, "reasons"));
     else
         against(reasons, xm_printf("%s", e.text));
+    if (answer && m->notes)
+        take_reasons(m->notes, json_object_get(answer, "notes"));
     json_decref(more);
     json_decref(answer);
 }

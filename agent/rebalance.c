@@ -252,7 +252,7 @@ static json_t *run_move(struct conn *c, const struct scene *s, const struct plan
 
     if (m->across)
         json_object_set_new(request, "host", json_string(to->host));
-    struct job *job = move_begin(c->agent, request, false, NULL, &no);
+    struct job *job = move_begin(c->agent, request, false, NULL, NULL, &no);
     json_decref(request);
     if (!job)
         return no;

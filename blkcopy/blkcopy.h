@@ -34,6 +34,8 @@ enum {
     XM_FILE_CREATE = 4, /* needs size; must not exist */
     XM_FILE_SHARED = 8, /* not locked (yet): another host has it open until it hands the VM over */
     XM_FILE_PLAIN = 16, /* it has to be a file: no link, no device */
+    /* requests of 512 bytes have to work: where what it lies on has larger blocks it goes through the page cache */
+    XM_FILE_SECTORS = 32,
 };
 /* Opens a raw file or a block device, O_DIRECT unless BUFFERED or the file system cannot.
  * size: only with CREATE (sparse); the file and its name are durable when it returns. Takes a lock (OFD write lock on the whole
@@ -41,6 +43,8 @@ enum {
  * writing: -EBUSY. Readers take no lock. What cannot be done with O_DIRECT is logged and done buffered. */
 int xm_file_open(struct xm_file *, const char *path, unsigned flags, uint64_t size, struct xm_error *);
 void xm_file_close(struct xm_file *);
+/* The block of direct I/O (512 to 4096) to this file or device, or to new files in this directory; 512 when none can be done. */
+uint32_t xm_file_block_of(const char *path);
 /* Takes or gives up the lock of an open file: for a disk that both hosts reach. Any thread. */
 int xm_file_lock(struct xm_file *, struct xm_error *);
 void xm_file_unlock(struct xm_file *);

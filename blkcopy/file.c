@@ -170,21 +170,48 @@ static bool find_alignment(struct xm_file *f)
 }
 
 /* O_DIRECT is set on the open descriptor: where the file system refuses it, open would have created the file
- * all the same. */
-static void make_direct(struct xm_file *f)
+ * all the same. Blocks larger than block_max are no use: the page cache reads and writes the rest of such a block. */
+static void make_direct(struct xm_file *f, uint32_t block_max)
 {
     int flags = fcntl(f->fd, F_GETFL);
+    uint32_t larger = 0;
 
     if (fcntl(f->fd, F_SETFL, flags | O_DIRECT) == 0) {
-        if (find_alignment(f)) {
-            f->direct = true;
+        f->direct = find_alignment(f);
+        if (f->direct && f->block <= block_max)
             return;
-        }
+        larger = f->direct ? f->block : 0;
+        f->direct = false;
         fcntl(f->fd, F_SETFL, flags);
     }
     f->block = f->mem_align = 1;
-    xm_log(XM_LOG_WARN, "%s cannot be read and written directly (O_DIRECT): it goes through the page cache",
-           f->path);
+    if (larger)
+        xm_log(XM_LOG_WARN,
+               "%s lies on blocks of %u bytes and is a disk of blocks of %u: it goes through the page cache",
+               f->path, larger, block_max);
+    else
+        xm_log(XM_LOG_WARN,
+               "%s cannot be read and written directly (O_DIRECT): it goes through the page cache", f->path);
+}
+
+uint32_t xm_file_block_of(const char *path)
+{
+    struct xm_file f = {.path = (char *)path};
+    struct stat st;
+
+    f.fd = stat(path, &st)                              ? -1
+           : S_ISDIR(st.st_mode)                        ? open(path, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)
+           : S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) ? open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+                                                        : -1;
+    if (f.fd < 0)
+        return SECTOR;
+    if (S_ISDIR(st.st_mode) && ftruncate(f.fd, BLOCK_MAX) < 0)
+        f.fd = (close(f.fd), -1);
+    bool direct = f.fd >= 0 && find_size(&f, NULL) == 0 &&
+                  fcntl(f.fd, F_SETFL, fcntl(f.fd, F_GETFL) | O_DIRECT) == 0 && find_alignment(&f);
+    if (f.fd >= 0)
+        close(f.fd);
+    return direct ? f.block : SECTOR;
 }
 
 int xm_file_open(struct xm_file *f, const char *path, unsigned flags, uint64_t size, struct xm_error *e)
@@ -205,7 +232,7 @@ int xm_file_open(struct xm_file *f, const char *path, unsigned flags, uint64_t s
         rc = find_size(f, e);
     if (rc == 0) {
         if (!(flags & XM_FILE_BUFFERED))
-            make_direct(f);
+            make_direct(f, flags & XM_FILE_SECTORS ? SECTOR : BLOCK_MAX);
         return 0;
     }
     if (creating && f->fd >= 0)

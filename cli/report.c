@@ -92,6 +92,7 @@ int report_check(const struct args *a, const json_t *answer, const struct cli_io
         return CLI_REFUSED;
     }
     fprintf(io->out, "%s can be moved to %s.\n", a->word[0], a->word[1]);
+    print_lines(json_object_get(answer, "notes"), "note: ", io->out);
     return CLI_DONE;
 }
 

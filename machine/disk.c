@@ -17,7 +17,8 @@
 static int open_file(struct machine_disk *d, struct xm_error *e)
 {
     const struct vm_disk *s = d->spec;
-    unsigned how = (d->machine->shares_disks ? XM_FILE_SHARED : 0) | (s->datastore[0] ? XM_FILE_PLAIN : 0);
+    unsigned how = (d->machine->shares_disks ? XM_FILE_SHARED : 0) | (s->datastore[0] ? XM_FILE_PLAIN : 0) |
+                   (s->block_size == 512 ? XM_FILE_SECTORS : 0);
     char *left = xm_printf("%s/qemu.pid", d->machine->run_dir);
     uint64_t deadline = xm_now() + (access(left, F_OK) == 0 ? LOCK_PATIENCE : 0);
     int r;
@@ -31,6 +32,9 @@ static int open_file(struct machine_disk *d, struct xm_error *e)
                          (unsigned long long)d->file->size, (unsigned long long)s->size);
         xm_file_close(d->file);
     }
+    /* What the guest sees now it sees from now on, on whatever storage. */
+    if (!r && !d->spec->block_size)
+        d->spec->block_size = XM_MAX(512, d->file->block);
     return r;
 }
 
@@ -100,6 +104,7 @@ int machine_disk_serve(struct machine_disk *d, struct xm_error *e)
         .socket_path = path,
         .serial = d->spec->name,
         .queues = d->spec->queues ? d->spec->queues : XM_MIN(d->machine->spec.vcpus, 4u),
+        .block = d->spec->block_size,
         .read_only = d->spec->read_only,
         .mem = {wrote_bitmap, d->machine},
     };

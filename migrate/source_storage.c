@@ -80,11 +80,12 @@ static void pivot(struct machine_disk *d, void *arg)
 static int move_begin(struct source *m, struct machine_disk *d, struct move *v)
 {
     uint64_t size = d->file->size;
+    unsigned sectors = d->spec->block_size == 512 ? XM_FILE_SECTORS : 0; /* the guest's block stays */
     int r = -ENOMEM;
 
     v->file = calloc(1, sizeof *v->file);
     if (v->file)
-        r = xm_file_open(v->file, v->path, XM_FILE_CREATE, size, &m->error);
+        r = xm_file_open(v->file, v->path, XM_FILE_CREATE | sectors, size, &m->error);
     if (r) {
         free(v->file);
         v->file = NULL;

@@ -105,6 +105,7 @@ struct xm_vhost_opts {
     const char *socket_path; /* listens here; one front end at a time, may come again */
     const char *serial;      /* GET_ID, at most 20 bytes */
     unsigned queues;         /* 1 to 16 */
+    uint32_t block;          /* the guest's logical block, 512 or 4096; 0: what the file has */
     bool read_only;          /* for the guest; a migration may fill the disk all the same */
     struct xm_guest_mem_ops mem;
 };

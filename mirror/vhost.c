@@ -193,7 +193,7 @@ struct xm_vhost *xm_vhost_new(struct xm_disk *disk, const struct xm_vhost_opts *
     d->path = xm_printf("%s", o->socket_path);
     d->wce = true;
     d->blk.read_only = file->read_only || o->read_only;
-    d->blk.block = XM_MAX(512, file->block);
+    d->blk.block = o->block ? o->block : XM_MAX(512, file->block);
     d->blk.sectors = file->size / d->blk.block * (d->blk.block / 512);
     if (o->serial)
         memcpy(d->blk.serial, o->serial, strnlen(o->serial, sizeof d->blk.serial));

@@ -15,6 +15,11 @@ int probe_tracking(struct xm_error *);
  * filter on ourselves (a container's, say). */
 int probe_tracking_sandboxed(struct xm_error *);
 
+/* ---- storage ---- */
+
+/* The logical block, 512 to 4096, of this file or device, or of new files in this directory. */
+unsigned probe_block_size(const char *path);
+
 /* ---- KVM ---- */
 
 enum kvm_level {

@@ -19,7 +19,7 @@ check blkcopy base net
 check mirror base net blkcopy
 check memxfer base net
 check vm base
-check probe base memxfer
+check probe base blkcopy memxfer
 check machine base blkcopy mirror memxfer vm probe
 check migrate base net blkcopy mirror memxfer vm machine
 check shim base vm machine migrate

@@ -20,9 +20,12 @@ struct vm_disk {
     uint64_t size;      /* bytes, a multiple of 512; 0 in an INI: the size the file has */
     char datastore[64]; /* the datastore it lies in; "": none of ours (a block device, say) */
     unsigned queues;    /* virtqueues; 0: one per vCPU, at most 4 */
-    bool raw;           /* never looked at for another format: said so, or in use already (all JSON) */
-    bool read_only;     /* for the guest; the file is this VM's alone all the same, and goes with it */
-    unsigned boot;      /* the firmware tries it as the N-th, from 1; 0: not said */
+    unsigned
+        block_size; /* what the guest sees as its logical block, 512 or 4096, wherever it goes; 0: what the
+                          * file has here (until a start has put it in) */
+    bool raw;       /* never looked at for another format: said so, or in use already (all JSON) */
+    bool read_only; /* for the guest; the file is this VM's alone all the same, and goes with it */
+    unsigned boot;  /* the firmware tries it as the N-th, from 1; 0: not said */
 };
 
 /* An image that QEMU opens by itself, read-only: it stays where it is, and every host that the VM comes to has

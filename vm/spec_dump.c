@@ -87,6 +87,8 @@ static void put_disk(struct ini_text *t, const struct vm_disk *d)
         put_size(t, "size", d->size);
     if (d->queues)
         put_number(t, "queues", d->queues);
+    if (d->block_size)
+        put_number(t, "block_size", d->block_size);
     put_value(t, "format", d->raw ? "raw" : NULL);
     put_yes(t, "read_only", d->read_only);
     if (d->boot)

@@ -15,7 +15,7 @@ struct ini_disk {
     char name[32];
     char *path, *datastore, *file, *format;
     uint64_t size;
-    unsigned queues, boot;
+    unsigned queues, boot, block_size;
     bool read_only;
 };
 
@@ -145,6 +145,7 @@ static const struct xm_ini_key disk_keys[] = {
     XM_INI_KEY(struct ini_disk, file, XM_INI_STRING),
     XM_INI_KEY(struct ini_disk, size, XM_INI_SIZE),
     XM_INI_KEY(struct ini_disk, queues, XM_INI_UINT, .min = 1, .max = QUEUES_MAX),
+    XM_INI_KEY(struct ini_disk, block_size, XM_INI_UINT, .min = 512, .max = 4096),
     XM_INI_KEY(struct ini_disk, format, XM_INI_STRING),
     XM_INI_KEY(struct ini_disk, read_only, XM_INI_BOOL),
     XM_INI_KEY(struct ini_disk, boot, XM_INI_UINT, .min = 1, .max = BOOT_MAX),
@@ -184,12 +185,19 @@ static int take_disk(struct vm_disk *d, struct ini_disk *in, const struct spec_w
     if (in->format && strcmp(in->format, "raw") != 0)
         return spec_bad(w, e, section, "format",
                         "format has to be raw, and is '%s': convert the image by qemu-img", in->format);
+    if (in->block_size && in->block_size != 512 && in->block_size != 4096)
+        return spec_bad(w, e, section, "block_size", "block_size has to be 512 or 4096, and is %u",
+                        in->block_size);
+    if (in->block_size && in->size % in->block_size)
+        return spec_bad(w, e, section, "size", "the size has to be a multiple of block_size, %u",
+                        in->block_size);
     snprintf(d->name, sizeof d->name, "%s", in->name);
     snprintf(d->datastore, sizeof d->datastore, "%s", in->datastore ? in->datastore : "");
     d->path = in->path ? in->path : in->file;
     in->path = in->file = NULL;
     d->size = in->size;
     d->queues = in->queues;
+    d->block_size = in->block_size;
     d->raw = in->format;
     d->read_only = in->read_only;
     d->boot = in->boot;

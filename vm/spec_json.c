@@ -29,9 +29,9 @@ static const struct json_key vm_json[] = {
     {NULL, JSON_NULL, false},
 };
 static const struct json_key disk_json[] = {
-    {"name", JSON_STRING, true},      {"path", JSON_STRING, true},    {"size", JSON_INTEGER, true},
-    {"datastore", JSON_STRING, true}, {"queues", JSON_INTEGER, true}, {"read_only", JSON_TRUE, false},
-    {"boot", JSON_INTEGER, false},    {NULL, JSON_NULL, false},
+    {"name", JSON_STRING, true},      {"path", JSON_STRING, true},         {"size", JSON_INTEGER, true},
+    {"datastore", JSON_STRING, true}, {"queues", JSON_INTEGER, true},      {"read_only", JSON_TRUE, false},
+    {"boot", JSON_INTEGER, false},    {"block_size", JSON_INTEGER, false}, {NULL, JSON_NULL, false},
 };
 static const struct json_key cdrom_json[] = {
     {"name", JSON_STRING, true},
@@ -132,6 +132,10 @@ static int take_json_disk(struct vm_disk *d, const json_t *o, struct xm_error *e
         r = put_unsigned(&d->queues, o, "queues", QUEUES_MAX, "disk", e);
     if (!r)
         r = put_unsigned(&d->boot, o, "boot", BOOT_MAX, "disk", e);
+    if (!r)
+        r = put_unsigned(&d->block_size, o, "block_size", 4096, "disk", e);
+    if (!r && d->block_size && d->block_size != 512 && d->block_size != 4096)
+        r = xm_error_set(e, EINVAL, "disk: block_size: neither 512 nor 4096");
     if (r)
         return r;
     d->size = (uint64_t)json_integer_value(json_object_get(o, "size"));
@@ -240,6 +244,8 @@ static json_t *disk_to_json(const struct vm_disk *d)
         json_object_set_new(o, "read_only", json_true());
     if (d->boot)
         json_object_set_new(o, "boot", json_integer(d->boot));
+    if (d->block_size)
+        json_object_set_new(o, "block_size", json_integer(d->block_size));
     return o;
 }
 

@@ -36,6 +36,32 @@ static int count_files(const char *host, const char *vm)
     return n;
 }
 
+/* Host A's ds2 lies on blocks of 4096 bytes from here on. */
+static void a_disk_keeps_its_blocks_on_storage_with_larger_ones(void **state)
+{
+    char *out = NULL;
+    const char *store = lab_store_dir();
+
+    (void)state;
+    need_lab();
+    assert_int_equal(
+        sh(NULL, 20,
+           "umount %s/a/ds2 && dev=$(losetup --find --show --direct-io=on -b 4096 %s/a-ds2.img) && "
+           "mount -o discard $dev %s/a/ds2 && losetup -d $dev",
+           store, store, store),
+        0);
+    assert_int_equal(sh(&out, 30, "%s", xmigrate("a", "--storage-only --dry-run web1 ds2")), 0);
+    if (!strstr(out, "blocks of 512 bytes"))
+        fail_msg("%s", out);
+    free(out);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "--storage-only web1 ds2"), 0);
+    guest_verify();
+    /* What its next start will show it. */
+    assert_int_equal(sh(NULL, 20, "test $(%s | grep -c 'block_size = 512') = 2", xmigrate("a", "dump web1")),
+                     0);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "--storage-only web1 ds1"), 0);
+}
+
 static void disks_move_under_a_running_vm(void **state)
 {
     struct job pulse;
@@ -159,6 +185,7 @@ static void the_shim_dies_after_the_new_path_is_recorded(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_disk_keeps_its_blocks_on_storage_with_larger_ones),
         cmocka_unit_test(disks_move_under_a_running_vm),
         cmocka_unit_test(rebalancing_brings_it_below_the_target),
         cmocka_unit_test(the_vm_alone_moves_on_shared_storage),

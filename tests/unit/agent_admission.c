@@ -533,6 +533,25 @@ static void what_cannot_move_is_named(void **state)
     assert_int_equal(admit_extra(&vm, reasons), 0);
 }
 
+/* It is served all the same, which a user may want to know before. */
+static void small_blocks_on_large_ones_are_told(void **state)
+{
+    struct vm_disk d = {.name = "data", .block_size = 512};
+
+    (void)state;
+    admit_note_block(&d, "web1", "datastore 'x' of hostb", 512, reasons);
+    d.block_size = 4096;
+    admit_note_block(&d, "web1", "datastore 'x' of hostb", 512, reasons);
+    admit_note_block(&d, "web1", "datastore 'x' of hostb", 4096, reasons);
+    assert_int_equal(json_array_size(reasons), 0);
+    d.block_size = 512;
+    admit_note_block(&d, "web1", "datastore 'x' of hostb", 4096, reasons);
+    assert_string_equal(
+        json_string_value(json_array_get(reasons, 0)),
+        "disk 'data' of web1 has blocks of 512 bytes and datastore 'x' of hostb has 4096: it will "
+        "go through the page cache there, which is slower");
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 int main(void)
 {
@@ -556,6 +575,7 @@ int main(void)
         TEST(large_rings_go_where_they_are_taken),
         TEST(a_start_is_not_asked_for_links_and_space),
         TEST(what_cannot_move_is_named),
+        TEST(small_blocks_on_large_ones_are_told),
     };
     return cmocka_run_group_tests_name("host: admission", tests, NULL, NULL);
 }

@@ -786,15 +786,32 @@ static int move_tear_down(void **state)
     return r;
 }
 
+/* Whoever is refused waits in vain for the next request to the other agent: it says why. */
+static void must_not_be_refused(int listener, struct xm_jsonl *js)
+{
+    struct pollfd p[2] = {{.fd = listener, .events = POLLIN}, {.fd = js->fd, .events = POLLIN}};
+    json_t *o = NULL;
+
+    while (poll(p, 2, LIMIT_HANG_MS) > 0 && !p[0].revents) {
+        json_decref(o);
+        o = xm_jsonl_recv(js, xm_now() + LIMIT_HANG_NS, NULL);
+        if (!o || json_object_get(o, "ok"))
+            fail_msg("%s", json_dumps(o, JSON_ENCODE_ANY));
+    }
+    json_decref(o);
+}
+
 /* The move has begun and its shim works on it: the connection that follows it. */
 static void begin_move(int listener, struct xm_jsonl *js)
 {
     must(ask(t, start_request()), 0);
     xm_jsonl_init(js, unix_socket());
     xm_jsonl_send(js->fd, move_request(), -1, NULL);
+    must_not_be_refused(listener, js);
     json_t *o = serve_one(listener, json_pack("{s:b, s:[]}", "ok", 1, "reasons"));
     assert_string_equal(xm_json_str(o, "verb", ""), "peer.check");
     json_decref(o);
+    must_not_be_refused(listener, js);
     o = serve_one(listener, prepared());
     assert_string_equal(xm_json_str(o, "verb", ""), "peer.prepare");
     assert_string_equal(xm_json_str(o, "job", ""), "1");

@@ -157,6 +157,44 @@ static void test_block_device(void **state)
     assert_false(xm_extent_is_hole(&g, 0, MIB, NULL));
 }
 
+/* What its guest sees as a block of 512 bytes stays one on any storage. */
+static void test_sectors_on_larger_blocks(void **state)
+{
+    char wrote[512], all[4096];
+
+    (void)state;
+    const char *loop = lib_loop_blocks("large", 4 * MIB, 4096);
+    assert_int_equal(xm_file_block_of(loop), 4096);
+    assert_int_equal(xm_file_open(&f, loop, 0, 0, NULL), 0);
+    assert_true(f.direct && f.block == 4096);
+    xm_file_close(&f);
+    assert_int_equal(xm_file_open(&f, loop, XM_FILE_SECTORS, 0, NULL), 0);
+    assert_true(!f.direct && f.block == 1);
+    memset(wrote, 7, sizeof wrote);
+    assert_int_equal(pwrite(f.fd, wrote, sizeof wrote, 512), sizeof wrote);
+    assert_int_equal(fdatasync(f.fd), 0);
+    xm_file_close(&f);
+    assert_int_equal(xm_file_open(&f, loop, XM_FILE_RDONLY | XM_FILE_BUFFERED, 0, NULL), 0);
+    assert_int_equal(pread(f.fd, all, sizeof all, 0), sizeof all);
+    assert_true(all[511] == 0 && all[512] == 7 && all[1023] == 7 && all[1024] == 0);
+    xm_file_close(&f);
+    loop = lib_loop("small", 4 * MIB);
+    assert_int_equal(xm_file_block_of(loop), 512);
+    assert_int_equal(xm_file_open(&f, loop, XM_FILE_SECTORS, 0, NULL), 0);
+    assert_true(f.direct && f.block == 512);
+}
+
+static void test_the_block_of_files_to_come(void **state)
+{
+    uint32_t dir = xm_file_block_of(lib_dir());
+
+    (void)state;
+    make_file(lib_path("d"), MIB);
+    assert_int_equal(xm_file_block_of(lib_path("d")), dir);
+    assert_int_equal(xm_file_block_of("/dev/null"), 512);
+    assert_int_equal(xm_file_block_of(lib_path("none")), 512);
+}
+
 static void test_a_shared_disk_is_locked_later(void **state)
 {
     (void)state;
@@ -209,6 +247,8 @@ int main(void)
         T(refuses_what_is_no_disk),
         T(one_writer_at_a_time),
         T(block_device),
+        T(sectors_on_larger_blocks),
+        T(the_block_of_files_to_come),
         T(a_shared_disk_is_locked_later),
         T(buffered_on_request),
         T(falls_back_to_buffered),

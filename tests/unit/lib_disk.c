@@ -53,6 +53,11 @@ static void skip_aloud(const char *why, int code)
 
 const char *lib_loop(const char *name, uint64_t size)
 {
+    return lib_loop_blocks(name, size, 0);
+}
+
+const char *lib_loop_blocks(const char *name, uint64_t size, unsigned block)
+{
     char image[80];
 
     snprintf(image, sizeof(image), "%s.img", name);
@@ -66,6 +71,7 @@ const char *lib_loop(const char *name, uint64_t size)
     /* Other processes look for a free one, too. Whoever ends how ever: the device goes with its last descriptor, which is ours. */
     for (struct limit l = limit_start(10); limit_wait(&l);) {
         struct loop_config c = {.fd = (unsigned)file,
+                                .block_size = block,
                                 .info.lo_flags = LO_FLAGS_DIRECT_IO | LO_FLAGS_AUTOCLEAR};
         char *dev = loops[loop_count];
         int number = ioctl(control, LOOP_CTL_GET_FREE);

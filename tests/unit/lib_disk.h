@@ -18,6 +18,8 @@ const char *lib_path(const char *name);
 /* A loop device over a new sparse file DIR/name.img. Skips the test, aloud, where there are no loop devices.
  */
 const char *lib_loop(const char *name, uint64_t size);
+/* Likewise, with logical blocks of that many bytes. */
+const char *lib_loop_blocks(const char *name, uint64_t size, unsigned block);
 /* A tmpfs of that size at DIR/name. Skips the test, aloud, without the right to mount. */
 const char *lib_tmpfs(const char *name, uint64_t size);
 /* Undoes all of it, in the reverse order. A cmocka teardown, too. */

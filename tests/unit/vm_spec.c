@@ -48,7 +48,7 @@ static const char devices[] =
     "video = virtio\nvnc = 7\nvnc_password = s3cret\nuuid = 123e4567-e89b-12d3-a456-426614174000\n"
     "smbios_manufacturer = Example Ltd.\nsmbios_product = web\nsmbios_version = 1\nsmbios_serial = "
     "ds=nocloud;s=http://10.0.0.1/\nsmbios_sku = x\nsmbios_family = y\n"
-    "[disk root]\npath = /dev/loop0\nboot = 2\n[disk seed]\npath = /dev/loop1\nread_only = yes\nformat = "
+    "[disk root]\npath = /dev/loop0\nboot = 2\n[disk seed]\npath = /dev/loop1\nread_only = yes\nblock_size = 4096\nformat = "
     "raw\n"
     "[cdrom install]\npath = /srv/images/debian-13.iso\nboot = 1\n[cdrom tools]\npath = /srv/images/t.iso\n";
 
@@ -96,6 +96,7 @@ static void all_devices_have_a_key(void **state)
     assert_string_equal(s.devices.smbios_serial, "ds=nocloud;s=http://10.0.0.1/");
     assert_false(s.disk[0].read_only);
     assert_true(s.disk[1].read_only);
+    assert_int_equal(s.disk[1].block_size, 4096);
     assert_true(!s.disk[0].raw && s.disk[1].raw);
     assert_int_equal(s.disk[0].boot, 2);
     assert_int_equal(s.cdroms, 2);
@@ -153,7 +154,7 @@ static void what_is_dumped_is_read_again(void **state)
         "tablet = yes\nclock = localtime\nvideo = virtio\nvnc = 7\nvnc_password = secret\n"
         "uuid = 6ba7b810-9dad-11d1-80b4-00c04fd430c8\nsmbios_manufacturer = m\nsmbios_product = p q\n"
         "smbios_version = v\nsmbios_serial = ds=nocloud;s=http://x/\nsmbios_sku = s\nsmbios_family = f\n"
-        "[disk a]\npath = /dev/x\nsize = 1536\nformat = raw\nread_only = yes\nboot = 2\n"
+        "[disk a]\npath = /dev/x\nsize = 1536\nformat = raw\nread_only = yes\nboot = 2\nblock_size = 512\n"
         "[cdrom c]\npath = /c.iso\nboot = 1\n[cdrom d]\npath = /d.iso\n[nic n]\ntap = mine0\n";
     const char *const texts[] = {whole, more};
     struct xm_error e = {0};
@@ -226,6 +227,9 @@ static const struct {
     {VM "[disk a]\ndatastore = d\nfile = ../x\n",
      ":6: '../x' is no legal file name in a datastore: no '/', and no '.' in front"},
     {VM "[disk a]\npath = /x\nsize = 1000\n", ":6: the size 1000 is no multiple of 512 bytes"},
+    {VM "[disk a]\npath = /x\nblock_size = 1024\n", ":6: block_size has to be 512 or 4096, and is 1024"},
+    {VM "[disk a]\npath = /x\nsize = 512\nblock_size = 4096\n",
+     ":6: the size has to be a multiple of block_size, 4096"},
     {VM "[disk a]\npath = /x\n[disk b]\npath = /x\n", ":6: '/x' is disk 'a' already"},
     {VM "[disk a]\npath = /x\n[disk a]\npath = /y\n", ":6: [disk a]: the VM has another disk 'a'"},
     {VM "machine = q35 -S\n",
@@ -345,6 +349,8 @@ static void hostile_json_is_refused(void **state)
         {"'nics':[]", "'nics':[],'kernel':'/a','append':'x\\u0001y'"},
         {"'queues':1", "'queues':1,'read_only':1"},
         {"'queues':1", "'queues':1,'boot':100"},
+        {"'queues':1", "'queues':1,'block_size':1024"},
+        {"'queues':1", "'queues':1,'block_size':8192"},
         {"'q35'", "'-S'"},
         {"'q35'", "'q35 x'"},
         {"'queues':1", "'queues':100000"},
