@@ -299,7 +299,7 @@ int main(int argc, char **argv)
             "medians, "
             "whiskers the least and the most of all runs; the dashed line is where our bar has to end at "
             "least, or "
-            "at most. docs/performance.md says what is compared.</p>\n",
+            "at most. docs/benches.md says what is compared.</p>\n",
             met, json_array_size(list), u.release, bench_ask("nproc"), when);
     benches_html(f, list);
     fputs("</html>\n", f);

@@ -86,7 +86,7 @@ static bool try_qemu(struct outcome *o)
     return survived;
 }
 
-/* Under TCG a guest may not survive QEMU's migration (docs/performance.md). That is told, not hidden, and tried again. */
+/* Under TCG a guest may not survive QEMU's migration (docs/benches.md). That is told, not hidden, and tried again. */
 static struct outcome run_qemu(unsigned v)
 {
     struct outcome o;
