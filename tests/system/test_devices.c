@@ -111,6 +111,11 @@ static void the_firmwares_variables_go_along(void **state)
 
     (void)state;
     need_lab();
+    /* Without KVM the firmware alone takes longer than most tests. */
+    if (!getenv("XM_LONG")) {
+        print_message("skipped: a boot by UEFI is long; make check-long has it\n");
+        skip();
+    }
     if (access(OVMF "CODE_4M.fd", R_OK) != 0) {
         print_message("skipped: " OVMF "CODE_4M.fd is not there\n");
         skip();
