@@ -62,7 +62,8 @@ bool qemu_present(const char *program);
 
 /* Can it make this machine, options and all, with this accelerator? Tried, with no guest in it. *pci: the
  * machine has a bus for PCI devices. 0, also when that could not be found out in time (*pci is true then);
- * -EINVAL with QEMU's first line. At most 10 s, once per program file, machine and accelerator that it can make. */
+ * -EINVAL with QEMU's first line. At most 10 s, once per program file, machine and accelerator that it can
+ * make. */
 int qemu_machine_try(const char *program, const char *machine, const char *accel, bool *pci,
                      struct xm_error *);
 

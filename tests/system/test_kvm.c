@@ -45,12 +45,15 @@ static int lab_teardown(void **state)
 
 /* ---- what the guest says ---- */
 
-/* The console of one host's QEMU, read on as it grows, also when its file has been removed. */
+/* What the guest says while it is at one host, read on as it grows. The file stays there from stay to stay, so
+ * each is read from where the last one has ended. */
 struct console {
     int fd;
+    bool at_b;
     char *text;
     size_t len;
 };
+static off_t said_before[2]; /* bytes, in stays at host A and B that are over */
 
 struct progress {
     unsigned up, rounds, pages, sweeps, sectors, errors;
@@ -62,9 +65,10 @@ static bool console_open(struct console *c, const char *host)
 
     memset(c, 0, sizeof *c);
     snprintf(path, sizeof path, "%s/%s/state/logs/" VM "-console.log", lab_run_dir(), host);
+    c->at_b = *host == 'b';
     c->fd = open(path, O_RDONLY | O_CLOEXEC);
     c->text = calloc(1, 1);
-    return c->fd >= 0 && c->text;
+    return c->fd >= 0 && c->text && lseek(c->fd, said_before[c->at_b], SEEK_SET) >= 0;
 }
 
 static void console_close(struct console *c)
@@ -248,6 +252,7 @@ static void ten_moves_under_kvm(void **state)
             fail_msg("the guest has stopped at host%s: up %u, %u pages, %u sectors", to, now.up, now.pages,
                      now.sectors);
         console_read(&here); /* what it said last at the old host */
+        said_before[here.at_b] = lseek(here.fd, 0, SEEK_CUR);
         console_close(&here);
         here = there;
         host_must_be_clean(from);
