@@ -281,7 +281,7 @@ static void over(struct xm_post *p)
 static void fail(struct source *m, int r)
 {
     enum source_state in = m->state;
-    struct xm_error first = m->error; /* what follows must not hide it */
+    struct xm_error first = m->error, why = {0}; /* what follows must not hide the first */
     int resumed = 0;
 
     if (in == SOURCE_SWITCH || in == SOURCE_HANDOFF)
@@ -292,7 +292,10 @@ static void fail(struct source *m, int r)
         stream_free(m->stream);
     m->stream = NULL;
     if (in == SOURCE_SWITCH || in == SOURCE_HANDOFF)
-        resumed = source_resume(m);
+        resumed = source_resume(m, &why);
+    if (resumed && !m->qemu_gone)
+        xm_error_set(&first, first.code, "%.280s; and the VM, which is whole here, stands still: %.160s",
+                     first.text, why.text);
     source_disks_off(m);
     xm_precopy_free(m->precopy);
     m->precopy = NULL;

@@ -104,11 +104,14 @@ int source_memory(struct source *);
  * -ETIMEDOUT. */
 int source_stuck(const struct xm_switch_inputs *, const struct xm_round *last, uint64_t budget_ns,
                  struct xm_error *);
+/* Bytes of device state that a VM may have for this budget; pure. The rate: bytes a second, 0: not known. */
+uint64_t source_state_max(double wire_rate, uint64_t budget_ns);
 int source_switch(struct source *);
 int source_handoff_prepare(struct source *); /* the record says that the VM is ours to give */
 int source_handoff(struct source *);
-void source_keep(struct source *);  /* tells the destination that the VM stays here, if it can be told */
-int source_resume(struct source *); /* after a failed switch: the VM runs here again */
+void source_keep(struct source *); /* tells the destination that the VM stays here, if it can be told */
+/* After a failed switch: the VM runs here again, or the sentence says why it does not. */
+int source_resume(struct source *, struct xm_error *);
 
 /* Shared by the steps. */
 json_t *source_event(const struct source *, const char *name);

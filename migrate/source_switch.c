@@ -7,9 +7,9 @@
  * hand-off.
  *
  * QEMU's stream carries what is not the guest's RAM, some 0.2 MB and ROMs. A QEMU that would send guest RAM
- * too would do so in the downtime, and over what our own frames have brought: it is asked what it counts as
- * its own to send before anything is accepted of it, and device state that is larger than what fits into the
- * budget ends the migration (check_ram, check_state).
+ * too would do so in the downtime, and over what our own frames have brought. One that leaves out more than we
+ * send would lose it. So it is asked what it counts as its own to send before anything is accepted of it, and
+ * device state that is larger than what fits into the budget ends the migration (check_ram, check_state).
  *
  * Failures before the hand-off: source_resume() cancels QEMU's migration and lets the VM go on; nothing of
  * what the destination has heard makes it run the VM. */
@@ -29,7 +29,7 @@
 
 /* ---- what QEMU sends by itself ---- */
 
-/* QEMU has begun: would it send some of the RAM that goes by our frames? Asked once. */
+/* Invariant: each byte of RAM goes once, by QEMU's stream or by our frames. Asked once, when QEMU has begun. */
 static int check_ram(struct source *m)
 {
     struct qmp *q = &m->machine->qemu.qmp;
@@ -42,6 +42,12 @@ static int check_ram(struct source *m)
     if (!st)
         return -m->error.code;
     m->ram_checked = true;
+    if (sends + RAM_SLACK < m->other_ram)
+        return xm_error_set(&m->error, ENOTSUP,
+                            "VM %s has %s of RAM that QEMU leaves to whoever shares it, and that would be "
+                            "missing on %s: memory "
+                            "of its `extra` in a shared file? Make that private, or have all of it as memory",
+                            m->machine->spec.name, xm_format_size(m->other_ram - sends).s, m->destination);
     if (sends <= m->other_ram + RAM_SLACK)
         return 0;
     return xm_error_set(
@@ -52,11 +58,18 @@ static int check_ram(struct source *m)
         xm_format_size(sends - m->other_ram).s, m->machine->spec.name);
 }
 
+uint64_t source_state_max(double wire_rate, uint64_t budget_ns)
+{
+    double fits = wire_rate * (double)budget_ns / 1e9;
+
+    return fits > (double)STATE_MIN ? (uint64_t)fits : STATE_MIN;
+}
+
 /* What came since the VM was stopped has to fit into the budget. */
 static int check_state(struct source *m)
 {
-    double fits = m->wire_rate * (double)m->opt.downtime / 1e9;
-    uint64_t max = XM_MAX(STATE_MIN, (uint64_t)fits), bytes = stream_bytes(m->stream) - m->stream_at_stop;
+    uint64_t max = source_state_max(m->wire_rate, m->opt.downtime);
+    uint64_t bytes = stream_bytes(m->stream) - m->stream_at_stop;
 
     if (!m->stop_seen || (bytes <= max && !xm_fault("state-large")))
         return 0;
@@ -276,22 +289,19 @@ static int drain(struct source *m)
 
 /* Disks that both hosts reach: ours are idle from here on, and the destination locks them before it promises
  * to run the VM. */
-static int lock_disks(struct source *m, bool lock)
+static int lock_disks(struct source *m, bool lock, struct xm_error *e)
 {
     uint64_t deadline = xm_now() + QEMU_TIMEOUT;
-    struct xm_error e = {0};
     int r = 0;
 
     for (unsigned i = 0; i < m->machine->disks; i++) {
         struct xm_file *f = m->machine->disk[i].file;
         if (!lock)
             xm_file_unlock(f);
-        while (lock && (r = xm_file_lock(f, &e)) == -EBUSY && xm_now() < deadline)
+        while (lock && (r = xm_file_lock(f, e)) == -EBUSY && xm_now() < deadline)
             poll(NULL, 0, 20); /* the destination is going away */
-        if (r) {
-            xm_log(XM_LOG_ERROR, "VM %s stays stopped: %s", m->machine->spec.name, e.text);
+        if (r)
             return r;
-        }
     }
     return 0;
 }
@@ -313,7 +323,7 @@ int source_switch(struct source *m)
     if ((r = drain(m)) < 0 || (r = compare_all(m)) < 0)
         return source_interrupted(m) ? -m->error.code : r;
     if (!m->storage)
-        lock_disks(m, false);
+        lock_disks(m, false, NULL);
     uint64_t t = xm_now();
     r = qmp_do(&m->machine->qemu.qmp, "migrate-continue", json_pack("{s:s}", "state", "pre-switchover"),
                QEMU_TIMEOUT, &m->error);
@@ -331,17 +341,19 @@ int source_switch(struct source *m)
 
 /* ---- back ---- */
 
-int source_resume(struct source *m)
+int source_resume(struct source *m, struct xm_error *e)
 {
-    struct xm_error e = {0};
-    int r = qemu_cancel_migration(&m->machine->qemu, QEMU_TIMEOUT, &e);
+    struct xm_error lock = {0};
+    int r = xm_fault("resume-refused") ? xm_error_set(e, EIO, "fault point resume-refused")
+                                       : qemu_cancel_migration(&m->machine->qemu, QEMU_TIMEOUT, e);
+    int locked = m->storage ? 0 : lock_disks(m, true, &lock);
 
-    if (!m->storage && lock_disks(m, true) < 0)
-        return -EBUSY;
+    if (!r && locked)
+        r = xm_error_set(e, -locked, "%s", lock.text);
     if (!r)
-        r = qemu_continue(&m->machine->qemu, QEMU_TIMEOUT, &e);
+        r = qemu_continue(&m->machine->qemu, QEMU_TIMEOUT, e);
     if (r)
         xm_log(XM_LOG_ERROR, "VM %s does not go on after the failed switch-over: %s", m->machine->spec.name,
-               e.text);
+               e->text);
     return r;
 }

@@ -8,8 +8,6 @@
 
 #include "net/net.h"
 
-#define STREAM_MAX (256ull << 20) /* bytes; a stream beyond that is not one of ours */
-
 struct stream;
 /* Source: listens on `path`; what comes is sent, then END. */
 struct stream *stream_send(const char *path, struct xm_transport *, struct xm_error *);

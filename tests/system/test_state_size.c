@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* QEMU's own stream is to be small: it is sent while the VM stands still. What would make it large ends the
- * move, and the VM is as before.
+ * move, and so does what would be in neither QEMU's stream nor ours; the VM is as before.
  *
  * RAM: QEMU from 8.1 on sends RAM of memory-backend-memfd by itself, x-ignore-shared or not, a second time
  * and over what our frames have brought. A VM that an earlier version of ours started on such a QEMU has that
@@ -105,11 +105,61 @@ static void device_state_beyond_the_budget_ends_it(void **state)
     must_stay("longer than its budget");
 }
 
+/* Memory in a shared file is not sent by a QEMU that is told x-ignore-shared, and of this we know nothing: the
+ * guest would have lost it. */
+static void ram_that_nobody_would_send_is_not_left_behind(void **state)
+{
+    const char *run = lab_run_dir();
+
+    (void)state;
+    need_lab();
+    assert_int_equal(
+        sh(NULL, 5,
+           "cd %s && truncate -s 64M more && cp web1.ini before.ini && cp b/xmigrated.conf before.conf && "
+           "sed -i 's|^name = web1$|&\\nextra = -m\\nextra = slots=1,maxmem=4G\\nextra = -object\\n"
+           "extra = memory-backend-file,id=more,size=64M,share=on,mem-path=%s/more\\n"
+           "extra = -device\\nextra = pc-dimm,id=dimm,memdev=more|' web1.ini && "
+           "printf 'extra = -m slots=1,maxmem=4G\\nextra = -object "
+           "memory-backend-file,id=more,size=64M,share=on,"
+           "mem-path=%s/more\\nextra = -device pc-dimm,id=dimm,memdev=more\\n' >>b/xmigrated.conf",
+           run, run, run),
+        0);
+    restart_agents("");
+    must_stay("64.00 MiB of RAM that QEMU leaves to whoever shares it");
+    assert_int_equal(sh(NULL, 5, "cd %s && mv before.ini web1.ini && mv before.conf b/xmigrated.conf", run),
+                     0);
+}
+
+/* Its sentence was in the shim's log alone. */
+static void a_vm_that_does_not_go_on_is_told_with_its_reason(void **state)
+{
+    json_t *last = NULL;
+    char is[32];
+
+    (void)state;
+    need_lab();
+    restart_agents("XMIGRATE_FAULT=switch-stopped:1:error,resume-refused:1:error");
+    assert_int_equal(xmigrate_run("a", 0, NULL, "start %s/web1.ini", lab_run_dir()), 0);
+    guest_must_come("a", "web1");
+    assert_int_equal(xmigrate_run("a", 4, &last, "--json --with-storage web1 hostb"), 4);
+    assert_false(truth(last, "vm_safe"));
+    if (!strstr(string(last, "error"), "fault point switch-stopped; and the VM") ||
+        !strstr(string(last, "error"), "stands still: fault point resume-refused"))
+        fail_msg("it ended with: %s", string(last, "error"));
+    json_decref(last);
+    vm_state("a", "web1", is, sizeof(is));
+    assert_string_equal(is, "paused");
+    host_must_be_clean("b");
+    assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force web1"), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_qemu_that_would_send_ram_itself_is_stopped_in_time),
+        cmocka_unit_test(ram_that_nobody_would_send_is_not_left_behind),
         cmocka_unit_test(device_state_beyond_the_budget_ends_it),
+        cmocka_unit_test(a_vm_that_does_not_go_on_is_told_with_its_reason),
     };
     return cmocka_run_group_tests(tests, lab_setup, lab_teardown);
 }

@@ -68,9 +68,20 @@ static void disks_that_are_written_too_fast(void **state)
              "or disks there, or a larger --downtime");
 }
 
+/* What is usual always fits, whatever was measured of the wire. */
+static void device_state_may_be_what_the_budget_carries(void **state)
+{
+    (void)state;
+    assert_int_equal(source_state_max(1e9, 100 * MS), 100000000);
+    assert_int_equal(source_state_max(1e6, 100 * MS), 1 << 20);
+    assert_int_equal(source_state_max(0, 100 * MS), 1 << 20);
+    assert_int_equal(source_state_max(1e9, 3600 * XM_NS_PER_S), 3600000000000);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(device_state_may_be_what_the_budget_carries),
         cmocka_unit_test_setup(a_budget_below_what_any_switch_takes, set_up),
         cmocka_unit_test_setup(memory_that_is_dirtied_too_fast, set_up),
         cmocka_unit_test_setup(disks_that_are_written_too_fast, set_up),
