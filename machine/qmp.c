@@ -17,11 +17,21 @@ static void handle_event(struct qmp *q, const json_t *o)
         q->event(q->ctx, name, json_object_get(o, "data"), when);
 }
 
+/* The answer to an earlier call, whose caller's patience has ended. QEMU gives back the id of what it answers;
+ * an error without one is about a line that it could not read. */
+static bool is_late(const json_t *o, json_int_t id)
+{
+    const json_t *of = json_object_get(o, "id");
+
+    return (json_object_get(o, "return") || of) && !(json_is_integer(of) && json_integer_value(of) == id);
+}
+
 static json_t *call_locked(struct qmp *q, const char *command, json_t *args, uint64_t timeout_ns,
                            struct xm_error *e)
 {
     uint64_t deadline = xm_now() + timeout_ns;
-    json_t *request = json_pack("{s:s}", "execute", command);
+    json_int_t id = (json_int_t)++q->calls;
+    json_t *request = json_pack("{s:s s:I}", "execute", command, "id", id);
 
     if (args)
         json_object_set_new(request, "arguments", args);
@@ -37,6 +47,10 @@ static json_t *call_locked(struct qmp *q, const char *command, json_t *args, uin
         }
         json_t *ret = json_object_get(o, "return");
         json_t *err = json_object_get(o, "error");
+        if (is_late(o, id)) {
+            json_decref(o);
+            continue;
+        }
         if (ret) {
             json_incref(ret);
             json_decref(o);

@@ -9,6 +9,7 @@
 struct qmp {
     pthread_mutex_t lock; /* protects all below; held for the length of a call */
     struct xm_jsonl conn;
+    uint64_t calls;   /* so many so far: each is told apart by its number */
     char version[32]; /* "7.2.22", by its greeting; set by qmp_open alone */
     /* Called for each event, with the lock held; data may be NULL. `when`: ns of CLOCK_REALTIME, QEMU's own
      * stamp. */
@@ -21,7 +22,8 @@ int qmp_open(struct qmp *, const char *path, uint64_t deadline, bool (*alive)(vo
              struct xm_error *);
 void qmp_close(struct qmp *);
 /* Runs a command. args: a reference that is taken, or NULL. Returns its "return" (a new reference), or NULL
- * with QEMU's words in e. */
+ * with QEMU's words in e. Too late is -ETIMEDOUT in e; what QEMU still answers then is taken for no other
+ * call's. */
 json_t *qmp_call(struct qmp *, const char *command, json_t *args, uint64_t timeout_ns, struct xm_error *);
 /* The same when only success matters. */
 int qmp_do(struct qmp *, const char *command, json_t *args, uint64_t timeout_ns, struct xm_error *);

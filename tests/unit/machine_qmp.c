@@ -28,8 +28,18 @@ static void *monitor_main(void *arg)
         json_t *o = xm_jsonl_recv(&c, UINT64_MAX, NULL);
         if (!o)
             break;
+        /* «@» stands for this command's id, «<» for that of the one before. */
+        const char *at = m->answers[i];
+        for (size_t n; *at; at += n) {
+            n = strcspn(at, "@<");
+            if (!n) {
+                dprintf(c.fd, "%lld", (long long)xm_json_int(o, "id", -1) - (*at == '<'));
+                n = 1;
+            } else {
+                assert_int_equal(write(c.fd, at, n), n);
+            }
+        }
         json_decref(o);
-        assert_int_equal(write(c.fd, m->answers[i], strlen(m->answers[i])), strlen(m->answers[i]));
     }
     json_decref(xm_jsonl_recv(&c, UINT64_MAX, NULL)); /* until the client hangs up */
     xm_jsonl_close(&c);
@@ -74,9 +84,10 @@ static void close_against(struct qmp *q, struct monitor *m, pthread_t t)
 static void test_events_behind_an_answer(void **state)
 {
     struct monitor m = {
-        .answers = {"{\"return\": {}}\n",
-                    "{\"return\": {}}\n{\"event\": \"MIGRATION\", \"data\": {\"status\": \"device\"}}\n"
-                    "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n"}};
+        .answers = {
+            "{\"return\": {}, \"id\": @}\n",
+            "{\"return\": {}, \"id\": @}\n{\"event\": \"MIGRATION\", \"data\": {\"status\": \"device\"}}\n"
+            "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n"}};
     struct qmp q;
     pthread_t t;
     struct xm_error e = {0};
@@ -92,9 +103,9 @@ static void test_events_behind_an_answer(void **state)
 /* QEMU's own words reach the user. */
 static void test_refusal(void **state)
 {
-    struct monitor m = {.answers = {"{\"return\": {}}\n",
+    struct monitor m = {.answers = {"{\"return\": {}, \"id\": @}\n",
                                     "{\"event\": \"STOP\"}\n{\"error\": {\"class\": \"GenericError\", "
-                                    "\"desc\": \"no such thing\"}}\n"}};
+                                    "\"desc\": \"no such thing\"}, \"id\": @}\n"}};
     struct qmp q;
     pthread_t t;
     struct xm_error e = {0};
@@ -110,7 +121,7 @@ static void test_refusal(void **state)
 /* A monitor that does not answer is an error after the time given, not a hang. */
 static void test_silence(void **state)
 {
-    struct monitor m = {.answers = {"{\"return\": {}}\n", ""}};
+    struct monitor m = {.answers = {"{\"return\": {}, \"id\": @}\n", ""}};
     struct qmp q;
     pthread_t t;
     struct xm_error e = {0};
@@ -122,12 +133,54 @@ static void test_silence(void **state)
     close_against(&q, &m, t);
 }
 
+/* What broke: the answer of a call that had timed out was taken for that of the next one, and so on for ever:
+ * «cont» was believed done when «query-status» was. */
+static void test_a_late_answer_is_nobody_elses(void **state)
+{
+    struct monitor m = {.answers = {"{\"return\": {}, \"id\": @}\n", "",
+                                    "{\"return\": {\"is\": \"late\"}, \"id\": <}\n"
+                                    "{\"return\": {\"is\": \"right\"}, \"id\": @}\n",
+                                    "{\"error\": {\"desc\": \"late\"}, \"id\": <}\n"
+                                    "{\"return\": {\"is\": \"right\"}, \"id\": @}\n"}};
+    struct qmp q;
+    pthread_t t;
+    struct xm_error e = {0};
+
+    (void)state;
+    open_against(&q, &m, &t);
+    assert_int_equal(qmp_do(&q, "cont", NULL, 50 * XM_NS_PER_MS, &e), -ETIMEDOUT);
+    for (int i = 0; i < 2; i++) {
+        json_t *o = qmp_call(&q, "query-status", NULL, LIMIT_HANG_NS, &e);
+        assert_string_equal(xm_json_str(o, "is", e.text), "right");
+        json_decref(o);
+    }
+    close_against(&q, &m, t);
+}
+
+/* A line that QEMU cannot read has no id for it to give back. */
+static void test_an_error_without_id(void **state)
+{
+    struct monitor m = {
+        .answers = {"{\"return\": {}, \"id\": @}\n", "{\"error\": {\"desc\": \"JSON parse error\"}}\n"}};
+    struct qmp q;
+    pthread_t t;
+    struct xm_error e = {0};
+
+    (void)state;
+    open_against(&q, &m, &t);
+    assert_int_equal(qmp_do(&q, "cont", NULL, LIMIT_HANG_NS, &e), -EIO);
+    assert_string_equal(e.text, "QEMU refuses cont: JSON parse error");
+    close_against(&q, &m, t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_events_behind_an_answer, tmpdir_make, tmpdir_remove),
         cmocka_unit_test_setup_teardown(test_refusal, tmpdir_make, tmpdir_remove),
         cmocka_unit_test_setup_teardown(test_silence, tmpdir_make, tmpdir_remove),
+        cmocka_unit_test_setup_teardown(test_a_late_answer_is_nobody_elses, tmpdir_make, tmpdir_remove),
+        cmocka_unit_test_setup_teardown(test_an_error_without_id, tmpdir_make, tmpdir_remove),
     };
     return cmocka_run_group_tests_name("machine_qmp", tests, NULL, NULL);
 }
