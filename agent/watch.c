@@ -287,7 +287,7 @@ static void delete_taps(struct agent *a, const char *name)
     const char *const argv[] = {a->conf.shim, "--clean-up", path, NULL};
     struct xm_error e = {0};
 
-    if (xm_run(argv, SHIM_START_NS, NULL, &e) < 0)
+    if (access(path, F_OK) == 0 && xm_run(argv, SHIM_START_NS, NULL, &e) < 0)
         xm_log(XM_LOG_WARN, "VM %s: what it left in the kernel is still there: %s", name, e.text);
     free(path);
 }

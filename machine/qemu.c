@@ -448,5 +448,5 @@ void qemu_end(struct qemu *q, const struct vm_spec *vm)
     forget(q);
     qmp_close(&q->qmp);
     for (unsigned i = 0; i < vm->nics; i++)
-        tap_delete(&vm->nic[i]);
+        tap_delete(&vm->nic[i], NULL);
 }

@@ -65,6 +65,6 @@ void qemu_end(struct qemu *, const struct vm_spec *);
 
 /* Taps: persistent, on the bridge, up. */
 int tap_create(const struct vm_nic *, struct xm_error *);
-void tap_delete(const struct vm_nic *);
+int tap_delete(const struct vm_nic *, struct xm_error *);
 
 #endif

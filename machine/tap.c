@@ -7,10 +7,13 @@
 #include <linux/if.h>
 #include <linux/if_tun.h>
 #include <linux/sockios.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#define BUSY_PATIENCE (60 * XM_NS_PER_S)
 
 static int tun_open(const struct vm_nic *nic, struct xm_error *e)
 {
@@ -72,16 +75,22 @@ int tap_create(const struct vm_nic *nic, struct xm_error *e)
         r = enslave(nic, e);
     close(fd);
     if (r)
-        tap_delete(nic);
+        tap_delete(nic, NULL);
     return r;
 }
 
-void tap_delete(const struct vm_nic *nic)
+/* A QEMU that was killed a moment ago has its tap open until its memory has been given back, which takes seconds
+ * for a large one; and what is not deleted now nobody deletes. */
+int tap_delete(const struct vm_nic *nic, struct xm_error *e)
 {
-    int fd = tun_open(nic, NULL);
+    uint64_t deadline = xm_now() + BUSY_PATIENCE;
+    int fd;
 
-    if (fd >= 0) {
-        ioctl(fd, TUNSETPERSIST, 0);
-        close(fd);
-    }
+    while ((fd = tun_open(nic, e)) == -EBUSY && xm_now() < deadline)
+        poll(NULL, 0, 20);
+    if (fd < 0)
+        return fd;
+    ioctl(fd, TUNSETPERSIST, 0);
+    close(fd);
+    return 0;
 }

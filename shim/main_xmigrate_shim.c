@@ -60,7 +60,7 @@ static int clean_up(struct machine *vm, const char *config)
     int r = o ? machine_init(vm, o, &e) : -1;
 
     for (unsigned i = 0; !r && i < vm->spec.nics; i++)
-        tap_delete(&vm->spec.nic[i]);
+        r = tap_delete(&vm->spec.nic[i], &e);
     if (r)
         fprintf(stderr, "%s\n", e.text);
     json_decref(o);
