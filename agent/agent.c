@@ -107,7 +107,6 @@ static void agent_init(struct agent *a, struct config *conf)
     memset(conf, 0, sizeof *conf);
     a->lock_fd = -1;
     pthread_mutex_init(&a->lock, NULL);
-    pthread_mutex_init(&a->settling, NULL);
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&a->changed, &attr);
@@ -115,6 +114,7 @@ static void agent_init(struct agent *a, struct config *conf)
     TAILQ_INIT(&a->vms);
     TAILQ_INIT(&a->jobs);
     LIST_INIT(&a->conns);
+    LIST_INIT(&a->claims);
 }
 
 static int open_sockets(struct agent *a, int *unix_fd, int *tcp_fd, struct xm_error *e)
@@ -201,7 +201,6 @@ static void agent_free(struct agent *a)
         close(a->lock_fd);
     pthread_cond_destroy(&a->changed);
     pthread_mutex_destroy(&a->lock);
-    pthread_mutex_destroy(&a->settling);
     config_free(&a->conf);
 }
 
@@ -241,7 +240,7 @@ int agent_run(struct config *conf, struct xm_error *e)
         jobs_settle(a);
         r = open_sockets(a, &unix_fd, &tcp_fd, e);
         if (!r)
-            r = settle_start(a, e);
+            r = tidy_start(a, e);
     }
     if (!r) {
         xm_log(XM_LOG_INFO, "host %s: ready, port %u", a->conf.name, a->port);

@@ -46,7 +46,8 @@ struct vm {
     enum vm_phase phase;
     json_t *spec; /* replaced as a whole */
     uint64_t memory;
-    char job[16]; /* the job that holds it; "": none; "-": one that is about to be made */
+    char job[16];     /* the job that holds it; "": none; "-": one that is about to be made */
+    bool job_assumed; /* its shim could not be asked whether it works on that job */
     json_t
         *moving;  /* while its disks move on this host: {"datastore", "reserve": [{path, used}]}; else NULL */
     int watch_fd; /* its watcher's socket, -1 */
@@ -138,6 +139,10 @@ json_t *job_last_event(const struct job *); /* under the lock; a copy, or NULL *
 json_t *jobs_list(struct agent *);
 void jobs_free(struct agent *);
 unsigned jobs_running(struct agent *, bool storage_only); /* under the lock */
+void jobs_find(struct agent *, const char *vm,
+               char id[16]); /* under the lock; one of this VM that is not over; or "" */
+/* No shim works on it, after all: ends it by what the record says. */
+void job_lost(struct agent *, const char *id);
 
 /* ---- the agent ---- */
 
@@ -149,12 +154,12 @@ struct agent {
     int lock_fd;
     unsigned port; /* that it listens on; constant after the start */
 
-    pthread_mutex_t settling; /* one VM at a time is settled; taken before the lock */
     pthread_mutex_t lock;
     pthread_cond_t changed; /* a job has a new event, a VM came or went, a thread ended, the agent ends */
     TAILQ_HEAD(, vm) vms;
     TAILQ_HEAD(, job) jobs; /* newest last */
     LIST_HEAD(, conn) conns;
+    LIST_HEAD(, claim) claims; /* settle.c: VMs whose last hand-off is being settled */
     unsigned threads, unix_conns, tcp_conns;
     unsigned next_job;
     unsigned pending, pending_storage; /* moves that were let in and have no job yet */
@@ -215,10 +220,22 @@ verb_handler verb_check, verb_move, verb_abort, verb_set;      /* move.c */
 verb_handler verb_recover, verb_peer_owner, verb_peer_recover; /* recover.c */
 /* settle.c: what is open of a VM's last hand-off is brought to an end, if it can be: by what the peer's record
  * says, or, with peer_is_dead, by the operator's word that this peer is gone for good. The answer of `recover`. */
-json_t *settle(struct agent *, const char *vm, bool peer_is_dead);
-int settle_start(struct agent *, struct xm_error *); /* the thread that does so by itself */
-verb_handler verb_rebalance, verb_peer_datastores;   /* rebalance.c */
-verb_handler verb_jobs, verb_watch;                  /* jobs.c */
+json_t *settle(struct agent *, const char *vm, bool peer_is_dead, uint64_t patience_ns);
+/* In two steps: at most one thread works on what is open of a VM. False: another one still does. */
+bool settle_claim(struct agent *, const char *vm, uint64_t patience_ns);
+void settle_release(struct agent *, const char *vm);
+json_t *settle_claimed(struct agent *, const char *vm, bool peer_is_dead);
+/* How long an operator waits for another thread that settles the VM; a peer whose thread may have claimed the VM
+ * there; and one that has not, and has a migration to prepare. */
+#define SETTLE_PATIENCE         (65 * XM_NS_PER_S)
+#define SETTLE_PEER_PATIENCE    (2 * XM_NS_PER_S)
+#define SETTLE_PREPARE_PATIENCE (20 * XM_NS_PER_S)
+/* tidy.c: does so by itself, every few seconds. */
+int tidy_start(struct agent *, struct xm_error *);
+/* A VM that is expected here: ended, when no link has come and its source does not know of the migration. */
+void tidy_expected(struct agent *, const char *vm);
+verb_handler verb_rebalance, verb_peer_datastores;                                  /* rebalance.c */
+verb_handler verb_jobs, verb_watch;                                                 /* jobs.c */
 verb_handler verb_peer_hello, verb_peer_check, verb_peer_prepare, verb_peer_cancel; /* peer.c */
 
 /* start.c: starts a VM that this host owns, from its recorded spec. The answer. */

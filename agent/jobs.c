@@ -265,6 +265,10 @@ static void settle_lost(struct agent *a, struct job *job)
         job_fail(a, job, EXIT_UNKNOWN, "it ended while no agent ran here, and nothing tells how");
     else if (rec.owner == OWNER_MINE)
         job_fail(a, job, EXIT_FAILED, "it ended while no agent ran here; the VM is this host's");
+    else if (!strcmp(to, rec.to) && !rec.settled)
+        job_fail(
+            a, job, EXIT_UNKNOWN,
+            "it ended while no agent ran here: the VM was given away, and has not been seen to run there");
     else if (!strcmp(to, rec.to))
         job_event(a, job,
                   json_pack("{s:s, s:s}", "event", "done", "note",
@@ -272,6 +276,27 @@ static void settle_lost(struct agent *a, struct job *job)
     else
         job_fail(a, job, EXIT_UNKNOWN,
                  "it ended while no agent ran here, and the VM belongs to another host");
+}
+
+void job_lost(struct agent *a, const char *id)
+{
+    struct job *job = job_get(a, id);
+
+    if (job) {
+        settle_lost(a, job);
+        job_put(a, job);
+    }
+}
+
+void jobs_find(struct agent *a, const char *vm, char id[16])
+{
+    struct job *job;
+
+    id[0] = 0;
+    TAILQ_FOREACH (job, &a->jobs, link) {
+        if (!job->over && !strcmp(xm_json_str(job->about, "vm", ""), vm))
+            memcpy(id, job->id, sizeof job->id);
+    }
 }
 
 static int by_number(const void *x, const void *y)

@@ -12,8 +12,12 @@ int known_here(struct agent *a, const char *vm, struct known *k, struct xm_error
     if (r && r != -ENOENT)
         return xm_error_set(e, -r, "%s", why.text);
     agent_lock(a);
-    k->present = vm_find(a, vm) != NULL;
+    const struct vm *there = vm_find(a, vm);
+    k->present = there != NULL;
+    if (there)
+        memcpy(k->job, there->job, sizeof k->job);
     agent_unlock(a);
+    k->tells_job = true;
     if (k->present) {
         json_t *st = shim_call(a, vm, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, NULL);
         snprintf(k->role, sizeof k->role, "%s", xm_json_str(st, "role", "?"));
@@ -53,6 +57,8 @@ static int ask(struct agent *a, const struct conf_peer *p, const char *vm, uint6
     k->present = xm_json_bool(o, "present", false);
     snprintf(k->role, sizeof k->role, "%s", xm_json_str(o, "role", ""));
     snprintf(k->state, sizeof k->state, "%s", xm_json_str(o, "state", ""));
+    k->tells_job = json_is_string(json_object_get(o, "job"));
+    snprintf(k->job, sizeof k->job, "%s", xm_json_str(o, "job", ""));
     json_decref(o);
     return r;
 }

@@ -16,6 +16,8 @@ struct known {
     char step[16];           /* of the migration that it works on; "" without one */
     char state[16];
     char source[CONFIG_NAME_MAX + 1];
+    char job[16]; /* that holds the VM there; "" without one */
+    bool tells_job;
 };
 
 /* A record that cannot be read is an error, and nothing is known then. */

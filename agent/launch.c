@@ -7,7 +7,8 @@
  *
  * Failures: the destination cannot prepare: it has cleaned up, the job fails, the VM runs here. The shim
  * refuses, or has died meanwhile (then its successor is not given the job): the destination is told to cancel
- * (or gives up by itself after a minute). The agent dies: before the shim has it, the job is found without a
+ * (or finds out that nobody knows of it, tidy.c). The shim lives and does not answer: it may still take the job,
+ * so the job goes on as long as that shim lives; an abort meanwhile is told to it when it has answered. The agent dies: before the shim has it, the job is found without a
  * shim that works on it, and failed; after that it goes on.
  */
 #include "agent/move.h"
@@ -52,8 +53,27 @@ static int may_launch(const struct job *job, struct xm_error *e)
     return job->over ? xm_error_set(e, ECANCELED, "it is over") : 0;
 }
 
+/* Its user's abort came while the shim had the job, and had not said so. */
+static void abort_late(struct move *m)
+{
+    struct xm_error e = {0};
+
+    agent_lock(m->agent);
+    bool barred = m->job->barred && !m->job->over;
+    agent_unlock(m->agent);
+    if (!barred)
+        return;
+    json_t *answer = shim_call(m->agent, m->vm, json_pack("{s:s, s:s}", "cmd", "abort", "job", m->job->id),
+                               -1, 15 * XM_NS_PER_S, &e);
+    if (!answer)
+        xm_log(XM_LOG_WARN, "job %s: %s", m->job->id, e.text);
+    json_decref(answer);
+}
+
 /* Invariant: a job that is over, or barred, is given to no shim. The shim is connected to first: one that takes
- * a dead one's place comes after the job was barred (revive), so whoever is connected to it sees that. */
+ * a dead one's place comes after the job was barred (revive), so whoever is connected to it sees that.
+ * Invariant: a job that is said to have failed moves no VM. So a shim that has been asked is waited for until it
+ * has answered or died. */
 static int launch(struct move *m, json_t *request, struct xm_error *e)
 {
     int fd = shim_connect(m->agent, m->vm, e);
@@ -64,12 +84,15 @@ static int launch(struct move *m, json_t *request, struct xm_error *e)
     if (!r)
         m->job->launched = true;
     agent_unlock(m->agent);
+    xm_fault("launch");
     if (!r)
-        answer = shim_call_on(fd, m->vm, request, -1, 30 * XM_NS_PER_S, e);
+        answer = shim_call_on(fd, m->vm, request, -1, UINT64_MAX, e);
     else
         json_decref(request);
     if (r && fd >= 0)
         close(fd);
+    if (answer)
+        abort_late(m);
     json_decref(answer);
     return answer ? 0 : -EIO;
 }

@@ -10,7 +10,8 @@
  * is counted at once; make the disks; run the shim, which waits with its QEMU; answer with the token.
  * Anything that fails takes the steps before back. The agent dies in between: the journal names the files
  * that were made, and the next agent deletes them if no shim is there (vm/journal.h). The source never comes: the
- * shim ends after a minute by itself, and its disks with it.
+ * shim ends after 20 s by itself, and its disks with it; sooner when the source's agent says that it knows of no
+ * such migration (tidy.c), which is asked, too, when the same VM is announced again.
  */
 #include "agent/agent.h"
 #include "agent/nvram.h"
@@ -180,6 +181,7 @@ static int read_request(struct agent *a, struct asked *q, const json_t *o, struc
         return err;
     r->spec = &q->spec;
     vm_wait_ending(a, q->spec.name); /* a second try soon after the first one has failed */
+    tidy_expected(a, q->spec.name);  /* or after the first one was lost */
     r->storage = xm_json_bool(o, "storage", true);
     r->datastore = xm_json_str(o, "datastore", NULL);
     r->epoch = (uint64_t)XM_MAX(xm_json_int(o, "epoch", 0), 0);
@@ -318,7 +320,7 @@ static int settle_last_one(struct agent *a, const struct asked *q, struct xm_err
         rec.settled = true;
         r = owner_write(a, name, &rec, e);
     } else if (!r && verdict_open(&rec)) {
-        json_t *answer = settle(a, name, false);
+        json_t *answer = settle(a, name, false, SETTLE_PREPARE_PATIENCE);
         r = xm_json_bool(answer, "ok", false)
                 ? 0
                 : xm_error_set(e, EBUSY, "%s", xm_json_str(answer, "error", "its last hand-off is open"));

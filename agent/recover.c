@@ -28,6 +28,7 @@ json_t *verb_peer_owner(struct conn *c, const json_t *request)
     json_object_set_new(answer, "present", json_boolean(k.present));
     json_object_set_new(answer, "role", json_string(k.role));
     json_object_set_new(answer, "state", json_string(k.state));
+    json_object_set_new(answer, "job", json_string(k.job));
     return answer;
 }
 
@@ -66,7 +67,7 @@ static json_t *recover(struct agent *a, const char *vm, bool peer_is_dead)
     if (vm_name_check(vm, &e) < 0 || known_here(a, vm, &here, &e) < 0)
         return refusal(EXIT_FAILED, "%s", e.text);
     if (verdict_open(&here.rec))
-        return settle(a, vm, peer_is_dead);
+        return settle(a, vm, peer_is_dead, SETTLE_PATIENCE);
     if (peer_is_dead)
         return refusal(EXIT_USAGE,
                        "VM %s: nothing of a hand-off is open here that a peer would have to settle", vm);
@@ -79,7 +80,7 @@ static json_t *recover(struct agent *a, const char *vm, bool peer_is_dead)
         return say(vm, a->conf.name, here.rec.epoch, more);
     }
     if (here.rec.owner == OWNER_MINE && vm_process(a, vm, "qemu.pid"))
-        return settle(a, vm, false);
+        return settle(a, vm, false, SETTLE_PATIENCE);
     json_t *answer = ask_all(a, vm, &here);
     if (answer)
         return answer;
@@ -107,5 +108,5 @@ json_t *verb_peer_recover(struct conn *c, const json_t *request)
     if (!verdict_open(&here.rec))
         return refusal(EXIT_FAILED, "VM %s: nothing of it is open on %s (%s)", vm, a->conf.name,
                        owner_side_name(here.rec.owner));
-    return settle(a, vm, false);
+    return settle(a, vm, false, SETTLE_PEER_PATIENCE);
 }

@@ -1,19 +1,18 @@
 /* SPDX-License-Identifier: MIT */
 /* A hand-off that was cut in the middle is brought to its end: for `recover`, for a peer that asks, and by itself
- * every few seconds while a VM has a journal (vm/journal.h) and nobody works on it.
+ * (tidy.c).
  *
  * What is done follows from both hosts' records (vm/verdict.h), and each step is durable before the next: the
  * record first, then the guest or the deletion. Killed in between, the next pass goes on from what stands there.
- * A QEMU that still has the guest goes on with it; only where there is none the VM starts from its disks. */
+ * A QEMU that still has the guest goes on with it; only where there is none the VM starts from its disks.
+ *
+ * One thread at a time works on a VM (settle_claim). It may wait for the peer, whose thread may wait for us: so a
+ * peer that asks does not wait long for a claim, and other VMs have nothing to do with it. */
 #include "agent/known.h"
 
-#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-
-#define PASS_NS (3 * XM_NS_PER_S)
 
 static json_t *say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 static json_t *say(const char *fmt, ...)
@@ -266,112 +265,80 @@ static json_t *judge_it(struct agent *a, const char *vm, const struct known *her
     return say("VM %s: nothing is open", vm);
 }
 
-json_t *settle(struct agent *a, const char *vm, bool peer_is_dead)
+/* ---- one at a time ---- */
+
+struct claim {
+    LIST_ENTRY(claim) link;
+    char vm[VM_NAME_MAX + 1];
+};
+
+/* Under the lock. */
+static struct claim *claim_of(struct agent *a, const char *vm)
+{
+    struct claim *c;
+
+    LIST_FOREACH (c, &a->claims, link) {
+        if (!strcmp(c->vm, vm))
+            break;
+    }
+    return c;
+}
+
+bool settle_claim(struct agent *a, const char *vm, uint64_t patience_ns)
+{
+    struct claim *c = calloc(1, sizeof *c);
+    uint64_t until = xm_now() + patience_ns;
+
+    if (!c)
+        return false;
+    snprintf(c->vm, sizeof c->vm, "%s", vm);
+    agent_lock(a);
+    while (claim_of(a, vm) && agent_wait(a, until))
+        ;
+    bool taken = claim_of(a, vm) != NULL;
+    if (!taken)
+        LIST_INSERT_HEAD(&a->claims, c, link);
+    agent_unlock(a);
+    if (taken)
+        free(c);
+    return !taken;
+}
+
+void settle_release(struct agent *a, const char *vm)
+{
+    agent_lock(a);
+    struct claim *c = claim_of(a, vm);
+    LIST_REMOVE(c, link);
+    pthread_cond_broadcast(&a->changed);
+    agent_unlock(a);
+    free(c);
+}
+
+json_t *settle_claimed(struct agent *a, const char *vm, bool peer_is_dead)
 {
     struct xm_error e = {0};
     struct known here;
-    json_t *answer;
 
-    pthread_mutex_lock(&a->settling);
     if (known_here(a, vm, &here, &e) < 0)
-        answer = refusal(EXIT_FAILED, "%s", e.text);
-    else if (known_busy(&here))
-        answer = refusal(EXIT_UNKNOWN, "VM %s is being handed over at this moment", vm);
-    else if (here.rec.owner == OWNER_PROMISED && !strcmp(here.role, "incoming"))
-        answer = refusal(EXIT_FAILED, "VM %s is on its way from %s: nothing is undecided", vm, here.source);
-    else if (here.rec.owner == OWNER_MINE && !vm_process(a, vm, "shim.pid") && vm_process(a, vm, "qemu.pid"))
-        answer =
-            run_here(a, vm, "is this host's", &here, here.rec.epoch); /* its shim was lost once too often */
-    else if (here.rec.owner == OWNER_MINE)
-        answer = say("VM %s is this host's: %s", vm, here.present ? here.state : "stopped");
-    else
-        answer = judge_it(a, vm, &here, peer_is_dead);
-    pthread_mutex_unlock(&a->settling);
+        return refusal(EXIT_FAILED, "%s", e.text);
+    if (known_busy(&here))
+        return refusal(EXIT_UNKNOWN, "VM %s is being handed over at this moment", vm);
+    if (here.rec.owner == OWNER_PROMISED && !strcmp(here.role, "incoming"))
+        return refusal(EXIT_FAILED, "VM %s is on its way from %s: nothing is undecided", vm, here.source);
+    if (here.rec.owner == OWNER_MINE && !vm_process(a, vm, "shim.pid") && vm_process(a, vm, "qemu.pid"))
+        return run_here(a, vm, "is this host's", &here,
+                        here.rec.epoch); /* its shim was lost once too often */
+    if (here.rec.owner == OWNER_MINE)
+        return say("VM %s is this host's: %s", vm, here.present ? here.state : "stopped");
+    return judge_it(a, vm, &here, peer_is_dead);
+}
+
+json_t *settle(struct agent *a, const char *vm, bool peer_is_dead, uint64_t patience_ns)
+{
+    if (!settle_claim(a, vm, patience_ns))
+        return refusal(EXIT_UNKNOWN, "what is open of VM %s is just being settled on %s: ask again", vm,
+                       a->conf.name);
+    json_t *answer = settle_claimed(a, vm, peer_is_dead);
+    settle_release(a, vm);
     return answer;
-}
-
-/* ---- by itself ---- */
-
-/* Nobody works on it: no job holds it, and it is not on its way here. */
-static bool idle(struct agent *a, const char *name)
-{
-    agent_lock(a);
-    struct vm *vm = vm_find(a, name);
-    bool busy = vm && (vm->job[0] || vm->phase != VM_UP);
-    bool expected = vm && vm->incoming;
-    agent_unlock(a);
-    if (busy || !expected)
-        return !busy;
-    json_t *st = shim_call(a, name, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, NULL);
-    bool waits = st && !strcmp(xm_json_str(st, "role", ""), "undecided");
-    json_decref(st);
-    return waits || !vm_process(a, name, "shim.pid");
-}
-
-static void look_at(struct agent *a, const char *name)
-{
-    char *dir = vm_state_path(a, name, NULL);
-    struct owner_record rec;
-    struct journal j;
-    struct xm_error e = {0};
-    int r = owner_read(a, name, &rec, NULL);
-
-    /* One that cannot be read says nothing, and is not taken away; the next migration's refusal names it. */
-    if (journal_read(dir, &j, &e) < 0) {
-        xm_log(XM_LOG_DEBUG, "%s", e.text);
-        free(dir);
-        return;
-    }
-    bool here = vm_process(a, name, "shim.pid") || vm_process(a, name, "qemu.pid");
-    if (!r && verdict_open(&rec)) {
-        json_t *answer = settle(a, name, false);
-        if (xm_json_bool(answer, "ok", false))
-            xm_log(XM_LOG_INFO, "settled: %s", xm_json_str(answer, "text", ""));
-        else
-            xm_log(XM_LOG_DEBUG, "not settled yet: %s", xm_json_str(answer, "error", ""));
-        json_decref(answer);
-    } else if (!r && rec.owner == OWNER_MINE && j.side == JOURNAL_STORAGE) {
-        r = journal_sweep(dir, name, &e);
-    } else if (!r && rec.owner == OWNER_MINE && (j.side == JOURNAL_SOURCE || rec.epoch >= j.epoch)) {
-        r = journal_end(dir, &e); /* it stayed, or it has come */
-    } else if (!r && rec.owner == OWNER_GIVEN && rec.settled && j.side == JOURNAL_SOURCE && !here) {
-        r = journal_settle(dir, name, &e);
-    } else if (j.side == JOURNAL_DESTINATION && !here) {
-        r = journal_undo(dir, name, &e);
-    }
-    journal_free(&j);
-    free(dir);
-}
-
-static void *settle_main(void *arg)
-{
-    struct agent *a = arg;
-    char *path = xm_printf("%s/vms", a->conf.state_dir);
-    bool ending = false;
-
-    while (!ending) {
-        DIR *d = opendir(path);
-        for (struct dirent *f; d && (f = readdir(d));) {
-            char *journal = xm_printf("%s/%s/journal.json", path, f->d_name);
-            if (vm_name_check(f->d_name, NULL) == 0 && access(journal, F_OK) == 0 && idle(a, f->d_name))
-                look_at(a, f->d_name);
-            free(journal);
-        }
-        if (d)
-            closedir(d);
-        agent_lock(a);
-        uint64_t until = xm_now() + PASS_NS;
-        while (agent_wait(a, until))
-            ;
-        ending = a->ending;
-        agent_unlock(a);
-    }
-    free(path);
-    agent_thread_ends(a);
-    return NULL;
-}
-
-int settle_start(struct agent *a, struct xm_error *e)
-{
-    return agent_thread(a, settle_main, a, e);
 }

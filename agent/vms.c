@@ -313,7 +313,10 @@ static void adopt_living(struct agent *a, const char *name, json_t *spec, json_t
 
     agent_lock(a);
     struct vm *vm = vm_claim(a, name, spec, &e);
-    if (vm && !incoming)
+    if (vm && !incoming && !st) { /* it may still take one that it was asked for */
+        jobs_find(a, name, vm->job);
+        vm->job_assumed = vm->job[0];
+    } else if (vm && !incoming)
         snprintf(vm->job, sizeof vm->job, "%s", xm_json_str(st, "job", ""));
     else if (vm)
         vm->incoming = json_incref(incoming);

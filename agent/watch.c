@@ -44,7 +44,7 @@ json_t *shim_call_on(int fd, const char *name, json_t *request, int pass_fd, uin
     xm_jsonl_init(&js, fd);
     json_object_set_new(request, "id", json_integer(1));
     if (xm_jsonl_send(fd, request, pass_fd, e) == 0) {
-        uint64_t deadline = xm_now() + timeout_ns;
+        uint64_t now = xm_now(), deadline = timeout_ns > UINT64_MAX - now ? UINT64_MAX : now + timeout_ns;
         while ((answer = xm_jsonl_recv(&js, deadline, e)) && xm_json_int(answer, "id", 0) != 1)
             json_decref(answer);
     }
@@ -103,10 +103,16 @@ struct watch {
 static void learn_role(struct agent *a, const char *name)
 {
     json_t *st = shim_call(a, name, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, NULL);
+    char lost[16] = "";
     bool came = false;
 
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
+    if (vm && st && vm->job_assumed) {
+        vm->job_assumed = false;
+        if (strcmp(vm->job, xm_json_str(st, "job", "")) != 0)
+            memcpy(lost, vm->job, sizeof lost);
+    }
     if (vm && vm->incoming && st && !strcmp(xm_json_str(st, "role", ""), "owner")) {
         came = true;
         xm_log(XM_LOG_INFO, "VM %s has come from %s and runs here", name,
@@ -118,6 +124,8 @@ static void learn_role(struct agent *a, const char *name)
     }
     agent_unlock(a);
     json_decref(st);
+    if (lost[0])
+        job_lost(a, lost);
     if (came) {
         nvram_sync(a, name);
         inventory_came(a, name);

@@ -84,6 +84,8 @@ static json_t *command(struct fake *f, int at, const json_t *o, const char **aft
                                         : f->job[0] ? "migrating"
                                                     : "running"));
         json_object_set_new(reply, "role", json_string(f->incoming ? "incoming" : "owner"));
+        if (f->incoming)
+            json_object_set_new(reply, "step", json_string("waiting"));
         if (f->job[0])
             json_object_set_new(reply, "job", json_string(f->job));
     } else if (!strcmp(cmd, "subscribe")) {

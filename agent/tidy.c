@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: MIT */
+/* What migrations have left open or behind is looked after by itself, every few seconds: for each VM with a
+ * journal (vm/journal.h) on which nobody works. An open hand-off is settled (settle.c); what the journal names is
+ * taken away when the record says that it may go; and a VM that is expected here by a migration that its source
+ * knows nothing of any more is not waited for.
+ *
+ * Each VM has a thread of its own for it: peers that do not answer and storage that hangs hold up that VM alone.
+ */
+#include "agent/known.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define PASS_NS (3 * XM_NS_PER_S)
+#define GONE_NS (10 * XM_NS_PER_S)
+
+/* ---- expected in vain ---- */
+
+/* The source answers, and this job is none of its. Who cannot be asked, or is too old to say, decides nothing. */
+static bool job_has_ended(struct agent *a, const char *vm, const char *source, const char *job)
+{
+    const struct conf_peer *p = config_peer(&a->conf, source);
+    struct xm_error e = {0};
+    struct known there;
+
+    return p && job[0] && known_there(a, p, vm, &there, &e) == 0 && there.tells_job &&
+           strcmp(there.job, job) != 0;
+}
+
+void tidy_expected(struct agent *a, const char *name)
+{
+    char source[CONFIG_NAME_MAX + 1] = "", job[16] = "";
+    struct xm_error e = {0};
+
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    if (vm && vm->incoming && vm->phase == VM_UP) {
+        snprintf(source, sizeof source, "%s", xm_json_str(vm->incoming, "source", ""));
+        snprintf(job, sizeof job, "%s", xm_json_str(vm->incoming, "job", ""));
+    }
+    agent_unlock(a);
+    if (!source[0])
+        return;
+    json_t *st = shim_call(a, name, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, NULL);
+    bool waits = !strcmp(xm_json_str(st, "step", ""), "waiting"); /* no link of it has ever come */
+    json_decref(st);
+    if (!waits || !job_has_ended(a, name, source, job))
+        return;
+    xm_log(XM_LOG_WARN, "VM %s: job %s of %s has ended there; it is not waited for any more", name, job,
+           source);
+    /* It refuses when the VM may be ours meanwhile. */
+    json_t *o = shim_call(a, name, json_pack("{s:s}", "cmd", "abort"), -1, GONE_NS, &e);
+    if (!o) {
+        xm_log(XM_LOG_WARN, "VM %s: %s", name, e.text);
+        return;
+    }
+    json_decref(o);
+    agent_lock(a);
+    uint64_t until = xm_now() + GONE_NS;
+    while (vm_find(a, name) && agent_wait(a, until))
+        ;
+    agent_unlock(a);
+}
+
+/* ---- one VM ---- */
+
+/* Nobody works on it: no job holds it, and it is not on its way here. */
+static bool idle(struct agent *a, const char *name)
+{
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    bool busy = vm && (vm->job[0] || vm->phase != VM_UP);
+    bool expected = vm && vm->incoming;
+    agent_unlock(a);
+    if (busy || !expected)
+        return !busy;
+    json_t *st = shim_call(a, name, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, NULL);
+    bool undecided = st && !strcmp(xm_json_str(st, "role", ""), "undecided");
+    json_decref(st);
+    if (!undecided)
+        tidy_expected(a, name);
+    return undecided || !vm_process(a, name, "shim.pid");
+}
+
+static void look_at(struct agent *a, const char *name)
+{
+    char *dir = vm_state_path(a, name, NULL);
+    struct owner_record rec;
+    struct journal j;
+    struct xm_error e = {0};
+    int r = owner_read(a, name, &rec, NULL);
+
+    /* One that cannot be read says nothing, and is not taken away; the next migration's refusal names it. */
+    if (journal_read(dir, &j, &e) < 0) {
+        xm_log(XM_LOG_DEBUG, "%s", e.text);
+        free(dir);
+        return;
+    }
+    bool here = vm_process(a, name, "shim.pid") || vm_process(a, name, "qemu.pid");
+    if (!r && verdict_open(&rec)) {
+        json_t *answer = settle_claimed(a, name, false);
+        if (xm_json_bool(answer, "ok", false))
+            xm_log(XM_LOG_INFO, "settled: %s", xm_json_str(answer, "text", ""));
+        else
+            xm_log(XM_LOG_DEBUG, "not settled yet: %s", xm_json_str(answer, "error", ""));
+        json_decref(answer);
+    } else if (!r && rec.owner == OWNER_MINE && j.side == JOURNAL_STORAGE) {
+        r = journal_sweep(dir, name, &e);
+    } else if (!r && rec.owner == OWNER_MINE && (j.side == JOURNAL_SOURCE || rec.epoch >= j.epoch)) {
+        r = journal_end(dir, &e); /* it stayed, or it has come */
+    } else if (!r && rec.owner == OWNER_GIVEN && rec.settled && j.side == JOURNAL_SOURCE && !here) {
+        r = journal_settle(dir, name, &e);
+    } else if (j.side == JOURNAL_DESTINATION && !here) {
+        r = journal_undo(dir, name, &e);
+    }
+    journal_free(&j);
+    free(dir);
+}
+
+struct tidy {
+    struct agent *agent;
+    char name[VM_NAME_MAX + 1];
+};
+
+/* The VM is claimed for it. */
+static void *one_main(void *arg)
+{
+    struct tidy *t = arg;
+    struct agent *a = t->agent;
+
+    if (idle(a, t->name))
+        look_at(a, t->name);
+    settle_release(a, t->name);
+    free(t);
+    agent_thread_ends(a);
+    return NULL;
+}
+
+static void begin_one(struct agent *a, const char *name)
+{
+    struct tidy *t = settle_claim(a, name, 0) ? calloc(1, sizeof *t) : NULL;
+    struct xm_error e = {0};
+
+    if (!t)
+        return;
+    t->agent = a;
+    snprintf(t->name, sizeof t->name, "%s", name);
+    if (agent_thread(a, one_main, t, &e) == 0)
+        return;
+    xm_log(XM_LOG_WARN, "%s", e.text);
+    settle_release(a, name);
+    free(t);
+}
+
+/* ---- all of them ---- */
+
+static void *tidy_main(void *arg)
+{
+    struct agent *a = arg;
+    char *path = xm_printf("%s/vms", a->conf.state_dir);
+    bool ending = false;
+
+    while (!ending) {
+        DIR *d = opendir(path);
+        for (struct dirent *f; d && (f = readdir(d));) {
+            char *journal = xm_printf("%s/%s/journal.json", path, f->d_name);
+            if (vm_name_check(f->d_name, NULL) == 0 && access(journal, F_OK) == 0)
+                begin_one(a, f->d_name);
+            free(journal);
+        }
+        if (d)
+            closedir(d);
+        agent_lock(a);
+        uint64_t until = xm_now() + PASS_NS;
+        while (agent_wait(a, until))
+            ;
+        ending = a->ending;
+        agent_unlock(a);
+    }
+    free(path);
+    agent_thread_ends(a);
+    return NULL;
+}
+
+int tidy_start(struct agent *a, struct xm_error *e)
+{
+    return agent_thread(a, tidy_main, a, e);
+}

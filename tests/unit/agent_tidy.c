@@ -1,0 +1,373 @@
+/* SPDX-License-Identifier: MIT */
+/* What migrations leave behind is taken away within seconds, by an agent that asks the other one; and two agents
+ * that ask each other do not wait for each other. The agent is a real one in a process of its own; hostb is this
+ * program; shims are make-believe (lib_agent.c). */
+#include "tests/unit/lib_agent.h"
+#include "agent/admission.h"
+#include "probe/probe.h"
+#include "vm/journal.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#include "net/net.h"
+#include "tests/progress.h"
+
+static struct test_agent agent;
+static struct test_agent *const t = &agent;
+static int hostb; /* listens where the agent has its peer */
+
+static int set_up(void **state)
+{
+    struct sockaddr_storage ss;
+    socklen_t len = sizeof ss;
+
+    (void)state;
+    hostb = xm_tcp_listen("127.0.0.2", 0, NULL);
+    getsockname(hostb, (struct sockaddr *)&ss, &len);
+    return test_agent_make(t, ntohs(((struct sockaddr_in *)(void *)&ss)->sin_port)) || test_agent_start(t);
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    close(hostb);
+    test_agent_remove(t);
+    return 0;
+}
+
+static void need_qemu(void)
+{
+    if (!qemu_facts("qemu-system-x86_64", NULL)) {
+        print_message("skipped: qemu-system-x86_64 is not installed\n");
+        skip();
+    }
+}
+
+static void must(json_t *answer, int want_exit)
+{
+    bool ok = xm_json_bool(answer, "ok", false);
+
+    if (!answer)
+        fail_msg("no answer");
+    if (want_exit ? ok || xm_json_int(answer, "exit", 0) != want_exit : !ok)
+        fail_msg("%s", json_dumps(answer, 0));
+    json_decref(answer);
+}
+
+/* ---- hostb ---- */
+
+/* The agent's next request. NULL: none comes within these seconds. */
+static json_t *asked(struct xm_jsonl *js, double seconds)
+{
+    char hello[15];
+    struct pollfd p = {.fd = hostb, .events = POLLIN};
+    struct limit l = limit_start(seconds);
+
+    while (poll(&p, 1, 10) != 1) {
+        if (limit_over(&l))
+            return NULL;
+    }
+    int fd = accept(hostb, NULL, NULL);
+    assert_int_equal(recv(fd, hello, sizeof hello, MSG_WAITALL), sizeof hello);
+    xm_jsonl_init(js, fd);
+    json_t *request = xm_jsonl_recv(js, xm_now() + LIMIT_HANG_NS, NULL);
+    assert_non_null(request);
+    return request;
+}
+
+static void answer(struct xm_jsonl *js, json_t *with)
+{
+    xm_jsonl_send(js->fd, with, -1, NULL);
+    xm_jsonl_close(js);
+}
+
+/* Answers the next one, which has to be this. */
+static void is_asked(const char *verb, const char *vm, json_t *with)
+{
+    struct xm_jsonl js;
+    json_t *o = asked(&js, 20);
+
+    if (!o)
+        fail_msg("%s of %s was never asked", verb, vm);
+    assert_string_equal(xm_json_str(o, "verb", ""), verb);
+    assert_string_equal(xm_json_str(o, "vm", ""), vm);
+    json_decref(o);
+    answer(&js, with);
+}
+
+static json_t *owner(const char *whose, int epoch, const char *job)
+{
+    return json_pack("{s:b, s:s, s:i, s:s, s:b, s:b, s:s, s:s, s:s}", "ok", 1, "owner", whose, "epoch", epoch,
+                     "to", "", "settled", 1, "present", 1, "role", "owner", "state", "running", "job", job);
+}
+
+/* ---- requests that are not waited for ---- */
+
+static void send_as_peer(struct xm_jsonl *js, json_t *request)
+{
+    static const char hello[] = "XMIG/1 control\n";
+
+    xm_jsonl_init(js, connect_from("127.0.0.2", t->port));
+    assert_int_equal(send(js->fd, hello, sizeof hello - 1, MSG_NOSIGNAL), sizeof hello - 1);
+    json_object_set_new(request, "from", json_string("hostb"));
+    assert_int_equal(xm_jsonl_send(js->fd, request, -1, NULL), 0);
+}
+
+static json_t *answer_of(struct xm_jsonl *js)
+{
+    json_t *o = xm_jsonl_recv(js, xm_now() + LIMIT_HANG_NS, NULL);
+
+    xm_jsonl_close(js);
+    return o;
+}
+
+static json_t *prepare_request(const char *job)
+{
+    return json_pack("{s:s, s:b, s:i, s:i, s:s, s:[i], s:s, s:{s:s, s:i, s:i, s:s, s:s, s:s, s:s, s:[{s:s, "
+                     "s:s, s:i, s:s, s:i}], s:[]}}",
+                     "verb", "peer.prepare", "storage", 1, "epoch", 1, "protocol", AGENT_PROTOCOL, "job", job,
+                     "used", 4096, "datastore", "ds", "vm", "name", "web1", "memory", 16 << 20, "vcpus", 1,
+                     "qemu", "qemu-system-x86_64", "machine", "q35", "accel", "tcg", "cpu", "max", "disks",
+                     "name", "root", "path", "/dev/loop0", "size", 1 << 20, "datastore", "", "queues", 1,
+                     "nics");
+}
+
+/* ---- expected in vain ---- */
+
+/* Seen: the source's agent was killed before its shim had the job, and every further move of the VM was refused
+ * for a minute, with disk, memory and a place among the migrations taken. */
+static void a_migration_that_its_source_knows_nothing_of_is_not_waited_for(void **state)
+{
+    (void)state;
+    need_qemu();
+    must(ask_as_peer(t, prepare_request("5")), 0);
+    is_asked("peer.owner", "web1", owner("mine", 1, "5")); /* it comes */
+    assert_true(exists(t, "ds/web1-root.raw"));
+    is_asked("peer.owner", "web1", owner("mine", 1, ""));
+    assert_true(until_no_vm(t, "web1"));
+    assert_true(until_gone(t, "run/vms/web1"));
+    assert_true(until_gone(t, "ds/web1-root.raw"));
+}
+
+/* Not even seconds: who announces it again has the first one ended. */
+static void the_next_move_of_it_is_let_in_at_once(void **state)
+{
+    struct xm_jsonl js;
+    json_t *o, *request;
+
+    (void)state;
+    need_qemu();
+    must(ask_as_peer(t, prepare_request("5")), 0);
+    send_as_peer(&js, prepare_request("6"));
+    while (!(poll(&(struct pollfd){.fd = js.fd, .events = POLLIN}, 1, 0))) { /* by whoever asks: both may */
+        struct xm_jsonl its;
+        if ((request = asked(&its, 0.2))) {
+            json_decref(request);
+            answer(&its, owner("mine", 1, "6"));
+        }
+    }
+    o = answer_of(&js);
+    assert_string_equal(
+        xm_json_str(json_array_get(json_object_get(o, "disks"), 0), "path", xm_json_str(o, "error", "")),
+        in_dir(t, "ds/web1-root.raw")); /* the first one's has gone */
+    must(o, 0);
+}
+
+/* Who cannot be asked, or does not say, decides nothing. */
+static void a_source_that_does_not_say_is_waited_for(void **state)
+{
+    struct xm_jsonl js;
+    json_t *said[] = {json_pack("{s:b, s:s, s:i}", "ok", 0, "error", "busy", "exit", 4),
+                      json_pack("{s:b, s:s, s:i}", "ok", 1, "owner", "mine", "epoch", 1), NULL};
+    (void)state;
+    need_qemu();
+    must(ask_as_peer(t, prepare_request("5")), 0);
+    for (int i = 0; said[i]; i++)
+        is_asked("peer.owner", "web1", said[i]);
+    json_decref(asked(&js, 20)); /* and again: it is still there */
+    assert_true(exists(t, "ds/web1-root.raw"));
+    answer(&js, owner("mine", 1, "5"));
+}
+
+/* The run directory is made of memory. */
+static void half_received_disks_are_gone_after_a_boot(void **state)
+{
+    const char *const rm[] = {"rm", "-rf", in_dir(t, "run"), NULL};
+    (void)state;
+    need_qemu();
+    must(ask_as_peer(t, prepare_request("5")), 0);
+    test_agent_stop(t, SIGKILL);
+    kill(shim_pid(t, "web1"), SIGKILL);
+    assert_true(exists(t, "ds/web1-root.raw"));
+    assert_int_equal(xm_run(rm, LIMIT_HANG_NS, NULL, NULL), 0);
+    assert_int_equal(test_agent_start(t), 0);
+    assert_true(until_gone(t, "ds/web1-root.raw"));
+    assert_true(until_gone(t, "state/vms/web1"));
+}
+
+/* ---- two agents settle ---- */
+
+static void given_to_hostb(const char *vm)
+{
+    struct owner_record rec = {.epoch = 4, .owner = OWNER_GIVEN, .to = "hostb"};
+    char below[64];
+
+    snprintf(below, sizeof below, "state/vms/%s", vm);
+    assert_int_equal(xm_mkdir_all(in_dir(t, below), NULL), 0);
+    assert_int_equal(owner_save(in_dir(t, below), vm, &rec, NULL), 0);
+}
+
+static void recover(struct xm_jsonl *js, const char *vm)
+{
+    xm_jsonl_init(js, xm_unix_connect(in_dir(t, "run/agent.sock"), NULL));
+    xm_jsonl_send(js->fd, json_pack("{s:s, s:s}", "verb", "recover", "vm", vm), -1, NULL);
+}
+
+/* What broke: hosta told hostb to settle x while hostb told hosta to settle y; each had one VM at a time settled,
+ * and both waited until the other's minute was over. */
+static void two_hosts_tell_each_other_to_settle(void **state)
+{
+    struct xm_jsonl here, told, there;
+    json_t *o;
+
+    (void)state;
+    given_to_hostb("web1");
+    given_to_hostb("web2");
+    recover(&here, "web1");
+    is_asked("peer.owner", "web1", owner("promised", 4, ""));
+    o = asked(&told, 20); /* hostb does not answer before it has been answered itself */
+    assert_string_equal(xm_json_str(o, "verb", ""), "peer.recover");
+    json_decref(o);
+    send_as_peer(&there, json_pack("{s:s, s:s}", "verb", "peer.recover", "vm", "web2"));
+    is_asked("peer.owner", "web2", owner("mine", 4, ""));
+    must(answer_of(&there), 0);
+    /* The very same VM: somebody is at it, and who asks is told so instead of waiting. */
+    o = ask_as_peer(t, json_pack("{s:s, s:s}", "verb", "peer.recover", "vm", "web1"));
+    assert_non_null(strstr(xm_json_str(o, "error", ""), "is just being settled on hosta: ask again"));
+    must(o, 4);
+    answer(&told, json_pack("{s:b, s:s}", "ok", 1, "text", "it is"));
+    o = answer_of(&here);
+    assert_string_equal(xm_json_str(o, "text", ""), "hostb: it is");
+    must(o, 0);
+}
+
+/* ---- what jobs say ---- */
+
+static void job_of_web1(bool settled)
+{
+    struct owner_record rec = {.epoch = 4, .owner = OWNER_GIVEN, .to = "hostb", .settled = settled};
+    json_t *job = json_pack("{s:s, s:s, s:s, s:s, s:s, s:i}", "job", "7", "vm", "web1", "destination",
+                            "hostb", "mode", "with-storage", "state", "running", "started", 1);
+
+    test_agent_stop(t, SIGTERM);
+    assert_int_equal(xm_json_save(in_dir(t, "state/jobs/7.json"), job, NULL), 0);
+    json_decref(job);
+    assert_int_equal(xm_mkdir_all(in_dir(t, "state/vms/web1"), NULL), 0);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(test_agent_start(t), 0);
+}
+
+/* Seen: «done», with the VM stopped on both sides: the source's shim had died after its record. */
+static void a_vm_that_was_not_seen_to_run_there_has_not_moved(void **state)
+{
+    (void)state;
+    job_of_web1(false);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "watch", "job", "7")), 4);
+    json_t *o = ask(t, json_pack("{s:s}", "verb", "jobs"));
+    assert_string_equal(xm_json_str(json_array_get(json_object_get(o, "jobs"), 0), "state", ""), "failed");
+    json_decref(o);
+}
+
+static void a_vm_that_was_seen_to_run_there_has_moved(void **state)
+{
+    (void)state;
+    job_of_web1(true);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "watch", "job", "7")), 0);
+}
+
+static json_t *jobs_state(const char *id)
+{
+    json_t *o = ask(t, json_pack("{s:s}", "verb", "jobs")), *job, *state = NULL;
+    size_t i;
+
+    json_array_foreach (json_object_get(o, "jobs"), i, job) {
+        if (!strcmp(xm_json_str(job, "job", ""), id))
+            state = json_incref(json_object_get(job, "state"));
+    }
+    json_decref(o);
+    return state;
+}
+
+/* A shim that lives and has not answered yet may still take what it was asked: such a job has not failed, and
+ * what has failed moves no VM. */
+static void a_job_that_a_shim_may_still_take_is_not_over(void **state)
+{
+    struct xm_jsonl js, its;
+    json_t *o;
+
+    (void)state;
+    need_qemu();
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini"))), 0);
+    xm_jsonl_init(&js, xm_unix_connect(in_dir(t, "run/agent.sock"), NULL));
+    xm_jsonl_send(
+        js.fd, json_pack("{s:s, s:s, s:s, s:b}", "verb", "move", "vm", "web1", "host", "hostb", "storage", 1),
+        -1, NULL);
+    o = asked(&its, 60);
+    assert_string_equal(xm_json_str(o, "verb", ""), "peer.check");
+    json_decref(o);
+    answer(&its, json_pack("{s:b, s:[]}", "ok", 1, "reasons"));
+    o = asked(&its, 60);
+    assert_string_equal(xm_json_str(o, "verb", ""), "peer.prepare");
+    json_decref(o);
+    pid_t shim = shim_pid(t, "web1");
+    kill(shim, SIGSTOP);
+    answer(&its, json_pack("{s:b, s:s, s:i, s:[], s:[{s:s, s:s}]}", "ok", 1, "token",
+                           "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff", "port", 7070,
+                           "links", "disks", "name", "root", "path", "/ds/x"));
+    /* The agent has asked the shim when it is killed: its socket holds the request. */
+    char path[300];
+    snprintf(path, sizeof path, "ss -xH src %s | awk '$3 > 0' | grep -q .",
+             in_dir(t, "run/vms/web1/shim.sock"));
+    const char *const ss[] = {"sh", "-c", path, NULL};
+    for (struct limit l = limit_start(10); xm_run(ss, LIMIT_HANG_NS, NULL, NULL) < 0 && limit_wait(&l);)
+        ;
+    test_agent_stop(t, SIGKILL);
+    xm_jsonl_close(&js);
+    assert_int_equal(test_agent_start(t), 0);
+    o = jobs_state("1");
+    assert_string_equal(json_string_value(o), "running");
+    json_decref(o);
+    kill(shim, SIGCONT);
+    must(ask_shim(t, "web1", json_pack("{s:s, s:i}", "cmd", "finish", "id", 1)), 0);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "watch", "job", "1")), 0);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(a_migration_that_its_source_knows_nothing_of_is_not_waited_for),
+        TEST(the_next_move_of_it_is_let_in_at_once),
+        TEST(a_source_that_does_not_say_is_waited_for),
+        TEST(half_received_disks_are_gone_after_a_boot),
+        TEST(two_hosts_tell_each_other_to_settle),
+        TEST(a_vm_that_was_not_seen_to_run_there_has_not_moved),
+        TEST(a_vm_that_was_seen_to_run_there_has_moved),
+        TEST(a_job_that_a_shim_may_still_take_is_not_over),
+    };
+    int status;
+
+    if (fake_shim_main(argc, argv, &status))
+        return status;
+    signal(SIGPIPE, SIG_IGN);
+    return cmocka_run_group_tests_name("what is left behind", tests, NULL, NULL);
+}
