@@ -368,7 +368,7 @@ static int choose(const struct host_facts *h, uint64_t need)
     for (unsigned i = 0; i < h->datastores; i++) {
         const struct fact_datastore *d = &h->datastore[i];
         bool under = under_target(d, need);
-        if (d->closed || room(h, d) < need || (best_under && !under))
+        if (d->closed || d->hangs || room(h, d) < need || (best_under && !under))
             continue;
         if (best < 0 || (under && !best_under) || room(h, d) > room(h, &h->datastore[best])) {
             best = (int)i;
@@ -393,9 +393,14 @@ static int judge_storage(const struct host_facts *h, const struct admission_requ
     }
     if (!r->datastore) {
         found = choose(h, need);
+        unsigned hang = 0;
+        for (unsigned i = 0; i < h->datastores; i++)
+            hang += h->datastore[i].hangs;
         if (found < 0)
-            because(why, "no datastore of %s has room for the %s of %s's disks", h->host,
-                    xm_format_size(need).s, r->spec->name);
+            because(why, "no datastore of %s has room for the %s of %s's disks%s", h->host,
+                    xm_format_size(need).s, r->spec->name,
+                    hang ? "; some hang, and were not asked (xmigrate check with HOST:DATASTORE names one)"
+                         : "");
         return found;
     }
     for (unsigned i = 0; i < h->datastores; i++) {
@@ -407,6 +412,9 @@ static int judge_storage(const struct host_facts *h, const struct admission_requ
     } else if (h->datastore[found].closed) {
         because(why, "datastore '%s' on %s takes no disks from other hosts (incoming = no)", r->datastore,
                 h->host);
+        found = -1;
+    } else if (h->datastore[found].hangs) {
+        because(why, "datastore '%s' on %s does not answer: its storage hangs", r->datastore, h->host);
         found = -1;
     } else if (room(h, &h->datastore[found]) < need) {
         const struct fact_datastore *d = &h->datastore[found];

@@ -18,6 +18,7 @@ struct fact_datastore {
     unsigned target;   /* percent */
     bool closed;       /* takes no disks from other hosts */
     unsigned block;    /* logical block of new files in it, bytes */
+    bool hangs;        /* its storage does not answer */
 };
 
 struct fact_link {

@@ -5,6 +5,7 @@
 #include "agent/nvram.h"
 #include "agent/inventory.h"
 #include "agent/outside.h"
+#include "agent/storage.h"
 #include "probe/probe.h"
 
 #include <fcntl.h>
@@ -80,9 +81,11 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
         g->datastore[i] = (struct fact_datastore){.name = a->conf.datastore[i].name,
                                                   .target = a->conf.datastore[i].target,
                                                   .closed = !a->conf.datastore[i].incoming};
-        facts_space(a->conf.datastore[i].path, &g->datastore[i].size, &g->datastore[i].free);
-        g->datastore[i].block = probe_block_size(a->conf.datastore[i].path);
+        g->datastore[i].hangs = storage_space(a->conf.datastore[i].path, &g->datastore[i].size,
+                                              &g->datastore[i].free) == -ETIMEDOUT;
+        g->datastore[i].block = g->datastore[i].hangs ? 0 : probe_block_size(a->conf.datastore[i].path);
     }
+    g->usage = vms_usage(a);
     f->links = a->conf.links;
     f->link = g->link;
     for (unsigned i = 0; i < a->conf.links; i++) {
@@ -94,6 +97,7 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
 void gathered_free(struct gathered *g)
 {
     json_decref(g->cpu);
+    json_decref(g->usage);
 }
 
 unsigned judge(struct agent *a, const struct admission_request *r, struct gathered *g, json_t *reasons,
@@ -103,7 +107,7 @@ unsigned judge(struct agent *a, const struct admission_request *r, struct gather
     struct vm *vm;
 
     f->present = vm_find(a, r->spec->name) != NULL;
-    f->memory_promised = vms_memory_promised(a);
+    f->memory_promised = vms_memory_promised(a, g->usage);
     f->migrations = jobs_running(a, false);
     f->storage_migrations = jobs_running(a, true);
     TAILQ_FOREACH (vm, &a->vms, link) {
@@ -111,7 +115,7 @@ unsigned judge(struct agent *a, const struct admission_request *r, struct gather
         f->storage_migrations += xm_json_bool(vm->incoming, "storage", false);
     }
     for (unsigned i = 0; i < f->datastores; i++)
-        g->datastore[i].reserved = vms_space_promised(a, g->datastore[i].name);
+        g->datastore[i].reserved = vms_space_promised(a, g->datastore[i].name, g->usage);
     return admit(f, r, reasons, datastore);
 }
 
@@ -170,9 +174,11 @@ static int look_at_disk(struct agent *a, const struct vm_spec *s, const struct v
 {
     bool plain = d->datastore[0];
     struct stat st;
-    int fd = open(d->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | (plain ? O_NOFOLLOW : 0));
-    int r = 0;
+    int r = storage_hangs(d->path, e);
 
+    if (r)
+        return r;
+    int fd = open(d->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | (plain ? O_NOFOLLOW : 0));
     if (plain && fd < 0 && errno == ELOOP)
         r = xm_error_set(e, EINVAL, "%s is a link, and a disk in a datastore is a plain file", d->path);
     else if (fd < 0 || fstat(fd, &st) < 0)
@@ -314,7 +320,7 @@ uint64_t disk_used(const struct vm_disk *d)
 {
     struct stat st;
 
-    if (stat(d->path, &st) < 0 || !S_ISREG(st.st_mode))
+    if (storage_stat(d->path, &st) < 0 || !S_ISREG(st.st_mode))
         return d->size;
     return XM_MIN((uint64_t)st.st_blocks * 512, d->size);
 }
@@ -340,8 +346,11 @@ int create_missing(struct agent *a, struct vm_spec *s, const json_t *known, json
     for (unsigned i = 0; i < s->disks; i++) {
         struct vm_disk *d = &s->disk[i];
         struct stat st;
-        if (!d->datastore[0] || !stat(d->path, &st))
+        int there = d->datastore[0] ? storage_stat(d->path, &st) : 0;
+        if (!there)
             continue;
+        if (there == -ETIMEDOUT)
+            return storage_hangs(d->path, e);
         /* Invariant: what is recorded is never made. It was there a moment ago (resolve_spec). */
         int r =
             inventory_has_disk(known, d->name) ? disk_missing(a, s, d, e) : make_sparse(d->path, d->size, e);

@@ -8,8 +8,9 @@
  * some hundred threads, nearly all asleep, and none of them is on the data path.
  *
  * One lock, agent.lock, protects everything that is shared: the lists, and every field of struct vm and
- * struct job but the constant ones. It is held for short moments only: never over a wait, an fsync or a call
- * to a shim or peer. So nobody keeps a pointer to a vm over a wait: they keep its name and look it up again.
+ * struct job but the constant ones. It is held for short moments only: never over a wait, an fsync, a call
+ * to a shim or peer, or a look at a file or process: storage may hang (agent/storage.h). So nobody
+ * keeps a pointer to a vm over a wait: they keep its name and look it up again.
  * A job is kept by counting (job_get, job_put).
  *
  * Nothing that matters lives here alone. VMs are found again by their run directories, what is reserved is
@@ -64,10 +65,14 @@ struct vm *vm_find(struct agent *, const char *name);
  */
 struct vm *vm_claim(struct agent *, const char *name, json_t *spec, struct xm_error *);
 void vm_forget(struct vm *); /* out of the list, freed */
-uint64_t vms_memory_promised(struct agent *);
-uint64_t vms_space_promised(struct agent *, const char *datastore);
+/* usage: vms_usage's, taken a moment ago; a VM that has come since has used nothing yet. */
+uint64_t vms_memory_promised(struct agent *, const json_t *usage);
+uint64_t vms_space_promised(struct agent *, const char *datastore, const json_t *usage);
 
 /* Without the lock: */
+/* What VMs have taken up of the memory and space that is promised to them; asks processes and storage, which may
+ * take its time. A new reference. */
+json_t *vms_usage(struct agent *);
 int vms_adopt(
     struct agent *); /* at the start: finds the shims that are there, cleans up after those that are not */
 /* Writes shim.json and runs the shim until it says that the VM runs (or waits for its migration). On failure
@@ -268,6 +273,7 @@ struct gathered {
     struct fact_datastore datastore[CONFIG_MANY];
     struct fact_link link[CONFIG_MANY];
     struct xm_error tracking, kvm, qemu, no_cpu, no_machine;
+    json_t *usage; /* vms_usage's */
     char machine_like[64];
     json_t *cpu;
 };

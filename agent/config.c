@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "agent/config.h"
+#include "agent/storage.h"
 
 #include <ctype.h>
 #include <libgen.h>
@@ -161,7 +162,11 @@ static int check_directory(const char *file, const char *section, const char *ke
     if (!exists && strchr(dir, ','))
         return xm_error_set(e, EINVAL, "%s:%u: the path '%s' may not have a comma", file,
                             xm_ini_line(file, section, key), dir);
-    if (exists && (stat(dir, &st) < 0 || !S_ISDIR(st.st_mode)))
+    int r = exists ? storage_stat(dir, &st) : 0;
+    if (r == -ETIMEDOUT) /* it may come back, and the other datastores are there */
+        xm_log(XM_LOG_WARN, "%s:%u: %s does not answer: its storage hangs", file,
+               xm_ini_line(file, section, key), dir);
+    else if (exists && (r || !S_ISDIR(st.st_mode)))
         return xm_error_set(e, ENOENT, "%s:%u: there is no directory %s", file,
                             xm_ini_line(file, section, key), dir);
     return 0;

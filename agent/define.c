@@ -20,6 +20,7 @@
 
 /* Two definitions that name the same file are not looked at at once. */
 static pthread_mutex_t defining = PTHREAD_MUTEX_INITIALIZER;
+#define DEFINING_S 20
 
 /* ---- the record ---- */
 
@@ -62,6 +63,18 @@ static int write_definition(struct agent *a, const char *name, json_t *spec, con
     return r;
 }
 
+/* Who holds it makes files: the storage may hang at that very moment. */
+static int lock_definitions(struct xm_error *e)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    ts.tv_sec += DEFINING_S;
+    return pthread_mutex_clocklock(&defining, CLOCK_MONOTONIC, &ts)
+               ? xm_error_set(e, EBUSY, "another definition is being made, and its storage does not answer")
+               : 0;
+}
+
 int define_spec(struct agent *a, struct vm_spec *s, json_t *spec, struct defined *d, struct xm_error *e)
 {
     struct inventory_vm v = {0};
@@ -70,14 +83,17 @@ int define_spec(struct agent *a, struct vm_spec *s, json_t *spec, struct defined
     int r = define_allowed(a, s->name, d, e);
     if (!r && !d->fresh)
         inventory_read(a, s->name, &v);
-    pthread_mutex_lock(&defining);
+    if (!r)
+        r = lock_definitions(e);
+    bool locked = !r;
     if (!r)
         r = inventory_contradiction(a, s, e);
     if (!r)
         r = create_missing(a, s, v.spec, d->created, e);
     if (!r)
         r = write_definition(a, s->name, spec, d, e);
-    pthread_mutex_unlock(&defining);
+    if (locked)
+        pthread_mutex_unlock(&defining);
     inventory_free(&v);
     if (r)
         define_undo(a, s->name, d);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "agent/facts.h"
 #include "agent/address.h"
+#include "agent/storage.h"
 
 #include <ctype.h>
 #include <fcntl.h>
@@ -15,7 +16,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 /* ---- CPU, memory ---- */
@@ -151,7 +151,7 @@ bool facts_file(const char *path, bool strict)
     if (strict &&
         (strncmp(path, "/proc/", 6) == 0 || strncmp(path, "/sys/", 5) == 0 || strncmp(path, "/dev/", 5) == 0))
         return false;
-    if (stat(path, &st) < 0 || !S_ISREG(st.st_mode))
+    if (storage_stat(path, &st) < 0 || !S_ISREG(st.st_mode))
         return false;
     return !strict || (st.st_mode & S_IROTH);
 }
@@ -160,16 +160,5 @@ uint64_t facts_file_size(const char *path)
 {
     struct stat st;
 
-    return stat(path, &st) < 0 ? 0 : (uint64_t)st.st_size;
-}
-
-bool facts_space(const char *dir, uint64_t *size, uint64_t *free_bytes)
-{
-    struct statvfs v;
-
-    if (statvfs(dir, &v) < 0)
-        return false;
-    *size = (uint64_t)v.f_blocks * v.f_frsize;
-    *free_bytes = (uint64_t)v.f_bavail * v.f_frsize;
-    return true;
+    return storage_stat(path, &st) < 0 ? 0 : (uint64_t)st.st_size;
 }

@@ -17,7 +17,6 @@ uint64_t facts_link_speed(const char *address, bool *up);
  * guest. */
 bool facts_file(const char *path, bool strict);
 uint64_t facts_file_size(const char *path); /* 0: it cannot be told */
-bool facts_space(const char *dir, uint64_t *size, uint64_t *free_bytes);
 /* A program of this name runs as that process. */
 bool facts_process(pid_t, const char *comm_prefix);
 

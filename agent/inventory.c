@@ -2,6 +2,7 @@
 /* The inventory; inventory.h says what it is. */
 #include "agent/inventory.h"
 #include "agent/known.h"
+#include "agent/storage.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -134,7 +135,8 @@ static bool same_file(const char *x, const char *y)
 
     if (!strcmp(x, y))
         return true;
-    if (stat(x, &s) || stat(y, &t))
+    /* One that answers and one whose storage hangs are not the same. */
+    if (storage_stat(x, &s) || storage_stat(y, &t))
         return false;
     if (S_ISBLK(s.st_mode) && S_ISBLK(t.st_mode))
         return s.st_rdev == t.st_rdev;

@@ -16,6 +16,7 @@
 #include "agent/agent.h"
 #include "agent/nvram.h"
 #include "agent/outside.h"
+#include "agent/storage.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -120,6 +121,8 @@ static void look_for_probe(struct agent *a, struct asked *q, unsigned i, const j
 
     if (!ds || !ds->incoming || !hex_only(name, 16) || !hex_only(content, 32) || !file[0] || file[0] == '.' ||
         strchr(file, '/') || strlen(file) > 200)
+        return;
+    if (storage_hangs(ds->path, NULL) < 0)
         return;
     int dir = open(ds->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int fd = dir >= 0 && probe_says(dir, name, content) ? open_plain(dir, file, &st) : -1;
@@ -337,7 +340,18 @@ static int settle_last_one(struct agent *a, const struct asked *q, struct xm_err
 static int close_last_journal(struct agent *a, const char *name, struct xm_error *e)
 {
     char *dir = vm_state_path(a, name, NULL);
-    int r = journal_settle(dir, name, e);
+    struct journal j;
+    json_t *file;
+    size_t i;
+    int r = journal_read(dir, &j, e);
+
+    json_array_foreach (j.files, i, file) {
+        if (!r && storage_hangs(json_is_string(file) ? json_string_value(file) : "", e) < 0)
+            r = xm_error_prefix(e, "what an earlier migration of VM %s left cannot be taken away", name);
+    }
+    journal_free(&j);
+    if (!r)
+        r = journal_settle(dir, name, e);
 
     if (!r)
         r = journal_undo(dir, name, e);

@@ -12,6 +12,7 @@
 #include "agent/facts.h"
 #include "agent/move.h"
 #include "agent/nvram.h"
+#include "agent/storage.h"
 #include "probe/probe.h"
 
 #include <stdio.h>
@@ -232,6 +233,10 @@ static void judge_source(struct move *m, json_t *reasons)
         if (!m->qemu[0] && !qemu_facts(m->spec.qemu, &e))
             against(reasons, xm_printf("QEMU on %s cannot be asked what it is: %s", a->conf.name, e.text));
     }
+    for (unsigned i = 0; i < m->spec.disks; i++) {
+        if (storage_hangs(m->spec.disk[i].path, &e) < 0)
+            against(reasons, xm_printf("disk '%s' of VM %s: %s", m->spec.disk[i].name, m->vm, e.text));
+    }
     for (unsigned i = 0; !m->local && i < a->conf.links; i++) {
         bool up;
         uint64_t speed = facts_link_speed(a->conf.link[i].address, &up);
@@ -253,8 +258,17 @@ static void judge_local(struct move *m, json_t *reasons)
     const struct conf_datastore *ds = config_datastore(&a->conf, m->datastore);
     json_t *disks = json_array(), *reserve = json_array();
     uint64_t need = 0, size = 0, space = 0;
-    unsigned block = probe_block_size(ds->path);
+    int there = storage_space(ds->path, &size, &space);
+    unsigned block = 0;
 
+    m->disks = disks;
+    if (there == -ETIMEDOUT) {
+        against(reasons,
+                xm_printf("datastore '%s' of %s does not answer: its storage hangs", ds->name, a->conf.name));
+        json_decref(reserve);
+        return;
+    }
+    block = probe_block_size(ds->path);
     for (unsigned i = 0; i < m->spec.disks; i++) {
         const struct vm_disk *d = &m->spec.disk[i];
         if (!strcmp(d->datastore, ds->name) || (m->only_stored && !d->datastore[0]))
@@ -268,10 +282,10 @@ static void judge_local(struct move *m, json_t *reasons)
                               json_pack("{s:s, s:I}", "path", path, "used", (json_int_t)disk_used(d)));
         free(path);
     }
-    bool there = facts_space(ds->path, &size, &space);
+    json_t *usage = vms_usage(a);
     agent_lock(a);
-    uint64_t gone = vms_space_promised(a, ds->name) + a->conf.min_free;
-    bool room = !need || (there && space > gone && space - gone >= need);
+    uint64_t gone = vms_space_promised(a, ds->name, usage) + a->conf.min_free;
+    bool room = !need || (!there && space > gone && space - gone >= need);
     struct vm *vm = vm_find(a, m->vm);
     if (room && vm && m->held)
         vm->moving = json_pack("{s:s, s:O}", "datastore", ds->name, "reserve", reserve);
@@ -280,8 +294,8 @@ static void judge_local(struct move *m, json_t *reasons)
         against(reasons,
                 xm_printf("datastore '%s' has %s to give and the disks of %s need %s", ds->name,
                           xm_format_size(space > gone ? space - gone : 0).s, m->vm, xm_format_size(need).s));
+    json_decref(usage);
     json_decref(reserve);
-    m->disks = disks;
 }
 
 static void judge_peer(struct move *m, json_t *reasons)

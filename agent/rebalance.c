@@ -9,6 +9,7 @@
 #include "agent/facts.h"
 #include "agent/move.h"
 #include "agent/plan.h"
+#include "agent/storage.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,31 +21,37 @@
 
 static json_t *own_datastores(struct agent *a, bool for_peer)
 {
-    json_t *list = json_array();
+    json_t *list = json_array(), *usage = vms_usage(a);
 
     for (unsigned i = 0; i < a->conf.datastores; i++) {
         const struct conf_datastore *d = &a->conf.datastore[i];
         uint64_t size = 0, space = 0;
-        if ((for_peer && !d->incoming) || !facts_space(d->path, &size, &space))
+        int r = for_peer && !d->incoming ? -EPERM : storage_space(d->path, &size, &space);
+        if (r == -ETIMEDOUT)
+            json_array_append_new(list, json_pack("{s:s, s:b}", "name", d->name, "hangs", 1));
+        if (r)
             continue;
         agent_lock(a);
-        uint64_t promised = vms_space_promised(a, d->name);
+        uint64_t promised = vms_space_promised(a, d->name, usage);
         agent_unlock(a);
         json_array_append_new(list,
                               json_pack("{s:s, s:I, s:I, s:I, s:i}", "name", d->name, "size",
                                         (json_int_t)size, "used", (json_int_t)(size - XM_MIN(space, size)),
                                         "reserved", (json_int_t)promised, "target", (int)d->target));
     }
+    json_decref(usage);
     return list;
 }
 
 static uint64_t own_memory_free(struct agent *a)
 {
     uint64_t have = facts_memory_available();
+    json_t *usage = vms_usage(a);
 
     agent_lock(a);
-    uint64_t gone = vms_memory_promised(a) + a->conf.min_memory;
+    uint64_t gone = vms_memory_promised(a, usage) + a->conf.min_memory;
     agent_unlock(a);
+    json_decref(usage);
     return have > gone ? have - gone : 0;
 }
 
@@ -67,7 +74,7 @@ struct scene {
 };
 
 /* Also for lists that a peer has sent: what makes no sense is left out. */
-static void add_datastores(struct scene *s, const char *host, const json_t *list)
+static void add_datastores(struct conn *c, struct scene *s, const char *host, const json_t *list)
 {
     json_t *d;
     size_t i;
@@ -78,6 +85,11 @@ static void add_datastores(struct scene *s, const char *host, const json_t *list
                 target = xm_json_int(d, "target", -1);
         int64_t reserved = xm_json_int(d, "reserved", 0);
         const char *name = xm_json_str(d, "name", "");
+        if (i < CONFIG_MANY && xm_json_bool(d, "hangs", false))
+            conn_event(c, json_pack("{s:s, s:o}", "event", "note", "text",
+                                    json_sprintf("datastore '%.64s' of %s does not answer: its storage "
+                                                 "hangs; it is left out",
+                                                 name, host)));
         if (i >= CONFIG_MANY || size <= 0 || used < 0 || used > size || target < 0 || target > 100 ||
             reserved < 0 || config_name_check("datastore", name, NULL) < 0)
             continue;
@@ -111,7 +123,7 @@ static void add_peers(struct conn *c, struct scene *s)
         struct plan_host *h = &s->host[s->input.host_count++];
         snprintf(h->name, sizeof h->name, "%s", p->name);
         h->memory_free = (uint64_t)XM_MAX(xm_json_int(o, "memory_free", 0), 0);
-        add_datastores(s, p->name, json_object_get(o, "datastores"));
+        add_datastores(c, s, p->name, json_object_get(o, "datastores"));
         json_decref(o);
     }
 }
@@ -175,7 +187,7 @@ static struct scene *look(struct conn *c)
     s->input.host = a->conf.name;
     s->input.concurrent = 1;
     json_t *own = own_datastores(a, false);
-    add_datastores(s, a->conf.name, own);
+    add_datastores(c, s, a->conf.name, own);
     json_decref(own);
     add_peers(c, s);
     add_vms(a, s);

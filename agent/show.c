@@ -4,6 +4,7 @@
  * Of a VM that runs its shim is asked; of one that does not, the inventory (agent/inventory.h).
  */
 #include "agent/inventory.h"
+#include "agent/storage.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -60,8 +61,10 @@ static json_t *disks_json(const json_t *spec)
     size_t i;
 
     json_array_foreach (disks, i, d) {
-        if (access(xm_json_str(d, "path", ""), F_OK) < 0)
-            json_object_set_new(d, "missing", json_true());
+        struct stat st;
+        int r = storage_stat(xm_json_str(d, "path", ""), &st);
+        if (r)
+            json_object_set_new(d, r == -ETIMEDOUT ? "hangs" : "missing", json_true());
     }
     return disks;
 }

@@ -11,6 +11,7 @@
 #include "agent/agent.h"
 #include "agent/facts.h"
 #include "agent/inventory.h"
+#include "agent/storage.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -239,22 +240,67 @@ void vm_forget(struct vm *vm)
     free(vm);
 }
 
+static uint64_t memory_used(struct agent *a, const char *name)
+{
+    uint64_t qemu = facts_shared_rss(vm_process(a, name, "qemu.pid"));
+    uint64_t shim = facts_shared_rss(vm_process(a, name, "shim.pid"));
+
+    return XM_MAX(qemu, shim); /* both map the same memory; who touched a page has it */
+}
+
+/* Of storage that hangs nothing is known: all that was promised of it still is. */
+static uint64_t space_used(const char *path)
+{
+    struct stat st;
+
+    return storage_stat(path, &st) ? 0 : (uint64_t)st.st_blocks * 512;
+}
+
+static const json_t *reserved_disks(const struct vm *vm)
+{
+    return json_object_get(vm->incoming ? vm->incoming : vm->moving, "reserve");
+}
+
+json_t *vms_usage(struct agent *a)
+{
+    json_t *memory = json_object(), *space = json_object(), *v, *disk;
+    struct vm *vm;
+    const char *key;
+    size_t i;
+
+    agent_lock(a);
+    TAILQ_FOREACH (vm, &a->vms, link) {
+        json_object_set_new(memory, vm->name, json_integer(0));
+        json_array_foreach (reserved_disks(vm), i, disk)
+            json_object_set_new(space, xm_json_str(disk, "path", ""), json_integer(0));
+    }
+    agent_unlock(a);
+    json_object_foreach (memory, key, v)
+        json_integer_set(v, (json_int_t)memory_used(a, key));
+    json_object_foreach (space, key, v)
+        json_integer_set(v, *key ? (json_int_t)space_used(key) : 0);
+    return json_pack("{s:o, s:o}", "memory", memory, "space", space);
+}
+
+static uint64_t not_yet(uint64_t promised, const json_t *usage, const char *of, const char *what)
+{
+    uint64_t used = (uint64_t)xm_json_int(json_object_get(usage, of), what, 0);
+
+    return promised > used ? promised - used : 0;
+}
+
 /* RAM that was promised and that nobody has touched yet: it is still counted as available by the kernel. */
-uint64_t vms_memory_promised(struct agent *a)
+uint64_t vms_memory_promised(struct agent *a, const json_t *usage)
 {
     uint64_t sum = 0;
     struct vm *vm;
 
-    TAILQ_FOREACH (vm, &a->vms, link) {
-        uint64_t qemu = facts_shared_rss(vm_process(a, vm->name, "qemu.pid"));
-        uint64_t shim = facts_shared_rss(vm_process(a, vm->name, "shim.pid"));
-        uint64_t used = XM_MAX(qemu, shim); /* both map the same memory; who touched a page has it */
-        sum += vm->memory > used ? vm->memory - used : 0;
-    }
+    TAILQ_FOREACH (vm, &a->vms, link)
+        sum += not_yet(vm->memory, usage, "memory", vm->name);
     return sum;
 }
 
-uint64_t vms_space_promised(struct agent *a, const char *datastore)
+uint64_t vms_space_promised(struct agent *a, const char *datastore, const json_t *usage)
 {
     uint64_t sum = 0;
     struct vm *vm;
@@ -265,17 +311,16 @@ uint64_t vms_space_promised(struct agent *a, const char *datastore)
         const json_t *r = vm->incoming ? vm->incoming : vm->moving;
         if (!r || strcmp(xm_json_str(r, "datastore", ""), datastore) != 0)
             continue;
-        json_array_foreach (json_object_get(r, "reserve"), i, disk) {
-            struct stat st;
-            uint64_t want = (uint64_t)xm_json_int(disk, "used", 0);
-            uint64_t have = stat(xm_json_str(disk, "path", ""), &st) ? 0 : (uint64_t)st.st_blocks * 512;
-            sum += want > have ? want - have : 0;
-        }
+        json_array_foreach (reserved_disks(vm), i, disk)
+            sum += not_yet((uint64_t)xm_json_int(disk, "used", 0), usage, "space",
+                           xm_json_str(disk, "path", ""));
     }
     return sum;
 }
 
 /* ---- at the agent's start ---- */
+
+#define ENDED_NS (5 * XM_NS_PER_S) /* how long a start waits for what an ended VM left to be taken away */
 
 /* A job may have ended while no agent was there: its last event stands in a file. */
 static void take_result(struct agent *a, const char *name)
@@ -329,6 +374,54 @@ static void adopt_living(struct agent *a, const char *name, json_t *spec, json_t
         xm_log(XM_LOG_ERROR, "%s", e.text);
 }
 
+struct ended {
+    struct agent *agent;
+    char name[VM_NAME_MAX + 1];
+};
+
+static void *ended_main(void *arg)
+{
+    struct ended *v = arg;
+    struct agent *a = v->agent;
+
+    vm_clean_up(a, v->name);
+    agent_lock(a);
+    vm_forget(vm_find(a, v->name));
+    agent_unlock(a);
+    free(v);
+    agent_thread_ends(a);
+    return NULL;
+}
+
+/* Its name is claimed meanwhile. What it left may be on storage that hangs: the others are not kept waiting. */
+static void clean_up_ended(struct agent *a, const char *name)
+{
+    struct ended *v = calloc(1, sizeof *v);
+    struct xm_error e = {0};
+
+    xm_log(XM_LOG_INFO, "VM %s has ended while no agent ran; cleaning up", name);
+    agent_lock(a);
+    struct vm *vm = v ? vm_claim(a, name, NULL, &e) : NULL;
+    if (vm)
+        vm->phase = VM_HELD;
+    agent_unlock(a);
+    if (!vm) {
+        free(v);
+        return;
+    }
+    v->agent = a;
+    snprintf(v->name, sizeof v->name, "%s", name);
+    if (agent_thread(a, ended_main, v, &e) < 0) {
+        xm_log(XM_LOG_ERROR, "VM %s: %s", name, e.text);
+        return;
+    }
+    agent_lock(a);
+    uint64_t until = xm_now() + ENDED_NS;
+    while (vm_find(a, name) && agent_wait(a, until))
+        ;
+    agent_unlock(a);
+}
+
 static void adopt(struct agent *a, const char *name)
 {
     struct xm_error e = {0};
@@ -345,8 +438,7 @@ static void adopt(struct agent *a, const char *name)
     incoming = expected ? incoming : NULL;
     take_result(a, name);
     if (!vm_process(a, name, "shim.pid") && !vm_process(a, name, "qemu.pid")) {
-        xm_log(XM_LOG_INFO, "VM %s has ended while no agent ran; cleaning up", name);
-        vm_clean_up(a, name);
+        clean_up_ended(a, name);
     } else if (vm_spec_from_json(&check, spec, &e) < 0 || strcmp(check.name, name) != 0) {
         xm_log(XM_LOG_ERROR, "VM %s: its shim.json cannot be used, it is left alone: %s", name, e.text);
     } else {

@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: MIT */
+/* A datastore that hangs makes only what needs it wait, and then says so. The storage that hangs is a mount of FUSE
+ * whose daemon, this program, answers nothing. The agent is a real one (lib_agent.c). */
+#include "tests/unit/lib_agent.h"
+#include "agent/admission.h"
+#include "agent/storage.h"
+#include "probe/probe.h"
+#include "vm/journal.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <unistd.h>
+#include "tests/progress.h"
+
+static struct test_agent agent;
+static struct test_agent *const t = &agent;
+static int fuse = -1;
+static char dead[200]; /* the directory that hangs; "": this machine has none */
+
+static int hang(const char *dir)
+{
+    char how[100];
+
+    snprintf(dead, sizeof dead, "%s", dir);
+    fuse = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+    snprintf(how, sizeof how, "fd=%d,rootmode=40000,user_id=0,group_id=0", fuse);
+    if (fuse < 0 || mount("dead", dir, "fuse", 0, how) < 0) {
+        dead[0] = 0;
+        return -1;
+    }
+    return 0;
+}
+
+/* Everybody who hangs there gets an error. */
+static void let_go(void)
+{
+    if (fuse >= 0)
+        close(fuse);
+    fuse = -1;
+    if (dead[0])
+        umount2(dead, MNT_DETACH);
+    dead[0] = 0;
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    if (test_agent_make(t, 7) < 0 || xm_mkdir_all(in_dir(t, "dead"), NULL) < 0)
+        return -1;
+    FILE *f = fopen(in_dir(t, "conf"), "ae");
+    fprintf(f, "[datastore dead]\npath = %s/dead\n", t->dir);
+    fclose(f);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    let_go();
+    test_agent_remove(t);
+    return 0;
+}
+
+static void must_hang(void)
+{
+    if (hang(in_dir(t, "dead")) < 0) {
+        print_message("skipped: FUSE cannot be mounted here: %s\n", strerror(errno));
+        skip();
+    }
+}
+
+static void must(json_t *answer, int want_exit)
+{
+    bool ok = xm_json_bool(answer, "ok", false);
+
+    if (!answer)
+        fail_msg("no answer");
+    if (want_exit ? ok || xm_json_int(answer, "exit", 0) != want_exit : !ok)
+        fail_msg("%s", json_dumps(answer, 0));
+    json_decref(answer);
+}
+
+static void must_say(json_t *answer, const char *part)
+{
+    char *text = json_dumps(answer, 0);
+
+    if (!text || !strstr(text, part))
+        fail_msg("%s", text ? text : "no answer");
+    free(text);
+    json_decref(answer);
+}
+
+/* ---- questions ---- */
+
+static void who_asks_again_is_told_at_once(void **state)
+{
+    struct stat st;
+    struct xm_error e = {0};
+    uint64_t size, space;
+
+    (void)state;
+    must_hang();
+    assert_int_equal(storage_stat(in_dir(t, "dead/x"), &st), -ETIMEDOUT);
+    uint64_t began = xm_now();
+    for (int i = 0; i < 1000; i++)
+        assert_int_equal(storage_stat(in_dir(t, "dead/y"), &st), -ETIMEDOUT);
+    assert_int_equal(storage_space(in_dir(t, "dead"), &size, &space), -ETIMEDOUT);
+    assert_true(xm_now() - began < 1000 * STORAGE_PATIENCE); /* one of them asked */
+    assert_int_equal(storage_hangs(in_dir(t, "dead/x"), &e), -ETIMEDOUT);
+    assert_non_null(strstr(e.text, "dead/x does not answer: its storage hangs"));
+    assert_int_equal(storage_stat(in_dir(t, "ds"), &st), 0); /* others are not meant */
+    assert_int_equal(storage_space(in_dir(t, "ds"), &size, &space), 0);
+    assert_int_equal(storage_stat(in_dir(t, "none"), &st), -ENOENT);
+    let_go();
+    for (struct limit l = limit_start(10);
+         storage_stat(in_dir(t, "dead/x"), &st) == -ETIMEDOUT && limit_wait(&l);)
+        ;
+    assert_int_equal(storage_stat(in_dir(t, "dead/x"), &st), -ENOENT); /* it is back */
+}
+
+/* ---- the agent ---- */
+
+static void need_qemu(void)
+{
+    if (!qemu_facts("qemu-system-x86_64", NULL)) {
+        print_message("skipped: qemu-system-x86_64 is not installed\n");
+        skip();
+    }
+}
+
+static json_t *check_request(const char *datastore)
+{
+    return json_pack("{s:s, s:b, s:i, s:i, s:s, s:[i], s:s*, s:{s:s, s:i, s:i, s:s, s:s, s:s, s:s, s:[{s:s, "
+                     "s:s, s:i, s:s, s:i}], s:[]}}",
+                     "verb", "peer.check", "storage", 1, "epoch", 1, "protocol", AGENT_PROTOCOL, "job", "",
+                     "used", 4096, "datastore", datastore, "vm", "name", "come", "memory", 16 << 20, "vcpus",
+                     1, "qemu", "qemu-system-x86_64", "machine", "q35", "accel", "tcg", "cpu", "max", "disks",
+                     "name", "root", "path", "/dev/loop0", "size", 1 << 20, "datastore", "", "queues", 1,
+                     "nics");
+}
+
+/* A VM of this host that is stopped, with a disk on the dead datastore. */
+static void stopped_vm(const char *vm)
+{
+    struct owner_record rec = {.epoch = 1, .owner = OWNER_MINE};
+    char below[64];
+    json_t *spec = json_pack("{s:s, s:i, s:i, s:s, s:s, s:s, s:s, s:[{s:s, s:o, s:i, s:s, s:i}], s:[]}",
+                             "name", vm, "memory", 16 << 20, "vcpus", 1, "qemu", "qemu-system-x86_64",
+                             "machine", "q35", "accel", "tcg", "cpu", "max", "disks", "name", "root", "path",
+                             json_sprintf("%s/dead/%s.raw", t->dir, vm), "size", 1 << 20, "datastore", "dead",
+                             "queues", 1, "nics");
+
+    snprintf(below, sizeof below, "state/vms/%s", vm);
+    assert_int_equal(xm_mkdir_all(in_dir(t, below), NULL), 0);
+    assert_int_equal(owner_save(in_dir(t, below), vm, &rec, NULL), 0);
+    snprintf(below, sizeof below, "state/vms/%s/spec.json", vm);
+    assert_int_equal(xm_json_save(in_dir(t, below), spec, NULL), 0);
+    json_decref(spec);
+}
+
+/* What broke: the agent did not even start, and once it ran, one request that needed the datastore held its lock. */
+static void only_what_needs_it_waits(void **state)
+{
+    (void)state;
+    need_qemu();
+    must_hang();
+    stopped_vm("old");
+    assert_int_equal(test_agent_start(t), 0);
+    must(ask(t, json_pack("{s:s}", "verb", "list")), 0);
+    must_say(ask(t, json_pack("{s:s, s:s}", "verb", "show", "vm", "old")), "\"hangs\": true");
+    must_say(ask(t, json_pack("{s:s, s:s}", "verb", "start", "vm", "old")),
+             "dead/old.raw does not answer: its storage hangs");
+    /* Another VM's disks lie elsewhere. */
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini"))), 0);
+    must_say(ask_as_peer(t, check_request("ds")), "\"reasons\": []");
+    must_say(ask_as_peer(t, check_request(NULL)), "\"datastore\": \"ds\"");
+    must_say(ask_as_peer(t, check_request("dead")),
+             "datastore 'dead' on hosta does not answer: its storage hangs");
+    must_say(ask(t, json_pack("{s:s, s:s, s:b, s:s}", "verb", "check", "vm", "web1", "storage_only", 1,
+                              "datastore", "dead")),
+             "datastore 'dead' of hosta does not answer: its storage hangs");
+    must_say(ask_as_peer(t, json_pack("{s:s}", "verb", "peer.datastores")), "\"hangs\": true");
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+}
+
+/* What a dead migration left on it cannot be deleted; the agent starts, and others are looked after. */
+static void what_was_left_there_waits_for_it(void **state)
+{
+    json_t *files = json_pack("[o]", json_sprintf("%s/dead/gone1.raw", t->dir)),
+           *here = json_pack("[s]", in_dir(t, "ds/gone2.raw"));
+
+    (void)state;
+    must_hang();
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/gone2.raw"), "x", 1, NULL), 0);
+    assert_int_equal(
+        journal_write(in_dir(t, "state/vms/gone1"), JOURNAL_DESTINATION, 2, "hostb", NULL, files, NULL), 0);
+    assert_int_equal(
+        journal_write(in_dir(t, "state/vms/gone2"), JOURNAL_DESTINATION, 2, "hostb", NULL, here, NULL), 0);
+    json_decref(files);
+    json_decref(here);
+    assert_int_equal(xm_mkdir_all(in_dir(t, "run/vms/gone1"), NULL), 0);
+    assert_int_equal(chmod(in_dir(t, "run"), 0700) | chmod(in_dir(t, "run/vms"), 0700) |
+                         chmod(in_dir(t, "state"), 0700) | chmod(in_dir(t, "state/vms"), 0700),
+                     0);
+    assert_int_equal(test_agent_start(t), 0);
+    assert_true(until_gone(t, "ds/gone2.raw"));
+    assert_true(until_gone(t, "state/vms/gone2"));
+    assert_true(exists(t, "state/vms/gone1/journal.json"));
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(who_asks_again_is_told_at_once),
+        TEST(only_what_needs_it_waits),
+        TEST(what_was_left_there_waits_for_it),
+    };
+    int status;
+
+    if (fake_shim_main(argc, argv, &status))
+        return status;
+    signal(SIGPIPE, SIG_IGN);
+    return cmocka_run_group_tests_name("storage that hangs", tests, NULL, NULL);
+}
