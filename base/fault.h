@@ -2,7 +2,10 @@
 /* base/fault.h: counted fault points for tests. A point is a name in the code; XMIGRATE_FAULT in the
  * environment of a program says what happens there: NAME:N:ACTION[,NAME:N:ACTION...], at the N-th passage
  * (from 1): kill (SIGKILL to itself), error (the point reports a failure), stop (SIGSTOP), delay=MS. Costs
- * one load when the variable is not set. */
+ * one load when the variable is not set.
+ *
+ * @FILE instead: the one NAME:N:ACTION that stands in that file, looked for at each passage; it is removed by
+ * who acts. So a point can be armed in programs that run, and it is seen that it was reached. */
 #ifndef XM_BASE_FAULT_H
 #define XM_BASE_FAULT_H
 

@@ -80,6 +80,35 @@ static void a_delay_takes_its_time_and_fails_nothing(void **state)
     assert_true(xm_now() - t >= 30 * XM_NS_PER_MS);
 }
 
+static void arm(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "w");
+
+    assert_non_null(f);
+    fputs(text, f);
+    assert_int_equal(fclose(f), 0);
+}
+
+/* The point may be named while the program runs; one process acts, once, and the file is gone then. */
+static void a_point_in_a_file_is_used_up(void **state)
+{
+    char path[] = "/tmp/xmigrate-fault-XXXXXX", spec[64];
+
+    (void)state;
+    close(mkstemp(path));
+    snprintf(spec, sizeof spec, "@%s", path);
+    arm(path, "a:3:error\n");
+    assert_int_equal(WEXITSTATUS(in_child(spec, pass, 0)), 4);
+    assert_int_equal(access(path, F_OK), -1);
+    assert_int_equal(WEXITSTATUS(in_child(spec, pass, 0)), 0);
+    arm(path, "b:2:kill\n");
+    int status = in_child(spec, pass, 0);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    arm(path, "c:1:kill\n");
+    assert_int_equal(WEXITSTATUS(in_child(spec, pass, 0)), 0);
+    assert_int_equal(unlink(path), 0);
+}
+
 static void nonsense_is_no_fault(void **state)
 {
     (void)state;
@@ -97,6 +126,7 @@ int main(void)
         cmocka_unit_test(the_counted_passage_fails_and_no_other),
         cmocka_unit_test(kill_and_stop_are_signals),
         cmocka_unit_test(a_delay_takes_its_time_and_fails_nothing),
+        cmocka_unit_test(a_point_in_a_file_is_used_up),
         cmocka_unit_test(nonsense_is_no_fault),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
