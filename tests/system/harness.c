@@ -320,7 +320,8 @@ static bool logs_are_clean(void)
 
     sh(NULL, 30,
        "cd %s && kill $(cat a/agent.pid b/agent.pid); "
-       "for h in a b; do while kill -0 $(cat $h/agent.pid) 2>/dev/null; do sleep 0.05; done; done",
+       "for h in a b; do while [ -n \"$(readlink /proc/$(cat $h/agent.pid)/exe)\" ]; do sleep 0.05; done; "
+       "done",
        lab.run);
     clean =
         sh(&out, 10,

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# lab.sh up | down | status | run HOST COMMAND...: two hosts made of network namespaces, on this machine alone.
+# lab.sh up | down | status | off HOST | on HOST | run HOST COMMAND...: two hosts made of network namespaces, on this machine alone.
 #
 #   PREFIX-hosta, PREFIX-hostb   hosts with an agent each: links 10.1.0.1/.2 and 10.2.0.1/.2, control network 10.8.0.1/.2,
 #                                bridge br0 for guests (joined by a trunk), datastores ds1 and ds2 of a known size (ext4)
@@ -10,10 +10,12 @@
 # Everything is found again by its name (namespaces, and the processes in them; files below two directories; loop devices and
 # mounts of those files). So `down` takes away what a half-done or killed `up` has left, and can be repeated.
 #
-# Environment: XM_PREFIX (xm; another one for each lab at once), XM_BUILD (build), XM_ENGINE (auto), XM_LAB_VM=no (no guest),
+# Environment: XM_PREFIX (xm; another one for each lab at once), XM_BUILD (build), XM_ENGINE (auto), XM_LAB_VM=no (no guest), none (nor its disks),
 # XM_LAB_RATE (1gbit, say: shapes both links), XM_LAB_SYSTEM, XM_LAB_DATA (disk sizes: 1G, 512M), XM_LAB_APPEND (guest's parameters),
 # XM_LAB_QEMU_A, XM_LAB_QEMU_B (a directory with that host's qemu-system-x86_64: its agent's PATH begins with it; tests/debian13.sh
-# --qemu prints such), XM_LAB_FS=yes (ext4 on «data» instead of records), XM_LAB_LINK_TIMEOUT (5s), XM_LAB_PARTIAL_KVM=yes ([host] partial_kvm), XM_LAB_QEMU_RIGHTS=yes ([host] qemu_rights; set with another QEMU), XM_LAB_LIMITS (more lines of [limits]), XM_LAB_PROXY=yes (host B is reached by
+# --qemu prints such), XM_LAB_FS=yes (ext4 on «data» instead of records), XM_LAB_LINK_TIMEOUT (5s), XM_LAB_PARTIAL_KVM=yes ([host] partial_kvm), XM_LAB_QEMU_RIGHTS=yes ([host] qemu_rights; set with another QEMU), XM_LAB_LIMITS (more lines of [limits]), XM_LAB_STORE (size of a datastore: 3G), XM_LAB_OWN=yes (state and run
+# directories are small file systems of their own, so that they can be full, or be lost), XM_LAB_FAULTS=yes (agents look for a fault point in
+# RUN/a/fault, RUN/b/fault: base/fault.h), XM_LAB_PROXY=yes (host B is reached by
 # xm-client proxy 10.8.0.2,10.1.0.2,10.2.0.2 7070 ... alone).
 set -e
 here=$(cd "$(dirname "$0")" && pwd)
@@ -31,6 +33,7 @@ die() { echo "lab: $*" >&2; exit 1; }
 namespace_exists() { ip netns list | grep -q "^$1\( \|$\)"; }
 pids_in() { if namespace_exists "$1"; then ip netns pids "$1" 2>/dev/null || true; fi; }
 all_pids() { for n in "$hosta" "$hostb" "$client"; do pids_in "$n"; done; }
+alive() { [ -n "$(readlink "/proc/$1/exe")" ]; } # a process that nobody has waited for yet has none
 command_socket() { echo "$run/$1/run/agent.sock"; }
 
 # ---- down ----
@@ -59,15 +62,18 @@ free_loops() { # file
   done
 }
 
+# What was mounted over it, too.
+unmount_all() { # directory
+  while mountpoint -q "$1"; do umount "$1" 2>/dev/null || umount -l "$1"; done
+}
+
 take_down() {
   end_processes
   for n in "$hosta" "$hostb" "$client"; do
     ! namespace_exists "$n" || ip netns del "$n"
   done
   if [ -d "$store" ]; then
-    for d in "$store"/*/ds*; do
-      ! mountpoint -q "$d" || umount "$d" || umount -l "$d"
-    done
+    for d in "$store"/*/ds* "$run"/?/state; do unmount_all "$d"; done
     for f in "$store"/*.img; do
       [ -e "$f" ] || continue
       free_loops "$f"
@@ -76,6 +82,7 @@ take_down() {
     rm -rf "$store"
     rmdir "$top/build/lab" 2>/dev/null || true
   fi
+  for d in "$run"/?/state "$run"/?/run "$run"; do unmount_all "$d"; done
   rm -rf "$run"
 }
 
@@ -143,6 +150,46 @@ shape() { # rate, or none
   done
 }
 
+make_image() { # file, size
+  truncate -s "$2" "$1"
+  mkfs.ext4 -q -m 0 -E lazy_itable_init=1,lazy_journal_init=1 "$1"
+}
+
+mount_image() { # file, directory
+  # Not cached twice: a real disk is not, and writing back 2 GiB would slow whatever comes next.
+  dev=$(loop_of "$1")
+  mount -o discard "$dev" "$2"
+  losetup -d "$dev" # when it is unmounted, whoever does that
+}
+
+make_own() {
+  mount --bind "$run" "$run"
+  mount --make-shared "$run"
+  for h in a b; do
+    mkdir -p "$run/$h/state" "$run/$h/run"
+    make_image "$store/$h-state.img" 32M
+    mount_image "$store/$h-state.img" "$run/$h/state"
+    mount -t tmpfs -o size=8M,mode=700 xmigrate "$run/$h/run"
+  done
+}
+
+# As after a power cut: no process, nothing that is made of memory, nothing mounted.
+switch_off() { # a or b
+  n=$prefix-host$1
+  # shellcheck disable=SC2046 # numbers
+  kill -KILL $(pids_in "$n") 2>/dev/null || true
+  i=0
+  while [ -n "$(pids_in "$n")" ] && [ $i -lt 600 ]; do sleep 0.02; i=$((i + 1)); done
+  for t in $(ip -n "$n" -o link show type tun | cut -d: -f2); do ip -n "$n" link del "$t"; done
+  for d in "$store/$1/ds1" "$store/$1/ds2" "$run/$1/state" "$run/$1/run"; do unmount_all "$d"; done
+}
+
+switch_on() { # a or b; its agent is started by itself
+  for d in ds1 ds2; do mount_image "$store/$1-$d.img" "$store/$1/$d"; done
+  mount_image "$store/$1-state.img" "$run/$1/state"
+  mount -t tmpfs -o size=8M,mode=700 xmigrate "$run/$1/run"
+}
+
 make_datastores() {
   # Namespaces that `ip netns exec` makes, for other labs too, have our mounts as slaves: they let go of them when we do.
   mount --bind "$store" "$store"
@@ -151,12 +198,8 @@ make_datastores() {
   for h in a b; do
     for d in ds1 ds2; do
       mkdir -p "$store/$h/$d"
-      truncate -s 3G "$store/$h-$d.img"
-      mkfs.ext4 -q -m 0 -E lazy_itable_init=1,lazy_journal_init=1 "$store/$h-$d.img"
-      # Not cached twice: a real disk is not, and writing back 2 GiB would slow whatever comes next.
-      dev=$(loop_of "$store/$h-$d.img")
-      mount -o discard "$dev" "$store/$h/$d"
-      losetup -d "$dev" # when it is unmounted, whoever does that
+      make_image "$store/$h-$d.img" "${XM_LAB_STORE:-3G}"
+      mount_image "$store/$h-$d.img" "$store/$h/$d"
     done
   done
 }
@@ -254,16 +297,17 @@ start_agent() { # a or b
   [ -z "$qemu" ] || [ -x "$qemu/qemu-system-x86_64" ] || die "$qemu has no qemu-system-x86_64"
   # One that was killed a moment ago holds its lock until it has gone.
   i=0
-  while [ -e "$run/$1/agent.pid" ] && kill -0 "$(cat "$run/$1/agent.pid")" 2>/dev/null && [ $i -lt 100 ]; do
+  while [ -e "$run/$1/agent.pid" ] && alive "$(cat "$run/$1/agent.pid")" && [ $i -lt 100 ]; do
     i=$((i + 1))
     sleep 0.05
   done
+  [ "$XM_LAB_FAULTS" != yes ] || export XMIGRATE_FAULT="@$run/$1/fault"
   ip netns exec "$prefix-host$1" env PATH="${qemu:+$qemu:}$PATH" setsid "$build/xmigrated" --config "$run/$1/xmigrated.conf" </dev/null >>"$run/$1/agent.log" 2>&1 9>&- &
   echo $! >"$run/$1/agent.pid"
   i=0
   until xmigrate "$1" list >/dev/null 2>&1; do
     i=$((i + 1))
-    [ $i -lt 1000 ] && kill -0 "$(cat "$run/$1/agent.pid")" 2>/dev/null || {
+    [ $i -lt 1000 ] && alive "$(cat "$run/$1/agent.pid")" || {
       cat "$run/$1/agent.log" >&2
       die "the agent of host$1 does not answer"
     }
@@ -302,17 +346,18 @@ bring_up() {
   trap 'exit 130' INT TERM
   make_networks
   make_datastores
-  make_disks
+  [ "$XM_LAB_OWN" != yes ] || make_own
+  [ "$XM_LAB_VM" = none ] || make_disks
   write_agent a 1 b 10.8.0.2 0.0.0.0
   if [ "$XM_LAB_PROXY" = yes ]; then
     write_agent b 2 a 127.0.0.1 127.0.0.1 # all comes by a proxy on B that stands at its addresses
   else
     write_agent b 2 a 10.8.0.1 0.0.0.0
   fi
-  write_vm
+  [ "$XM_LAB_VM" = none ] || write_vm
   start_agent a
   start_agent b
-  if [ "$XM_LAB_VM" != no ]; then
+  if [ "$XM_LAB_VM" != no ] && [ "$XM_LAB_VM" != none ]; then
     xmigrate a start "$run/web1.ini"
     ip netns exec "$client" "$guest/xm-client" wait 10.9.0.2 60 >/dev/null || { tell_of a web1 >&2; die "the guest does not answer"; }
   fi
@@ -360,6 +405,8 @@ case ${1:-} in
     if [ -e "$run/ready" ]; then say "'$prefix' is up: $(all_pids | wc -l) processes"; else say "'$prefix' is not up"; fi
     ;;
   agent) start_agent "$2" ;; # again, after it was killed
+  off) switch_off "$2" ;;
+  on) switch_on "$2" ;;
   tell) tell_of "$2" "$3" ;;
   shape) shape "$2" ;;
   run)
@@ -371,5 +418,5 @@ case ${1:-} in
     shift
     xmigrate "$@"
     ;;
-  *) die "usage: lab.sh up | down | status | agent a|b | tell a|b VM | shape RATE|none | run hosta|hostb|client COMMAND... | xmigrate a|b WORDS..." ;;
+  *) die "usage: lab.sh up | down | status | agent a|b | off a|b | on a|b | tell a|b VM | shape RATE|none | run hosta|hostb|client COMMAND... | xmigrate a|b WORDS..." ;;
 esac

@@ -11,7 +11,7 @@
  * - sleeps otherwise, and writes a beat `.` to the serial port at every tick of the PIT: each byte that
  *   comes is a sign of life.
  *
- * Four times a second it tells how far it is, in a line of its own between the beats:
+ * Every quarter of a second it tells how far it is, in a line of its own between the beats:
  *
  *     up 8000 ram 3 pages 16384 disk 2 sectors 4096 errors 0
  *
@@ -21,15 +21,22 @@
  * word). Errors stay counted: an M that was said where nobody listened any more is still seen in the next
  * line.
  *
+ * What was written to the disks, so that it can be judged when a guest starts from them later (disk.c):
+ * beside the beats a letter a to h for each write that is acknowledged, of a disk's four parts (a to d are
+ * the first disk's); and in lines of their own
+ *
+ *     told 130 129 129 130 97 97 97 96               the number of each part's last acknowledged write
+ * synced 0 120 119 119 119                       a flush of disk 0 is done: each part's writes up to these
+ * kept 3 newest 131 complete 130                 at the start, of part 3, when there was something of its own
+ *
  * Parameters (-append), with their defaults: beat=1000 (µs between ticks, at most 50000), ram=3000 (pages
  * a second), words=4 (of a page that are written and checked), disk=200 (requests a second to each disk;
- * 0: they are let alone), span=2048 (KiB of each disk). What does not fit into a tick makes the beat
- * uneven. */
+ * 0: they are let alone), span=2048 (KiB of each disk), tell=250 (ms between two lines), seed=0 (disks that
+ * another seed wrote are strange). What does not fit into a tick makes the beat uneven. */
 #include "tests/guest/kvm/kvmguest.h"
 
-#define TOLD_US 250000u
-
-static struct options options = {.beat = 1000, .ram = 3000, .words = 4, .disk = 200, .span = 2048};
+static struct options options = {
+    .beat = 1000, .ram = 3000, .words = 4, .disk = 200, .span = 2048, .tell = 250};
 
 /* Key of the form " beat=": the first word is the image's path. */
 static void read_option(const char *line, const char *key, uint32_t least, uint32_t most, uint32_t *out)
@@ -54,6 +61,8 @@ static void read_options(const char *line)
     read_option(line, " words=", 1, 1024, &options.words);
     read_option(line, " disk=", 0, 100000, &options.disk);
     read_option(line, " span=", 64, 65536, &options.span);
+    read_option(line, " tell=", 10, 10000, &options.tell);
+    read_option(line, " seed=", 0, ~0u, &options.seed);
     while (options.words & (options.words - 1))
         options.words &= options.words - 1; /* to a power of two */
 }
@@ -95,6 +104,8 @@ static void tell(uint32_t ticks)
     serial_text(" errors ");
     serial_number(serial_errors());
     serial_char('\n');
+    if (options.disk)
+        disk_tell();
 }
 
 static void introduce(void)
@@ -132,7 +143,7 @@ void guest_main(const uint32_t *multiboot)
         for (uint32_t n = due(&kept_disk, options.disk); n; n--)
             disk_step();
         kept_tell += options.beat;
-        if (kept_tell >= TOLD_US) {
+        if (kept_tell >= options.tell * 1000) {
             kept_tell = 0;
             tell(tick);
         }

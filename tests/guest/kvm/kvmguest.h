@@ -6,10 +6,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define PAGE       4096u
-#define SECTOR     512u
-#define DISKS_MAX  2u
-#define WORDS_DISK 4u /* of a sector that are written and compared */
+#define PAGE      4096u
+#define SECTOR    512u
+#define DISKS_MAX 2u
 
 /* The rates, from the command line. */
 struct options {
@@ -18,6 +17,8 @@ struct options {
     uint32_t words; /* of each page: a divisor of 1024 */
     uint32_t disk;  /* requests a second to each disk */
     uint32_t span;  /* KiB of each disk that are used */
+    uint32_t tell;  /* ms between two lines that say how far it is */
+    uint32_t seed;  /* disks that a guest of another seed has written are strange */
 };
 
 /* ---- memory.c: all RAM behind the image ---- */
@@ -44,7 +45,8 @@ void disk_begin(const struct options *); /* finds the disks */
 uint32_t disk_count(void);
 void disk_poll(void); /* takes what has been completed */
 void disk_step(void); /* the next request to each disk that has been filled */
-void disk_fill(void); /* the same to each disk that is still being filled */
+void disk_fill(void); /* the same to each disk that is still being read for the first time, or filled */
+void disk_tell(void); /* a line: the number of each part's last acknowledged write */
 uint32_t disk_sectors(uint32_t disk);
 uint32_t disk_rounds(void);  /* times that all sectors of all disks were compared */
 uint32_t disk_checked(void); /* sectors so far */
