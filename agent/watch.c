@@ -99,12 +99,32 @@ struct watch {
     char name[VM_NAME_MAX + 1];
 };
 
-/* Is it still expected, or this host's own by now? Asked again whenever something happened. */
+/* It was expected, and is this host's own by now. */
+static void took_over(struct agent *a, const char *name)
+{
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    bool came = vm && vm->incoming;
+    if (came) {
+        xm_log(XM_LOG_INFO, "VM %s has come from %s and runs here", name,
+               xm_json_str(vm->incoming, "source", "?"));
+        json_decref(vm->incoming);
+        vm->incoming = NULL;
+        pthread_cond_broadcast(&a->changed);
+    }
+    agent_unlock(a);
+    if (came) {
+        xm_fault("vm-came");
+        nvram_sync(a, name);
+        inventory_came(a, name);
+    }
+}
+
+/* Asked again whenever something happened. */
 static void learn_role(struct agent *a, const char *name)
 {
     json_t *st = shim_call(a, name, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, NULL);
     char lost[16] = "";
-    bool came = false;
 
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
@@ -113,23 +133,12 @@ static void learn_role(struct agent *a, const char *name)
         if (strcmp(vm->job, xm_json_str(st, "job", "")) != 0)
             memcpy(lost, vm->job, sizeof lost);
     }
-    if (vm && vm->incoming && st && !strcmp(xm_json_str(st, "role", ""), "owner")) {
-        came = true;
-        xm_log(XM_LOG_INFO, "VM %s has come from %s and runs here", name,
-               xm_json_str(vm->incoming, "source", "?"));
-        json_decref(vm->incoming);
-        vm->incoming = NULL;
-        pthread_cond_broadcast(&a->changed);
-        came = true;
-    }
     agent_unlock(a);
-    json_decref(st);
     if (lost[0])
         job_lost(a, lost);
-    if (came) {
-        nvram_sync(a, name);
-        inventory_came(a, name);
-    }
+    if (st && !strcmp(xm_json_str(st, "role", ""), "owner"))
+        took_over(a, name);
+    json_decref(st);
 }
 
 static void learn_spec(struct agent *a, const char *name)
@@ -248,7 +257,9 @@ static bool revive(struct agent *a, const char *name)
         vm->revived = 0;
         vm->revived_at = xm_now();
     }
-    bool may = vm && !vm->incoming && vm->revived++ < REVIVE_MAX;
+    /* Expected here and recorded as ours: it came, and its shim died before it said so. */
+    bool expected = vm && vm->incoming;
+    bool may = vm && (!expected || vm_owned(a, name, NULL)) && vm->revived++ < REVIVE_MAX;
     agent_unlock(a);
     /* What stands durably, not what this agent remembers: disks may have moved a moment ago. */
     char *path = vm_state_path(a, name, "spec.json");
@@ -262,8 +273,11 @@ static bool revive(struct agent *a, const char *name)
     }
     xm_log(XM_LOG_WARN, "VM %s: its shim has died; starting another one for its running QEMU", name);
     struct job *job = bar_job_of(a, name);
+    xm_fault("reviving");
     int r = vm_spawn(a, name, spec, epoch, NULL, &e);
     json_decref(spec);
+    if (!r && expected)
+        took_over(a, name);
     if (r)
         xm_log(XM_LOG_ERROR, "%s", e.text);
     else if (job)
@@ -337,8 +351,10 @@ bool vm_clean_up(struct agent *a, const char *name)
     if (journal_undo(dir, name, &e) < 0)
         xm_log(XM_LOG_WARN, "%s", e.text);
     free(dir);
+    xm_fault("clean-up-undone");
     delete_taps(a, name);
     vm_remove_run_dir(a, name);
+    xm_fault("clean-up-removed");
     inventory_ended(a, name);
     return true;
 }
@@ -379,6 +395,7 @@ static void vm_ended(struct agent *a, const char *name)
     char id[16] = "";
     json_t *result = read_vm_json(a, name, "result.json");
 
+    xm_fault("vm-ended");
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
     if (vm) {

@@ -1,37 +1,45 @@
 /* SPDX-License-Identifier: MIT */
 /* Crashes around the hand-off, at named points in the code (base/fault.h): in the end the VM runs on exactly
  * one host, with its data whole, and which host that is follows from the point. Each test has a VM of its own
- * on the lab's two hosts. */
+ * on the lab's two hosts, with the small guest (small.h): it says how often it began anew, and what it then
+ * finds of what it had written. */
 #include "tests/progress.h"
 #include "tests/system/harness.h"
+#include "tests/system/small.h"
 
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Each VM finds its disks as the one before has left them: no record of an earlier VM is taken for one of its
- * own. */
-LAB_GROUP("handoff", "XM_LAB_VM=no XM_LAB_APPEND='xm.disk=vda:rate=4M:span=128M:trim=16M:name=system "
-                     "xm.disk=vdb:rate=2M:span=64M:name=data "
-                     "xm.mem=32M:rate=8M'")
+LAB_GROUP("handoff", "XM_LAB_VM=none XM_LAB_FAULTS=yes")
 
-static void restart_agent(const char *host, const char *fault)
+static struct small guest;
+
+static void restart_agent(const char *host)
 {
     sh(NULL, 5, "kill -9 $(cat %s/%s/agent.pid)", lab_run_dir(), host);
-    assert_int_equal(sh(NULL, 30, "XMIGRATE_FAULT=%s tests/system/lab.sh agent %s", fault, host), 0);
+    assert_int_equal(sh(NULL, 30, "XM_LAB_FAULTS=yes tests/system/lab.sh agent %s", host), 0);
+}
+
+/* The next one on that host who comes there. */
+static void arm(const char *host, const char *fault)
+{
+    assert_int_equal(sh(NULL, 5, "echo %s >%s/%s/fault.new && mv %s/%s/fault.new %s/%s/fault", fault,
+                        lab_run_dir(), host, lab_run_dir(), host, lab_run_dir(), host),
+                     0);
+}
+
+static bool struck(const char *host)
+{
+    return sh(NULL, 5, "test ! -e %s/%s/fault", lab_run_dir(), host) == 0;
 }
 
 static void start_vm(const char *name)
 {
-    assert_int_equal(
-        sh(NULL, 10,
-           "sed 's/web1/%s/g' %s/web1.ini >%s/%s.ini && truncate -s 256M %s/a/ds1/%s-data.img && "
-           "ip -n %s-client neigh flush all",
-           name, lab_run_dir(), lab_run_dir(), name, lab_store_dir(), name, lab_prefix()),
-        0);
-    assert_int_equal(xmigrate_run("a", 0, NULL, "start %s/%s.ini", lab_run_dir(), name), 0);
-    guest_must_come("a", name);
+    static const struct small_options usual;
+
+    small_must_start(&guest, "a", name, &usual);
 }
 
 static bool runs_at(const char *host, const char *name)
@@ -59,6 +67,15 @@ static void comes_to_rest(const char *home, const char *name)
     }
 }
 
+static void end_vm(const char *host, const char *name)
+{
+    small_free(&guest);
+    assert_int_equal(xmigrate_run(host, 0, NULL, "stop --force %s", name), 0);
+    /* Refused while a journal is open; that is over within seconds. */
+    assert_true(wait_until(20, "%s", xmigrate(host, "undefine %s", name)));
+    assert_int_equal(sh(NULL, 10, "rm -f %s/?/ds?/%s-*", lab_store_dir(), name), 0);
+}
+
 /* Moves the VM with a fault on one host and sees where it comes to run. */
 static void scenario(const char *name, const char *fault_host, const char *fault, const char *home)
 {
@@ -66,15 +83,13 @@ static void scenario(const char *name, const char *fault_host, const char *fault
     char *out = NULL;
     int code;
 
-    restart_agent("a", *fault_host == 'a' ? fault : "");
-    restart_agent("b", *fault_host == 'b' ? fault : "");
     start_vm(name);
+    arm(fault_host, fault);
     code = sh(&out, 120, "%s", xmigrate("a", "--json --with-storage %s hostb", name));
     if (*home == 'a')
         assert_int_not_equal(code, 0);
-    /* The fault has struck, and strikes no more. Nobody asks for anything: the agents settle it. */
-    restart_agent("a", "");
-    restart_agent("b", "");
+    assert_true(struck(fault_host));
+    /* Nobody asks for anything: the agents settle it. */
     comes_to_rest(home, name);
     if (!runs_at(home, name)) {
         fprintf(stderr, "%s: the move ended with %d:\n%s\n", fault, code, out ? out : "");
@@ -83,12 +98,10 @@ static void scenario(const char *name, const char *fault_host, const char *fault
     }
     free(out);
     vm_must_run_at(home, name);
-    guest_verify();
-    host_must_be_clean_but(other, ".img");
-    assert_int_equal(xmigrate_run(home, 0, NULL, "stop --force %s", name), 0);
-    /* The next one has the same loop device. */
-    assert_int_equal(xmigrate_run(home, 0, NULL, "undefine %s", name), 0);
-    assert_int_equal(sh(NULL, 10, "rm -f %s/?/ds?/%s-*", lab_store_dir(), name), 0);
+    small_must_be_whole(&guest, home);
+    assert_int_equal(guest.boots, 1);
+    host_must_be_clean(other);
+    end_vm(home, name);
 }
 
 static void failure_with_the_vm_stopped(void **state)
@@ -132,16 +145,15 @@ static void kill_process(const char *host, const char *name, const char *what)
     sh(NULL, 5, "kill -9 $(cat %s/%s/run/vms/%s/%s.pid)", lab_run_dir(), host, name, what);
 }
 
-/* A VM that has once come by a migration moves on, and its shim dies right after the record. Then all the rest
- * dies, too: what shim.json says of the first migration must not be taken for the second one. */
+/* A VM that has once come by a migration moves on, and its shim dies right after the record. Then all the
+ * rest dies, too: what shim.json says of the first migration must not be taken for the second one. */
 static void all_die_between_the_records(const char *name, bool power_cut)
 {
     char *out = NULL;
 
-    restart_agent("a", "");
-    restart_agent("b", "handoff-after-record:1:kill");
     start_vm(name);
     assert_int_equal(xmigrate_run("a", 0, NULL, "--with-storage %s hostb", name), 0);
+    arm("b", "handoff-after-record:1:kill");
     assert_int_not_equal(sh(&out, 120, "%s", xmigrate("b", "--with-storage %s hosta", name)), 0);
     free(out);
     for (int i = 0; i < 2; i++) {
@@ -151,17 +163,14 @@ static void all_die_between_the_records(const char *name, bool power_cut)
         if (power_cut)
             kill_process(host, name, "qemu");
     }
-    assert_int_equal(sh(NULL, 30, "tests/system/lab.sh agent a"), 0);
-    assert_int_equal(sh(NULL, 30, "tests/system/lab.sh agent b"), 0);
+    restart_agent("a");
+    restart_agent("b");
     comes_to_rest("a", name);
     vm_must_run_at("a", name);
-    if (power_cut)
-        guest_must_come("a", name);
-    guest_verify();
-    host_must_be_clean_but("b", ".img");
-    assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force %s", name), 0);
-    assert_int_equal(xmigrate_run("a", 0, NULL, "undefine %s", name), 0);
-    assert_int_equal(sh(NULL, 10, "rm -f %s/?/ds?/%s-*", lab_store_dir(), name), 0);
+    small_must_be_whole(&guest, "a");
+    assert_int_equal(guest.boots, power_cut ? 2 : 1);
+    host_must_be_clean("b");
+    end_vm("a", name);
 }
 
 static void everything_but_the_guest_dies_between_the_records(void **state)
@@ -182,6 +191,7 @@ static void power_is_cut_between_the_records(void **state)
 static int stop_all(void **state)
 {
     (void)state;
+    small_free(&guest);
     for (int i = 1; i <= 7; i++) {
         sh(NULL, 20, "%s", xmigrate("a", "stop --force vm%d", i));
         sh(NULL, 20, "%s", xmigrate("b", "stop --force vm%d", i));
