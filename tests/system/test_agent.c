@@ -2,13 +2,14 @@
 /* The control plane is not needed by a running migration: agents and the command may die in the middle of it.
  */
 #include "tests/system/harness.h"
+#include "tests/system/small.h"
 
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-LAB_GROUP("agent", "XM_LAB_RATE=600mbit" LAB_SMALL)
+SMALL_GROUP("agent", SMALL_RATE, SMALL_LONG)
 
 static void begin(struct job *move, const char *from, const char *to)
 {
@@ -39,7 +40,7 @@ static void must_arrive(const char *from, const char *id, const char *to)
     assert_string_equal(string(done, "event"), "done");
     json_decref(done);
     vm_must_run_at(to, "web1");
-    guest_verify();
+    small_must_be_whole(&guest, to);
     host_must_be_clean(from);
 }
 
@@ -113,7 +114,7 @@ static void both_agents_are_away_until_the_end(void **state)
     kill_agent("b");
     job_end(&move, 30, NULL);
     assert_true(wait_until(60, "test -z \"$(ip netns pids %s-hostb)\"", lab_prefix()));
-    guest_must("status");
+    small_must_be_whole(&guest, "a");
     start_agent("a");
     start_agent("b");
     must_arrive("b", id, "a");

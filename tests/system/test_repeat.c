@@ -2,6 +2,7 @@
 /* Twelve migrations back and forth (XM_MOVES: another number): no process grows, nothing piles up, and the
  * guest stays whole. */
 #include "tests/system/harness.h"
+#include "tests/system/small.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -11,7 +12,7 @@
 #include <string.h>
 #include <time.h>
 
-LAB_GROUP("repeat", LAB_SMALL)
+SMALL_GROUP("repeat", "", .fill = 64)
 
 #define SETTLED 4 /* by then the allocators have what they need */
 
@@ -100,7 +101,6 @@ static void there_and_back(void **state)
     struct footprint first[2] = {{0, 0, 0}, {0, 0, 0}}, last[2], shim;
     long shim_most = 0;
     double downtime[200], total = 0;
-    struct job echo;
     pthread_t sampler;
 
     (void)state;
@@ -108,7 +108,6 @@ static void there_and_back(void **state)
     atomic_store(&sampling, true);
     assert_int_equal(pthread_create(&sampler, NULL, sample, NULL), 0);
     moves = moves < SETTLED + 2 ? SETTLED + 2 : moves > 200 ? 200 : moves;
-    job_start(&echo, "%s", as_client("echo %s 0", GUEST));
     for (i = 0; i < moves; i++) {
         const char *from = i % 2 ? "b" : "a", *to = i % 2 ? "a" : "b";
         char path[256];
@@ -119,8 +118,7 @@ static void there_and_back(void **state)
         total += number(done, "total_s");
         json_decref(done);
         vm_must_run_at(to, "web1");
-        if (i % 5 == 4)
-            guest_verify();
+        small_must_be_whole(&guest, to);
         host_must_be_clean(from);
         snprintf(path, sizeof(path), "%s/%s/run/vms/web1/shim.pid", lab_run_dir(), to);
         shim = look_at(path);
@@ -135,9 +133,6 @@ static void there_and_back(void **state)
     shim_most = peak_kib > shim_most ? peak_kib : shim_most;
     last[0] = agent_footprint("a");
     last[1] = agent_footprint("b");
-    guest_verify();
-    job_signal(&echo, SIGTERM);
-    assert_int_equal(job_end(&echo, 10, NULL), 0);
     qsort(downtime, (size_t)moves, sizeof(downtime[0]), compare_doubles);
     print_message("%d moves, %.2f s each; downtime min %.1f median %.1f max %.1f ms; shim at most %ld KiB\n",
                   moves, total / moves, downtime[0], downtime[moves / 2], downtime[moves - 1], shim_most);
