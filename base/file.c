@@ -161,10 +161,15 @@ int xm_mkdir_all(const char *path, struct xm_error *e)
             continue;
         char was = *s;
         *s = 0;
-        if (*p && mkdir(p, 0700) < 0 && (errno != EEXIST || stat(p, &st) < 0 || !S_ISDIR(st.st_mode))) {
+        if (*p && mkdir(p, 0700) == 0) {
+            err = sync_directory_of(p, e); /* or what is durable in it would have no name */
+            if (err)
+                rmdir(p); /* a second try is to find out again */
+        } else if (*p && (errno != EEXIST || stat(p, &st) < 0 || !S_ISDIR(st.st_mode))) {
             err = xm_error_errno(e, errno == EEXIST ? ENOTDIR : errno, "cannot make the directory %s", p);
-            break;
         }
+        if (err)
+            break;
         *s = was;
         if (!was)
             break;

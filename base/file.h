@@ -18,7 +18,7 @@ void xm_room_use(const char *path);
 int xm_file_read(const char *path, size_t max, char **text, size_t *len, struct xm_error *e);
 /* Removes it, durably. Missing is fine. */
 int xm_file_remove(const char *path, struct xm_error *e);
-/* mkdir -p with mode 0700. */
+/* mkdir -p with mode 0700; durable when it returns 0. */
 int xm_mkdir_all(const char *path, struct xm_error *e);
 /* Makes the directory as above, or takes one that is this user's, from which others' read permissions are
  * then taken. -EPERM, with the name of what is wrong: others may write into it, or may rename it since
