@@ -379,27 +379,27 @@ char *free_disk_path(struct agent *a, int datastore, const char *vm, const char 
     }
 }
 
-int create_disks(struct agent *a, struct vm_spec *s, int datastore, json_t *created, struct xm_error *e)
+void plan_disks(struct agent *a, struct vm_spec *s, int datastore, json_t *planned)
 {
     for (unsigned i = 0; i < s->disks; i++) {
         struct vm_disk *d = &s->disk[i];
-        int r = -EEXIST;
-        for (unsigned n = 0; r == -EEXIST && n < 1000; n++) {
-            char *path = disk_path(a, datastore, s->name, d->name, n);
-            r = make_sparse(path, d->size, e);
-            if (r) {
-                free(path);
-                continue;
-            }
-            json_array_append_new(created, json_string(path));
-            free(d->path);
-            d->path = path;
-            snprintf(d->datastore, sizeof d->datastore, "%s", a->conf.datastore[datastore].name);
-        }
-        if (r)
-            return r;
+        free(d->path);
+        d->path = free_disk_path(a, datastore, s->name, d->name);
+        snprintf(d->datastore, sizeof d->datastore, "%s", a->conf.datastore[datastore].name);
+        json_array_append_new(planned, json_string(d->path));
     }
-    return 0;
+}
+
+int create_disks(const struct vm_spec *s, json_t *created, struct xm_error *e)
+{
+    int r = 0;
+
+    for (unsigned i = 0; !r && i < s->disks; i++) {
+        r = make_sparse(s->disk[i].path, s->disk[i].size, e);
+        if (!r)
+            json_array_append_new(created, json_string(s->disk[i].path));
+    }
+    return r;
 }
 
 void delete_created(const json_t *created)

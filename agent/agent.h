@@ -293,9 +293,12 @@ disk_used(const struct vm_disk *); /* bytes that it holds; its size where that i
 /* Makes the sparse files that the spec names and that are not there yet, and the firmware's variables; their paths are appended to
  * `created`. known: the recorded spec, NULL when there is none: its disks are not made anew. */
 int create_missing(struct agent *, struct vm_spec *, const json_t *known, json_t *created, struct xm_error *);
-/* Makes a new sparse file in the datastore for each disk and changes the spec to them. On failure what was
- * made is in `created`. */
-int create_disks(struct agent *, struct vm_spec *, int datastore, json_t *created, struct xm_error *);
+/* Changes the spec to new files in the datastore, under names that are not taken now; they are appended to
+ * `planned`. */
+void plan_disks(struct agent *, struct vm_spec *, int datastore, json_t *planned);
+/* Makes them, sparse. -EEXIST: somebody else has taken a name meanwhile. What was made is in `created`, also
+ * on failure. */
+int create_disks(const struct vm_spec *, json_t *created, struct xm_error *);
 /* A path in the datastore that is not taken now; malloc'ed. */
 char *free_disk_path(struct agent *, int datastore, const char *vm, const char *disk);
 void delete_created(const json_t *created);

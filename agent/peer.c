@@ -359,25 +359,50 @@ static int close_last_journal(struct agent *a, const char *name, struct xm_error
     return r;
 }
 
-/* What is made for this migration, durably, before anything else knows of it. */
-static int open_journal(struct agent *a, const struct asked *q, const json_t *created, struct xm_error *e)
+/* What is made for this migration, or is about to be, durably, before anything else knows of it. */
+static int open_journal(struct agent *a, const struct asked *q, const json_t *files, bool planned,
+                        struct xm_error *e)
 {
     char *dir = vm_state_path(a, q->spec.name, NULL);
     struct owner_record before;
     struct xm_error why = {0};
     int r = owner_read(a, q->spec.name, &before, &why);
+    const struct owner_record *had = r ? NULL : &before;
 
     if (r && r != -ENOENT)
         r = xm_error_set(e, -r, "%s", why.text);
-    else if (!r && verdict_open(&before))
+    else if (had && verdict_open(had))
         r = xm_error_set(e, EBUSY,
                          "the last hand-off of VM %s is still open on %s: `xmigrate recover %s` there",
                          q->spec.name, a->conf.name, q->spec.name);
+    else if (planned)
+        r = journal_plan(dir, q->req.epoch + 1, q->req.source, had, files, e);
     else
-        r = journal_write(dir, JOURNAL_DESTINATION, q->req.epoch + 1, q->req.source, r ? NULL : &before,
-                          created, e);
+        r = journal_write(dir, JOURNAL_DESTINATION, q->req.epoch + 1, q->req.source, had, files, e);
     free(dir);
     return r;
+}
+
+/* The journal first says what is to be made. Somebody who makes a file of that name in the same moment keeps
+ * it. */
+static int make_files(struct agent *a, struct asked *q, int datastore, json_t *created, struct xm_error *e)
+{
+    int r = -EEXIST;
+
+    for (unsigned n = 0; r == -EEXIST && n < 100; n++) {
+        json_t *planned = json_array();
+        delete_created(created);
+        json_array_clear(created);
+        if (q->req.storage)
+            plan_disks(a, &q->spec, datastore, planned);
+        r = open_journal(a, q, planned, true, e);
+        if (!r && q->req.storage)
+            r = create_disks(&q->spec, created, e);
+        json_decref(planned);
+    }
+    if (!r && q->nvram)
+        r = nvram_put(a, q->spec.name, q->nvram, q->nvram_size, created, e);
+    return r ? r : open_journal(a, q, created, false, e);
 }
 
 /* It came to nothing: the files were made a moment ago, and nobody has been promised anything. */
@@ -399,10 +424,8 @@ static int bring_up(struct agent *a, struct asked *q, int datastore, struct xm_e
     json_t *created = json_array(), *reserve = json_array();
     int r = close_last_journal(a, q->spec.name, e);
 
-    if (!r && q->req.storage)
-        r = create_disks(a, &q->spec, datastore, created, e);
-    if (!r && q->nvram)
-        r = nvram_put(a, q->spec.name, q->nvram, q->nvram_size, created, e);
+    if (!r)
+        r = make_files(a, q, datastore, created, e);
     for (unsigned i = 0; i < q->spec.disks; i++)
         json_array_append_new(reserve, json_pack("{s:s, s:I}", "path", q->spec.disk[i].path, "used",
                                                  (json_int_t)q->req.used[i]));
@@ -419,13 +442,8 @@ static int bring_up(struct agent *a, struct asked *q, int datastore, struct xm_e
     agent_unlock(a);
     if (!r && !spec)
         r = xm_error_set(e, EINVAL, "VM %s: a text in its specification is not UTF-8", q->spec.name);
-    if (!r)
-        r = open_journal(a, q, created, e);
-    if (!r) {
-        r = vm_spawn(a, q->spec.name, spec, q->req.epoch, incoming, e);
-        if (r)
-            vm_remove_run_dir(a, q->spec.name);
-    }
+    if (!r && (r = vm_spawn(a, q->spec.name, spec, q->req.epoch, incoming, e)))
+        vm_clean_up(a, q->spec.name); /* its shim may have been killed, and have left a QEMU */
     if (r)
         close_journal(a, q->spec.name, created);
     json_decref(spec);

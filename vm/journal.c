@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static const char *const side_names[] = {"none", "source", "destination", "storage"};
@@ -13,8 +14,8 @@ static char *path_of(const char *dir)
     return xm_printf("%s/journal.json", dir);
 }
 
-int journal_write(const char *dir, enum journal_side side, uint64_t epoch, const char *peer,
-                  const struct owner_record *before, const json_t *files, struct xm_error *e)
+static int save(const char *dir, enum journal_side side, uint64_t epoch, const char *peer,
+                const struct owner_record *before, const json_t *files, bool planned, struct xm_error *e)
 {
     char *path = path_of(dir);
     json_t *o = json_pack("{s:s s:I s:s s:O?}", "side", side_names[side], "epoch", (json_int_t)epoch, "peer",
@@ -26,11 +27,25 @@ int journal_write(const char *dir, enum journal_side side, uint64_t epoch, const
                             json_pack("{s:s s:I s:s s:s s:b}", "owner", owner_side_name(before->owner),
                                       "epoch", (json_int_t)before->epoch, "to", before->to, "from",
                                       before->from, "settled", before->settled));
+    if (planned)
+        json_object_set_new(o, "planned", json_true());
     if (!r)
         r = xm_json_save(path, o, e);
     json_decref(o);
     free(path);
     return r;
+}
+
+int journal_write(const char *dir, enum journal_side side, uint64_t epoch, const char *peer,
+                  const struct owner_record *before, const json_t *files, struct xm_error *e)
+{
+    return save(dir, side, epoch, peer, before, files, false, e);
+}
+
+int journal_plan(const char *dir, uint64_t epoch, const char *peer, const struct owner_record *before,
+                 const json_t *files, struct xm_error *e)
+{
+    return save(dir, JOURNAL_DESTINATION, epoch, peer, before, files, true, e);
 }
 
 static void read_before(struct journal *j, const json_t *o)
@@ -64,6 +79,7 @@ int journal_read(const char *dir, struct journal *j, struct xm_error *e)
         j->epoch = (uint64_t)xm_json_int(o, "epoch", 0);
         snprintf(j->peer, sizeof j->peer, "%s", xm_json_str(o, "peer", ""));
         j->files = json_incref(json_object_get(o, "files"));
+        j->planned = xm_json_bool(o, "planned", false);
         read_before(j, json_object_get(o, "before"));
         if (j->side == JOURNAL_NONE || !j->epoch) {
             journal_free(j);
@@ -94,7 +110,16 @@ int journal_end(const char *dir, struct xm_error *e)
     return r;
 }
 
-/* All of them, whatever happens to one; the first that stays is told, and the journal is kept for it. */
+/* It was to be made, and has something in it: then it is not the one that was to be made. */
+static bool foreign(const struct journal *j, const char *path)
+{
+    struct stat st;
+
+    return j->planned && stat(path, &st) == 0 && st.st_blocks;
+}
+
+/* All of them, whatever happens to one; the first that stays is told, and the journal is kept for it. They
+ * have gone durably before the journal goes, which is on another file system perhaps. */
 static int delete_files(const struct journal *j, const char *vm, struct xm_error *e)
 {
     json_t *v;
@@ -102,12 +127,13 @@ static int delete_files(const struct journal *j, const char *vm, struct xm_error
     int r = 0;
 
     json_array_foreach (j->files, i, v) {
-        if (!json_is_string(v) || unlink(json_string_value(v)) == 0 || errno == ENOENT)
+        struct xm_error why = {0};
+        if (!json_is_string(v) || foreign(j, json_string_value(v)) ||
+            xm_file_remove(json_string_value(v), &why) == 0)
             continue;
-        int code = errno;
-        xm_log(XM_LOG_WARN, "VM %s: cannot delete %s: %s", vm, json_string_value(v), strerror(code));
+        xm_log(XM_LOG_WARN, "VM %s: cannot delete %s: %s", vm, json_string_value(v), why.text);
         if (!r)
-            r = xm_error_errno(e, code, "cannot delete %s", json_string_value(v));
+            r = xm_error_set(e, why.code, "cannot delete %s: %s", json_string_value(v), why.text);
     }
     return r;
 }

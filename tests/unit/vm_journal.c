@@ -107,6 +107,35 @@ static void a_vm_that_has_gone(void **state)
     try_all(JOURNAL_SOURCE, rows, sizeof rows / sizeof *rows, journal_settle);
 }
 
+/* Found by the simulator: an agent that was killed between making a disk and writing the journal left it
+ * for ever. Now the journal comes first; what it only planned, and somebody else made meanwhile and has
+ * written to, is not deleted. */
+static void a_disk_that_was_about_to_be_made(void **state)
+{
+    (void)state;
+    for (int written = 0; written < 2; written++) {
+        journal(JOURNAL_DESTINATION);
+        json_t *files = json_pack("[s s]", disk, "/nonexistent/never-made.raw");
+        assert_int_equal(journal_plan(dir, E, "hostb", NULL, files, NULL), 0);
+        json_decref(files);
+        char *path = xm_printf("%s/owner.json", dir);
+        unlink(path);
+        free(path);
+        int fd = open(disk, O_WRONLY);
+        assert_true(fd >= 0);
+        assert_int_equal(ftruncate(fd, 0), 0);
+        assert_int_equal(ftruncate(fd, 1 << 20), 0);
+        if (written)
+            assert_int_equal(pwrite(fd, "data", 4, 4096), 4);
+        assert_int_equal(fsync(fd), 0);
+        close(fd);
+        assert_int_equal(journal_undo(dir, "web1", NULL), 0);
+        assert_int_equal(is_there(disk), written);
+        assert_true(is_there(other));
+        unlink(disk);
+    }
+}
+
 /* The record of a host whose disk has lost a block. */
 static void an_unreadable_record_deletes_nothing(void **state)
 {
@@ -194,6 +223,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(a_migration_that_came_to_nothing),
         T(a_vm_that_has_gone),
+        T(a_disk_that_was_about_to_be_made),
         T(an_unreadable_record_deletes_nothing),
         T(the_other_sides_journal_is_not_touched),
         T(what_was_before_is_kept),
