@@ -54,14 +54,30 @@ static uint64_t checksum(const char *vm, uint64_t number, const struct owner_rec
     return XXH3_64bits(text, (size_t)n);
 }
 
+/* Without the blanks that it is filled up with: most of it, which the parser would walk through. */
+static size_t text_length(const char *text)
+{
+    static const char blank[64] = "                                                                ";
+    size_t len = SLOT;
+
+    if (text[len - 1] == '\n')
+        len--;
+    while (len > sizeof blank && !memcmp(text + len - sizeof blank, blank, sizeof blank))
+        len -= sizeof blank;
+    while (len && (text[len - 1] == ' ' || text[len - 1] == '\n'))
+        len--;
+    return len;
+}
+
 static void read_slot(struct slot *s, const char *text)
 {
-    json_t *o = json_loadb(text, SLOT, 0, NULL);
+    size_t len = text_length(text);
+    json_t *o = json_loadb(text, len, 0, NULL);
     const char *side = xm_json_str(o, "owner", "");
     char sum[32];
 
     memset(s, 0, sizeof *s);
-    s->empty = strspn(text, " \n") >= SLOT;
+    s->empty = !len;
     s->number = (uint64_t)xm_json_int(o, "number", 0);
     s->rec.epoch = (uint64_t)xm_json_int(o, "epoch", 0);
     s->rec.owner = (enum owner_side)XM_MAX(owner_side_of(side), 0);
