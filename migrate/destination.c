@@ -20,6 +20,7 @@
 /* The source has our answer when this begins. Its agent is asked, too, whether it still comes (agent/tidy.c). */
 #define FIRST_LINK_TIMEOUT (20 * XM_NS_PER_S)
 #define LINGER             (10 * XM_NS_PER_S)
+#define RETRY              XM_NS_PER_S
 #define SILENCE            (600 * XM_NS_PER_S) /* unless the agent says otherwise */
 
 static const char *const state_names[] = {"waiting",   "copying", "loading", "promised",
@@ -131,6 +132,10 @@ static void *destination_main(void *arg)
         if (dst->state == DEST_FAILED)
             break;
         qmp_pump(&dst->machine->qemu.qmp, 0, NULL);
+        if (xm_now() - dst->retried > RETRY) {
+            destination_retry(dst);
+            dst->retried = xm_now();
+        }
         find_failure(dst, &e);
         if (dst->state == DEST_RUNNING) {
             if (!told_running)

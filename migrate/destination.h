@@ -37,7 +37,7 @@ struct destination {
     uint64_t silence;                 /* ns that it may send none */
     struct xm_ramsink *ramsink;
     struct stream *stream;
-    uint64_t began, ran;
+    uint64_t began, ran, retried;
     uint64_t epoch;  /* that the source will give it with */
     bool had_record; /* `before` was durable here */
     struct owner_record before;
@@ -65,6 +65,8 @@ void destination_take_frame(void *ctx, struct xm_rx *);
 
 /* destination_calls.c, on the destination's thread. */
 void destination_call(struct xm_post *); /* a CALL frame's post */
+/* A record that could not be written is written now, if it can be: what it says is decided. */
+void destination_retry(struct destination *);
 /* The source's record says whose the VM is: for one that is undecided. */
 int destination_decide_here(struct destination *, bool mine, struct xm_error *);
 

@@ -258,7 +258,9 @@ void destination_call(struct xm_post *p)
     struct xm_error e = {0};
     int r;
 
-    if (!strcmp(call, "begin"))
+    if (dst->stop) /* what it promises now it may have withdrawn already (destination_free) */
+        r = xm_error_set(&e, ECANCELED, "this side is ending");
+    else if (!strcmp(call, "begin"))
         r = do_begin(dst, o, reply, &e);
     else if (!strcmp(call, "incoming"))
         r = do_incoming(dst, &e);
@@ -281,6 +283,22 @@ void destination_call(struct xm_post *p)
     json_decref(reply);
     json_decref(o);
     if (now) {
+        announce(dst);
+        settle(dst);
+    }
+}
+
+void destination_retry(struct destination *dst)
+{
+    struct handoff_actions a;
+    struct xm_error e = {0};
+
+    if (!dst->handoff.failed || handoff_event(&dst->handoff, HANDOFF_RETRY, &a) < 0)
+        return;
+    act(dst, a, NULL, &e);
+    if (e.code)
+        xm_log(XM_LOG_WARN, "VM %s: %s", dst->machine->spec.name, e.text);
+    if (dst->handoff.state == HANDOFF_OWNER && !dst->announced) {
         announce(dst);
         settle(dst);
     }

@@ -231,6 +231,10 @@ static void told_to_run(struct handoff *h, uint64_t epoch, struct handoff_action
         if (h->failed && epoch == h->next.epoch)
             write_again(h, a);
         return;
+    case HANDOFF_GIVING: /* a destination that hands it back, and could not write that yet */
+        if (h->failed && h->destination)
+            write_again(h, a);
+        return;
     case HANDOFF_OWNER:
         if (epoch == h->record.epoch)
             send_plain(HANDOFF_MSG_RUN_ACK, epoch, a);

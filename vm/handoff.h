@@ -48,8 +48,8 @@
  *   cannot want yet. From then on only the actions say what becomes of it.
  * - Both: handoff_message for each message of the peer. HANDOFF_RETRY when the connection to the peer
  *   is there again after a loss, every few seconds while handoff_open() (at the destination only after
- *   a loss: while it waits, RETRY asks the source, which then ends the migration), and when an operator
- *   says `recover`.
+ *   a loss, or a write that failed: while it waits, RETRY asks the source, which then ends the migration),
+ *   and when an operator says `recover`.
  * - After a restart of the driver: handoff_start with restarted = true and the record as owner_load
  *   finds it; HANDOFF_EMPTY as the role where the copy (the disks) had been destroyed or discarded
  *   already.

@@ -648,6 +648,35 @@ static void test_resumes_once(void **state)
     assert_true(!a.resume && a.send);
 }
 
+/* Found by the simulator: QEMU refused to run the VM, «given back» could not be written, and from then on
+ * nobody wrote it: the source was told nothing, and no command brought the VM back. */
+static void test_handing_back_is_written_again(void **state)
+{
+    struct owner_record promised = {.epoch = 2, .owner = OWNER_PROMISED};
+    struct handoff_msg run = {.type = HANDOFF_MSG_RUN, .epoch = 2};
+    struct handoff_actions a;
+    struct handoff h;
+
+    (void)state;
+    assert_int_equal(handoff_start(&h, HANDOFF_DESTINATION, false, "B", "A", NULL, &a, NULL), 0);
+    handoff_promised(&h, &promised);
+    handoff_message(&h, &run, &a);
+    assert_true(a.write);
+    assert_int_equal(handoff_event(&h, HANDOFF_WRITTEN, &a), 0);
+    assert_true(a.run);
+    assert_int_equal(handoff_event(&h, HANDOFF_CANNOT_RUN, &a), 0);
+    assert_true(a.write && a.record.owner == OWNER_GIVEN && a.record.epoch == 3);
+    assert_int_equal(handoff_event(&h, HANDOFF_WRITE_FAILED, &a), 0);
+    assert_false(a.write || a.send);
+    handoff_message(&h, &run, &a); /* the source asks again */
+    assert_true(a.write && a.record.owner == OWNER_GIVEN && a.record.epoch == 3);
+    assert_int_equal(handoff_event(&h, HANDOFF_WRITE_FAILED, &a), 0);
+    assert_int_equal(handoff_event(&h, HANDOFF_RETRY, &a), 0); /* or its own driver tries */
+    assert_true(a.write);
+    assert_int_equal(handoff_event(&h, HANDOFF_WRITTEN, &a), 0);
+    assert_true(a.send && a.msg.type == HANDOFF_MSG_RUN && a.msg.epoch == 3);
+}
+
 static void test_messages_survive_the_wire(void **state)
 {
     struct handoff_msg in,
@@ -690,6 +719,7 @@ int main(void)
         cmocka_unit_test(test_random_migrations_to_and_fro),
         cmocka_unit_test(test_start_refuses_who_has_no_right),
         cmocka_unit_test(test_resumes_once),
+        cmocka_unit_test(test_handing_back_is_written_again),
         cmocka_unit_test(test_messages_survive_the_wire),
     };
     if (!getenv("XMIGRATE_LOG"))
