@@ -23,19 +23,36 @@
 #define RETRY              XM_NS_PER_S
 #define SILENCE            (600 * XM_NS_PER_S) /* unless the agent says otherwise */
 
-static const char *const state_names[] = {"waiting",   "copying", "loading", "promised",
-                                          "undecided", "running", "failed"};
+static const char *const state_names[DEST_STATES] = {"waiting",   "copying", "loading", "promised",
+                                                     "undecided", "running", "failed"};
+
+/* Which state may follow which: bit n of [s]: s -> n. What runs here, or has ended, stays so. */
+#define TO(s) (1u << (s))
+static const unsigned legal[DEST_STATES] = {
+    [DEST_WAITING] = TO(DEST_COPYING) | TO(DEST_FAILED),
+    [DEST_COPYING] = TO(DEST_LOADING) | TO(DEST_FAILED),
+    [DEST_LOADING] = TO(DEST_PROMISED) | TO(DEST_FAILED),
+    [DEST_PROMISED] = TO(DEST_UNDECIDED) | TO(DEST_RUNNING) | TO(DEST_FAILED),
+    [DEST_UNDECIDED] = TO(DEST_RUNNING) | TO(DEST_FAILED),
+};
 
 const char *destination_state_name(const struct destination *dst)
 {
     return state_names[atomic_load(&dst->state)];
 }
 
-void destination_set_state(struct destination *dst, enum dest_state to)
+int destination_set_state(struct destination *dst, enum dest_state to, struct xm_error *e)
 {
+    if (!(legal[dst->state] & TO(to))) {
+        xm_log(XM_LOG_ERROR, "VM %s, job %s from %s: refused to go from %s to %s", dst->machine->spec.name,
+               dst->job, dst->source, destination_state_name(dst), state_names[to]);
+        return xm_error_set(e, EPROTO, "no way leads from «%s» to «%s» here: please report this",
+                            destination_state_name(dst), state_names[to]);
+    }
     xm_log(XM_LOG_INFO, "VM %s, job %s from %s: %s -> %s", dst->machine->spec.name, dst->job, dst->source,
            destination_state_name(dst), state_names[to]);
     dst->state = to;
+    return 0;
 }
 
 void destination_fail(struct destination *dst, const char *why)
@@ -110,7 +127,8 @@ void destination_end(struct destination *dst)
 
     find_failure(dst, &e);
     destination_fail(dst, e.text); /* for the source, if it was not its doing */
-    destination_set_state(dst, DEST_FAILED);
+    if (destination_set_state(dst, DEST_FAILED, NULL) < 0)
+        return; /* what runs here is not given up */
     xm_log(XM_LOG_WARN, "VM %s, job %s from %s has ended here: %s", vm->spec.name, dst->job, dst->source,
            e.text);
     vm->emit(vm, json_pack("{s:s s:s s:s}", "event", "incoming-failed", "job", dst->job, "error", e.text));
@@ -147,7 +165,7 @@ static void *destination_main(void *arg)
                 break;
             }
         } else if (e.code && dst->state == DEST_PROMISED) {
-            destination_set_state(dst, DEST_UNDECIDED);
+            destination_set_state(dst, DEST_UNDECIDED, NULL);
             tell(dst, "undecided");
         } else if (e.code && dst->state != DEST_UNDECIDED) {
             xm_links_abort(dst->links, e.text); /* the source says why to its user */

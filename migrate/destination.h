@@ -15,7 +15,8 @@ enum dest_state {
     DEST_PROMISED,
     DEST_UNDECIDED,
     DEST_RUNNING,
-    DEST_FAILED
+    DEST_FAILED,
+    DEST_STATES
 };
 
 struct destination {
@@ -51,7 +52,8 @@ struct destination {
     char qemu_status[32];
 };
 
-void destination_set_state(struct destination *, enum dest_state);
+/* The only one that changes it. -EPROTO with a sentence: no such way; the state stays. */
+int destination_set_state(struct destination *, enum dest_state, struct xm_error *);
 const char *destination_state_name(const struct destination *);
 /* The VM stays with its source, or this side cannot go on: state DEST_FAILED, and the shim ends. */
 void destination_end(struct destination *);

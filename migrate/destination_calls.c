@@ -47,8 +47,7 @@ static int do_begin(struct destination *dst, const json_t *o, json_t *reply, str
         if ((uint64_t)xm_json_int(json_array_get(ram, i), "size", -1) != vm->ram.block[i].size)
             return xm_error_set(e, EINVAL, "RAM block %u has another size here", i);
     }
-    destination_set_state(dst, DEST_COPYING);
-    return 0;
+    return destination_set_state(dst, DEST_COPYING, e);
 }
 
 /* The source may give the VM to us from when it has heard that all is loaded. Durable while the guest still
@@ -107,7 +106,7 @@ static int do_incoming(struct destination *dst, struct xm_error *e)
     for (unsigned i = 0; i < dst->machine->disks; i++)
         machine_disk_call(&dst->machine->disk[i], disk_first, NULL);
     if (!r)
-        destination_set_state(dst, DEST_LOADING);
+        r = destination_set_state(dst, DEST_LOADING, e);
     return r;
 }
 
@@ -142,8 +141,7 @@ static int do_loaded(struct destination *dst, struct xm_error *e)
         if (r)
             return r;
     }
-    destination_set_state(dst, DEST_PROMISED);
-    return 0;
+    return destination_set_state(dst, DEST_PROMISED, e);
 }
 
 /* ---- hand-off: drives vm/handoff.h's machine ---- */
@@ -183,7 +181,7 @@ static void act(struct destination *dst, struct handoff_actions a, json_t *reply
             if (ran != RAN_NOT) {
                 dst->ran = xm_now();
                 vm->epoch = dst->handoff.record.epoch;
-                destination_set_state(dst, DEST_RUNNING);
+                destination_set_state(dst, DEST_RUNNING, e);
             }
             if (ran == RAN_PERHAPS) {
                 /* Ours, and not known to run: the source is told nothing, and keeps what it has. */

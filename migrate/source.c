@@ -53,12 +53,15 @@ json_t *source_event(const struct source *m, const char *name)
     return json_pack("{s:s s:s s:s}", "event", name, "job", m->job, "state", source_state_name(m));
 }
 
-void source_set_state(struct source *m, enum source_state to)
+int source_set_state(struct source *m, enum source_state to)
 {
     /* Invariant: only legal transitions; this is our own logic, nothing from outside can lead here. */
-    if (!(legal[m->state] & TO(to)))
-        xm_log(XM_LOG_ERROR, "job %s: illegal transition %s -> %s", m->job, source_state_name(m),
+    if (!(legal[m->state] & TO(to))) {
+        xm_log(XM_LOG_ERROR, "job %s: refused to go from %s to %s", m->job, source_state_name(m),
                state_names[to]);
+        return xm_error_set(&m->error, EPROTO, "no way leads from «%s» to «%s»: please report this",
+                            source_state_name(m), state_names[to]);
+    }
     xm_log(XM_LOG_INFO, "VM %s, job %s: %s -> %s", m->machine->spec.name, m->job, source_state_name(m),
            state_names[to]);
     m->state = to;
@@ -67,6 +70,7 @@ void source_set_state(struct source *m, enum source_state to)
         m->machine->emit(m->machine, source_event(m, "state"));
         source_progress(m, true);
     }
+    return 0;
 }
 
 int source_interrupted(struct source *m)
@@ -200,35 +204,30 @@ static int walk(struct source *m)
     int r;
 
     if (m->local) {
-        m->state = SOURCE_DISKS;
         if ((r = source_storage(m)) < 0)
             return r;
-        source_set_state(m, SOURCE_SETTLE);
-        return 0;
+        return source_set_state(m, SOURCE_SETTLE);
     }
     if ((r = source_handoff_prepare(m)) < 0 || (r = prepare(m)) < 0)
         return r;
     xm_fault("source-begun");
     if (m->storage) {
-        source_set_state(m, SOURCE_DISKS);
-        if ((r = source_disks(m)) < 0)
+        if ((r = source_set_state(m, SOURCE_DISKS)) < 0 || (r = source_disks(m)) < 0)
             return r;
     }
-    source_set_state(m, SOURCE_MEMORY);
+    if ((r = source_set_state(m, SOURCE_MEMORY)) < 0)
+        return r;
     xm_sched_background(0, true);
     r = source_memory(m);
     xm_sched_background(0, false);
     xm_links_set_background(m->links, false);
     if (r < 0)
         return r;
-    source_set_state(m, SOURCE_SWITCH);
-    if ((r = source_switch(m)) < 0)
+    if ((r = source_set_state(m, SOURCE_SWITCH)) < 0 || (r = source_switch(m)) < 0)
         return r;
-    source_set_state(m, SOURCE_HANDOFF);
-    if ((r = source_handoff(m)) < 0)
+    if ((r = source_set_state(m, SOURCE_HANDOFF)) < 0 || (r = source_handoff(m)) < 0)
         return r;
-    source_set_state(m, SOURCE_SETTLE);
-    return 0;
+    return source_set_state(m, SOURCE_SETTLE);
 }
 
 /* ---- settle, done, failed ---- */

@@ -115,7 +115,8 @@ int source_resume(struct source *, struct xm_error *);
 
 /* Shared by the steps. */
 json_t *source_event(const struct source *, const char *name);
-void source_set_state(struct source *, enum source_state);
+/* The only one that changes it. -EPROTO with m->error filled: no such way; the state stays. */
+int source_set_state(struct source *, enum source_state);
 int source_interrupted(struct source *); /* aborted, QEMU gone, links lost: -errno with m->error filled */
 void source_progress(struct source *, bool now); /* at most twice a second unless now */
 json_t *source_report(struct source *);          /* the fields of «done» */
