@@ -44,6 +44,7 @@ struct vm {
     struct agent *agent;
     char name[VM_NAME_MAX + 1]; /* constant */
     char *dir;                  /* constant: its run directory */
+    uint64_t claimed;           /* constant: xm_now(); tells it from a later one of the same name */
     enum vm_phase phase;
     json_t *spec; /* replaced as a whole */
     uint64_t memory;
@@ -230,6 +231,9 @@ json_t *settle(struct agent *, const char *vm, bool peer_is_dead, uint64_t patie
 bool settle_claim(struct agent *, const char *vm, uint64_t patience_ns);
 void settle_release(struct agent *, const char *vm);
 json_t *settle_claimed(struct agent *, const char *vm, bool peer_is_dead);
+/* The record says that nothing of the VM is needed here: its shim and QEMU end, then what the journal names
+ * goes. */
+int settle_end_here(struct agent *, const char *vm, struct xm_error *);
 /* How long an operator waits for another thread that settles the VM; a peer whose thread may have claimed the VM
  * there; and one that has not, and has a migration to prepare. */
 #define SETTLE_PATIENCE         (65 * XM_NS_PER_S)

@@ -49,8 +49,7 @@ static bool wait_gone(struct agent *a, const char *vm)
 
 /* ---- what is here ---- */
 
-/* Our record says that nothing of it is needed here: shim and QEMU end, then what the journal names goes. */
-static int end_here(struct agent *a, const char *vm, struct xm_error *e)
+int settle_end_here(struct agent *a, const char *vm, struct xm_error *e)
 {
     char *dir = vm_state_path(a, vm, NULL);
     json_t *o = shim_call(a, vm, json_pack("{s:s, s:b}", "cmd", "stop", "force", 1), -1, ASK_NS, NULL);
@@ -172,7 +171,7 @@ static json_t *discard(struct agent *a, const char *vm, const struct known *here
         if (!r)
             r = owner_restore(dir, vm, j.had_record ? &j.before : NULL, &e);
         if (!r)
-            r = end_here(a, vm, &e);
+            r = settle_end_here(a, vm, &e);
         journal_free(&j);
     }
     free(dir);
@@ -189,7 +188,7 @@ static json_t *has_gone(struct agent *a, const char *vm, const struct known *her
     struct xm_error e = {0};
 
     rec.settled = true;
-    if (owner_write(a, vm, &rec, &e) < 0 || end_here(a, vm, &e) < 0)
+    if (owner_write(a, vm, &rec, &e) < 0 || settle_end_here(a, vm, &e) < 0)
         return refusal(EXIT_FAILED,
                        "VM %s is %s's (epoch %llu), and what is left of it here cannot be ended: %s", vm,
                        owner, (unsigned long long)there->rec.epoch, e.text);

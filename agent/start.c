@@ -43,7 +43,13 @@ static int run_shim(struct agent *a, const char *name, json_t *spec, uint64_t ep
 
     life_load(dir, &before, NULL);
     int r = inventory_runs(a, name, e);
-    if (!r && (r = vm_spawn(a, name, spec, epoch, NULL, e))) {
+    if (!r)
+        r = vm_spawn(a, name, spec, epoch, NULL, e);
+    if (r && vm_process(a, name, "qemu.pid")) {
+        /* Its shim was killed, and the guest may run already: another shim takes it over, now or when it is
+         * started again. */
+        r = vm_spawn(a, name, spec, epoch, NULL, e);
+    } else if (r) {
         vm_remove_run_dir(a, name);
         life_save(dir, &before, NULL);
     }
@@ -60,7 +66,8 @@ static int bring_up(struct agent *a, struct vm_spec *s, json_t *spec, const json
 
     if (!r && recorded) /* looks only: what is recorded is not made anew */
         r = nvram_make(a, s, NULL, e);
-    if (!r && (r = run_shim(a, s->name, spec, d.epoch, e)) && !recorded)
+    if (!r && (r = run_shim(a, s->name, spec, d.epoch, e)) && !recorded &&
+        !vm_process(a, s->name, "qemu.pid"))
         define_undo(a, s->name, &d);
     json_decref(d.created);
     return r;

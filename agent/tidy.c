@@ -67,22 +67,24 @@ void tidy_expected(struct agent *a, const char *name)
 
 /* ---- one VM ---- */
 
-/* Nobody works on it: no job holds it, and it is not on its way here. */
+/* Nobody works on it: no job holds it, it is not on its way here, and its shim says that it works on nothing.
+ * An agent that has just started does not know of a job whose shim was silent then. */
 static bool idle(struct agent *a, const char *name)
 {
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
     bool busy = vm && (vm->job[0] || vm->phase != VM_UP);
-    bool expected = vm && vm->incoming;
     agent_unlock(a);
-    if (busy || !expected)
+    if (busy || !vm_process(a, name, "shim.pid"))
         return !busy;
     json_t *st = shim_call(a, name, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, NULL);
-    bool undecided = st && !strcmp(xm_json_str(st, "role", ""), "undecided");
+    const char *role = xm_json_str(st, "role", "");
+    bool is = !strcmp(role, "undecided") || (!strcmp(role, "owner") && !json_object_get(st, "destination"));
+    bool incoming = !strcmp(role, "incoming");
     json_decref(st);
-    if (!undecided)
+    if (incoming)
         tidy_expected(a, name);
-    return undecided || !vm_process(a, name, "shim.pid");
+    return is || !vm_process(a, name, "shim.pid");
 }
 
 static void look_at(struct agent *a, const char *name)
@@ -111,9 +113,11 @@ static void look_at(struct agent *a, const char *name)
         r = journal_sweep(dir, name, &e);
     } else if (!r && rec.owner == OWNER_MINE && (j.side == JOURNAL_SOURCE || rec.epoch >= j.epoch)) {
         r = journal_end(dir, &e); /* it stayed, or it has come */
-    } else if (!r && rec.owner == OWNER_GIVEN && rec.settled && j.side == JOURNAL_SOURCE && !here) {
-        r = journal_settle(dir, name, &e);
-    } else if (j.side == JOURNAL_DESTINATION && !here) {
+    } else if (!r && rec.owner == OWNER_GIVEN && rec.settled && j.side == JOURNAL_SOURCE) {
+        r = settle_end_here(a, name, &e); /* whoever recorded that was ended before it came to this */
+    } else if (j.side == JOURNAL_DESTINATION && here) {
+        vm_end_orphan(a, name); /* if it may be ended */
+    } else if (j.side == JOURNAL_DESTINATION) {
         r = journal_undo(dir, name, &e);
     }
     journal_free(&j);

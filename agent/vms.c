@@ -199,6 +199,7 @@ struct vm *vm_claim(struct agent *a, const char *name, json_t *spec, struct xm_e
     vm->agent = a;
     snprintf(vm->name, sizeof vm->name, "%s", name);
     vm->dir = vm_path(a, name, NULL);
+    vm->claimed = xm_now();
     vm->spec = json_incref(spec);
     vm->memory = (uint64_t)xm_json_int(spec, "memory", 0);
     vm->watch_fd = -1;
@@ -361,9 +362,10 @@ static void adopt_living(struct agent *a, const char *name, json_t *spec, json_t
     if (vm && !incoming && !st) { /* it may still take one that it was asked for */
         jobs_find(a, name, vm->job);
         vm->job_assumed = vm->job[0];
-    } else if (vm && !incoming)
+    } else if (vm && !incoming && json_object_get(st, "destination"))
+        /* One that has just come names the other host's job, and no destination. */
         snprintf(vm->job, sizeof vm->job, "%s", xm_json_str(st, "job", ""));
-    else if (vm)
+    if (vm && incoming)
         vm->incoming = json_incref(incoming);
     agent_unlock(a);
     json_decref(st);

@@ -21,6 +21,8 @@
 #include <unistd.h>
 
 #define SHIM_START_NS (120 * XM_NS_PER_S)
+#define SHIM_END_NS   (10 * XM_NS_PER_S)
+#define EXPECTED_NS   (10 * XM_NS_PER_S) /* a VM that is on its way is asked so often whether it has come */
 #define REVIVE_MAX    3
 #define REVIVE_NS     (600 * XM_NS_PER_S) /* so many in that time, then it is left alone */
 
@@ -84,8 +86,12 @@ int vm_spawn(struct agent *a, const char *name, json_t *spec, uint64_t epoch, js
     if (!r)
         r = write_json(path, o, e);
     const char *const argv[] = {a->conf.shim, path, NULL};
-    if (!r)
-        r = xm_run(argv, SHIM_START_NS, NULL, e);
+    if (!r && (r = xm_run(argv, SHIM_START_NS, NULL, e))) {
+        /* It has said why, and may be taking its steps back still: who cleans up comes after it. */
+        uint64_t until = xm_now() + SHIM_END_NS;
+        while (vm_process(a, name, "shim.pid") && xm_now() < until)
+            poll(NULL, 0, 20);
+    }
     json_decref(o);
     free(path);
     free(dir);
@@ -192,6 +198,22 @@ static void on_event(struct agent *a, const char *name, json_t *event)
         learn_role(a, name);
 }
 
+/* The next event. A shim that was silent when it was asked what it is now may have no more to tell. */
+static json_t *next_event(struct agent *a, const char *name, struct xm_jsonl *js)
+{
+    for (;;) {
+        struct xm_error e = {0};
+        agent_lock(a);
+        struct vm *vm = vm_find(a, name);
+        bool expected = vm && vm->incoming;
+        agent_unlock(a);
+        json_t *o = xm_jsonl_recv(js, expected ? xm_now() + EXPECTED_NS : UINT64_MAX, &e);
+        if (o || e.code != ETIMEDOUT)
+            return o;
+        learn_role(a, name);
+    }
+}
+
 /* Until the shim hangs up. False: it could not be reached. */
 static bool listen_to(struct agent *a, const char *name)
 {
@@ -210,8 +232,7 @@ static bool listen_to(struct agent *a, const char *name)
         vm->watch_fd = fd;
     agent_unlock(a);
     if (go_on && !xm_jsonl_send(fd, json_pack("{s:i, s:s}", "id", 1, "cmd", "subscribe"), -1, NULL)) {
-        struct xm_error e;
-        for (json_t *o; (o = xm_jsonl_recv(&js, UINT64_MAX, &e)); json_decref(o)) {
+        for (json_t *o; (o = next_event(a, name, &js)); json_decref(o)) {
             if (json_object_get(o, "event"))
                 on_event(a, name, o);
             else if (xm_json_int(o, "id", 0) == 1)
@@ -390,7 +411,8 @@ static void end_job(struct agent *a, const char *name, const char *id, json_t *r
         job_put(a, job);
 }
 
-static void vm_ended(struct agent *a, const char *name)
+/* False: its QEMU is left, and with it the VM in the list. */
+static bool vm_ended(struct agent *a, const char *name)
 {
     char id[16] = "";
     json_t *result = read_vm_json(a, name, "result.json");
@@ -416,6 +438,32 @@ static void vm_ended(struct agent *a, const char *name)
     if (id[0] && strcmp(id, "-") != 0)
         end_job(a, name, id, result);
     json_decref(result);
+    return gone;
+}
+
+/* Its QEMU has no shim: until another one is started for it (settle.c), which has a watcher of its own, or it
+ * ends. */
+static void watch_orphan(struct agent *a, const char *name, uint64_t claimed)
+{
+    bool over = false;
+
+    while (!over) {
+        bool mine = settle_claim(a, name, 0); /* then nobody starts that shim at this moment */
+        agent_lock(a);
+        struct vm *vm = vm_find(a, name);
+        over = a->ending || !vm || vm->claimed != claimed;
+        agent_unlock(a);
+        if (!over && mine)
+            over = vm_process(a, name, "shim.pid") ||
+                   (!vm_process(a, name, "qemu.pid") && vm_end_orphan(a, name));
+        if (mine)
+            settle_release(a, name);
+        agent_lock(a);
+        uint64_t until = xm_now() + XM_NS_PER_S;
+        while (!over && agent_wait(a, until))
+            ;
+        agent_unlock(a);
+    }
 }
 
 static void *watch_main(void *arg)
@@ -424,6 +472,10 @@ static void *watch_main(void *arg)
     struct agent *a = w->agent;
     bool ending = false;
 
+    agent_lock(a);
+    struct vm *vm = vm_find(a, w->name);
+    uint64_t claimed = vm ? vm->claimed : 0;
+    agent_unlock(a);
     while (!ending) {
         listen_to(a, w->name);
         /* It hung up, or is not there yet, or is dead. */
@@ -439,8 +491,8 @@ static void *watch_main(void *arg)
     agent_lock(a);
     ending = a->ending;
     agent_unlock(a);
-    if (!ending)
-        vm_ended(a, w->name);
+    if (!ending && !vm_ended(a, w->name))
+        watch_orphan(a, w->name, claimed);
     free(w);
     agent_thread_ends(a);
     return NULL;

@@ -288,6 +288,8 @@ int qemu_adopt(struct qemu *q, const char *run_dir, struct xm_error *e)
     path = xm_printf("%s/qmp.sock", run_dir);
     r = qmp_open(&q->qmp, path, xm_now() + START_TIMEOUT, alive_cb, q, e);
     free(path);
+    if (r) /* it hangs, perhaps; its guest is not to end for that */
+        qemu_leave(q);
     return r;
 }
 
