@@ -81,7 +81,7 @@ run-unit-%: $(B)/tests/unit/%
 unit: $(UNIT) $(B)/tests/run
 	@$(B)/tests/run -j 2 $(filter-out $(UNIT_SKIP:%=$(B)/tests/unit/%),$(sort $(UNIT)))
 
--include $(wildcard Makefile.tests Makefile.bench Makefile.fuzz)
+-include $(wildcard Makefile.sim Makefile.tests Makefile.bench Makefile.fuzz)
 # build/debian13 is another system's build (tests/debian13.sh).
 -include $(shell find $(B) -path $(B)/debian13 -prune -o -name '*.d' -print 2>/dev/null)
 
