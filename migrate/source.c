@@ -155,7 +155,7 @@ static int begin(struct source *m)
     for (unsigned i = 0; i < vm->disks; i++)
         json_array_append_new(disks, json_pack("{s:s s:I s:i}", "name", vm->disk[i].spec->name, "size",
                                                (json_int_t)vm->disk[i].file->size, "block",
-                                               (int)vm->disk[i].file->block));
+                                               (int)vm->disk[i].spec->block_size));
     for (unsigned i = 0; i < vm->ram.blocks; i++)
         json_array_append_new(ram, json_pack("{s:s s:I}", "name", vm->ram.block[i].name, "size",
                                              (json_int_t)vm->ram.block[i].size));
