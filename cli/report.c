@@ -425,12 +425,13 @@ void report_done(const json_t *done, const json_t *first, const struct cli_io *i
     fputs(local ? " have moved" : " has moved", io->out);
     fputs(to ? " to " : "", io->out);
     put_text(io->out, to ? to : "");
-    fputs(".\n", io->out);
+    bool paused = json_is_true(json_object_get(done, "paused"));
+    fputs(paused ? ". It is paused there, as it was here.\n" : ".\n", io->out);
     if (!local)
         line(io, "from", xm_json_str(done, "source", ""));
     if (total >= 0)
         line(io, "total time", xm_format_time((uint64_t)(total * 1e9)).s);
-    if (downtime >= 0 && !local)
+    if (downtime >= 0 && !local && !paused)
         downtime_line(io, downtime, xm_json_real(done, "downtime_budget_ms", 0),
                       json_object_get(done, "downtime_parts_ms"));
     if (disk > 0 || zero > 0) {

@@ -76,19 +76,12 @@ static void on_qmp_event(void *ctx, const char *name, const json_t *data, uint64
 
     if (!strcmp(name, "STOP"))
         vm->guest_running = false;
-    else if (!strcmp(name, "RESUME"))
+    else if (!strcmp(name, "RESUME")) {
         vm->guest_running = true;
+        machine_note_paused(vm, false);
+    }
     if (vm->qmp_event)
         vm->qmp_event(vm, name, data, when);
-}
-
-static int learn_running(struct machine *vm, struct xm_error *e)
-{
-    json_t *st = qmp_call(&vm->qemu.qmp, "query-status", NULL, 10 * XM_NS_PER_S, e);
-
-    vm->guest_running = xm_json_bool(st, "running", false);
-    json_decref(st);
-    return st ? 0 : -EIO;
 }
 
 /* The guest runs only where the record says so (docs/design.md, «Ownership»); and if an earlier shim of ours
@@ -96,6 +89,7 @@ static int learn_running(struct machine *vm, struct xm_error *e)
 int machine_resume(struct machine *vm, struct xm_error *e)
 {
     struct owner_record rec;
+    bool paused = false;
     int r = owner_load(vm->state_dir, vm->spec.name, &rec, e);
 
     if (!r && !owner_may_run(&rec))
@@ -115,8 +109,10 @@ int machine_resume(struct machine *vm, struct xm_error *e)
             poll(NULL, 0, 10);
     }
     if (!r)
+        r = machine_guest_paused(vm, &paused, e);
+    if (!r)
         r = qemu_cancel_migration(&vm->qemu, RUN_TIMEOUT, e);
-    return r ? r : qemu_continue(&vm->qemu, RUN_TIMEOUT, e);
+    return r || paused ? r : qemu_continue(&vm->qemu, RUN_TIMEOUT, e);
 }
 
 static int start_qemu(struct machine *vm, struct xm_error *e)
@@ -132,6 +128,7 @@ static int start_qemu(struct machine *vm, struct xm_error *e)
 
     vm->adopted = r == 0;
     if (r == -ESRCH) {
+        machine_note_paused(vm, false); /* of an earlier QEMU */
         int console = machine_console_open(vm);
         place.console = XM_MAX(console, 0);
         r = qemu_start(&vm->qemu, &vm->spec, &place, e);
@@ -149,7 +146,8 @@ static int start_qemu(struct machine *vm, struct xm_error *e)
         return r;
     if (!vm->incoming && (r = machine_resume(vm, e)) < 0)
         return r;
-    return learn_running(vm, e);
+    bool paused;
+    return machine_guest_paused(vm, &paused, e);
 }
 
 /* ---- start and end ---- */

@@ -405,7 +405,9 @@ int qemu_continue(struct qemu *q, uint64_t timeout_ns, struct xm_error *e)
 
     for (;;) {
         json_t *st = qmp_call(&q->qmp, "query-status", NULL, timeout_ns, e);
-        bool running = xm_json_bool(st, "running", false);
+        /* Suspended (ACPI S3), it has gone on, and wakes by its own means. */
+        bool running =
+            xm_json_bool(st, "running", false) || !strcmp(xm_json_str(st, "status", ""), "suspended");
         json_decref(st);
         if (!st)
             return -EIO;

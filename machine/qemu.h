@@ -55,7 +55,7 @@ uint64_t qemu_ramblock_used(const char *text, const char *name);
 uint64_t qemu_firmware_size(struct qemu *);
 /* Whatever migration it is in, it is in none when this returns 0. */
 int qemu_cancel_migration(struct qemu *, uint64_t timeout_ns, struct xm_error *);
-/* The guest runs when this returns 0. */
+/* The guest runs, or sleeps by its own will, when this returns 0. */
 int qemu_continue(struct qemu *, uint64_t timeout_ns, struct xm_error *);
 /* Lets go of an adopted one, without ending it. */
 void qemu_leave(struct qemu *);

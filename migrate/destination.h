@@ -44,6 +44,7 @@ struct destination {
     struct owner_record before;
     bool promised;          /* the record says so */
     struct handoff handoff; /* its thread */
+    bool paused;            /* its guest was when it left, and stays so */
     bool announced;
     _Atomic bool stop;    /* main */
     pthread_mutex_t lock; /* protects failure, closed, stream */

@@ -110,7 +110,7 @@ static int do_incoming(struct destination *dst, struct xm_error *e)
     return r;
 }
 
-static int do_loaded(struct destination *dst, struct xm_error *e)
+static int do_loaded(struct destination *dst, const json_t *o, struct xm_error *e)
 {
     uint64_t deadline = xm_now() + LOAD_TIMEOUT;
 
@@ -141,6 +141,8 @@ static int do_loaded(struct destination *dst, struct xm_error *e)
         if (r)
             return r;
     }
+    dst->paused = xm_json_bool(o, "paused", false);
+    machine_note_paused(dst->machine, dst->paused); /* before the source can give it */
     return destination_set_state(dst, DEST_PROMISED, e);
 }
 
@@ -158,8 +160,10 @@ static enum ran let_run(struct destination *dst, struct xm_error *e)
                      dst->machine->host);
         return RAN_NOT;
     }
-    int r = xm_fault("run-refused") ? xm_error_set(e, EIO, "fault point run-refused")
-                                    : qmp_do(&q->qmp, "cont", NULL, LOAD_TIMEOUT, e);
+    /* A paused one stays so: that its QEMU answers is all that can be seen of it. */
+    int r = xm_fault("run-refused")
+                ? xm_error_set(e, EIO, "fault point run-refused")
+                : qmp_do(&q->qmp, dst->paused ? "query-status" : "cont", NULL, LOAD_TIMEOUT, e);
     if (!r)
         return RAN;
     xm_log(XM_LOG_ERROR, "VM %s: %s", dst->machine->spec.name, e->text);
@@ -263,7 +267,7 @@ void destination_call(struct xm_post *p)
     else if (!strcmp(call, "incoming"))
         r = do_incoming(dst, &e);
     else if (!strcmp(call, "loaded"))
-        r = do_loaded(dst, &e);
+        r = do_loaded(dst, o, &e);
     else if (!strcmp(call, "handoff"))
         r = do_handoff(dst, o, reply, &e);
     else

@@ -73,8 +73,9 @@ struct source {
     uint64_t other_ram;       /* bytes of RAM that go by QEMU's own stream: ROMs, a VGA's */
     bool ram_checked;         /* it sends no more than that */
     /* From QMP's events: */
-    char qemu_status[32];    /* of MIGRATION events */
-    uint64_t stop_seen;      /* xm_now() at the STOP event */
+    char qemu_status[32]; /* of MIGRATION events */
+    bool paused;          /* the guest stood still when the switch began: it is to, wherever it comes to be */
+    uint64_t stop_seen;   /* xm_now() at the STOP event */
     uint64_t stream_at_stop; /* bytes that QEMU had sent by then */
     struct xm_error error;
 };

@@ -124,6 +124,8 @@ json_t *source_report(struct source *m)
                         json_string(m->local     ? "storage-only"
                                     : m->storage ? "unified"
                                                  : "compute-only"));
+    if (m->paused)
+        json_object_set_new(o, "paused", json_true());
     if (m->opt.verify)
         json_object_set_new(o, "verified_bytes", json_integer((json_int_t)r->verified));
     if (m->local)

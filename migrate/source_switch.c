@@ -11,6 +11,8 @@
  * send would lose it. So it is asked what it counts as its own to send before anything is accepted of it, and
  * device state that is larger than what fits into the budget ends the migration (check_ram, check_state).
  *
+ * A guest that its user has paused stays so, here and there: neither side tells its QEMU to go on.
+ *
  * Failures before the hand-off: source_resume() cancels QEMU's migration and lets the VM go on; nothing of
  * what the destination has heard makes it run the VM. */
 #include "migrate/source.h"
@@ -151,6 +153,10 @@ static int start_qemu_migration(struct source *m)
     m->qemu_status[0] = 0;
     m->stop_seen = 0;
     m->ram_checked = false;
+    if (!r)
+        r = machine_guest_paused(m->machine, &m->paused, &m->error);
+    if (!r)
+        machine_note_paused(m->machine, m->paused);
     if (!r)
         r = qmp_do(q, "migrate", json_pack("{s:s}", "uri", uri), QEMU_TIMEOUT, &m->error);
     free(uri);
@@ -331,7 +337,8 @@ int source_switch(struct source *m)
         r = wait_qemu(m, "completed");
     if (r)
         return r;
-    reply = call_destination(m->links, json_pack("{s:s}", "call", "loaded"), QEMU_TIMEOUT, &m->error);
+    reply = call_destination(m->links, json_pack("{s:s s:b}", "call", "loaded", "paused", m->paused),
+                             QEMU_TIMEOUT, &m->error);
     m->report.t_device = xm_now() - t;
     json_decref(reply);
     if (!reply)
@@ -350,7 +357,7 @@ int source_resume(struct source *m, struct xm_error *e)
 
     if (!r && locked)
         r = xm_error_set(e, -locked, "%s", lock.text);
-    if (!r)
+    if (!r && !m->paused)
         r = qemu_continue(&m->machine->qemu, QEMU_TIMEOUT, e);
     if (r)
         xm_log(XM_LOG_ERROR, "VM %s does not go on after the failed switch-over: %s", m->machine->spec.name,

@@ -187,12 +187,100 @@ static void power_is_cut_between_the_records(void **state)
     all_die_between_the_records("vm7", true);
 }
 
+/* One command to a VM's QEMU, by a monitor of its user's; until QEMU tells of the event. */
+static void monitor(const char *host, const char *command, const char *event)
+{
+    char *out = NULL;
+    int r =
+        sh(&out, 60, "%s",
+           on_host(
+               host,
+               "timeout 50 bash -c 'exec 3<>/dev/tcp/127.0.0.1/4444; "
+               "printf \"{\\\"execute\\\":\\\"qmp_capabilities\\\"}\\n{\\\"execute\\\":\\\"%s\\\"}\\n\" >&3; "
+               "grep -m 1 %s <&3'",
+               command, event));
+
+    if (r)
+        fail_msg("%s: %s", command, out);
+    free(out);
+}
+
+static bool is_paused_at(const char *host, const char *name)
+{
+    char state[32];
+
+    vm_state(host, name, state, sizeof(state));
+    return strcmp(state, "paused") == 0;
+}
+
+static bool has_a_new_shim(const char *host, const char *name, const char *old)
+{
+    char *now = NULL;
+    int r = sh(&now, 5, "cat %s/%s/run/vms/%s/shim.pid", lab_run_dir(), host, name);
+    bool yes = r == 0 && *now && strcmp(now, old) != 0;
+
+    free(now);
+    return yes;
+}
+
+/* Its user has paused it, and nobody else lets it go on: not the shim that comes after a killed one, not a move, not a move that fails
+ * with the VM stopped. */
+static void a_paused_vm_stays_paused(void **state)
+{
+    char *out = NULL;
+    json_t *o;
+    struct limit l;
+
+    (void)state;
+    need_lab();
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(
+            sh(NULL, 5, "echo 'extra = -qmp tcp:127.0.0.1:4444,server=on,wait=off' >>%s/%s/xmigrated.conf",
+               lab_run_dir(), i ? "b" : "a"),
+            0);
+    restart_agent("a");
+    restart_agent("b");
+    start_vm("vm8");
+    assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force vm8"), 0);
+    assert_int_equal(
+        sh(NULL, 20,
+           "%s | sed 's|^.vm.$|&\\nextra = -qmp\\nextra = tcp:127.0.0.1:4444,server=on,wait=off|' "
+           ">%s/vm8.more.ini",
+           xmigrate("a", "dump vm8"), lab_run_dir()),
+        0);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "start %s/vm8.more.ini", lab_run_dir()), 0);
+    assert_null(small_ready(&guest, 'a'));
+    monitor("a", "stop", "STOP");
+    assert_true(is_paused_at("a", "vm8"));
+    assert_int_equal(xmigrate_run("a", 0, &o, "--json --with-storage vm8 hostb"), 0);
+    assert_true(truth(o, "paused"));
+    json_decref(o);
+    assert_true(is_paused_at("b", "vm8"));
+    arm("b", "switch-stopped:1:error");
+    assert_int_equal(xmigrate_run("b", 1, NULL, "--with-storage vm8 hosta"), 1);
+    assert_true(struck("b"));
+    assert_true(is_paused_at("b", "vm8"));
+    assert_int_equal(sh(&out, 5, "cat %s/b/run/vms/vm8/shim.pid", lab_run_dir()), 0);
+    kill_process("b", "vm8", "shim");
+    for (l = limit_start(60);
+         !(has_a_new_shim("b", "vm8", out) && is_paused_at("b", "vm8")) && limit_wait(&l);) {
+    }
+    assert_true(has_a_new_shim("b", "vm8", out));
+    free(out);
+    assert_true(is_paused_at("b", "vm8"));
+    monitor("b", "cont", "RESUME");
+    vm_must_run_at("b", "vm8");
+    small_must_be_whole(&guest, "b");
+    assert_int_equal(guest.boots, 2);
+    end_vm("b", "vm8");
+}
+
 /* So that one that fails does not take the others with it. */
 static int stop_all(void **state)
 {
     (void)state;
     small_free(&guest);
-    for (int i = 1; i <= 7; i++) {
+    for (int i = 1; i <= 8; i++) {
         sh(NULL, 20, "%s", xmigrate("a", "stop --force vm%d", i));
         sh(NULL, 20, "%s", xmigrate("b", "stop --force vm%d", i));
         sh(NULL, 20, "%s", xmigrate("a", "undefine --force vm%d", i));
@@ -212,6 +300,7 @@ int main(void)
         cmocka_unit_test_teardown(destination_shim_dies_after_its_record, stop_all),
         cmocka_unit_test_teardown(everything_but_the_guest_dies_between_the_records, stop_all),
         cmocka_unit_test_teardown(power_is_cut_between_the_records, stop_all),
+        cmocka_unit_test_teardown(a_paused_vm_stays_paused, stop_all),
     };
 
     return cmocka_run_group_tests(tests, lab_setup, lab_teardown);

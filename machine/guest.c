@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: MIT */
+/* Whether a VM's guest runs, and whether it is to.
+ *
+ * A guest stands still for one of two reasons. Its user (by QMP) or QEMU itself has paused it: then nobody but the
+ * user lets it go on. Or a start or a migration has stopped it: then it is to run. QEMU's run state tells the two
+ * apart, but for two cases:
+ *   - a guest that was paused when its migration began, and the switch-over failed: QEMU 7.2 says «postmigrate»;
+ *   - one that was loaded from a stream and not let run yet: «paused», whatever it was.
+ * For the first there is a note in the run directory (it goes with QEMU's memory), from before the switch-over
+ * until the guest runs. The second is told by the journal of the migration that comes in. */
+#include "machine/machine.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define ASK_TIMEOUT (10 * XM_NS_PER_S)
+
+static char *note_path(const struct machine *vm)
+{
+    return xm_printf("%s/paused", vm->run_dir);
+}
+
+static bool noted(const struct machine *vm)
+{
+    char *path = note_path(vm);
+    bool yes = access(path, F_OK) == 0;
+
+    free(path);
+    return yes;
+}
+
+/* A note that cannot be written matters only if this shim is killed besides. */
+void machine_note_paused(struct machine *vm, bool paused)
+{
+    char *path = note_path(vm);
+    struct xm_error e = {0};
+
+    if (!paused)
+        unlink(path);
+    else if (xm_file_replace(path, "", 0, &e) < 0)
+        xm_log(XM_LOG_WARN, "VM %s: that its guest is paused could not be noted: %s", vm->spec.name, e.text);
+    free(path);
+}
+
+/* Its guest would go on without anybody's doing. */
+static bool goes_on(const char *status)
+{
+    return !strcmp(status, "running") ||
+           !strcmp(status, "suspended"); /* ACPI S3: it wakes by its own means */
+}
+
+/* What a start or a migration leaves, and no user. */
+static bool stopped_by_us(const char *status)
+{
+    static const char *const ours[] = {"prelaunch", "inmigrate", "finish-migrate", "postmigrate"};
+
+    for (unsigned i = 0; i < 4; i++) {
+        if (!strcmp(status, ours[i]))
+            return true;
+    }
+    return false;
+}
+
+static bool was_loaded(const struct machine *vm)
+{
+    struct journal j;
+
+    if (journal_read(vm->state_dir, &j, NULL) < 0)
+        return false;
+    bool yes = j.side == JOURNAL_DESTINATION;
+    journal_free(&j);
+    return yes;
+}
+
+int machine_guest_paused(struct machine *vm, bool *paused, struct xm_error *e)
+{
+    json_t *st = qmp_call(&vm->qemu.qmp, "query-status", NULL, ASK_TIMEOUT, e);
+    const char *status = xm_json_str(st, "status", "");
+
+    vm->guest_running = xm_json_bool(st, "running", false);
+    *paused = !goes_on(status) && (noted(vm) || !(stopped_by_us(status) || was_loaded(vm)));
+    json_decref(st);
+    return st ? 0 : -EIO;
+}
