@@ -487,7 +487,12 @@ int report_failure(const json_t *failure, const struct cli_io *io)
     fputc('\n', io->err);
     print_lines(reasons, "  - ", io->err);
     const char *vm = xm_json_str(failure, "vm", NULL);
-    if (vm && json_is_true(json_object_get(failure, "vm_safe"))) {
+    if (vm && json_is_true(json_object_get(failure, "stopped"))) {
+        put_text(io->err, vm);
+        fputs(" is stopped where it was; `xmigrate start ", io->err);
+        put_text(io->err, vm);
+        fputs("` starts it there.\n", io->err);
+    } else if (vm && json_is_true(json_object_get(failure, "vm_safe"))) {
         put_text(io->err, vm);
         fputs(" is safe where it was.\n", io->err);
     } else if (exit_of_failure(failure) == CLI_UNKNOWN) {

@@ -40,6 +40,14 @@ bool qemu_alive(const struct qemu *q)
     return q->pid > 0 && q->pidfd >= 0 && poll(&p, 1, 0) == 0;
 }
 
+void qemu_wait_end(const struct qemu *q, uint64_t timeout_ns)
+{
+    struct pollfd p = {.fd = q->pidfd, .events = POLLIN};
+
+    if (q->pid > 0 && q->pidfd >= 0)
+        poll(&p, 1, (int)(timeout_ns / XM_NS_PER_MS));
+}
+
 static bool alive_cb(void *ctx)
 {
     return qemu_alive(ctx);

@@ -60,6 +60,7 @@ int qemu_continue(struct qemu *, uint64_t timeout_ns, struct xm_error *);
 /* Lets go of an adopted one, without ending it. */
 void qemu_leave(struct qemu *);
 bool qemu_alive(const struct qemu *);
+void qemu_wait_end(const struct qemu *, uint64_t timeout_ns); /* until it has ended */
 /* Ends it: asks by QMP, then SIGKILL after 5 s. Closes everything; removes the taps. */
 void qemu_end(struct qemu *, const struct vm_spec *);
 

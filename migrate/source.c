@@ -26,6 +26,7 @@ static const char *const state_names[SOURCE_STATES] = {"prepare", "disks", "memo
  * do not notice; two hosts on two processors do (silence of an idle guest seen from outside: 25 to 43 ms, 35 to 90 without). */
 #define RESULT_ROOM (64u << 10) /* the last event's bytes, disks and rounds and all */
 #define SETTLE_MS   100
+#define END_TIMEOUT (5 * XM_NS_PER_S) /* of a QEMU that is ending */
 
 /* Which state may follow which: bit n of [s]: s -> n. */
 #define TO(s) (1u << (s))
@@ -277,9 +278,28 @@ static void over(struct xm_post *p)
                                                               : MIGRATE_STAYS);
 }
 
+/* The VM has ended before it was given away. That is no loss: it is this host's, and so are its disks. Whatever
+ * else was the first to notice, this is the cause. */
+static bool guest_ended(struct source *m)
+{
+    struct qemu *q = &m->machine->qemu;
+
+    int closed = qmp_pump(&q->qmp, 0, NULL); /* its last words */
+
+    /* Its memory goes before the process does: the tracker may know it first. */
+    if (closed < 0 || m->powered_off || m->error.code == ESRCH)
+        qemu_wait_end(q, END_TIMEOUT);
+    if (qemu_alive(q))
+        return false;
+    xm_error_set(&m->error, ECHILD, "VM %s has ended meanwhile: %s", m->machine->spec.name,
+                 life_why_text(m->powered_off ? LIFE_GUEST : LIFE_DIED));
+    return true;
+}
+
 static void fail(struct source *m, int r)
 {
     enum source_state in = m->state;
+    bool ended = guest_ended(m);
     struct xm_error first = m->error, why = {0}; /* what follows must not hide the first */
     int resumed = 0;
 
@@ -290,7 +310,7 @@ static void fail(struct source *m, int r)
     if (m->stream)
         stream_free(m->stream);
     m->stream = NULL;
-    if (in == SOURCE_SWITCH || in == SOURCE_HANDOFF)
+    if (!ended && (in == SOURCE_SWITCH || in == SOURCE_HANDOFF))
         resumed = source_resume(m, &why);
     if (resumed && !m->qemu_gone)
         xm_error_set(&first, first.code, "%.280s; and the VM, which is whole here, stands still: %.160s",
@@ -302,9 +322,9 @@ static void fail(struct source *m, int r)
     source_set_state(m, SOURCE_FAILED);
     xm_log(XM_LOG_WARN, "VM %s, job %s failed in state %s: %s", m->machine->spec.name, m->job,
            state_names[in], first.text);
-    emit_last(m, json_pack("{s:s s:s s:s s:s s:i s:b s:s}", "event", "failed", "job", m->job, "error",
-                           first.text, "state", state_names[in], "code", -r, "vm_safe",
-                           !m->qemu_gone && resumed == 0, "destination", m->destination));
+    emit_last(m, json_pack("{s:s s:s s:s s:s s:i s:b s:b s:s}", "event", "failed", "job", m->job, "error",
+                           first.text, "state", state_names[in], "code", -r, "vm_safe", ended || resumed == 0,
+                           "stopped", ended, "destination", m->destination));
 }
 
 static void *source_main(void *arg)
@@ -413,6 +433,8 @@ void source_qmp_event(struct source *m, const char *name, const json_t *data, ui
 {
     if (!strcmp(name, "MIGRATION"))
         snprintf(m->qemu_status, sizeof m->qemu_status, "%s", xm_json_str(data, "status", ""));
+    else if (!strcmp(name, "SHUTDOWN"))
+        m->powered_off = xm_json_bool(data, "guest", false);
     else if (!strcmp(name, "STOP")) {
         struct timespec ts;
         clock_gettime(CLOCK_REALTIME, &ts);

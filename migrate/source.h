@@ -76,6 +76,7 @@ struct source {
     char qemu_status[32]; /* of MIGRATION events */
     bool paused;          /* the guest stood still when the switch began: it is to, wherever it comes to be */
     uint64_t stop_seen;   /* xm_now() at the STOP event */
+    bool powered_off;     /* the guest did, by itself */
     uint64_t stream_at_stop; /* bytes that QEMU had sent by then */
     struct xm_error error;
 };

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Whatever goes wrong before the hand-off: the VM runs on at the source with its data whole, the destination
  * is clean. The links are slow, so that every state of the migration lasts long enough to be hit. */
+#include "tests/progress.h"
 #include "tests/system/harness.h"
 #include "tests/system/small.h"
 
@@ -192,6 +193,31 @@ static void one_link_down(void **state)
     at_home_and_clean();
 }
 
+/* Seen: exit status 4, and the advice to ask `recover` whose the VM is. It is here, and stopped. */
+static void its_own_qemu_dies_in_memory(void **state)
+{
+    struct job move;
+    char *out = NULL, now[32] = "";
+    json_t *o;
+
+    (void)state;
+    need_lab();
+    begin(&move, "memory");
+    assert_int_equal(sh(NULL, 5, "kill -9 $(cat %s/a/run/vms/web1/qemu.pid)", lab_run_dir()), 0);
+    assert_int_equal(job_end(&move, 120, &out), 1);
+    o = last_json(out);
+    if (!strstr(string(o, "error"), "its QEMU ended by itself") || !truth(o, "stopped") ||
+        !truth(o, "vm_safe"))
+        fail_msg("it says: %s", string(o, "error"));
+    json_decref(o);
+    free(out);
+    for (struct limit l = limit_start(60); strcmp(now, "stopped") != 0 && limit_wait(&l);)
+        vm_state("a", "web1", now, sizeof(now));
+    assert_int_equal(xmigrate_run("a", 0, NULL, "start web1"), 0);
+    assert_null(small_ready(&guest, 'a'));
+    at_home_and_clean();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -202,6 +228,7 @@ int main(void)
         cmocka_unit_test(destination_qemu_dies_in_memory),
         cmocka_unit_test(all_links_down),
         cmocka_unit_test(one_link_down),
+        cmocka_unit_test(its_own_qemu_dies_in_memory),
     };
 
     return cmocka_run_group_tests(tests, lab_setup, lab_teardown);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The whole path: a guest at work moves with its disks, and nothing notices but the report. */
+#include "tests/progress.h"
 #include "tests/system/harness.h"
 
 #include <signal.h>
@@ -159,6 +160,32 @@ static void refusals_change_nothing(void **state)
     host_must_be_clean("a");
 }
 
+/* Seen: exit status 4, and the advice to ask `recover` whose the VM is. It is here, and stopped. */
+static void the_guest_powers_down_while_its_disks_move(void **state)
+{
+    struct job move;
+    char *out = NULL, now[32] = "";
+    json_t *o;
+
+    (void)state;
+    need_lab();
+    job_start(&move, "%s", xmigrate("b", "--json --with-storage --bandwidth 20M web1 hosta"));
+    assert_true(job_saw(&move, "\"disks\"", 60));
+    sh(NULL, 20, "timeout 5 %s", as_client("cmd %s quit", GUEST)); /* it does not answer any more */
+    assert_int_equal(job_end(&move, 120, &out), 1);
+    o = last_json(out);
+    if (!strstr(string(o, "error"), "its guest powered itself down") || !truth(o, "stopped") ||
+        !truth(o, "vm_safe"))
+        fail_msg("it says: %s", string(o, "error"));
+    json_decref(o);
+    free(out);
+    for (struct limit l = limit_start(60); strcmp(now, "stopped") != 0 && limit_wait(&l);)
+        vm_state("b", "web1", now, sizeof(now));
+    host_must_be_clean("a");
+    assert_int_equal(xmigrate_run("b", 0, NULL, "start web1"), 0);
+    guest_must_come("b", "web1");
+}
+
 static void stop_powers_the_guest_down(void **state)
 {
     (void)state;
@@ -178,6 +205,7 @@ int main(void)
         cmocka_unit_test(resting_disks_are_identical),
         cmocka_unit_test(without_keep_source_nothing_is_left),
         cmocka_unit_test(refusals_change_nothing),
+        cmocka_unit_test(the_guest_powers_down_while_its_disks_move),
         cmocka_unit_test(stop_powers_the_guest_down),
     };
 

@@ -245,6 +245,16 @@ static void a_failure_with_the_vm_safe_is_1(void **state)
     expect_in(out, "{\"event\":\"failed\"");
 }
 
+static void a_vm_that_ended_meanwhile_is_stopped_and_starts_there(void **state)
+{
+    (void)state;
+    const char *failed = "{\"event\":\"failed\",\"error\":\"it powered itself "
+                         "down\",\"state\":\"disks\",\"vm\":\"web1\",\"vm_safe\":true,\"stopped\":true}";
+    assert_int_equal(run("web1 hostb", SAYS(JOB, failed), false, false), CLI_FAILED);
+    assert_string_equal(err, "xmigrate: it powered itself down (in the state disks)\n"
+                             "web1 is stopped where it was; `xmigrate start web1` starts it there.\n");
+}
+
 static void a_failure_with_the_vm_unknown_is_4_and_says_recover(void **state)
 {
     (void)state;
@@ -434,6 +444,7 @@ int main(void)
         WITH_DIR(a_terminal_gets_one_line_redrawn),
         WITH_DIR(json_passes_each_event_and_nothing_else),
         WITH_DIR(a_failure_with_the_vm_safe_is_1),
+        WITH_DIR(a_vm_that_ended_meanwhile_is_stopped_and_starts_there),
         WITH_DIR(a_failure_with_the_vm_unknown_is_4_and_says_recover),
         WITH_DIR(a_refusal_is_3_and_gives_every_reason),
         WITH_DIR(check_says_yes_or_why_not),
