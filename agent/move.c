@@ -136,10 +136,10 @@ static json_t *refused(struct move *m, json_t *reasons)
 /* All disks are there already: done, as a script that asks for it a second time expects. */
 static json_t *nothing_to_move(struct move *m)
 {
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:f, s:f, s:i, s:i, s:i, s:i}", "event", "done", "vm",
-                     m->vm, "source", m->host, "destination", m->host, "mode", "storage-only", "datastore",
-                     m->datastore, "total_s", 0.0, "downtime_ms", 0.0, "disk_bytes", 0, "ram_bytes", 0,
-                     "wire_bytes", 0, "rounds", 0);
+    return json_pack("{s:s, s:b, s:s, s:s, s:s, s:s, s:s, s:f, s:f, s:i, s:i, s:i, s:i}", "event", "done",
+                     "nothing", 1, "vm", m->vm, "source", m->host, "destination", m->host, "mode",
+                     "storage-only", "datastore", m->datastore, "total_s", 0.0, "downtime_ms", 0.0,
+                     "disk_bytes", 0, "ram_bytes", 0, "wire_bytes", 0, "rounds", 0);
 }
 
 struct job *move_begin(struct agent *a, const json_t *request, bool only_check, json_t *notes,

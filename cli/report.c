@@ -399,7 +399,7 @@ static void mirror_line(const struct cli_io *io, const json_t *m)
                   sync ? "%lld times to sync, %lld back" : "async all the time", (long long)sync,
                   (long long)xm_json_int(m, "to_async", 0));
     if (xm_json_int(m, "given_up", 0) > 0)
-        n += snprintf(text + n, sizeof text - (size_t)n, "; gave up %lld times",
+        n += snprintf(text + n, sizeof text - (size_t)n, "; %lld chunks copied again",
                       (long long)xm_json_int(m, "given_up", 0));
     if (xm_json_real(m, "held_ms_max", 0) > 0)
         snprintf(text + n, sizeof text - (size_t)n, "; longest hold of a write %s",
@@ -417,6 +417,14 @@ void report_done(const json_t *done, const json_t *first, const struct cli_io *i
 
     const char *vm = xm_json_str(done, "vm", "The VM");
     bool local = !strcmp(xm_json_str(done, "mode", xm_json_str(first, "mode", "")), "storage-only");
+    if (json_is_true(json_object_get(done, "nothing"))) {
+        fprintf(io->out, "The disks of ");
+        put_text(io->out, vm);
+        fputs(" lie in ", io->out);
+        put_text(io->out, xm_json_str(done, "datastore", "it"));
+        fputs(" already: nothing was moved.\n", io->out);
+        return;
+    }
     if (local) { /* no other host, no links, nothing stood still */
         fputs("The disks of ", io->out);
         to = xm_json_str(first, "datastore", NULL);

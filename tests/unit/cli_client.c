@@ -149,7 +149,7 @@ static void the_report_tells_what_the_shim_measured(void **state)
                "web1 has moved to hostb.\n"
                "  downtime     20.5 ms (in ms: final ram 1.25, disks 3)\n"
                "  disks        0 B, and 1.00 MiB of holes and zeros not sent\n"
-               "  mirror       2.00 KiB of guest writes; 2 times to sync, 1 back; gave up 3 times; "
+               "  mirror       2.00 KiB of guest writes; 2 times to sync, 1 back; 3 chunks copied again; "
                "longest hold of a write 1.5 ms\n"
                "  digest       00ff\n");
 }
@@ -203,6 +203,21 @@ static void few_lines_where_nothing_can_be_redrawn(void **state)
     for (const char *s = out; (s = strstr(s, " % ")); s++)
         printed++;
     assert_int_equal(printed, 11); /* each tenth once */
+}
+
+/* Seen: «The disks of web1 have moved. total time 0 ns», and the mirror «gave up 4 times»: who, and what of? */
+static void nothing_to_move_and_chunks_copied_again_are_said_so(void **state)
+{
+    (void)state;
+    const char *done = "{\"event\":\"done\",\"nothing\":true,\"vm\":\"web1\",\"mode\":\"storage-only\","
+                       "\"datastore\":\"two\","
+                       "\"total_s\":0.0,\"downtime_ms\":0.0,\"disk_bytes\":0}";
+    assert_int_equal(run("--storage-only web1 two", SAYS(done, "{\"ok\":true}"), false, false), CLI_DONE);
+    assert_string_equal(out, "The disks of web1 lie in two already: nothing was moved.\n");
+    done = "{\"event\":\"done\",\"vm\":\"web1\",\"total_s\":1.0,\"mirror\":{\"bytes\":4096,\"to_sync\":1,"
+           "\"to_async\":1,\"given_up\":4}}";
+    assert_int_equal(run("web1 hostb", SAYS(JOB, done), false, false), CLI_DONE);
+    expect_in(out, "1 times to sync, 1 back; 4 chunks copied again\n");
 }
 
 static void a_terminal_gets_one_line_redrawn(void **state)
@@ -441,6 +456,7 @@ int main(void)
         WITH_DIR(a_downtime_over_its_budget_is_said_to_be),
         WITH_DIR(a_storage_only_move_speaks_of_disks),
         WITH_DIR(few_lines_where_nothing_can_be_redrawn),
+        WITH_DIR(nothing_to_move_and_chunks_copied_again_are_said_so),
         WITH_DIR(a_terminal_gets_one_line_redrawn),
         WITH_DIR(json_passes_each_event_and_nothing_else),
         WITH_DIR(a_failure_with_the_vm_safe_is_1),
