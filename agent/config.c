@@ -107,6 +107,7 @@ static const struct xm_ini_key limit_keys[] = {
     XM_INI_KEY(struct config, bandwidth, XM_INI_RATE),
     XM_INI_KEY(struct config, downtime, XM_INI_TIME),
     XM_INI_KEY(struct config, link_timeout, XM_INI_TIME),
+    XM_INI_KEY(struct config, switch_grace, XM_INI_TIME),
     XM_INI_KEY(struct config, incoming_silence, XM_INI_TIME, .min = XM_NS_PER_S),
     XM_INI_KEY(struct config, min_free, XM_INI_SIZE),
     XM_INI_KEY(struct config, min_memory, XM_INI_SIZE),
@@ -289,6 +290,7 @@ int config_load(struct config *c, const char *path, struct xm_error *e)
     c->min_bandwidth = 250000000 / 8;
     c->downtime = 100 * XM_NS_PER_MS;
     c->link_timeout = 30 * XM_NS_PER_S;
+    c->switch_grace = XM_NS_PER_S;
     c->incoming_silence = 600 * XM_NS_PER_S;
     c->min_free = 64 << 20;
     c->min_memory = 64 << 20;

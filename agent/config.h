@@ -43,6 +43,7 @@ struct config {
     uint64_t min_bandwidth; /* bytes a second that a link must at least have, where that can be read */
     uint64_t bandwidth;     /* bytes a second that a migration may send; 0: no limit */
     uint64_t downtime, link_timeout; /* ns */
+    uint64_t switch_grace;           /* ns beyond the downtime; then a VM that stands still goes on here */
     uint64_t incoming_silence;       /* ns that the source of a migration that comes in may send nothing */
     uint64_t min_free, min_memory;   /* bytes that admission leaves free in each datastore, of RAM */
     /* What VMs of other hosts may use here; each ends with NULL, or is NULL: none. The last three are

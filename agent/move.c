@@ -35,12 +35,13 @@ static json_t *read_options(const struct agent *a, const json_t *o)
 {
     int64_t ms = xm_json_int(o, "downtime_ms", -1), rate = xm_json_int(o, "bandwidth", -1);
 
-    return json_pack("{s:I, s:I, s:b, s:b, s:b, s:I}", "downtime_ns",
+    return json_pack("{s:I, s:I, s:b, s:b, s:b, s:I, s:I}", "downtime_ns",
                      ms > 0 ? (json_int_t)(ms * (int64_t)XM_NS_PER_MS) : (json_int_t)a->conf.downtime,
                      "bandwidth", rate >= 0 ? (json_int_t)rate : (json_int_t)a->conf.bandwidth, "keep_source",
                      xm_json_bool(o, "keep_source", false), "allow_older",
                      xm_json_bool(o, "allow_older", false), "verify", xm_json_bool(o, "verify", false),
-                     "link_timeout_ns", (json_int_t)a->conf.link_timeout);
+                     "link_timeout_ns", (json_int_t)a->conf.link_timeout, "grace_ns",
+                     (json_int_t)a->conf.switch_grace);
 }
 
 /* NULL, or the refusal. */

@@ -77,6 +77,8 @@ struct xm_precopy *xm_precopy_new(struct xm_ram *, struct xm_transport *, struct
  * left. */
 int xm_precopy_round(struct xm_precopy *, bool final, const _Atomic bool *abort, struct xm_round *out,
                      struct xm_error *);
+/* Rounds fail with -ETIMEDOUT at this moment (xm_now() scale); 0: never. */
+void xm_precopy_deadline(struct xm_precopy *, uint64_t deadline);
 /* Pages that a round would send if it began now (scan without re-arming), for the estimate. */
 int xm_precopy_peek(struct xm_precopy *, uint64_t *pages, struct xm_error *);
 void xm_precopy_digest(const struct xm_precopy *, struct xm_digest *);

@@ -57,6 +57,7 @@ struct xm_precopy {
     unsigned flying, allowed;  /* how many are in flight, and may be */
     uint64_t way_ns;           /* the shortest time from submitting to the answer; 0: none yet */
     uint64_t order;            /* messages submitted so far */
+    uint64_t deadline;         /* xm_now() scale; 0: none */
     uint64_t seq[16];          /* per block */
     struct xm_bitmap dirty[16];
     unsigned bitmaps;
@@ -109,6 +110,8 @@ static int trouble(struct xm_precopy *pc)
 {
     if (!pc->error.code && pc->abort && atomic_load_explicit(pc->abort, memory_order_relaxed))
         xm_error_set(&pc->error, ECANCELED, "the migration was aborted");
+    if (!pc->error.code && pc->deadline && xm_now() > pc->deadline)
+        xm_error_set(&pc->error, ETIMEDOUT, "the destination has not taken all of it in time");
     return -pc->error.code;
 }
 
@@ -373,6 +376,11 @@ int xm_precopy_round(struct xm_precopy *pc, bool final, const _Atomic bool *abor
                (unsigned long long)round.wire_bytes, xm_format_time(round.ns).s);
     }
     return r;
+}
+
+void xm_precopy_deadline(struct xm_precopy *pc, uint64_t deadline)
+{
+    pc->deadline = deadline;
 }
 
 int xm_precopy_peek(struct xm_precopy *pc, uint64_t *pages, struct xm_error *e)

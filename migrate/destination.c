@@ -341,13 +341,19 @@ static const char *last_word(const struct destination *dst)
     return dst->failure.code ? dst->failure.text : "its shim was stopped there";
 }
 
+void destination_join(struct destination *dst)
+{
+    dst->stop = true;
+    if (dst->started)
+        pthread_join(dst->thread, NULL);
+    dst->started = false;
+}
+
 void destination_free(struct destination *dst)
 {
     struct machine *vm = dst->machine;
 
-    dst->stop = true;
-    if (dst->started)
-        pthread_join(dst->thread, NULL);
+    destination_join(dst);
     if (dst->promised && !destination_may_own(dst))
         withdraw_promise(dst);
     destination_links_end(dst);

@@ -118,10 +118,13 @@ static int do_loaded(struct destination *dst, const json_t *o, struct xm_error *
         return 0;
     if (dst->state != DEST_LOADING)
         return xm_error_set(e, EPROTO, "nothing is being loaded");
+    xm_fault("loaded");
     while (strcmp(dst->qemu_status, "completed") != 0) {
         int r = qmp_pump(&dst->machine->qemu.qmp, 20, e);
         struct xm_error broken = {0};
         stream_error(dst->stream, &broken);
+        if (!broken.code)
+            xm_links_error(dst->links, &broken); /* nobody waits for it any more */
         if (!r && broken.code)
             r = xm_error_set(e, broken.code, "%s", broken.text);
         if (!r && !strcmp(dst->qemu_status, "failed")) {

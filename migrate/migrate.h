@@ -28,6 +28,9 @@ int source_abort(struct source *, const char *job, const char *reason, struct xm
 int source_set_rate(struct source *, uint64_t bytes_per_s);
 void source_qmp_event(struct source *, const char *name, const json_t *data, uint64_t when);
 void source_qemu_gone(struct source *);
+/* It has said how it ended; its thread may still try to bring back a VM that stands still. */
+bool source_over(const struct source *);
+void source_leave(struct source *); /* main: nothing is tried any more, since the shim ends */
 const char *source_job(const struct source *);
 void source_status(const struct source *, json_t *into);
 void source_free(struct source *); /* main thread: waits for its end */
@@ -51,6 +54,8 @@ bool destination_owns(const struct destination *);           /* the VM is this h
 /* The source may have given it to us: what is here may be the only copy. False only where it was never
  * promised, or the source's record says that it stays there. */
 bool destination_may_own(const struct destination *);
+/* Main thread: ends its thread; what the functions above say stands from then on. */
+void destination_join(struct destination *);
 void destination_free(struct destination *); /* main thread; joins; the disks' threads still turn */
 
 #endif

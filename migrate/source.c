@@ -4,7 +4,8 @@
  * Happy path: prepare -> disks -> memory -> switch -> handoff -> settle -> done; each step is a function that returns when its state is
  * over. Failures:
  *   in prepare, disks, memory   mirror off, tracking off, links aborted (the destination cleans up by itself): the VM was never touched
- *   in switch                   the same, and QEMU is told to take back its migration and to go on: the VM runs here
+ *   in switch                   the same, and QEMU is told to take back its migration and to go on: the VM runs here. While that fails (this
+ *                               host's storage hangs, say) it is tried again as long as QEMU lives; after 10 s it is said
  *   in handoff                  before the record: as in switch, and the destination is told that the VM stays. After the record: the VM
  *                               is not ours any more, whatever we hear. It stays stopped here, and the state is `unknown` until the
  *                               destination answers or `recover` asks; unless the destination hands it back.
@@ -27,6 +28,9 @@ static const char *const state_names[SOURCE_STATES] = {"prepare", "disks", "memo
 #define RESULT_ROOM (64u << 10) /* the last event's bytes, disks and rounds and all */
 #define SETTLE_MS   100
 #define END_TIMEOUT (5 * XM_NS_PER_S) /* of a QEMU that is ending */
+/* How long a VM that does not go on is waited for before that is said, and how often it is tried. */
+#define BACK_PATIENCE (10 * XM_NS_PER_S)
+#define BACK_EVERY_MS 200
 
 /* Which state may follow which: bit n of [s]: s -> n. */
 #define TO(s) (1u << (s))
@@ -79,7 +83,8 @@ int source_interrupted(struct source *m)
     struct xm_error lost = {0};
 
     if (m->qemu_gone)
-        return xm_error_set(&m->error, ECHILD, "the guest's QEMU has ended (powered off?)");
+        return xm_error_set(&m->error, ECHILD, "VM %s has ended here meanwhile (powered off?) and is stopped",
+                            m->machine->spec.name);
     if (m->abort)
         return xm_error_set(&m->error, ECANCELED, "aborted: %s", m->abort_reason);
     if (m->links) {
@@ -296,35 +301,103 @@ static bool guest_ended(struct source *m)
     return true;
 }
 
+/* After a switch that failed: the guest goes on here. */
+struct back {
+    bool ended;          /* it has ended by itself: it is stopped here, and whole */
+    bool stood;          /* it was stopped for the switch, or about to be */
+    bool runs;           /* it runs again */
+    uint64_t at;         /* since when */
+    struct xm_error why; /* why it does not */
+};
+
+static void bring_back(struct source *m, struct back *b, uint64_t until)
+{
+    while (b->stood && !b->runs && !m->qemu_gone) {
+        struct xm_error e = {0};
+        b->runs = source_resume(m, &e) == 0;
+        b->at = xm_now();
+        if (b->runs)
+            return;
+        if (strcmp(b->why.text, e.text) != 0)
+            xm_log(XM_LOG_ERROR, "VM %s does not go on after the failed switch-over: %s",
+                   m->machine->spec.name, e.text);
+        b->why = e;
+        if (xm_now() >= until || m->leave)
+            return;
+        poll(NULL, 0, BACK_EVERY_MS);
+    }
+}
+
+/* The guest first: what of this migration is left, and the destination, can wait. Only disks that both hosts
+ * reach have to be given back before. */
+static void back_from_switch(struct source *m, struct back *b)
+{
+    struct handoff_msg word;
+    bool tell = source_keep(m, &word);
+
+    if (m->stream)
+        stream_stop(m->stream);
+    if (m->storage)
+        bring_back(m, b, 0);
+    if (tell)
+        source_tell(m, &word);
+}
+
+static json_t *failure(struct source *m, const struct back *b, enum source_state in, int code,
+                       const struct xm_error *first)
+{
+    bool safe = !b->stood || b->runs || m->qemu_gone;
+    char *text = xm_printf("%s", first->text);
+
+    if (!safe) {
+        free(text);
+        text =
+            xm_printf("%s; and VM %s, which is this host's, does not go on here: %s. That is tried again as "
+                      "long as its QEMU lives",
+                      first->text, m->machine->spec.name, b->why.text);
+    }
+    json_t *o =
+        json_pack("{s:s s:s s:s s:s s:i s:b s:b s:s}", "event", "failed", "job", m->job, "error", text,
+                  "state", state_names[in], "code", code, "vm_safe", safe, "stopped", b->ended, "destination",
+                  m->destination);
+    if (b->runs && !m->paused && m->stop_seen && b->at > m->stop_seen)
+        json_object_set_new(o, "stood_ms", json_real((double)(b->at - m->stop_seen) / 1e6));
+    xm_log(XM_LOG_WARN, "VM %s, job %s failed in state %s: %s", m->machine->spec.name, m->job,
+           state_names[in], text);
+    free(text);
+    return o;
+}
+
 static void fail(struct source *m, int r)
 {
     enum source_state in = m->state;
-    bool ended = guest_ended(m);
-    struct xm_error first = m->error, why = {0}; /* what follows must not hide the first */
-    int resumed = 0;
+    bool ended = guest_ended(m), switching = in == SOURCE_SWITCH || in == SOURCE_HANDOFF;
+    struct xm_error first = m->error; /* what follows must not hide it */
+    struct back b = {.ended = ended, .stood = switching && !ended};
 
-    if (in == SOURCE_SWITCH || in == SOURCE_HANDOFF)
-        source_keep(m);
+    if (switching)
+        back_from_switch(m, &b);
     if (m->links)
         xm_links_abort(m->links, first.text);
-    if (m->stream)
-        stream_free(m->stream);
+    stream_free(m->stream);
     m->stream = NULL;
-    if (!ended && (in == SOURCE_SWITCH || in == SOURCE_HANDOFF))
-        resumed = source_resume(m, &why);
-    if (resumed && !m->qemu_gone)
-        xm_error_set(&first, first.code, "%.280s; and the VM, which is whole here, stands still: %.160s",
-                     first.text, why.text);
+    bring_back(m, &b, xm_now() + BACK_PATIENCE);
+    bool stands = b.stood && !b.runs && !m->qemu_gone;
+    keep(m);
+    if (stands) { /* what it waits for may hold up the rest, too */
+        source_set_state(m, SOURCE_FAILED);
+        emit_last(m, failure(m, &b, in, -r, &first));
+        bring_back(m, &b, UINT64_MAX);
+        if (b.runs)
+            xm_log(XM_LOG_WARN, "VM %s goes on here after all", m->machine->spec.name);
+    }
     source_disks_off(m);
     xm_precopy_free(m->precopy);
     m->precopy = NULL;
-    keep(m);
-    source_set_state(m, SOURCE_FAILED);
-    xm_log(XM_LOG_WARN, "VM %s, job %s failed in state %s: %s", m->machine->spec.name, m->job,
-           state_names[in], first.text);
-    emit_last(m, json_pack("{s:s s:s s:s s:s s:i s:b s:b s:s}", "event", "failed", "job", m->job, "error",
-                           first.text, "state", state_names[in], "code", -r, "vm_safe", ended || resumed == 0,
-                           "stopped", ended, "destination", m->destination));
+    if (!stands) {
+        source_set_state(m, SOURCE_FAILED);
+        emit_last(m, failure(m, &b, in, -r, &first));
+    }
 }
 
 static void *source_main(void *arg)
@@ -392,6 +465,7 @@ struct source *source_start(struct machine *vm, const json_t *request, bool loca
         .downtime = (uint64_t)xm_json_int(o, "downtime_ns", 100 * (int64_t)XM_NS_PER_MS),
         .bandwidth = (uint64_t)xm_json_int(o, "bandwidth", 0),
         .link_timeout = (uint64_t)xm_json_int(o, "link_timeout_ns", 0),
+        .grace = (uint64_t)xm_json_int(o, "grace_ns", XM_NS_PER_S),
         .keep_source = xm_json_bool(o, "keep_source", false),
         .verify = xm_json_bool(o, "verify", false),
         .patience = 5,
@@ -448,6 +522,16 @@ void source_qmp_event(struct source *m, const char *name, const json_t *data, ui
 void source_qemu_gone(struct source *m)
 {
     m->qemu_gone = true;
+}
+
+bool source_over(const struct source *m)
+{
+    return m->state == SOURCE_DONE || m->state == SOURCE_FAILED || m->state == SOURCE_UNKNOWN;
+}
+
+void source_leave(struct source *m)
+{
+    m->leave = true;
 }
 
 const char *source_job(const struct source *m)

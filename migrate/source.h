@@ -26,6 +26,7 @@ struct source_options {
     uint64_t downtime;  /* ns, the budget */
     uint64_t bandwidth; /* bytes a second, all links; 0: none */
     uint64_t link_timeout;
+    uint64_t grace; /* ns beyond the budget, after which a VM that stands still goes on here */
     bool keep_source, verify;
     unsigned patience; /* rounds without gain */
 };
@@ -59,6 +60,7 @@ struct source {
     _Atomic enum source_state state; /* set by its thread in set_state alone; any thread reads */
     _Atomic bool abort;              /* any thread */
     _Atomic bool qemu_gone;          /* main */
+    _Atomic bool leave;              /* main: the shim ends; nothing is tried again */
     char abort_reason[128];
     struct xm_links *links;
     struct xm_transport *to;
@@ -111,9 +113,16 @@ uint64_t source_state_max(double wire_rate, uint64_t budget_ns);
 int source_switch(struct source *);
 int source_handoff_prepare(struct source *); /* the record says that the VM is ours to give */
 int source_handoff(struct source *);
-void source_keep(struct source *); /* tells the destination that the VM stays here, if it can be told */
-/* After a failed switch: the VM runs here again, or the sentence says why it does not. */
+/* From here on nothing gives the VM away any more: it stays here. True: *word is to be told to the destination. */
+bool source_keep(struct source *, struct handoff_msg *word);
+void source_tell(struct source *, const struct handoff_msg *); /* if it can be told within a second */
+/* After a failed switch: the VM runs here again; one try. Fine to be called again. */
 int source_resume(struct source *, struct xm_error *);
+/* A switch in which the guest stands still has so long for something, `most` at most: ns, never 0. The guest goes
+ * on here when its downtime budget and the grace are over, whatever the destination does, until the record says
+ * that it is given away. */
+uint64_t source_time_left(const struct source *, uint64_t most);
+int source_overdue(struct source *); /* -ETIMEDOUT with m->error filled, or 0 */
 
 /* Shared by the steps. */
 json_t *source_event(const struct source *, const char *name);

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #define ANSWER_TIMEOUT (10 * XM_NS_PER_S)
+#define WORD_TIMEOUT   XM_NS_PER_S /* what the guest may wait for, and nothing depends on */
 #define RETRY_MS       100
 
 struct outcome {
@@ -28,7 +29,8 @@ static void exchange(struct source *m, struct handoff *h, const struct handoff_m
 
     memset(next, 0, sizeof *next);
     json_object_set_new(o, "call", json_string("handoff"));
-    json_t *reply = call_destination(m->links, o, ANSWER_TIMEOUT, &e);
+    json_t *reply =
+        call_destination(m->links, o, out->type == HANDOFF_MSG_ANSWER ? WORD_TIMEOUT : ANSWER_TIMEOUT, &e);
     if (reply && json_object_get(reply, "handoff") && handoff_msg_unpack(&in, reply, &e) == 0)
         handoff_message(h, &in, next);
     if (xm_json_str(reply, "reason", NULL))
@@ -91,6 +93,14 @@ int source_handoff_prepare(struct source *m)
     return r;
 }
 
+/* What could not be recorded was not said to anybody: it is written over as soon as that can be done, and the VM goes on. */
+static bool goes_on(const struct source *m, uint64_t deadline)
+{
+    if (m->handoff.state == HANDOFF_UNDOING)
+        return !m->qemu_gone && !m->leave;
+    return xm_links_up(m->links) > 0 && xm_now() < deadline;
+}
+
 int source_handoff(struct source *m)
 {
     struct machine *vm = m->machine;
@@ -102,10 +112,12 @@ int source_handoff(struct source *m)
 
     if (xm_fault("handoff-before-record"))
         return xm_error_set(&m->error, EIO, "fault point handoff-before-record");
+    if (source_overdue(m))
+        return -m->error.code;
     m->error.code = 0;
     handoff_event(h, HANDOFF_WANT, &a);
     act(m, h, a, &out);
-    while (handoff_open(h) && xm_links_up(m->links) > 0 && xm_now() < deadline) {
+    while (handoff_open(h) && goes_on(m, deadline)) {
         poll(NULL, 0, RETRY_MS);
         handoff_event(h, HANDOFF_RETRY, &a);
         act(m, h, a, &out);
@@ -128,15 +140,24 @@ int source_handoff(struct source *m)
     return -EIO;
 }
 
-/* The destination may have promised to run the VM, and would not know what became of it when the links just
- * went. */
-void source_keep(struct source *m)
+bool source_keep(struct source *m, struct handoff_msg *word)
 {
     struct handoff_actions a;
-    struct outcome out = {0};
+
+    if (handoff_event(&m->handoff, HANDOFF_ABORT, &a) < 0)
+        return false;
+    *word = a.msg;
+    return a.send;
+}
+
+/* The destination may have promised to run the VM, and would not know what became of it when the links just
+ * went. */
+void source_tell(struct source *m, const struct handoff_msg *word)
+{
+    struct handoff_actions none;
     struct xm_error first = m->error;
 
-    if (xm_links_up(m->links) > 0 && handoff_event(&m->handoff, HANDOFF_ABORT, &a) == 0)
-        act(m, &m->handoff, a, &out);
+    if (xm_links_up(m->links) > 0)
+        exchange(m, &m->handoff, word, &none);
     m->error = first;
 }

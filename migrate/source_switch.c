@@ -14,20 +14,46 @@
  * A guest that its user has paused stays so, here and there: neither side tells its QEMU to go on.
  *
  * Failures before the hand-off: source_resume() cancels QEMU's migration and lets the VM go on; nothing of
- * what the destination has heard makes it run the VM. */
+ * what the destination has heard makes it run the VM. A destination that says nothing is such a failure: from
+ * when the guest has been stopped everything together has its downtime budget and the grace (source_time_left).
+ * What hangs on this host (its storage, its QEMU) is tried again until it has come back. */
 #include "migrate/source.h"
 
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* The VM is stopped for most of these waits: better back to the source than waiting long. */
+/* While the guest runs; once it stands still, source_time_left cuts them. */
 #define QEMU_TIMEOUT   (10 * XM_NS_PER_S)
 #define SETTLE_TIMEOUT (10 * XM_NS_PER_S)
-#define STATE_MIN      (1ull << 20) /* device state that is always let through; usual is 0.1 to 0.3 MB */
+#define LOCK_TIMEOUT   (2 * XM_NS_PER_S) /* of one try */
+#define STATE_MIN      (1ull << 20)      /* device state that is always let through; usual is 0.1 to 0.3 MB */
 
 /* ROMs of QEMU's may grow by some KiB when a guest boots anew; guest RAM has no smaller blocks. */
 #define RAM_SLACK (1ull << 20)
+
+/* ---- time ---- */
+
+static uint64_t stands_until(const struct source *m)
+{
+    return m->stop_seen ? m->stop_seen + m->opt.downtime + m->opt.grace : UINT64_MAX;
+}
+
+uint64_t source_time_left(const struct source *m, uint64_t most)
+{
+    uint64_t now = xm_now(), until = stands_until(m);
+
+    return XM_MAX(XM_MIN(most, until > now ? until - now : 0), 1u);
+}
+
+int source_overdue(struct source *m)
+{
+    if (xm_now() < stands_until(m))
+        return 0;
+    return xm_error_set(&m->error, ETIMEDOUT,
+                        "%s did not take the VM over within its downtime budget of %s and %s more",
+                        m->destination, xm_format_time(m->opt.downtime).s, xm_format_time(m->opt.grace).s);
+}
 
 /* ---- what QEMU sends by itself ---- */
 
@@ -89,6 +115,8 @@ static int wait_qemu(struct source *m, const char *status)
 
     while (strcmp(m->qemu_status, status) != 0) {
         int r = source_interrupted(m);
+        if (!r)
+            r = source_overdue(m);
         if (!r && !strcmp(m->qemu_status, "failed"))
             r = xm_error_set(&m->error, EIO,
                              "QEMU could not hand its devices over (see qemu.log on both hosts)");
@@ -194,18 +222,32 @@ static void settle_begin(struct machine_disk *d, void *arg)
     xm_disk_settle(d->disk, settle_done, arg);
 }
 
+static void give_up(struct machine_disk *d, void *arg)
+{
+    (void)arg;
+    xm_disk_replica_lost(d->disk, true);
+}
+
+/* The disks call back at once: what is still on its way is not waited for. */
+static void give_up_disks(struct source *m, const char *why)
+{
+    xm_links_abort(m->links, why);
+    for (unsigned i = 0; m->storage && i < m->machine->disks; i++)
+        machine_disk_call(&m->machine->disk[i], give_up, NULL);
+}
+
 /* All disks at once; each calls back in the end, whatever happens to the links, so that waiting for it is
  * safe. */
 static int settle_wait(struct source *m, struct settle *s, struct xm_mailbox *mb)
 {
-    uint64_t deadline = xm_now() + SETTLE_TIMEOUT;
+    uint64_t deadline = xm_now() + source_time_left(m, SETTLE_TIMEOUT);
     int r = 0;
 
     for (unsigned i = 0; i < m->machine->disks; i++) {
         while (!s[i].done) {
-            xm_mailbox_wait(mb, 100);
-            if (!s[i].done && xm_now() > deadline && m->links)
-                xm_links_abort(m->links, "the destination's disks did not settle in time");
+            xm_mailbox_wait(mb, 20);
+            if (!s[i].done && xm_now() > deadline)
+                give_up_disks(m, "the destination's disks did not settle in time");
         }
         if (s[i].status && !r)
             r = xm_error_set(&m->error, -s[i].status, "disk %s: %s", m->machine->disk[i].spec->name,
@@ -221,7 +263,7 @@ static int compare(struct source *m, uint8_t type, uint16_t object, const struct
 {
     struct xm_msg msg = {.type = type, .object = object, .urgent = true};
     struct xm_digest theirs = {0};
-    int r = xm_transport_call(m->to, &msg, SETTLE_TIMEOUT, &m->error);
+    int r = xm_transport_call(m->to, &msg, source_time_left(m, SETTLE_TIMEOUT), &m->error);
 
     if (!r && msg.reply_len == sizeof theirs)
         memcpy(&theirs, msg.reply, sizeof theirs);
@@ -276,15 +318,18 @@ static int drain(struct source *m)
             r = xm_error_set(&m->error, EBUSY, "disk %s still has a running ring though the VM is stopped",
                              s[i].d->spec->name);
     }
+    xm_precopy_deadline(m->precopy, xm_now() + source_time_left(m, UINT64_MAX / 2));
     if (!r)
         r = xm_precopy_round(m->precopy, true, &m->abort, &round, &m->error);
     m->report.rounds = XM_MAX(m->report.rounds, round.number);
     m->report.ram_bytes += round.pages_data * XM_PAGE;
     m->report.final_pages = round.pages_dirty;
     m->report.t_final_ram = xm_now() - t0;
+    if (r && source_interrupted(m)) /* that is the cause */
+        r = -m->error.code;
     struct xm_error first = m->error;
     if (r)
-        xm_links_abort(m->links, first.text); /* lets the disks call back */
+        give_up_disks(m, first.text);
     int settled = settle_wait(m, s, &mb);
     m->report.t_disks = xm_now() - t0;
     if (r)
@@ -295,24 +340,26 @@ static int drain(struct source *m)
 
 /* Disks that both hosts reach: ours are idle from here on, and the destination locks them before it promises
  * to run the VM. */
-static int lock_disks(struct source *m, bool lock, struct xm_error *e)
+static void unlock_disks(struct source *m)
 {
-    uint64_t deadline = xm_now() + QEMU_TIMEOUT;
-    int r = 0;
-
-    for (unsigned i = 0; i < m->machine->disks; i++) {
-        struct xm_file *f = m->machine->disk[i].file;
-        if (!lock)
-            xm_file_unlock(f);
-        while (lock && (r = xm_file_lock(f, e)) == -EBUSY && xm_now() < deadline)
-            poll(NULL, 0, 20); /* the destination is going away */
-        if (r)
-            return r;
-    }
-    return 0;
+    for (unsigned i = 0; i < m->machine->disks; i++)
+        xm_file_unlock(m->machine->disk[i].file);
 }
 
-int source_switch(struct source *m)
+/* The destination is going away, or its host is silent and its lock runs out (NFS). */
+static int lock_disks(struct source *m, struct xm_error *e)
+{
+    uint64_t deadline = xm_now() + LOCK_TIMEOUT;
+    int r = 0;
+
+    for (unsigned i = 0; !r && i < m->machine->disks; i++) {
+        while ((r = xm_file_lock(m->machine->disk[i].file, e)) == -EBUSY && xm_now() < deadline)
+            poll(NULL, 0, 20);
+    }
+    return r;
+}
+
+static int switch_over(struct source *m)
 {
     json_t *reply;
     int r = source_interrupted(m);
@@ -326,10 +373,12 @@ int source_switch(struct source *m)
     m->report.stopped_at = m->stop_seen ? m->stop_seen : xm_now();
     if (xm_fault("switch-stopped"))
         return xm_error_set(&m->error, EIO, "fault point switch-stopped");
-    if ((r = drain(m)) < 0 || (r = compare_all(m)) < 0)
+    if ((r = drain(m)) < 0)
+        return r;
+    if ((r = compare_all(m)) < 0)
         return source_interrupted(m) ? -m->error.code : r;
     if (!m->storage)
-        lock_disks(m, false, NULL);
+        unlock_disks(m);
     uint64_t t = xm_now();
     r = qmp_do(&m->machine->qemu.qmp, "migrate-continue", json_pack("{s:s}", "state", "pre-switchover"),
                QEMU_TIMEOUT, &m->error);
@@ -338,7 +387,7 @@ int source_switch(struct source *m)
     if (r)
         return r;
     reply = call_destination(m->links, json_pack("{s:s s:b}", "call", "loaded", "paused", m->paused),
-                             QEMU_TIMEOUT, &m->error);
+                             source_time_left(m, QEMU_TIMEOUT), &m->error);
     m->report.t_device = xm_now() - t;
     json_decref(reply);
     if (!reply)
@@ -346,21 +395,28 @@ int source_switch(struct source *m)
     return source_interrupted(m); /* the last chance of an abort */
 }
 
+int source_switch(struct source *m)
+{
+    int r = switch_over(m);
+    struct xm_error first = m->error;
+
+    if (r && !m->abort && !m->qemu_gone && source_overdue(m)) {
+        if (strcmp(first.text, m->error.text) != 0)
+            xm_error_set(&m->error, ETIMEDOUT, "%.200s: %.280s", m->error.text, first.text);
+        r = -ETIMEDOUT;
+    }
+    return r;
+}
+
 /* ---- back ---- */
 
+/* Every step may be done already; which of them hung before makes no difference. */
 int source_resume(struct source *m, struct xm_error *e)
 {
-    struct xm_error lock = {0};
     int r = xm_fault("resume-refused") ? xm_error_set(e, EIO, "fault point resume-refused")
                                        : qemu_cancel_migration(&m->machine->qemu, QEMU_TIMEOUT, e);
-    int locked = m->storage ? 0 : lock_disks(m, true, &lock);
 
-    if (!r && locked)
-        r = xm_error_set(e, -locked, "%s", lock.text);
-    if (!r && !m->paused)
-        r = qemu_continue(&m->machine->qemu, QEMU_TIMEOUT, e);
-    if (r)
-        xm_log(XM_LOG_ERROR, "VM %s does not go on after the failed switch-over: %s", m->machine->spec.name,
-               e->text);
-    return r;
+    if (!r && !m->storage)
+        r = lock_disks(m, e);
+    return r || m->paused ? r : qemu_continue(&m->machine->qemu, QEMU_TIMEOUT, e);
 }

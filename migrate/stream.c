@@ -270,6 +270,13 @@ struct stream *stream_receive(const char *path, struct xm_error *e)
     return s;
 }
 
+void stream_stop(struct stream *s)
+{
+    s->stop = true;
+    if (s->fd >= 0)
+        shutdown(s->fd, SHUT_RDWR); /* a write to a QEMU that does not read ends too */
+}
+
 static void stop_run(struct xm_post *p)
 {
     (void)p; /* it was only to wake the thread */
@@ -281,9 +288,7 @@ void stream_free(struct stream *s)
 
     if (!s)
         return;
-    s->stop = true;
-    if (s->fd >= 0)
-        shutdown(s->fd, SHUT_RDWR); /* a write to a QEMU that does not read ends too */
+    stream_stop(s);
     xm_mailbox_post(&s->mailbox, &wake);
     pthread_join(s->thread, NULL);
     xm_mailbox_run(&s->mailbox);

@@ -14,6 +14,7 @@ struct stream *stream_send(const char *path, struct xm_transport *, struct xm_er
 /* Destination: connects to `path`, where QEMU listens. */
 struct stream *stream_receive(const char *path, struct xm_error *);
 void stream_frame(struct stream *, struct xm_rx *); /* any thread; takes the frame */
+void stream_stop(struct stream *);                  /* source: QEMU finds its socket closed; does not wait */
 /* Stops and frees; frames that wait are answered with -ECANCELED. */
 void stream_free(struct stream *);
 uint64_t stream_bytes(const struct stream *);

@@ -15,7 +15,8 @@ static int cmd_status(struct shim *s, struct client *c, const json_t *request, j
 {
     static const char *const modes[] = {"off", "starting", "async", "sync"};
     struct machine *vm = &s->machine;
-    const char *state = s->source           ? "migrating"
+    bool migrates = s->source && !source_over(s->source);
+    const char *state = migrates            ? "migrating"
                         : !shim_owns(s)     ? "incoming"
                         : vm->guest_running ? "running"
                                             : "stopped";
@@ -31,7 +32,7 @@ static int cmd_status(struct shim *s, struct client *c, const json_t *request, j
     json_object_set_new(reply, "qemu_pid", json_integer(vm->qemu.pid));
     json_object_set_new(reply, "qemu", json_string(vm->qemu.qmp.version));
     json_object_set_new(reply, "shim_pid", json_integer(getpid()));
-    if (s->source)
+    if (migrates)
         source_status(s->source, reply);
     if (s->destination)
         destination_status(s->destination, reply);
@@ -79,13 +80,24 @@ static int is_settled(struct shim *s, struct xm_error *e)
     return 0;
 }
 
+/* Its migration has failed and is over, and its QEMU does not let it go on. */
+static int stands_still(struct shim *s, struct xm_error *e)
+{
+    return xm_error_set(e, EBUSY,
+                        "VM %s stands still since its migration (job %s) failed: its QEMU does not let it go "
+                        "on, which is tried again and again; `xmigrate stop --force %s` ends it",
+                        s->machine.spec.name, source_job(s->source), s->machine.spec.name);
+}
+
 static int cmd_stop(struct shim *s, struct client *c, const json_t *request, json_t *reply,
                     struct xm_error *e)
 {
     (void)c, (void)reply;
-    if (s->source)
+    if (s->source && !source_over(s->source))
         return xm_error_set(e, EBUSY, "VM %s is being migrated (job %s): abort that first",
                             s->machine.spec.name, source_job(s->source));
+    if (s->source && !xm_json_bool(request, "force", false))
+        return stands_still(s, e);
     if (!shim_owns(s) && !xm_json_bool(request, "force", false))
         return xm_error_set(e, EBUSY, "VM %s is on its way here", s->machine.spec.name);
     int r = is_settled(s, e);
@@ -104,6 +116,8 @@ static int begin(struct shim *s, const json_t *request, bool local, struct xm_er
 {
     const char *name = s->machine.spec.name;
 
+    if (s->source && source_over(s->source))
+        return stands_still(s, e);
     if (s->source)
         return xm_error_set(e, EBUSY, "VM %s is being migrated already (job %s)", name,
                             source_job(s->source));
@@ -188,6 +202,8 @@ static int cmd_resume(struct shim *s, struct client *c, const json_t *request, j
                       struct xm_error *e)
 {
     (void)c, (void)request, (void)reply;
+    if (s->source && source_over(s->source))
+        return stands_still(s, e);
     if (s->source || s->destination)
         return xm_error_set(e, EBUSY, "VM %s is in a migration", s->machine.spec.name);
     return machine_resume(&s->machine, e);

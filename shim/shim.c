@@ -305,6 +305,8 @@ void shim_run(struct shim *s)
             shim_end(s);
         }
     }
+    if (s->source)
+        source_leave(s->source);
     while (s->source) /* until it has said how it ended */
         xm_mailbox_wait(&s->machine.mailbox, -1);
     xm_mailbox_run(&s->machine.mailbox); /* last events */
@@ -326,11 +328,14 @@ static void note_end(struct shim *s)
 
 void shim_free(struct shim *s)
 {
-    bool discard = s->destination && !destination_may_own(s->destination);
     struct xm_error e = {0};
+    bool discard = false;
 
-    if (s->destination)
+    if (s->destination) {
+        destination_join(s->destination); /* until then it may still be promised the VM */
+        discard = !destination_may_own(s->destination);
         destination_free(s->destination);
+    }
     machine_stop(&s->machine);
     note_end(s);
     if (discard && journal_undo(s->machine.state_dir, s->machine.spec.name, &e) < 0)
