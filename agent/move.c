@@ -35,13 +35,13 @@ static json_t *read_options(const struct agent *a, const json_t *o)
 {
     int64_t ms = xm_json_int(o, "downtime_ms", -1), rate = xm_json_int(o, "bandwidth", -1);
 
-    return json_pack("{s:I, s:I, s:b, s:b, s:b, s:I, s:I}", "downtime_ns",
+    return json_pack("{s:I, s:I, s:b, s:b, s:b, s:b, s:I, s:I}", "downtime_ns",
                      ms > 0 ? (json_int_t)(ms * (int64_t)XM_NS_PER_MS) : (json_int_t)a->conf.downtime,
                      "bandwidth", rate >= 0 ? (json_int_t)rate : (json_int_t)a->conf.bandwidth, "keep_source",
                      xm_json_bool(o, "keep_source", false), "allow_older",
                      xm_json_bool(o, "allow_older", false), "verify", xm_json_bool(o, "verify", false),
-                     "link_timeout_ns", (json_int_t)a->conf.link_timeout, "grace_ns",
-                     (json_int_t)a->conf.switch_grace);
+                     "persist", !strcmp(xm_json_str(o, "outrun", "end"), "go-on"), "link_timeout_ns",
+                     (json_int_t)a->conf.link_timeout, "grace_ns", (json_int_t)a->conf.switch_grace);
 }
 
 /* NULL, or the refusal. */
@@ -274,14 +274,21 @@ json_t *verb_set(struct conn *c, const json_t *request)
     if (json_is_boolean(json_object_get(request, "autostart")))
         return define_autostart(a, xm_json_str(request, "vm", ""),
                                 json_is_true(json_object_get(request, "autostart")));
-    if (rate < 0)
-        return refusal(EXIT_USAGE, "set needs a bandwidth, in bytes a second (0: no limit)");
+    const char *outrun = xm_json_str(request, "outrun", NULL);
+    bool go_on = outrun && !strcmp(outrun, "go-on");
+    if (outrun ? !go_on && strcmp(outrun, "end") != 0 : rate < 0)
+        return refusal(EXIT_USAGE,
+                       "set needs a bandwidth, in bytes a second (0: no limit), or outrun (end or "
+                       "go-on)");
     struct job *job = running_job(c, request, vm, &launched, &no);
     if (!job)
         return no;
-    json_t *answer = shim_call(
-        a, vm, json_pack("{s:s, s:s, s:I}", "cmd", "set", "job", job->id, "bandwidth", (json_int_t)rate), -1,
-        10 * XM_NS_PER_S, &e);
+    json_t *what = json_pack("{s:s, s:s}", "cmd", "set", "job", job->id);
+    if (outrun)
+        json_object_set_new(what, "persist", json_boolean(go_on));
+    else
+        json_object_set_new(what, "bandwidth", json_integer((json_int_t)rate));
+    json_t *answer = shim_call(a, vm, what, -1, 10 * XM_NS_PER_S, &e);
     job_put(a, job);
     if (!answer)
         return refusal(EXIT_FAILED, "%s", e.text);

@@ -26,6 +26,10 @@ const struct option_row option_table[OPTIONS] = {
     {OPT_ALLOW_OLDER, "allow-older",
      .help =
          "Move to a host whose QEMU is older than this one's, if it knows the VM's machine type and CPU."},
+    {OPT_OUTRUN, "outrun", .arg = "WHAT", .initial = "end", .choices = "end go-on",
+     .help =
+         "What becomes of a migration whose guest writes faster than the copy comes on: it ends, with the VM "
+         "where it is, or goes on until the guest writes less."},
     {OPT_DETACH, "detach", .help = "Start it, print the job's number and do not wait."},
     {OPT_DRY_RUN, "dry-run", .help = "Only say whether it could be done, or what would be done."},
     {OPT_FORCE, "force",

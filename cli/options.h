@@ -17,6 +17,7 @@ enum option_id {
     OPT_RESUME,
     OPT_KEEP_SOURCE,
     OPT_ALLOW_OLDER,
+    OPT_OUTRUN,
     OPT_DETACH,
     OPT_DRY_RUN,
     OPT_FORCE,

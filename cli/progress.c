@@ -71,6 +71,9 @@ void progress_format(char *buf, size_t cap, const char *state, const json_t *eve
     }
     if ((disks || memory) && rate > 0)
         at = add(buf, cap, at, "  %s", xm_format_rate(rate).s);
+    if (disks && xm_json_bool(event, "outrun", false))
+        at = add(buf, cap, at, ", no end in sight: the guest's writes need %s",
+                 xm_format_rate(xm_json_real(event, "needed_rate", 0)).s);
     /* Before anything has arrived the rate is made of a few messages, and the time left would be a fancy. */
     bool known = memory || xm_json_int(event, "bytes_done", 0) > 0;
     if ((disks || memory) && known && eta > 0 && eta < 1e9)

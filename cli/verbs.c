@@ -15,6 +15,8 @@ static json_t *options_of(const struct args *a)
                           args_has(a, OPT_KEEP_SOURCE), "allow_older", args_has(a, OPT_ALLOW_OLDER),
                           "postcopy", a->value[OPT_POSTCOPY]);
 
+    if (args_has(a, OPT_OUTRUN))
+        json_object_set_new(o, "outrun", json_string(a->value[OPT_OUTRUN]));
     if (args_has(a, OPT_DOWNTIME))
         json_object_set_new(o, "downtime_ms", json_integer((json_int_t)a->downtime_ms));
     if (args_has(a, OPT_BANDWIDTH))
@@ -84,13 +86,18 @@ static int start_request(const struct args *a, json_t *r, struct xm_error *e)
 
 static int set_request(const struct args *a, json_t *r, struct xm_error *e)
 {
-    bool rate = args_has(a, OPT_BANDWIDTH), autostart = args_has(a, OPT_AUTOSTART);
+    bool rate = args_has(a, OPT_BANDWIDTH), autostart = args_has(a, OPT_AUTOSTART),
+         outrun = args_has(a, OPT_OUTRUN);
 
-    if (rate == autostart)
-        return xm_error_set(e, EINVAL,
-                            "set needs --bandwidth RATE for a job, or --autostart yes|no for a VM");
-    json_object_set_new(r, rate ? "job" : "vm", json_string(a->word[0]));
-    if (rate)
+    if (rate + autostart + outrun != 1)
+        return xm_error_set(
+            e, EINVAL,
+            "set needs --bandwidth RATE or --outrun end|go-on for a job, or --autostart yes|no "
+            "for a VM");
+    json_object_set_new(r, autostart ? "vm" : "job", json_string(a->word[0]));
+    if (outrun)
+        json_object_set_new(r, "outrun", json_string(a->value[OPT_OUTRUN]));
+    else if (rate)
         json_object_set_new(r, "bandwidth", json_integer((json_int_t)a->bandwidth));
     else
         json_object_set_new(r, "autostart", json_boolean(!strcmp(a->value[OPT_AUTOSTART], "yes")));
@@ -130,7 +137,7 @@ static int recover_request(const struct args *a, json_t *r, struct xm_error *e)
 #define WHAT_MOVES (BIT(WITH_STORAGE) | BIT(STORAGE_ONLY))
 #define HOW_TO_MOVE                                                                                          \
     (BIT(DOWNTIME) | BIT(BANDWIDTH) | BIT(POSTCOPY) | BIT(VERIFY) | BIT(COMPRESS) | BIT(RESUME) |            \
-     BIT(KEEP_SOURCE) | BIT(ALLOW_OLDER))
+     BIT(KEEP_SOURCE) | BIT(ALLOW_OLDER) | BIT(OUTRUN))
 
 const struct verb verb_table[] = {
     {.name = "move",
@@ -251,15 +258,16 @@ const struct verb verb_table[] = {
      .print = report_text,
      .help = "End a migration, with the VM where it is. Too late once it has been handed over."},
     {.name = "set",
-     .words = "JOB --bandwidth RATE | VM --autostart yes|no",
+     .words = "JOB --bandwidth RATE | JOB --outrun end|go-on | VM --autostart yes|no",
      .min = 1,
      .max = 1,
-     .options = BIT(BANDWIDTH) | BIT(AUTOSTART),
+     .options = BIT(BANDWIDTH) | BIT(OUTRUN) | BIT(AUTOSTART),
      .changes = true,
      .request = set_request,
      .print = report_text,
-     .help = "Change a running migration's limit, or whether a VM is started by itself when its host has "
-             "booted."},
+     .help =
+         "Change a running migration's limit, or whether it goes on though its guest outruns it; or whether "
+         "a VM is started by itself when its host has booted."},
     {.name = "recover",
      .words = "VM",
      .min = 1,

@@ -470,6 +470,7 @@ struct source *source_start(struct machine *vm, const json_t *request, bool loca
         .verify = xm_json_bool(o, "verify", false),
         .patience = 5,
     };
+    m->persist = xm_json_bool(o, "persist", false);
     m->device_state_ns = 15 * XM_NS_PER_MS;
     m->state = local ? SOURCE_DISKS : SOURCE_PREPARE;
     int r = pthread_create(&m->thread, NULL, source_main, m);
@@ -501,6 +502,11 @@ int source_set_rate(struct source *m, uint64_t bytes_per_s)
         return -EINVAL;
     xm_links_set_rate(m->links, bytes_per_s);
     return 0;
+}
+
+void source_persist(struct source *m, bool yes)
+{
+    m->persist = yes;
 }
 
 void source_qmp_event(struct source *m, const char *name, const json_t *data, uint64_t when)

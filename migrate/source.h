@@ -6,6 +6,7 @@
 
 #include "migrate/call.h"
 #include "migrate/migrate.h"
+#include "migrate/pace.h"
 #include "migrate/stream.h"
 
 enum source_state {
@@ -56,6 +57,7 @@ struct source {
     bool local;                /* storage-only: the disks move on this host, the VM stays */
     json_t *request;           /* links, disks */
     struct source_options opt;
+    _Atomic bool persist; /* any thread: go on also when the guest outruns the copy */
 
     _Atomic enum source_state state; /* set by its thread in set_state alone; any thread reads */
     _Atomic bool abort;              /* any thread */
@@ -69,6 +71,7 @@ struct source {
     struct handoff handoff;
     struct xm_meter meter;
     struct source_report report;
+    struct pace pace; /* of the disks' copy; looked at with the progress */
     uint64_t last_progress;
     uint64_t device_state_ns; /* measured or assumed */
     double wire_rate;         /* bytes a second, of the last round of memory */
@@ -98,6 +101,8 @@ int source_disks_verify(struct source *); /* each reads both sides whole */
 void source_disks_off(struct source *);   /* mirror off, replicas freed; on failure and at the end */
 /* Links have come or gone: without any the guest does not wait for the mirror. Any thread. */
 void source_disks_links(struct source *);
+/* The guest writes faster than the copy comes on, and nobody wants to wait for that: -ETIMEDOUT. */
+int source_disks_pace(struct source *);
 bool source_disks_in_step(struct source *); /* every chunk of every disk is there, at this look */
 int source_disks_wait(struct source *);     /* until they are */
 /* All disks, at the destination, once; before each round, so that little is left of it for the switch. */

@@ -136,10 +136,29 @@ bool source_disks_in_step(struct source *m)
     return all;
 }
 
+int source_disks_pace(struct source *m)
+{
+    const struct pace *p = &m->pace;
+
+    if (m->persist || !pace_stuck(p))
+        return 0;
+    return xm_error_set(
+        &m->error, ETIMEDOUT,
+        "the guest writes to its disks faster than the copy at %s takes it: %s are left and do "
+        "not become less; its writes, and what they have to be copied again, are %s, and %s "
+        "are taken: it needs a faster link or disk there, a guest that writes less, or "
+        "--outrun=go-on",
+        m->local ? xm_json_str(m->request, "datastore", "the datastore") : m->destination,
+        xm_format_size(p->last.left).s, xm_format_rate(p->needed).s, xm_format_rate(p->had).s);
+}
+
 int source_disks_wait(struct source *m)
 {
+    pace_reset(&m->pace);
     for (;;) {
         int r = source_interrupted(m);
+        if (!r)
+            r = source_disks_pace(m);
         for (unsigned i = 0; !r && i < m->machine->disks; i++)
             r = source_disk_check(m, &m->machine->disk[i]);
         if (r)

@@ -103,6 +103,8 @@ int source_memory(struct source *m)
                 return r;
             break;
         case XM_CONVERGE_STUCK:
+            if (m->persist)
+                break;
             return source_stuck(&in, &round, m->opt.downtime, &m->error);
         case XM_CONVERGE_AGAIN:
             break;

@@ -8,6 +8,7 @@
 
 static void add_disks(struct source *m, json_t *o, uint64_t *done, uint64_t *total)
 {
+    struct pace_sample now = {.at = xm_now()};
     static const char *const modes[] = {"off", "starting", "async", "sync"};
     json_t *list = json_array();
 
@@ -21,6 +22,11 @@ static void add_disks(struct source *m, json_t *o, uint64_t *done, uint64_t *tot
                 (uint64_t)((double)st.size * (double)st.chunks[XM_CHUNK_PRESENT] / (double)st.chunks_total);
         *done += copied;
         *total += st.size;
+        now.left += st.size - copied;
+        now.taken += st.copied.bytes_data + st.mirrored_bytes;
+        now.guest += st.mirrored_bytes;
+        if (st.chunks_total)
+            now.guest += (uint64_t)((double)st.given_up * (double)st.size / (double)st.chunks_total);
         json_array_append_new(list,
                               json_pack("{s:s s:I s:I s:s s:I s:I s:I}", "name", d->spec->name, "copied",
                                         (json_int_t)copied, "total", (json_int_t)st.size, "mode",
@@ -28,6 +34,23 @@ static void add_disks(struct source *m, json_t *o, uint64_t *done, uint64_t *tot
                                         (json_int_t)st.buffer_bytes, "given_up", (json_int_t)st.given_up));
     }
     json_object_set_new(o, "disks", list);
+    if (m->storage || m->local)
+        pace_look(&m->pace, &now);
+}
+
+/* While the disks are copied: how long it still takes follows from how fast what is left becomes less, beside the
+ * guest's writes. */
+static void add_pace(struct source *m, json_t *o)
+{
+    const struct pace *p = &m->pace;
+    double eta = pace_eta(p);
+
+    json_object_set_new(o, "eta_s", eta >= 0 ? json_real(eta) : json_null());
+    json_object_set_new(o, "needed_rate", p->known ? json_real(p->needed) : json_null());
+    if (m->local)
+        json_object_set_new(o, "rate", json_real(p->had));
+    if (pace_outrun(p))
+        json_object_set_new(o, "outrun", json_true());
 }
 
 void source_progress(struct source *m, bool now)
@@ -52,6 +75,8 @@ void source_progress(struct source *m, bool now)
     json_object_set_new(o, "bytes_total", json_integer((json_int_t)total));
     json_object_set_new(o, "rate", json_real(rate));
     json_object_set_new(o, "eta_s", rate > 1 ? json_real((double)left / rate) : json_null());
+    if (m->state == SOURCE_DISKS)
+        add_pace(m, o);
     json_object_set_new(o, "round", json_integer(m->report.rounds));
     json_object_set_new(o, "dirty_bytes", json_integer((json_int_t)dirty));
     json_object_set_new(o, "elapsed_s", json_real((double)(t - m->report.began) / 1e9));

@@ -152,9 +152,12 @@ static int copy_all(struct source *m, const struct move *v)
 {
     struct machine *vm = m->machine;
 
+    pace_reset(&m->pace);
     for (;;) {
         bool all = true;
         int r = source_interrupted(m);
+        if (!r)
+            r = source_disks_pace(m);
         for (unsigned i = 0; !r && i < vm->disks; i++) {
             if (!v[i].writer)
                 continue;

@@ -172,10 +172,15 @@ static int cmd_set(struct shim *s, struct client *c, const json_t *request, json
     json_t *autostart = json_object_get(request, "autostart");
 
     (void)c, (void)reply;
+    json_t *persist = json_object_get(request, "persist");
     if (json_is_boolean(autostart))
         return set_autostart(s, json_is_true(autostart), e);
+    if (s->source && json_is_boolean(persist)) {
+        source_persist(s->source, json_is_true(persist));
+        return 0;
+    }
     if (!s->source || rate < 0)
-        return xm_error_set(e, EINVAL, "VM %s: no migration going on, or no rate given",
+        return xm_error_set(e, EINVAL, "VM %s: no migration going on, or nothing to set given",
                             s->machine.spec.name);
     return source_set_rate(s->source, (uint64_t)rate) < 0
                ? xm_error_set(e, EAGAIN, "its links are not up yet")

@@ -100,6 +100,26 @@ static void abort_while_memory_copies(void **state)
     abort_in("memory");
 }
 
+/* What broke: it copied for ever, and promised each moment to be over in a minute. */
+static void a_guest_that_outruns_the_links(void **state)
+{
+    struct job move;
+    char id[32];
+    json_t *o;
+
+    (void)state;
+    need_lab();
+    job_start(&move, "%s", xmigrate("a", "--json --with-storage --bandwidth=1M web1 hostb"));
+    assert_true(job_saw(&move, "\"outrun\"", 60));
+    job_id(id, sizeof(id));
+    assert_int_equal(xmigrate_run("a", 0, NULL, "set %s --outrun=go-on", id), 0);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "set %s --outrun=end", id), 0);
+    assert_int_equal(xmigrate_run("a", 0, &o, "--json jobs"), 0);
+    json_decref(o);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "abort %s", id), 0);
+    must_have_failed(&move);
+}
+
 static void kill_at_b(const char *in, const char *pid_file, const char *says)
 {
     struct job move;
@@ -223,6 +243,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(abort_while_disks_copy),
         cmocka_unit_test(abort_while_memory_copies),
+        cmocka_unit_test(a_guest_that_outruns_the_links),
         cmocka_unit_test(destination_shim_dies_in_disks),
         cmocka_unit_test(destination_shim_dies_in_memory),
         cmocka_unit_test(destination_qemu_dies_in_memory),

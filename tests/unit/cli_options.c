@@ -101,11 +101,12 @@ static void every_option_reaches_the_agent(void **state)
     (void)state;
     expect(
         "--with-storage --downtime 2s --bandwidth 1Gbit --verify --keep-source --allow-older --postcopy=no "
-        "--compress=no "
+        "--compress=no --outrun=go-on "
         "--detach --json web1 hostb",
         "{\"verb\":\"move\",\"vm\":\"web1\",\"host\":\"hostb\",\"datastore\":null,\"storage\":true,"
         "\"storage_only\":false,\"options\":{\"downtime_ms\":2000,\"bandwidth\":125000000,\"verify\":true,"
-        "\"compress\":\"no\",\"resume\":false,\"keep_source\":true,\"allow_older\":true,\"postcopy\":\"no\"},"
+        "\"compress\":\"no\",\"resume\":false,\"keep_source\":true,\"allow_older\":true,\"postcopy\":\"no\","
+        "\"outrun\":\"go-on\"},"
         "\"dry_run\":false,\"detach\":true}");
 }
 
@@ -148,6 +149,7 @@ static void the_other_verbs_make_their_requests(void **state)
     expect("set web1 --autostart yes", "{\"verb\":\"set\",\"vm\":\"web1\",\"autostart\":true}");
     expect("set web1 --autostart=no", "{\"verb\":\"set\",\"vm\":\"web1\",\"autostart\":false}");
     expect("set 7 --bandwidth 100M", "{\"verb\":\"set\",\"job\":\"7\",\"bandwidth\":104857600}");
+    expect("set 7 --outrun=go-on", "{\"verb\":\"set\",\"job\":\"7\",\"outrun\":\"go-on\"}");
     expect("recover web1", "{\"verb\":\"recover\",\"vm\":\"web1\",\"peer_is_dead\":false}");
     expect("recover --peer-is-dead web1", "{\"verb\":\"recover\",\"vm\":\"web1\",\"peer_is_dead\":true}");
     expect("rebalance --dry-run", "{\"verb\":\"rebalance\",\"dry_run\":true}");
@@ -192,9 +194,11 @@ static void mistakes_are_named(void **state)
     refuse("--postcopy o web1 hostb", "--postcopy: \"o\" is none of no, auto or now");
     refuse("--force web1 hostb", "move does not take --force");
     refuse("list --dry-run", "list does not take --dry-run");
-    refuse("set 7", "set needs --bandwidth RATE for a job, or --autostart yes|no for a VM");
+    refuse("set 7",
+           "set needs --bandwidth RATE or --outrun end|go-on for a job, or --autostart yes|no for a VM");
     refuse("set 7 --bandwidth 1M --autostart yes",
-           "set needs --bandwidth RATE for a job, or --autostart yes|no for a VM");
+           "set needs --bandwidth RATE or --outrun end|go-on for a job, or --autostart yes|no for a VM");
+    refuse("set 7 --outrun never", "--outrun: \"never\" is none of end or go-on");
     refuse("set web1 --autostart maybe", "--autostart: \"maybe\" is none of yes or no");
     refuse("--detach --dry-run web1 hostb", "--dry-run starts nothing that --detach could leave running");
     refuse("start /no/such.ini", "cannot read the specification /no/such.ini: No such file or directory");

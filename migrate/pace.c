@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: MIT */
+#include "migrate/pace.h"
+
+/* Less tells too little. */
+#define PACE_ENOUGH XM_NS_PER_S
+
+void pace_reset(struct pace *p)
+{
+    *p = (struct pace){0};
+}
+
+static double per_second(uint64_t from, uint64_t to, uint64_t ns)
+{
+    return ((double)to - (double)from) * 1e9 / (double)ns;
+}
+
+void pace_look(struct pace *p, const struct pace_sample *s)
+{
+    if (!p->started) {
+        p->started = true;
+        p->first = p->last = *s;
+        return;
+    }
+    p->last = *s;
+    uint64_t ns = s->at - p->first.at;
+    if (ns < PACE_WINDOW)
+        return;
+    p->known = true;
+    p->had = per_second(p->first.taken, s->taken, ns);
+    p->needed = per_second(p->first.guest, s->guest, ns);
+    p->gain = per_second(s->left, p->first.left, ns);
+    /* Where nothing is taken, no guest is in the way: links or storage stand still. */
+    if (p->needed > 0 && p->had > 0 && p->gain < p->had / 10)
+        p->without_gain++;
+    else
+        p->without_gain = 0;
+    p->first = *s;
+}
+
+bool pace_outrun(const struct pace *p)
+{
+    return p->without_gain > 0;
+}
+
+bool pace_stuck(const struct pace *p)
+{
+    return p->without_gain >= PACE_PATIENCE;
+}
+
+double pace_eta(const struct pace *p)
+{
+    uint64_t ns = p->last.at - p->first.at;
+    double gain = p->gain;
+
+    if (!p->known && ns < PACE_ENOUGH)
+        return -1;
+    if (!p->known)
+        gain = per_second(p->last.left, p->first.left, ns);
+    return gain > 0 ? (double)p->last.left / gain : -1;
+}
