@@ -71,8 +71,8 @@ uint64_t vms_memory_promised(struct agent *, const json_t *usage);
 uint64_t vms_space_promised(struct agent *, const char *datastore, const json_t *usage);
 
 /* Without the lock: */
-/* What VMs have taken up of the memory and space that is promised to them; asks processes and storage, which may
- * take its time. A new reference. */
+/* What VMs have taken up of the memory and space that is promised to them; asks processes and storage,
+ * which may take its time. A new reference. */
 json_t *vms_usage(struct agent *);
 int vms_adopt(
     struct agent *); /* at the start: finds the shims that are there, cleans up after those that are not */
@@ -234,8 +234,8 @@ json_t *settle_claimed(struct agent *, const char *vm, bool peer_is_dead);
 /* The record says that nothing of the VM is needed here: its shim and QEMU end, then what the journal names
  * goes. */
 int settle_end_here(struct agent *, const char *vm, struct xm_error *);
-/* How long an operator waits for another thread that settles the VM; a peer whose thread may have claimed the VM
- * there; and one that has not, and has a migration to prepare. */
+/* How long an operator waits for another thread that settles the VM; a peer whose thread may have claimed
+ * the VM there; and one that has not, and has a migration to prepare. */
 #define SETTLE_PATIENCE         (65 * XM_NS_PER_S)
 #define SETTLE_PEER_PATIENCE    (2 * XM_NS_PER_S)
 #define SETTLE_PREPARE_PATIENCE (20 * XM_NS_PER_S)

@@ -7,9 +7,10 @@
  *
  * Failures: the destination cannot prepare: it has cleaned up, the job fails, the VM runs here. The shim
  * refuses, or has died meanwhile (then its successor is not given the job): the destination is told to cancel
- * (or finds out that nobody knows of it, tidy.c). The shim lives and does not answer: it may still take the job,
- * so the job goes on as long as that shim lives; an abort meanwhile is told to it when it has answered. The agent dies: before the shim has it, the job is found without a
- * shim that works on it, and failed; after that it goes on.
+ * (or finds out that nobody knows of it, tidy.c). The shim lives and does not answer: it may still take the
+ * job, so the job goes on as long as that shim lives; an abort meanwhile is told to it when it has
+ * answered. The agent dies: before the shim has it, the job is found without a shim that works on it, and
+ * failed; after that it goes on.
  */
 #include "agent/move.h"
 
@@ -72,8 +73,8 @@ static void abort_late(struct move *m)
 
 /* Invariant: a job that is over, or barred, is given to no shim. The shim is connected to first: one that takes
  * a dead one's place comes after the job was barred (revive), so whoever is connected to it sees that.
- * Invariant: a job that is said to have failed moves no VM. So a shim that has been asked is waited for until it
- * has answered or died. */
+ * Invariant: a job that is said to have failed moves no VM. So a shim that has been asked is waited for
+ * until it has answered or died. */
 static int launch(struct move *m, json_t *request, struct xm_error *e)
 {
     int fd = shim_connect(m->agent, m->vm, e);

@@ -6,8 +6,8 @@
  * record first, then the guest or the deletion. Killed in between, the next pass goes on from what stands there.
  * A QEMU that still has the guest goes on with it; only where there is none the VM starts from its disks.
  *
- * One thread at a time works on a VM (settle_claim). It may wait for the peer, whose thread may wait for us: so a
- * peer that asks does not wait long for a claim, and other VMs have nothing to do with it. */
+ * One thread at a time works on a VM (settle_claim). It may wait for the peer, whose thread may wait for
+ * us: so a peer that asks does not wait long for a claim, and other VMs have nothing to do with it. */
 #include "agent/known.h"
 
 #include <stdio.h>

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-/* agent/storage.h: questions to file systems that may hang (NFS, a dead disk), with a time limit. Any thread, and
- * never under agent.lock.
+/* agent/storage.h: questions to file systems that may hang (NFS, a dead disk), with a time limit. Any
+ * thread, and never under agent.lock.
  *
- * A question is asked on a thread of its own, which stays with it when it hangs; who asks again below the same
- * directory meanwhile learns at once that it hangs. So storage that hangs makes only what needs it wait, for
- * STORAGE_PATIENCE at most, and then there is a sentence for it. -ETIMEDOUT always means: it hangs. */
+ * A question is asked on a thread of its own, which stays with it when it hangs; who asks again below the
+ * same directory meanwhile learns at once that it hangs. So storage that hangs makes only what needs it
+ * wait, for STORAGE_PATIENCE at most, and then there is a sentence for it. -ETIMEDOUT always means: it
+ * hangs. */
 #ifndef XM_AGENT_STORAGE_H
 #define XM_AGENT_STORAGE_H
 

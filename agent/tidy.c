@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /* What migrations have left open or behind is looked after by itself, every few seconds: for each VM with a
- * journal (vm/journal.h) on which nobody works. An open hand-off is settled (settle.c); what the journal names is
- * taken away when the record says that it may go; and a VM that is expected here by a migration that its source
- * knows nothing of any more is not waited for.
+ * journal (vm/journal.h) on which nobody works. An open hand-off is settled (settle.c); what the journal
+ * names is taken away when the record says that it may go; and a VM that is expected here by a migration
+ * that its source knows nothing of any more is not waited for.
  *
- * Each VM has a thread of its own for it: peers that do not answer and storage that hangs hold up that VM alone.
+ * Each VM has a thread of its own for it: peers that do not answer and storage that hangs hold up that VM
+ * alone.
  */
 #include "agent/known.h"
 
@@ -19,7 +20,8 @@
 
 /* ---- expected in vain ---- */
 
-/* The source answers, and this job is none of its. Who cannot be asked, or is too old to say, decides nothing. */
+/* The source answers, and this job is none of its. Who cannot be asked, or is too old to say, decides
+ * nothing. */
 static bool job_has_ended(struct agent *a, const char *vm, const char *source, const char *job)
 {
     const struct conf_peer *p = config_peer(&a->conf, source);

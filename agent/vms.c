@@ -395,7 +395,8 @@ static void *ended_main(void *arg)
     return NULL;
 }
 
-/* Its name is claimed meanwhile. What it left may be on storage that hangs: the others are not kept waiting. */
+/* Its name is claimed meanwhile. What it left may be on storage that hangs: the others are not kept
+ * waiting. */
 static void clean_up_ended(struct agent *a, const char *name)
 {
     struct ended *v = calloc(1, sizeof *v);

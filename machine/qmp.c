@@ -17,8 +17,8 @@ static void handle_event(struct qmp *q, const json_t *o)
         q->event(q->ctx, name, json_object_get(o, "data"), when);
 }
 
-/* The answer to an earlier call, whose caller's patience has ended. QEMU gives back the id of what it answers;
- * an error without one is about a line that it could not read. */
+/* The answer to an earlier call, whose caller's patience has ended. QEMU gives back the id of what it
+ * answers; an error without one is about a line that it could not read. */
 static bool is_late(const json_t *o, json_int_t id)
 {
     const json_t *of = json_object_get(o, "id");

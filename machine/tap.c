@@ -79,8 +79,8 @@ int tap_create(const struct vm_nic *nic, struct xm_error *e)
     return r;
 }
 
-/* A QEMU that was killed a moment ago has its tap open until its memory has been given back, which takes seconds
- * for a large one; and what is not deleted now nobody deletes. */
+/* A QEMU that was killed a moment ago has its tap open until its memory has been given back, which takes
+ * seconds for a large one; and what is not deleted now nobody deletes. */
 int tap_delete(const struct vm_nic *nic, struct xm_error *e)
 {
     uint64_t deadline = xm_now() + BUSY_PATIENCE;

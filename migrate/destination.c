@@ -8,16 +8,18 @@
  *
  * Frames of disks, RAM and device state go to their owners without passing this thread.
  *
- * Failures: until the VM is promised, anything (links gone, ABORT, a bad frame, QEMU's end, nobody calling within 20 s) ends this side:
- * QEMU and disks made for it are deleted, the source still has everything. Once it is promised and the links are lost, we do not know
- * whether it was given: `undecided`. The VM stays loaded and stopped until the source's record is known (destination_decide). */
+ * Failures: until the VM is promised, anything (links gone, ABORT, a bad frame, QEMU's end, nobody calling
+ * within 20 s) ends this side: QEMU and disks made for it are deleted, the source still has everything.
+ * Once it is promised and the links are lost, we do not know whether it was given: `undecided`. The VM
+ * stays loaded and stopped until the source's record is known (destination_decide). */
 #include "migrate/destination.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* The source has our answer when this begins. Its agent is asked, too, whether it still comes (agent/tidy.c). */
+/* The source has our answer when this begins. Its agent is asked, too, whether it still comes
+ * (agent/tidy.c). */
 #define FIRST_LINK_TIMEOUT (20 * XM_NS_PER_S)
 #define LINGER             (10 * XM_NS_PER_S)
 #define RETRY              XM_NS_PER_S

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-/* migrate/pace.h: does the copy of the disks come to an end beside a guest that writes? Pure: no clock, no disks.
+/* migrate/pace.h: does the copy of the disks come to an end beside a guest that writes? Pure: no clock, no
+ * disks.
  *
- * Looked at in windows of PACE_WINDOW. What was taken by the second side in a window is bulk data and guest writes;
- * guest writes that could not be mirrored in time have made chunks absent again. When in PACE_PATIENCE windows in a
- * row less than a tenth of what was taken has made what is left fewer, the guest outruns the copy. */
+ * Looked at in windows of PACE_WINDOW. What was taken by the second side in a window is bulk data and guest
+ * writes; guest writes that could not be mirrored in time have made chunks absent again. When in
+ * PACE_PATIENCE windows in a row less than a tenth of what was taken has made what is left fewer, the guest
+ * outruns the copy. */
 #ifndef XM_MIGRATE_PACE_H
 #define XM_MIGRATE_PACE_H
 

@@ -4,8 +4,9 @@
  * Happy path: prepare -> disks -> memory -> switch -> handoff -> settle -> done; each step is a function that returns when its state is
  * over. Failures:
  *   in prepare, disks, memory   mirror off, tracking off, links aborted (the destination cleans up by itself): the VM was never touched
- *   in switch                   the same, and QEMU is told to take back its migration and to go on: the VM runs here. While that fails (this
- *                               host's storage hangs, say) it is tried again as long as QEMU lives; after 10 s it is said
+ *   in switch                   the same, and QEMU is told to take back its migration and to go on: the VM
+ *                               runs here. While that fails (this host's storage hangs, say) it is tried again
+ *                               as long as QEMU lives; after 10 s it is said
  *   in handoff                  before the record: as in switch, and the destination is told that the VM stays. After the record: the VM
  *                               is not ours any more, whatever we hear. It stays stopped here, and the state is `unknown` until the
  *                               destination answers or `recover` asks; unless the destination hands it back.

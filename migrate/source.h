@@ -118,14 +118,15 @@ uint64_t source_state_max(double wire_rate, uint64_t budget_ns);
 int source_switch(struct source *);
 int source_handoff_prepare(struct source *); /* the record says that the VM is ours to give */
 int source_handoff(struct source *);
-/* From here on nothing gives the VM away any more: it stays here. True: *word is to be told to the destination. */
+/* From here on nothing gives the VM away any more: it stays here. True: *word is to be told to the
+ * destination. */
 bool source_keep(struct source *, struct handoff_msg *word);
 void source_tell(struct source *, const struct handoff_msg *); /* if it can be told within a second */
 /* After a failed switch: the VM runs here again; one try. Fine to be called again. */
 int source_resume(struct source *, struct xm_error *);
-/* A switch in which the guest stands still has so long for something, `most` at most: ns, never 0. The guest goes
- * on here when its downtime budget and the grace are over, whatever the destination does, until the record says
- * that it is given away. */
+/* A switch in which the guest stands still has so long for something, `most` at most: ns, never 0. The
+ * guest goes on here when its downtime budget and the grace are over, whatever the destination does, until
+ * the record says that it is given away. */
 uint64_t source_time_left(const struct source *, uint64_t most);
 int source_overdue(struct source *); /* -ETIMEDOUT with m->error filled, or 0 */
 

@@ -93,7 +93,8 @@ int source_handoff_prepare(struct source *m)
     return r;
 }
 
-/* What could not be recorded was not said to anybody: it is written over as soon as that can be done, and the VM goes on. */
+/* What could not be recorded was not said to anybody: it is written over as soon as that can be done, and
+ * the VM goes on. */
 static bool goes_on(const struct source *m, uint64_t deadline)
 {
     if (m->handoff.state == HANDOFF_UNDOING)

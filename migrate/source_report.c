@@ -38,8 +38,8 @@ static void add_disks(struct source *m, json_t *o, uint64_t *done, uint64_t *tot
         pace_look(&m->pace, &now);
 }
 
-/* While the disks are copied: how long it still takes follows from how fast what is left becomes less, beside the
- * guest's writes. */
+/* While the disks are copied: how long it still takes follows from how fast what is left becomes less,
+ * beside the guest's writes. */
 static void add_pace(struct source *m, json_t *o)
 {
     const struct pace *p = &m->pace;

@@ -15,8 +15,9 @@
  *
  * Failures before the hand-off: source_resume() cancels QEMU's migration and lets the VM go on; nothing of
  * what the destination has heard makes it run the VM. A destination that says nothing is such a failure: from
- * when the guest has been stopped everything together has its downtime budget and the grace (source_time_left).
- * What hangs on this host (its storage, its QEMU) is tried again until it has come back. */
+ * when the guest has been stopped everything together has its downtime budget and the grace
+ * (source_time_left). What hangs on this host (its storage, its QEMU) is tried again until it has come
+ * back. */
 #include "migrate/source.h"
 
 #include <poll.h>

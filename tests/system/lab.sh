@@ -68,6 +68,10 @@ unmount_all() { # directory
 }
 
 take_down() {
+  # One that a test has frozen: who waits for it does not end.
+  for d in "$store"/*/ds*; do
+    ! mountpoint -q "$d" || fsfreeze -u "$d" 2>/dev/null || true
+  done
   end_processes
   for n in "$hosta" "$hostb" "$client"; do
     ! namespace_exists "$n" || ip netns del "$n"

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/* The guest is stopped for the switch-over, and then something hangs or dies: a destination costs the guest its
- * downtime budget and the grace, not link_timeout; storage of the source's that hangs, or a record that cannot be
- * written, keeps it standing until they are back, and not for good.
+/* The guest is stopped for the switch-over, and then something hangs or dies: a destination costs the guest
+ * its downtime budget and the grace, not link_timeout; storage of the source's that hangs, or a record that
+ * cannot be written, keeps it standing until they are back, and not for good.
  *
- * The source's shim stops itself by a fault point when it has stopped the guest, so that the test can do its worst
- * at that very moment. No link is given up for ten minutes. */
+ * The source's shim stops itself by a fault point when it has stopped the guest, so that the test can do
+ * its worst at that very moment. No link is given up for ten minutes. */
 #include "tests/progress.h"
 #include "tests/system/harness.h"
 
@@ -40,8 +40,8 @@ static void shim_goes_on(void)
     sh(NULL, 5, "kill -CONT $(cat %s/a/run/vms/web1/shim.pid)", lab_run_dir());
 }
 
-/* From here on the guest has what is left of its budget, the grace, and what it takes to go on. The limit counts
- * what the machine could do; ten seconds is what the shortest of the waits before took. */
+/* From here on the guest has what is left of its budget, the grace, and what it takes to go on. The limit
+ * counts what the machine could do; ten seconds is what the shortest of the waits before took. */
 static void guest_must_go_on(void)
 {
     struct limit l = limit_start(8);
@@ -141,7 +141,8 @@ static void storage_of_the_source_hangs(void **state)
     b_is_clean();
 }
 
-/* Nothing was said to anybody: it is written over as soon as that can be done, though the destination has gone. */
+/* Nothing was said to anybody: it is written over as soon as that can be done, though the destination has
+ * gone. */
 static void a_record_that_cannot_be_written(void **state)
 {
     (void)state;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* A datastore that hangs makes only what needs it wait, and then says so. The storage that hangs is a mount of FUSE
- * whose daemon, this program, answers nothing. The agent is a real one (lib_agent.c). */
+/* A datastore that hangs makes only what needs it wait, and then says so. The storage that hangs is a mount
+ * of FUSE whose daemon, this program, answers nothing. The agent is a real one (lib_agent.c). */
 #include "tests/unit/lib_agent.h"
 #include "agent/admission.h"
 #include "agent/storage.h"
@@ -165,7 +165,8 @@ static void stopped_vm(const char *vm)
     json_decref(spec);
 }
 
-/* What broke: the agent did not even start, and once it ran, one request that needed the datastore held its lock. */
+/* What broke: the agent did not even start, and once it ran, one request that needed the datastore held its
+ * lock. */
 static void only_what_needs_it_waits(void **state)
 {
     (void)state;

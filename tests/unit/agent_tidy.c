@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* What migrations leave behind is taken away within seconds, by an agent that asks the other one; and two agents
- * that ask each other do not wait for each other. The agent is a real one in a process of its own; hostb is this
- * program; shims are make-believe (lib_agent.c). */
+/* What migrations leave behind is taken away within seconds, by an agent that asks the other one; and two
+ * agents that ask each other do not wait for each other. The agent is a real one in a process of its own;
+ * hostb is this program; shims are make-believe (lib_agent.c). */
 #include "tests/unit/lib_agent.h"
 #include "agent/admission.h"
 #include "probe/probe.h"
@@ -143,8 +143,8 @@ static json_t *prepare_request(const char *job)
 
 /* ---- expected in vain ---- */
 
-/* Seen: the source's agent was killed before its shim had the job, and every further move of the VM was refused
- * for a minute, with disk, memory and a place among the migrations taken. */
+/* Seen: the source's agent was killed before its shim had the job, and every further move of the VM was
+ * refused for a minute, with disk, memory and a place among the migrations taken. */
 static void a_migration_that_its_source_knows_nothing_of_is_not_waited_for(void **state)
 {
     (void)state;
@@ -232,8 +232,8 @@ static void recover(struct xm_jsonl *js, const char *vm)
     xm_jsonl_send(js->fd, json_pack("{s:s, s:s}", "verb", "recover", "vm", vm), -1, NULL);
 }
 
-/* What broke: hosta told hostb to settle x while hostb told hosta to settle y; each had one VM at a time settled,
- * and both waited until the other's minute was over. */
+/* What broke: hosta told hostb to settle x while hostb told hosta to settle y; each had one VM at a time
+ * settled, and both waited until the other's minute was over. */
 static void two_hosts_tell_each_other_to_settle(void **state)
 {
     struct xm_jsonl here, told, there;
