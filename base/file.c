@@ -275,7 +275,9 @@ char *xm_printf(const char *fmt, ...)
 
 int xm_file_remove(const char *path, struct xm_error *e)
 {
-    if (unlink(path) < 0)
-        return errno == ENOENT ? 0 : xm_error_errno(e, errno, "cannot remove %s", path);
-    return sync_directory_of(path, e);
+    if (unlink(path) < 0 && errno != ENOENT)
+        return xm_error_errno(e, errno, "cannot remove %s", path);
+    /* One that is not there may have been removed a moment ago by who did not live to sync it. */
+    int r = sync_directory_of(path, e);
+    return r == -ENOENT ? 0 : r;
 }

@@ -29,8 +29,11 @@ static int save(const char *dir, enum journal_side side, uint64_t epoch, const c
                                       before->from, "settled", before->settled));
     if (planned)
         json_object_set_new(o, "planned", json_true());
+    if (!r && xm_fault("journal-write"))
+        r = xm_error_set(e, EIO, "%s: fault point journal-write", path);
     if (!r)
         r = xm_json_save(path, o, e);
+    xm_fault("journal-written");
     json_decref(o);
     free(path);
     return r;
@@ -104,8 +107,10 @@ void journal_free(struct journal *j)
 int journal_end(const char *dir, struct xm_error *e)
 {
     char *path = path_of(dir);
-    int r = xm_file_remove(path, e);
+    int r = xm_fault("journal-end") ? xm_error_set(e, EIO, "%s: fault point journal-end", path)
+                                    : xm_file_remove(path, e);
 
+    xm_fault("journal-ended");
     free(path);
     return r;
 }
@@ -127,6 +132,7 @@ static int delete_files(const struct journal *j, const char *vm, struct xm_error
     int r = 0;
 
     json_array_foreach (j->files, i, v) {
+        xm_fault("journal-delete");
         struct xm_error why = {0};
         if (!json_is_string(v) || foreign(j, json_string_value(v)) ||
             xm_file_remove(json_string_value(v), &why) == 0)
