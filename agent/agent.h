@@ -77,7 +77,7 @@ json_t *vms_usage(struct agent *);
 int vms_adopt(
     struct agent *); /* at the start: finds the shims that are there, cleans up after those that are not */
 /* Writes shim.json and runs the shim until it says that the VM runs (or waits for its migration). On failure
- * the sentence is the shim's. The caller removes the run directory then. */
+ * the sentence is the shim's. */
 int vm_spawn(struct agent *, const char *name, json_t *spec, uint64_t epoch, json_t *incoming,
              struct xm_error *);
 int vm_watch(struct agent *, const char *name, struct xm_error *); /* it has a shim now: starts its watcher */

@@ -396,8 +396,10 @@ static int make_files(struct agent *a, struct asked *q, int datastore, json_t *c
         if (q->req.storage)
             plan_disks(a, &q->spec, datastore, planned);
         r = open_journal(a, q, planned, true, e);
+        xm_fault("prepare-journaled");
         if (!r && q->req.storage)
             r = create_disks(&q->spec, created, e);
+        xm_fault("prepare-created");
         json_decref(planned);
     }
     if (!r && q->nvram)
@@ -501,6 +503,7 @@ static json_t *prepare(struct agent *a, struct asked *q)
         agent_unlock(a);
         return refusal(EXIT_FAILED, "%s", e.text);
     }
+    xm_fault("prepared");
     xm_log(XM_LOG_INFO, "VM %s: prepared for job %s of %s", q->spec.name, q->job, q->req.source);
     return prepared(a, q, token);
 }

@@ -310,14 +310,14 @@ static bool revive(struct agent *a, const char *name)
 }
 
 /* By a descriptor that is known to be of the VM's process: a number may be somebody else's by then. */
-static void kill_qemu(struct agent *a, const char *name, pid_t pid)
+static void kill_process(struct agent *a, const char *name, const char *file, pid_t pid)
 {
     int fd = (int)syscall(SYS_pidfd_open, pid, 0);
     struct pollfd p = {.fd = fd, .events = POLLIN};
 
     if (fd < 0)
         return;
-    if (vm_process(a, name, "qemu.pid") == pid) {
+    if (vm_process(a, name, file) == pid) {
         syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
         poll(&p, 1, 5000); /* its taps are busy until it has gone */
     }
@@ -368,7 +368,7 @@ bool vm_clean_up(struct agent *a, const char *name)
         return false;
     }
     if (qemu)
-        kill_qemu(a, name, qemu);
+        kill_process(a, name, "qemu.pid", qemu);
     if (journal_undo(dir, name, &e) < 0)
         xm_log(XM_LOG_WARN, "%s", e.text);
     free(dir);

@@ -115,23 +115,33 @@ static int move_pivot(struct source *m, struct machine_disk *d, struct move *v)
     return 0;
 }
 
-/* What may be left over, whoever ends this: the files that were made, and the old ones if they shall go. */
-static int open_journal(struct source *m, const struct move *v)
+/* What may be left over, whoever ends this: the files that are to be made, or were, and the old ones if they shall
+ * go. */
+static int open_journal(struct source *m, const struct move *v, bool planned, struct xm_error *e)
 {
     struct machine *vm = m->machine;
     json_t *files = json_array();
 
     for (unsigned i = 0; i < vm->disks; i++) {
         const struct machine_disk *d = &vm->disk[i];
-        if (!v[i].created)
+        if (planned ? !v[i].path[0] : !v[i].created)
             continue;
         json_array_append_new(files, json_string(v[i].path));
         if (!m->opt.keep_source && d->spec->datastore[0] && !d->file->block_device)
             json_array_append_new(files, json_string(d->spec->path));
     }
-    int r = journal_write(vm->state_dir, JOURNAL_STORAGE, vm->epoch, m->destination, NULL, files, &m->error);
+    int r = journal_write(vm->state_dir, JOURNAL_STORAGE, vm->epoch, m->destination, NULL, files, e);
     json_decref(files);
     return r;
+}
+
+/* Not all files could be made: what stands in the way of one is somebody else's, and is not to be deleted. */
+static void correct_journal(struct source *m, const struct move *v)
+{
+    struct xm_error e = {0};
+
+    if (open_journal(m, v, false, &e) < 0 && journal_end(m->machine->state_dir, &e) < 0)
+        xm_log(XM_LOG_ERROR, "job %s: %s", m->job, e.text);
 }
 
 static const char *wanted(const struct source *m, const char *disk, const char *key)
@@ -186,17 +196,12 @@ int source_storage(struct source *m)
         sem_init(&v[i].done, 0, 0);
         v[i].path = xm_printf("%s", path ? path : "");
     }
+    r = open_journal(m, v, true, &m->error);
     for (unsigned i = 0; !r && i < vm->disks; i++) {
-        if (v[i].path[0])
-            r = move_begin(m, &vm->disk[i], &v[i]);
+        if (v[i].path[0] && (r = move_begin(m, &vm->disk[i], &v[i])) < 0)
+            correct_journal(m, v);
     }
-    int journal = open_journal(m, v);
-    for (unsigned i = 0; journal && i < vm->disks; i++) {
-        if (v[i].created)
-            unlink(v[i].path); /* made a moment ago, and nothing else will know of it */
-    }
-    if (!r)
-        r = journal;
+    xm_fault("storage-created");
     if (!r)
         r = copy_all(m, v);
     if (!r && m->opt.verify)
@@ -218,6 +223,7 @@ int source_storage(struct source *m)
         free(v[i].path);
         sem_destroy(&v[i].done);
     }
+    xm_fault("storage-sweep");
     if (journal_sweep(vm->state_dir, vm->spec.name, &e) < 0)
         xm_log(XM_LOG_WARN, "job %s: %s", m->job, e.text);
     if (r && moved)
