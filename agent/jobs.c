@@ -173,6 +173,7 @@ struct job *job_new(struct agent *a, json_t *about, bool storage, struct xm_erro
         return NULL;
     }
     save(a, job);
+    xm_fault("job-made");
     json_t *first = json_copy(about);
     json_object_set_new(first, "event", json_string("job"));
     job_event(a, job, first);
@@ -228,6 +229,8 @@ void job_event(struct agent *a, struct job *job, json_t *event)
         }
     }
     agent_unlock(a);
+    if (ends)
+        xm_fault("job-ending");
     if (ends)
         save(a, job);
     agent_lock(a);

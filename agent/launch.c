@@ -92,6 +92,7 @@ static int launch(struct move *m, json_t *request, struct xm_error *e)
         json_decref(request);
     if (r && fd >= 0)
         close(fd);
+    xm_fault("move-launched");
     if (answer)
         abort_late(m);
     json_decref(answer);
@@ -103,6 +104,7 @@ static void cancel_peer(struct move *m, const char *token)
     struct xm_error e = {0};
     json_t *reasons;
     int status;
+    xm_fault("move-cancel");
     json_t *answer = peer_call_agent(
         m->agent, m->peer, json_pack("{s:s, s:s, s:s}", "verb", "peer.cancel", "vm", m->vm, "token", token),
         30 * XM_NS_PER_S, &status, &reasons, NULL, &e);
@@ -130,6 +132,7 @@ static int run_out(struct move *m, int *exit_status, struct xm_error *e)
     json_t *o = peer_call_agent(m->agent, m->peer, move_peer_request(m, "peer.prepare", m->job->id),
                                 PREPARE_NS, exit_status, &reasons, &local, e);
     json_decref(reasons);
+    xm_fault("move-prepared");
     if (!o)
         return -EIO;
     *exit_status = EXIT_FAILED;

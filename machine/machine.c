@@ -92,6 +92,7 @@ int machine_resume(struct machine *vm, struct xm_error *e)
     bool paused = false;
     int r = owner_load(vm->state_dir, vm->spec.name, &rec, e);
 
+    xm_fault("machine-resume");
     if (!r && !owner_may_run(&rec))
         r = xm_error_set(e, EPERM, "it is %s %s (epoch %llu); see `xmigrate recover %s`",
                          rec.owner == OWNER_GIVEN ? "given to" : "promised by",

@@ -129,6 +129,7 @@ void destination_end(struct destination *dst)
 
     find_failure(dst, &e);
     destination_fail(dst, e.text); /* for the source, if it was not its doing */
+    xm_fault("destination-failing");
     if (destination_set_state(dst, DEST_FAILED, NULL) < 0)
         return; /* what runs here is not given up */
     xm_log(XM_LOG_WARN, "VM %s, job %s from %s has ended here: %s", vm->spec.name, dst->job, dst->source,
@@ -293,6 +294,7 @@ int destination_start(struct destination *dst, struct xm_error *e)
         if (!vm->disk[i].writer)
             return -XM_MAX(e->code, 1);
     }
+    xm_fault("destination-start");
     r = pthread_create(&dst->thread, NULL, destination_main, dst);
     dst->started = r == 0;
     return r ? xm_error_errno(e, r, "the migration's thread") : 0;
@@ -331,6 +333,7 @@ static void withdraw_promise(struct destination *dst)
 
     if (owner_load(vm->state_dir, vm->spec.name, &now, NULL) < 0 || now.owner != OWNER_PROMISED)
         return; /* it says more than that by now, or cannot be read: then it stays as it is */
+    xm_fault("promise-withdraw");
     if (owner_restore(vm->state_dir, vm->spec.name, dst->had_record ? &dst->before : NULL, &e) < 0)
         xm_log(XM_LOG_ERROR, "VM %s, job %s: %s", vm->spec.name, dst->job, e.text);
 }

@@ -47,7 +47,9 @@ static int do_begin(struct destination *dst, const json_t *o, json_t *reply, str
         if ((uint64_t)xm_json_int(json_array_get(ram, i), "size", -1) != vm->ram.block[i].size)
             return xm_error_set(e, EINVAL, "RAM block %u has another size here", i);
     }
-    return destination_set_state(dst, DEST_COPYING, e);
+    int r = destination_set_state(dst, DEST_COPYING, e);
+    xm_fault("begin-taken");
+    return r;
 }
 
 /* The source may give the VM to us from when it has heard that all is loaded. Durable while the guest still
@@ -99,8 +101,10 @@ static int do_incoming(struct destination *dst, struct xm_error *e)
     free(path);
     if (!r)
         r = machine_save_spec(dst->machine, e);
+    xm_fault("incoming-spec-saved");
     if (!r)
         r = promise(dst, e);
+    xm_fault("incoming-promised");
     /* The guest is about to be stopped: nothing gives way any more. */
     xm_links_set_background(dst->links, false);
     for (unsigned i = 0; i < dst->machine->disks; i++)
@@ -146,7 +150,9 @@ static int do_loaded(struct destination *dst, const json_t *o, struct xm_error *
     }
     dst->paused = xm_json_bool(o, "paused", false);
     machine_note_paused(dst->machine, dst->paused); /* before the source can give it */
-    return destination_set_state(dst, DEST_PROMISED, e);
+    int r = destination_set_state(dst, DEST_PROMISED, e);
+    xm_fault("loaded");
+    return r;
 }
 
 /* ---- hand-off: drives vm/handoff.h's machine ---- */
@@ -221,8 +227,10 @@ static int do_handoff(struct destination *dst, const json_t *o, json_t *reply, s
         return r;
     if (dst->state != DEST_PROMISED && dst->state != DEST_UNDECIDED && dst->state != DEST_RUNNING)
         return xm_error_set(e, EPROTO, "the VM is not loaded");
+    xm_fault("run-told");
     handoff_message(&dst->handoff, &msg, &a);
     act(dst, a, reply, e);
+    xm_fault("run-running");
     if (e->code)
         json_object_set_new(reply, "reason", json_string(e->text));
     return 0;
@@ -236,6 +244,7 @@ static void settle(struct destination *dst)
     struct xm_error e = {0};
 
     rec.settled = true;
+    xm_fault("came-begin");
     if (owner_save(vm->state_dir, vm->spec.name, &rec, &e) < 0 || journal_end(vm->state_dir, &e) < 0)
         xm_log(XM_LOG_WARN, "VM %s: %s", vm->spec.name, e.text);
     dst->handoff.record.settled = true;

@@ -203,6 +203,7 @@ static int prepare(struct source *m)
     if (!up)
         return xm_error_prefix(&m->error, "no link to %s comes up", m->destination);
     m->error.code = 0;
+    xm_fault("source-linked");
     return begin(m);
 }
 
@@ -215,12 +216,16 @@ static int walk(struct source *m)
             return r;
         return source_set_state(m, SOURCE_SETTLE);
     }
-    if ((r = source_handoff_prepare(m)) < 0 || (r = prepare(m)) < 0)
+    if ((r = source_handoff_prepare(m)) < 0)
+        return r;
+    xm_fault("source-journaled");
+    if ((r = prepare(m)) < 0)
         return r;
     xm_fault("source-begun");
     if (m->storage) {
         if ((r = source_set_state(m, SOURCE_DISKS)) < 0 || (r = source_disks(m)) < 0)
             return r;
+        xm_fault("disks-copied");
     }
     if ((r = source_set_state(m, SOURCE_MEMORY)) < 0)
         return r;
@@ -230,6 +235,7 @@ static int walk(struct source *m)
     xm_links_set_background(m->links, false);
     if (r < 0)
         return r;
+    xm_fault("memory-copied");
     if ((r = source_set_state(m, SOURCE_SWITCH)) < 0 || (r = source_switch(m)) < 0)
         return r;
     if ((r = source_set_state(m, SOURCE_HANDOFF)) < 0 || (r = source_handoff(m)) < 0)
@@ -245,7 +251,9 @@ static void let_go(struct source *m)
     struct machine *vm = m->machine;
     struct xm_error e = {0};
 
+    xm_fault("gone-begin");
     qemu_end(&vm->qemu, &vm->spec);
+    xm_fault("gone-qemu-ended");
     if (journal_settle(vm->state_dir, vm->spec.name, &e) < 0)
         xm_log(XM_LOG_WARN, "job %s: %s", m->job, e.text);
 }
@@ -267,6 +275,7 @@ static void emit_last(struct source *m, json_t *o)
     char *text = json_dumps(o, JSON_INDENT(1));
     struct xm_error e = {0};
 
+    xm_fault("source-last-word");
     xm_room_use(path);
     if (text && xm_file_replace(path, text, strlen(text), &e) < 0)
         xm_log(XM_LOG_WARN, "VM %s, job %s: %s", m->machine->spec.name, m->job, e.text);
@@ -376,6 +385,7 @@ static void fail(struct source *m, int r)
     struct xm_error first = m->error; /* what follows must not hide it */
     struct back b = {.ended = ended, .stood = switching && !ended};
 
+    xm_fault("failing");
     if (switching)
         back_from_switch(m, &b);
     if (m->links)
@@ -383,6 +393,7 @@ static void fail(struct source *m, int r)
     stream_free(m->stream);
     m->stream = NULL;
     bring_back(m, &b, xm_now() + BACK_PATIENCE);
+    xm_fault("failing-resumed");
     bool stands = b.stood && !b.runs && !m->qemu_gone;
     keep(m);
     if (stands) { /* what it waits for may hold up the rest, too */

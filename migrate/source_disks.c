@@ -284,6 +284,7 @@ int source_disks(struct source *m)
         if (r)
             return r;
     }
+    xm_fault("disks-mirrored");
     source_disks_links(m); /* they may have gone before there was a mirror to tell */
     int r = source_disks_wait(m);
     if (!r && m->opt.verify) {

@@ -37,6 +37,7 @@ static void exchange(struct source *m, struct handoff *h, const struct handoff_m
         xm_error_set(&e, EIO, "%s: %s", m->destination, xm_json_str(reply, "reason", ""));
     if (e.code && !m->error.code) /* the first is the cause */
         m->error = e;
+    xm_fault("handoff-told");
     json_decref(reply);
 }
 

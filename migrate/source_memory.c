@@ -71,6 +71,7 @@ int source_memory(struct source *m)
             r = xm_precopy_round(m->precopy, false, &m->abort, &round, &m->error);
         if (r)
             return source_interrupted(m) ? -m->error.code : r;
+        xm_fault("memory-round");
         m->wire_rate = round.rate;
         m->report.rounds = round.number;
         m->report.ram_bytes += round.pages_data * XM_PAGE;

@@ -367,6 +367,7 @@ static int switch_over(struct source *m)
 
     if (!r)
         r = start_qemu_migration(m);
+    xm_fault("switch-begun");
     if (!r)
         r = wait_qemu(m, "pre-switchover");
     if (r)
@@ -378,6 +379,7 @@ static int switch_over(struct source *m)
         return r;
     if ((r = compare_all(m)) < 0)
         return source_interrupted(m) ? -m->error.code : r;
+    xm_fault("switch-compared");
     if (!m->storage)
         unlock_disks(m);
     uint64_t t = xm_now();
@@ -387,10 +389,12 @@ static int switch_over(struct source *m)
         r = wait_qemu(m, "completed");
     if (r)
         return r;
+    xm_fault("switch-sent");
     reply = call_destination(m->links, json_pack("{s:s s:b}", "call", "loaded", "paused", m->paused),
                              source_time_left(m, QEMU_TIMEOUT), &m->error);
     m->report.t_device = xm_now() - t;
     json_decref(reply);
+    xm_fault("switch-loaded");
     if (!reply)
         return -m->error.code;
     return source_interrupted(m); /* the last chance of an abort */

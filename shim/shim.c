@@ -338,6 +338,8 @@ void shim_free(struct shim *s)
     }
     machine_stop(&s->machine);
     note_end(s);
+    if (discard)
+        xm_fault("shim-undo");
     if (discard && journal_undo(s->machine.state_dir, s->machine.spec.name, &e) < 0)
         xm_log(XM_LOG_WARN, "VM %s: %s", s->machine.spec.name, e.text);
     while (!TAILQ_EMPTY(&s->clients))
