@@ -183,6 +183,7 @@ int owner_save(const char *dir, const char *vm, const struct owner_record *rec, 
         uint64_t number = at < 0 ? 1 : s.slot[at].number + 1;
         r = write_slot(&s, at < 0 ? 0 : 1 - at, number, vm, rec, path, e);
         close(s.fd);
+        xm_fault("owner-saved");
     }
     free(path);
     return r;
