@@ -47,12 +47,18 @@ static void look(char host, struct seen *s)
     json_decref(o);
 }
 
-static bool at_rest(const struct seen s[2])
+/* The host that has it: a, b; 0: that is not clear. The other one may still hold the stopped guest that it gave away,
+ * until it has been seen to run where it is: `start` there is what `recover` says. */
+static char rests_at(const struct seen s[2])
 {
-    const struct seen *at = s[0].listed ? &s[0] : &s[1];
-
-    return s[0].agent && s[1].agent && s[0].listed != s[1].listed && !s[0].busy && !s[1].busy &&
-           (!strcmp(at->state, "running") || !strcmp(at->state, "stopped"));
+    for (int i = 0; i < 2; i++) {
+        const struct seen *here = &s[i], *there = &s[1 - i];
+        bool runs = !strcmp(here->state, "running") && !there->listed;
+        bool ended = !strcmp(here->state, "stopped") && (!there->listed || !strcmp(there->state, "paused"));
+        if (here->agent && there->agent && here->listed && !here->busy && !there->busy && (runs || ended))
+            return "ab"[i];
+    }
+    return 0;
 }
 
 static bool comes_to_rest(struct world *w, struct seen s[2], unsigned seconds)
@@ -61,7 +67,7 @@ static bool comes_to_rest(struct world *w, struct seen s[2], unsigned seconds)
         small_read(&w->guest);
         look('a', &s[0]);
         look('b', &s[1]);
-        if (at_rest(s))
+        if (rests_at(s))
             return true;
         if (limit_over(&l))
             return false;
@@ -113,7 +119,7 @@ void rest(struct world *w, struct outcome *o)
             return;
         }
     }
-    o->home = s[0].listed ? 'a' : 'b';
+    o->home = rests_at(s);
     if (!strcmp(s[o->home == 'b'].state, "stopped")) {
         char h[2] = {o->home, 0}, *out = NULL;
         o->started = true;
