@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -41,10 +42,11 @@ static void default_signals(void)
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-/* `in`, `out`, `err`: what becomes 0, 1, 2; all above 2. */
-static pid_t start(const char *const argv[], int in, int out, int err, struct xm_error *e)
+/* `in`, `out`, `err`: what becomes 0, 1, 2; all above 2. with_us: it is killed when the calling thread ends. */
+static pid_t start(const char *const argv[], int in, int out, int err, bool with_us, struct xm_error *e)
 {
     int report[2];
+    pid_t parent = getpid();
     int why = 0;
 
     if (pipe2(report, O_CLOEXEC) < 0)
@@ -52,6 +54,8 @@ static pid_t start(const char *const argv[], int in, int out, int err, struct xm
     pid_t pid = fork();
     if (pid == 0) {
         default_signals();
+        if (with_us && (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != parent))
+            _exit(126);
         setpgid(0, 0); /* no session: who ends ours (a test's runner) ends this too */
         if (dup2(in, 0) >= 0 && dup2(out, 1) >= 0 && dup2(err, 2) >= 0) {
             syscall(SYS_close_range, 3u, ~0u, 4u /* CLOSE_RANGE_CLOEXEC */);
@@ -217,7 +221,7 @@ int xm_run_input(const char *const argv[], const struct xm_run_input *input, uin
     if (in < 0 || pipe2(o, O_CLOEXEC) < 0 || pipe2(r, O_CLOEXEC) < 0)
         err = xm_error_errno(e, in < -1 ? -in : errno, "cannot start %s", argv[0]);
     else
-        pid = start(argv, in, o[1], r[1], e);
+        pid = start(argv, in, o[1], r[1], input != NULL, e);
     close(in);
     close(o[1]);
     close(r[1]);

@@ -22,7 +22,7 @@ int xm_run(const char *const argv[], uint64_t timeout_ns, char **out, struct xm_
 struct xm_run_input {
     const char *first, *until, *last;
 };
-/* xm_run with an input. NULL: /dev/null. */
+/* xm_run with an input; the program is killed when the calling thread ends. NULL: /dev/null, and it is not. */
 int xm_run_input(const char *const argv[], const struct xm_run_input *, uint64_t timeout_ns, char **out,
                  struct xm_error *e);
 

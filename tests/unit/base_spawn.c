@@ -182,6 +182,30 @@ static void blocked_signals_are_not_inherited(void **state)
     assert_non_null(strstr(e.text, "signal 15"));
 }
 
+/* Who talks to a program may be killed: the program does not go on without him. */
+static void a_program_that_is_talked_to_dies_with_us(void **state)
+{
+    (void)state;
+    static const struct xm_run_input input = {"", NULL, NULL};
+    pid_t pid, got = 0;
+    int status = 0;
+
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    pid = fork();
+    if (pid == 0) {
+        xm_run_input(SH("kill -9 $PPID; exec sleep 3600"), &input, TIME, NULL, NULL);
+        _exit(0);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFSIGNALED(status));
+    /* Its child is ours now. */
+    for (struct limit l = limit_start(5); !(got = waitpid(-1, &status, WNOHANG)) && limit_wait(&l);)
+        ;
+    prctl(PR_SET_CHILD_SUBREAPER, 0);
+    assert_true(got > 0);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -196,6 +220,7 @@ int main(void)
         cmocka_unit_test(more_output_than_the_bound_is_dropped_not_stuck),
         cmocka_unit_test(descriptors_stay_here),
         cmocka_unit_test(blocked_signals_are_not_inherited),
+        cmocka_unit_test(a_program_that_is_talked_to_dies_with_us),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
