@@ -105,11 +105,13 @@ void plan_point(struct plan *p, unsigned number)
              at->side == SOURCE ? " at the source" : " at the destination");
 }
 
-static const char *who_text(enum who w)
+static const char *who_text(const struct fault *f)
 {
-    static const char *const names[] = {"agent", "shim", "QEMU", "command line"};
+    static const char *const names[2][4] = {
+        {"the source's agent", "the source's shim", "the source's QEMU", "the command line"},
+        {"the destination's agent", "the destination's shim", "the destination's QEMU", "the command line"}};
 
-    return names[w];
+    return names[f->side][f->who];
 }
 
 static int tell_one(const struct fault *f, char *text, size_t size)
@@ -120,11 +122,10 @@ static int tell_one(const struct fault *f, char *text, size_t size)
     switch (f->kind) {
     case KILL:
     case TERM:
-        return snprintf(text, size, "at %u ms %s of the %s's %s (back after %u ms)", f->at_ms,
-                        f->kind == KILL ? "kill -9" : "SIGTERM", side, who_text(f->who), f->hold_ms);
+        return snprintf(text, size, "at %u ms %s of %s%s", f->at_ms, f->kind == KILL ? "kill -9" : "SIGTERM",
+                        who_text(f), f->who == AGENT ? ", which is started again" : "");
     case STOP:
-        return snprintf(text, size, "at %u ms SIGSTOP of the %s's %s for %u ms", f->at_ms, side,
-                        who_text(f->who), f->hold_ms);
+        return snprintf(text, size, "at %u ms SIGSTOP of %s for %u ms", f->at_ms, who_text(f), f->hold_ms);
     case DOWN:
         return snprintf(text, size, "at %u ms both links down for %u ms", f->at_ms, f->hold_ms);
     case ONE:

@@ -113,7 +113,7 @@ const struct point points[] = {
     KILLED("job-ending", S, 1, AT_D),
     /* Disks alone. */
     STORAGE("storage-created", "kill"),
-    STORAGE("disks-mirrored", "kill"),
+    STORAGE("storage-created", "cut"),
     STORAGE("pivot-before-record", "kill"),
     STORAGE("pivot-after-record", "kill"),
     STORAGE("pivot-after-record", "cut"),
