@@ -306,7 +306,8 @@ static bool revive(struct agent *a, const char *name)
                  "the shim died, and with it the migration; the VM runs on here with a new one");
     if (job)
         job_put(a, job);
-    return r == 0;
+    /* Its QEMU may be slow to answer: the next try, as long as there may be one. */
+    return r == 0 || vm_process(a, name, "qemu.pid");
 }
 
 /* By a descriptor that is known to be of the VM's process: a number may be somebody else's by then. */

@@ -127,7 +127,8 @@ static int start_qemu(struct machine *vm, struct xm_error *e)
                                .incoming = vm->incoming};
     int r = qemu_adopt(&vm->qemu, vm->run_dir, e);
 
-    vm->adopted = r == 0;
+    /* Also one whose monitor does not answer in time: it is not ours to end because of that. */
+    vm->adopted = r != -ESRCH;
     if (r == -ESRCH) {
         machine_note_paused(vm, false); /* of an earlier QEMU */
         int console = machine_console_open(vm);
