@@ -61,13 +61,20 @@ static char rests_at(const struct seen s[2])
     return 0;
 }
 
-static bool comes_to_rest(struct world *w, struct seen s[2], unsigned seconds)
+/* stays_ms: so long it has to look like that. A move whose command was killed may have its request read only now. */
+static bool comes_to_rest(struct world *w, struct seen s[2], unsigned seconds, unsigned stays_ms)
 {
-    for (struct limit l = limit_start(seconds);;) {
+    char at = 0;
+
+    for (struct limit l = limit_start(seconds), stays = l;;) {
         small_read(&w->guest);
         look('a', &s[0]);
         look('b', &s[1]);
-        if (rests_at(s))
+        char now = rests_at(s);
+        if (now != at)
+            stays = limit_start(1);
+        at = now;
+        if (at && limit_elapsed(&stays) * 1000 >= stays_ms)
             return true;
         if (limit_over(&l))
             return false;
@@ -107,12 +114,12 @@ void rest(struct world *w, struct outcome *o)
     struct seen s[2];
     char a[320] = "", b[320] = "";
 
-    if (!comes_to_rest(w, s, BY_ITSELF_S)) {
+    if (!comes_to_rest(w, s, BY_ITSELF_S, o->exit < 0 ? 2000 : 200)) {
         o->asked = true;
         follow_advice(w->home, o->said);
         recover('a', a, sizeof a);
         recover('b', b, sizeof b);
-        if (!comes_to_rest(w, s, ASKED_S)) {
+        if (!comes_to_rest(w, s, ASKED_S, 200)) {
             wrong(o, "it does not come to rest: %s at hosta%s, %s at hostb%s; recover says: %s | %s",
                   s[0].listed ? s[0].state : "nothing", s[0].busy ? " with a job" : "",
                   s[1].listed ? s[1].state : "nothing", s[1].busy ? " with a job" : "", a, b);
