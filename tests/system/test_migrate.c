@@ -163,7 +163,7 @@ static void refusals_change_nothing(void **state)
 /* Seen: exit status 4, and the advice to ask `recover` whose the VM is. It is here, and stopped. */
 static void the_guest_powers_down_while_its_disks_move(void **state)
 {
-    struct job move;
+    struct job move, quit;
     char *out = NULL, now[32] = "";
     json_t *o;
 
@@ -171,8 +171,9 @@ static void the_guest_powers_down_while_its_disks_move(void **state)
     need_lab();
     job_start(&move, "%s", xmigrate("b", "--json --with-storage --bandwidth 20M web1 hosta"));
     assert_true(job_saw(&move, "\"disks\"", 60));
-    sh(NULL, 20, "timeout 5 %s", as_client("cmd %s quit", GUEST)); /* it does not answer any more */
+    job_start(&quit, "%s", as_client("cmd %s quit", GUEST));
     assert_int_equal(job_end(&move, 120, &out), 1);
+    job_end(&quit, 1, NULL); /* it is not answered any more */
     o = last_json(out);
     if (!strstr(string(o, "error"), "its guest powered itself down") || !truth(o, "stopped") ||
         !truth(o, "vm_safe"))
