@@ -81,7 +81,8 @@ static bool idle(struct agent *a, const char *name)
         return !busy;
     json_t *st = shim_call(a, name, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, NULL);
     const char *role = xm_json_str(st, "role", "");
-    bool is = !strcmp(role, "undecided") || (!strcmp(role, "owner") && !json_object_get(st, "destination"));
+    bool works = xm_json_str(st, "job", "")[0] && !json_object_get(st, "source"); /* on a job of ours */
+    bool is = !strcmp(role, "undecided") || (!strcmp(role, "owner") && !works);
     bool incoming = !strcmp(role, "incoming");
     json_decref(st);
     if (incoming)

@@ -362,8 +362,7 @@ static void adopt_living(struct agent *a, const char *name, json_t *spec, json_t
     if (vm && !incoming && !st) { /* it may still take one that it was asked for */
         jobs_find(a, name, vm->job);
         vm->job_assumed = vm->job[0];
-    } else if (vm && !incoming && json_object_get(st, "destination"))
-        /* One that has just come names the other host's job, and no destination. */
+    } else if (vm && !incoming && !json_object_get(st, "source")) /* else it is its source's */
         snprintf(vm->job, sizeof vm->job, "%s", xm_json_str(st, "job", ""));
     if (vm && incoming)
         vm->incoming = json_incref(incoming);

@@ -333,7 +333,6 @@ enum sin {
     ACKNOWLEDGE_WITHOUT_RUN,  /* the destination says that it runs what it could not run */
     TIE_TO_US,                /* of two records of one epoch ours counts */
     SILENCE_IS_MINE,          /* a peer that does not answer has kept the VM */
-    UNDECIDED_IS_DELETED,     /* a shim that ends takes with it what may be the only copy */
     JOURNAL_IS_ENOUGH,        /* what the journal names is deleted, whatever the record says */
     GIVEN_RESUMES,            /* the source that hears nothing goes on */
     NO_SETTLING,              /* nobody settles what was left open */

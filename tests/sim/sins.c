@@ -19,7 +19,6 @@ enum verdict __real_verdict_of(const char *, const struct owner_record *, const 
                                uint64_t *, struct xm_error *);
 int __real_known_there(struct agent *, const struct conf_peer *, const char *, struct known *,
                        struct xm_error *);
-bool __real_destination_may_own(const struct destination *);
 int __real_source_handoff(struct source *);
 json_t *__real_settle_claimed(struct agent *, const char *, bool);
 json_t *__real_settle(struct agent *, const char *, bool, uint64_t);
@@ -122,11 +121,6 @@ int __wrap_known_there(struct agent *a, const struct conf_peer *p, const char *v
         return r;
     k->rec = (struct owner_record){.epoch = 1000, .owner = OWNER_MINE, .settled = true};
     return 0;
-}
-
-bool __wrap_destination_may_own(const struct destination *d)
-{
-    return sin_committed != UNDECIDED_IS_DELETED && __real_destination_may_own(d);
 }
 
 int __wrap_source_handoff(struct source *m)
