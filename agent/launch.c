@@ -82,6 +82,9 @@ static int launch(struct move *m, json_t *request, struct xm_error *e)
 
     agent_lock(m->agent);
     int r = fd < 0 ? fd : may_launch(m->job, e);
+    struct vm *vm = vm_find(m->agent, m->vm);
+    if (!r && (!vm || strcmp(vm->job, m->job->id) != 0)) /* what it does would be told to nobody */
+        r = xm_error_set(e, ECANCELED, "VM %s has ended, and was started anew", m->vm);
     if (!r)
         m->job->launched = true;
     agent_unlock(m->agent);
