@@ -368,7 +368,7 @@ static int choose(const struct host_facts *h, uint64_t need)
     for (unsigned i = 0; i < h->datastores; i++) {
         const struct fact_datastore *d = &h->datastore[i];
         bool under = under_target(d, need);
-        if (d->closed || d->hangs || room(h, d) < need || (best_under && !under))
+        if (d->closed || d->hangs || d->wrong || room(h, d) < need || (best_under && !under))
             continue;
         if (best < 0 || (under && !best_under) || room(h, d) > room(h, &h->datastore[best])) {
             best = (int)i;
@@ -401,6 +401,10 @@ static int judge_storage(const struct host_facts *h, const struct admission_requ
                     xm_format_size(need).s, r->spec->name,
                     hang ? "; some hang, and were not asked (xmigrate check with HOST:DATASTORE names one)"
                          : "");
+        for (unsigned i = 0; found < 0 && i < h->datastores; i++) {
+            if (h->datastore[i].wrong && !h->datastore[i].closed)
+                because(why, "%s", h->datastore[i].wrong);
+        }
         return found;
     }
     for (unsigned i = 0; i < h->datastores; i++) {
@@ -415,6 +419,9 @@ static int judge_storage(const struct host_facts *h, const struct admission_requ
         found = -1;
     } else if (h->datastore[found].hangs) {
         because(why, "datastore '%s' on %s does not answer: its storage hangs", r->datastore, h->host);
+        found = -1;
+    } else if (h->datastore[found].wrong) {
+        because(why, "%s", h->datastore[found].wrong);
         found = -1;
     } else if (room(h, &h->datastore[found]) < need) {
         const struct fact_datastore *d = &h->datastore[found];

@@ -19,6 +19,7 @@ struct fact_datastore {
     bool closed;       /* takes no disks from other hosts */
     unsigned block;    /* logical block of new files in it, bytes */
     bool hangs;        /* its storage does not answer */
+    const char *wrong; /* why no disk may be made there; NULL: it may */
 };
 
 struct fact_link {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* What this host is, for admission; and the disks' files. */
+#include "agent/datastore.h"
 #include "agent/agent.h"
 #include "agent/facts.h"
 #include "agent/nvram.h"
@@ -83,6 +84,8 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
                                                   .closed = !a->conf.datastore[i].incoming};
         g->datastore[i].hangs = storage_space(a->conf.datastore[i].path, &g->datastore[i].size,
                                               &g->datastore[i].free) == -ETIMEDOUT;
+        if (!g->datastore[i].hangs && datastore_judge(a, &a->conf.datastore[i], &g->wrong[i]) < 0)
+            g->datastore[i].wrong = g->wrong[i].text;
         g->datastore[i].block = g->datastore[i].hangs ? 0 : probe_block_size(a->conf.datastore[i].path);
     }
     g->usage = vms_usage(a);
@@ -251,6 +254,8 @@ static int resolve_size(struct agent *a, const struct vm_spec *s, struct vm_disk
         return disk_missing(a, s, d, e);
     if (r == -ENOENT && d->datastore[0]) {
         const struct conf_datastore *ds = config_datastore(&a->conf, d->datastore);
+        if (ds && datastore_judge(a, ds, e) < 0)
+            return -XM_MAX(e->code, 1);
         /* A size that cannot be had in whole blocks gets the smallest. */
         if (!d->block_size)
             d->block_size = ds ? probe_block_size(ds->path) : 512;
@@ -352,8 +357,12 @@ int create_missing(struct agent *a, struct vm_spec *s, const json_t *known, json
         if (there == -ETIMEDOUT)
             return storage_hangs(d->path, e);
         /* Invariant: what is recorded is never made. It was there a moment ago (resolve_spec). */
-        int r =
-            inventory_has_disk(known, d->name) ? disk_missing(a, s, d, e) : make_sparse(d->path, d->size, e);
+        const struct conf_datastore *ds = config_datastore(&a->conf, d->datastore);
+        int r = inventory_has_disk(known, d->name) ? disk_missing(a, s, d, e)
+                : ds                               ? datastore_use(a, ds, e)
+                                                   : 0;
+        if (!r)
+            r = make_sparse(d->path, d->size, e);
         if (r)
             return r;
         json_array_append_new(created, json_string(d->path));

@@ -13,6 +13,7 @@
  * shim ends after 20 s by itself, and its disks with it; sooner when the source's agent says that it knows
  * of no such migration (tidy.c), which is asked, too, when the same VM is announced again.
  */
+#include "agent/datastore.h"
 #include "agent/agent.h"
 #include "agent/nvram.h"
 #include "agent/outside.h"
@@ -387,8 +388,11 @@ static int open_journal(struct agent *a, const struct asked *q, const json_t *fi
  * it. */
 static int make_files(struct agent *a, struct asked *q, int datastore, json_t *created, struct xm_error *e)
 {
-    int r = -EEXIST;
+    int r = q->req.storage ? datastore_use(a, &a->conf.datastore[datastore], e) : 0;
 
+    if (r)
+        return r;
+    r = -EEXIST;
     for (unsigned n = 0; r == -EEXIST && n < 100; n++) {
         json_t *planned = json_array();
         delete_created(created);

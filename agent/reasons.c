@@ -9,6 +9,7 @@
  * Without --with-storage the disks stay where they are, and a probe file is put beside each: only a
  * destination that can read it there is believed to reach the same storage.
  */
+#include "agent/datastore.h"
 #include "agent/facts.h"
 #include "agent/move.h"
 #include "agent/nvram.h"
@@ -268,6 +269,9 @@ static void judge_local(struct move *m, json_t *reasons)
         json_decref(reserve);
         return;
     }
+    struct xm_error wrong = {0};
+    if ((m->held ? datastore_use : datastore_judge)(a, ds, &wrong) < 0)
+        against(reasons, xm_printf("%s", wrong.text));
     block = probe_block_size(ds->path);
     for (unsigned i = 0; i < m->spec.disks; i++) {
         const struct vm_disk *d = &m->spec.disk[i];

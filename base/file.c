@@ -34,7 +34,7 @@ static int write_all(int fd, const char *data, size_t len)
     return 0;
 }
 
-static int sync_directory_of(const char *path, struct xm_error *e)
+int xm_sync_directory_of(const char *path, struct xm_error *e)
 {
     const char *slash = strrchr(path, '/');
     char *dir = !slash          ? xm_printf(".")
@@ -75,7 +75,7 @@ int xm_file_replace(const char *path, const void *data, size_t len, struct xm_er
         unlink(tmp);
         xm_error_errno(e, -err, "cannot write %s", path);
     } else {
-        err = sync_directory_of(path, e);
+        err = xm_sync_directory_of(path, e);
     }
     free(tmp);
     return err;
@@ -162,7 +162,7 @@ int xm_mkdir_all(const char *path, struct xm_error *e)
         char was = *s;
         *s = 0;
         if (*p && mkdir(p, 0700) == 0) {
-            err = sync_directory_of(p, e); /* or what is durable in it would have no name */
+            err = xm_sync_directory_of(p, e); /* or what is durable in it would have no name */
             if (err)
                 rmdir(p); /* a second try is to find out again */
         } else if (*p && (errno != EEXIST || stat(p, &st) < 0 || !S_ISDIR(st.st_mode))) {
@@ -278,6 +278,6 @@ int xm_file_remove(const char *path, struct xm_error *e)
     if (unlink(path) < 0 && errno != ENOENT)
         return xm_error_errno(e, errno, "cannot remove %s", path);
     /* One that is not there may have been removed a moment ago by who did not live to sync it. */
-    int r = sync_directory_of(path, e);
+    int r = xm_sync_directory_of(path, e);
     return r == -ENOENT ? 0 : r;
 }

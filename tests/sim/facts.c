@@ -2,6 +2,7 @@
 /* What a host is, as admission wants to know it: all there is, and enough of it. Logs go to the trace;
  * fault points are points of the simulator, and fail now and then. */
 #include "tests/sim/sim.h"
+#include "agent/datastore.h"
 #include "agent/facts.h"
 #include "machine/machine.h"
 #include "probe/probe.h"
@@ -43,6 +44,19 @@ int __wrap_qemu_machine_try(const char *program, const char *machine, const char
 {
     (void)program, (void)machine, (void)accel, (void)e;
     *pci = true;
+    return 0;
+}
+
+/* Not modelled: datastores are there. */
+int __wrap_datastore_judge(struct agent *a, const struct conf_datastore *ds, struct xm_error *e)
+{
+    (void)a, (void)ds, (void)e;
+    return 0;
+}
+
+int __wrap_datastore_use(struct agent *a, const struct conf_datastore *ds, struct xm_error *e)
+{
+    (void)a, (void)ds, (void)e;
     return 0;
 }
 

@@ -144,6 +144,17 @@ static void a_datastore_that_takes_nothing_from_others_is_not_chosen(void **stat
     assert_int_equal(chosen, -1);
 }
 
+static void a_datastore_that_is_not_what_it_was_is_not_chosen(void **state)
+{
+    (void)state;
+    store[1].wrong = "datastore 'large' of hostb: is it mounted?";
+    must_say(NULL);
+    assert_int_equal(chosen, 0);
+    req.datastore = "large";
+    must_say("datastore 'large' of hostb: is it mounted?");
+    assert_int_equal(chosen, -1);
+}
+
 static void each_thing_that_lacks_is_said(void **state)
 {
     (void)state;
@@ -560,6 +571,7 @@ int main(void)
         TEST(one_under_its_target_goes_before_one_with_more_room),
         TEST(what_is_promised_to_others_is_not_given_twice),
         TEST(a_datastore_that_takes_nothing_from_others_is_not_chosen),
+        TEST(a_datastore_that_is_not_what_it_was_is_not_chosen),
         TEST(each_thing_that_lacks_is_said),
         TEST(the_cpu_has_to_have_what_the_guest_has_seen),
         TEST(features_seen_may_not_go_away),

@@ -597,6 +597,30 @@ static void a_vm_is_started_found_again_and_stopped(void **state)
     must(ask(t, start_request()), 0); /* and again, with the disk that it has */
 }
 
+/* Seen: a disk was made below the mount point of a datastore that was not mounted, and hidden by the next mount. */
+static void nothing_is_made_where_a_datastore_is_not_mounted(void **state)
+{
+    char away[256], here[256];
+    (void)state;
+    need_qemu();
+
+    snprintf(here, sizeof here, "%s", in_dir(t, "ds"));
+    snprintf(away, sizeof away, "%s", in_dir(t, "ds.mounted"));
+    must(ask(t, start_request()), 0); /* the first use */
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "undefine", "vm", "web1")), 0);
+    assert_int_equal(rename(here, away), 0);
+    assert_int_equal(mkdir(here, 0700), 0);
+    json_t *o = ask(t, start_request());
+    if (!strstr(xm_json_str(o, "error", ""), "is it mounted?"))
+        fail_msg("%s", json_dumps(o, 0));
+    must(o, 3);
+    assert_int_equal(files_in_ds(), 0);
+    assert_int_equal(rmdir(here), 0); /* nothing at all */
+    assert_int_equal(rename(away, here), 0);
+    must(ask(t, start_request()), 0);
+}
+
 static void edit_spec(const char *how)
 {
     const char *const argv[] = {"sed", "-i", how, in_dir(t, "spec.ini"), NULL};
@@ -1260,6 +1284,7 @@ int main(int argc, char **argv)
         TEST(what_was_made_for_a_dead_migration_is_deleted_by_the_next_agent),
         TEST(an_incoming_vm_is_still_expected_by_the_next_agent),
         TEST(a_vm_is_started_found_again_and_stopped),
+        TEST(nothing_is_made_where_a_datastore_is_not_mounted),
         TEST(a_start_that_fails_leaves_nothing),
         TEST(an_image_of_another_format_is_no_disk),
         TEST(a_disk_in_a_datastore_is_no_link),

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: MIT */
+/* See datastore.h. The mark in the datastore is durable before datastores.json has it: killed in between, the next
+ * use takes over what it finds. */
+#include "agent/datastore.h"
+#include "agent/storage.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#define MARK      ".xmigrate-datastore"
+#define UUID_LEN  36
+#define UUID_SIZE (UUID_LEN + 1)
+
+static pthread_mutex_t writing = PTHREAD_MUTEX_INITIALIZER; /* datastores.json */
+
+/* "": there is none. */
+static int read_mark(const struct conf_datastore *ds, char uuid[UUID_SIZE], struct xm_error *e)
+{
+    char *path = xm_printf("%s/%s", ds->path, MARK);
+    ssize_t n = readlink(path, uuid, UUID_SIZE);
+    int r = 0;
+
+    if (n < 0 && errno != ENOENT)
+        r = xm_error_errno(e, errno, "cannot read %s", path);
+    else if (n >= UUID_SIZE)
+        r = xm_error_set(e, EINVAL, "%s names no UUID", path);
+    uuid[n > 0 && n < UUID_SIZE ? n : 0] = 0;
+    free(path);
+    return r;
+}
+
+static int make_mark(const struct conf_datastore *ds, char uuid[UUID_SIZE], struct xm_error *e)
+{
+    unsigned char b[16];
+
+    if (getrandom(b, sizeof b, 0) != sizeof b)
+        return xm_error_errno(e, errno, "no random numbers");
+    b[6] = (unsigned char)((b[6] & 0x0f) | 0x40);
+    b[8] = (unsigned char)((b[8] & 0x3f) | 0x80);
+    snprintf(uuid, UUID_SIZE, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0],
+             b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+    char *path = xm_printf("%s/%s", ds->path, MARK);
+    int r = symlink(uuid, path) < 0 && errno != EEXIST ? xm_error_errno(e, errno, "cannot make %s", path)
+                                                       : xm_sync_directory_of(path, e);
+
+    free(path);
+    return r ? r : read_mark(ds, uuid, e); /* the other host's, which was quicker */
+}
+
+static json_t *known(const struct agent *a)
+{
+    char *path = xm_printf("%s/datastores.json", a->conf.state_dir);
+    json_t *o = read_json(path, NULL);
+
+    free(path);
+    return o;
+}
+
+static int note(struct agent *a, const struct conf_datastore *ds, const char *uuid, struct xm_error *e)
+{
+    char *path = xm_printf("%s/datastores.json", a->conf.state_dir);
+
+    pthread_mutex_lock(&writing);
+    json_t *o = known(a);
+    if (!o)
+        o = json_object();
+    json_object_set_new(o, ds->name, json_string(uuid));
+    int r = write_json(path, o, e);
+    pthread_mutex_unlock(&writing);
+    json_decref(o);
+    free(path);
+    return r;
+}
+
+/* *was, *is: "" where there is none. */
+static int compare(struct agent *a, const struct conf_datastore *ds, char was[UUID_SIZE], char is[UUID_SIZE],
+                   struct xm_error *e)
+{
+    json_t *all = known(a);
+
+    snprintf(was, UUID_SIZE, "%s", xm_json_str(all, ds->name, ""));
+    json_decref(all);
+    if (storage_hangs(ds->path, e) < 0)
+        return -ETIMEDOUT;
+    if (access(ds->path, W_OK | X_OK) < 0)
+        return xm_error_errno(e, errno, "datastore '%s' of %s cannot be written: %s", ds->name, a->conf.name,
+                              ds->path);
+    int r = read_mark(ds, is, e);
+    if (r)
+        return xm_error_prefix(e, "datastore '%s' of %s", ds->name, a->conf.name);
+    if (was[0] && strcmp(was, is) != 0)
+        return xm_error_set(
+            e, ENOENT,
+            "datastore '%s' of %s: what is at %s is not what was there: is it mounted? (If it was "
+            "made anew on purpose: ln -sfn %s %s/" MARK ")",
+            ds->name, a->conf.name, ds->path, was, ds->path);
+    return 0;
+}
+
+int datastore_judge(struct agent *a, const struct conf_datastore *ds, struct xm_error *e)
+{
+    char was[UUID_SIZE], is[UUID_SIZE];
+
+    return compare(a, ds, was, is, e);
+}
+
+int datastore_use(struct agent *a, const struct conf_datastore *ds, struct xm_error *e)
+{
+    char was[UUID_SIZE], is[UUID_SIZE];
+    int r = compare(a, ds, was, is, e);
+
+    if (!r && !is[0])
+        r = make_mark(ds, is, e);
+    if (!r && !was[0])
+        r = note(a, ds, is, e);
+    return r;
+}
