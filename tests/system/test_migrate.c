@@ -169,7 +169,7 @@ static void the_guest_powers_down_while_its_disks_move(void **state)
 
     (void)state;
     need_lab();
-    job_start(&move, "%s", xmigrate("b", "--json --with-storage --bandwidth 20M web1 hosta"));
+    job_start(&move, "%s", xmigrate("b", "--json --with-storage --bandwidth 5M web1 hosta"));
     assert_true(job_saw(&move, "\"disks\"", 60));
     job_start(&quit, "%s", as_client("cmd %s quit", GUEST));
     assert_int_equal(job_end(&move, 120, &out), 1);

@@ -57,13 +57,13 @@ static void a_disk_keeps_its_blocks_on_storage_with_larger_ones(void **state)
         fail_msg("%s", out);
     free(out);
     assert_int_equal(xmigrate_run("a", 0, NULL, "--storage-only web1 ds2"), 0);
-    guest_verify();
+    small_must_be_whole(&guest, "a");
     /* What its next start will show it. */
     assert_int_equal(sh(NULL, 20, "test $(%s | grep -c 'block_size = 512') = 2", xmigrate("a", "dump web1")),
                      0);
     /* Away from there again, to a host whose storage has small ones. */
     assert_int_equal(xmigrate_run("a", 0, NULL, "--with-storage web1 hostb"), 0);
-    guest_verify();
+    small_must_be_whole(&guest, "b");
     assert_int_equal(xmigrate_run("b", 0, NULL, "--with-storage web1 hosta:ds1"), 0);
 }
 
