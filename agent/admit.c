@@ -84,8 +84,9 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
                                                   .closed = !a->conf.datastore[i].incoming};
         g->datastore[i].hangs = storage_space(a->conf.datastore[i].path, &g->datastore[i].size,
                                               &g->datastore[i].free) == -ETIMEDOUT;
-        if (!g->datastore[i].hangs && datastore_judge(a, &a->conf.datastore[i], &g->wrong[i]) < 0)
-            g->datastore[i].wrong = g->wrong[i].text;
+        struct xm_error wrong = {0};
+        if (!g->datastore[i].hangs && datastore_judge(a, &a->conf.datastore[i], &wrong) < 0)
+            g->datastore[i].wrong = g->wrong[i] = xm_printf("%s", wrong.text);
         g->datastore[i].block = g->datastore[i].hangs ? 0 : probe_block_size(a->conf.datastore[i].path);
     }
     g->usage = vms_usage(a);
@@ -99,6 +100,8 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
 
 void gathered_free(struct gathered *g)
 {
+    for (unsigned i = 0; i < CONFIG_MANY; i++)
+        free(g->wrong[i]);
     json_decref(g->cpu);
     json_decref(g->usage);
 }

@@ -277,8 +277,8 @@ struct gathered {
     struct fact_datastore datastore[CONFIG_MANY];
     struct fact_link link[CONFIG_MANY];
     struct xm_error tracking, kvm, qemu, no_cpu, no_machine;
-    struct xm_error wrong[CONFIG_MANY]; /* datastores' */
-    json_t *usage;                      /* vms_usage's */
+    char *wrong[CONFIG_MANY]; /* datastores' */
+    json_t *usage;            /* vms_usage's */
     char machine_like[64];
     json_t *cpu;
 };

@@ -534,6 +534,7 @@ int __wrap_machine_disk_start(struct machine_disk *d, struct xm_error *e)
     f->inode = i;
     i->user = me;
     d->file = &f->f;
+    d->spec->block_size = 512;
     d->disk = calloc(1, sizeof *d->disk);
     d->disk->d = d;
     d->engine = sim_alloc(sizeof *d->engine);

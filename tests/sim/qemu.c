@@ -263,12 +263,22 @@ static bool moving(const struct qemu_model *q)
            !strcmp(q->status, "device") || !strcmp(q->status, "cancelling");
 }
 
+/* No user pauses a guest here: it stands still for a start or a migration. */
+static const char *run_state(const struct qemu_model *q)
+{
+    if (q->running)
+        return "running";
+    if (q->incoming)
+        return q->loaded ? "paused" : "inmigrate";
+    return !q->status[0] ? "prelaunch" : moving(q) ? "finish-migrate" : "postmigrate";
+}
+
 static json_t *carries_out(struct proc *p, const char *what)
 {
     struct qemu_model *q = p->qemu;
 
     if (!strcmp(what, "query-status"))
-        return json_pack("{s:{s:b}}", "return", "running", q->running);
+        return json_pack("{s:{s:b, s:s}}", "return", "running", q->running, "status", run_state(q));
     if (!strcmp(what, "query-migrate"))
         return json_pack("{s:{s:s, s:{s:i}}}", "return", "status", q->status[0] ? q->status : "none", "ram",
                          "total", 0);
