@@ -83,7 +83,7 @@ static int compare(struct agent *a, const struct conf_datastore *ds, char was[UU
 
     snprintf(was, UUID_SIZE, "%s", xm_json_str(all, ds->name, ""));
     json_decref(all);
-    if (storage_hangs(ds->path, e) < 0)
+    if (storage_directory_hangs(ds->path, e) < 0)
         return -ETIMEDOUT;
     if (access(ds->path, W_OK | X_OK) < 0)
         return xm_error_errno(e, errno, "datastore '%s' of %s cannot be written: %s", ds->name, a->conf.name,

@@ -166,3 +166,12 @@ int storage_hangs(const char *path, struct xm_error *e)
         return 0;
     return xm_error_set(e, ETIMEDOUT, "%s does not answer: its storage hangs", path);
 }
+
+int storage_directory_hangs(const char *dir, struct xm_error *e)
+{
+    uint64_t size, space;
+
+    if (storage_space(dir, &size, &space) != -ETIMEDOUT)
+        return 0;
+    return xm_error_set(e, ETIMEDOUT, "%s does not answer: its storage hangs", dir);
+}

@@ -16,6 +16,8 @@
 
 int storage_stat(const char *path, struct stat *);                        /* 0 or -errno */
 int storage_space(const char *dir, uint64_t *size, uint64_t *free_bytes); /* likewise; bytes */
-int storage_hangs(const char *path, struct xm_error *); /* 0, or -ETIMEDOUT with a sentence */
+int storage_hangs(const char *path, struct xm_error *); /* of a file: 0, or -ETIMEDOUT with a sentence */
+/* The same of a directory that a file system may be mounted at: its neighbours are not meant. */
+int storage_directory_hangs(const char *dir, struct xm_error *);
 
 #endif

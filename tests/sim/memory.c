@@ -16,10 +16,12 @@ struct block {
     size_t class;
     struct block *next; /* while it is free */
 };
-#define HEAD 16
+#define HEAD   16
+#define IN_USE ((struct block *)(void *)&unused) /* next, of one that is not free */
 
 static char *arena, *top;
 static struct block *unused[CLASSES];
+
 
 /* The linker gives these names. */
 void *__real_malloc(size_t);
@@ -59,6 +61,7 @@ void *sim_alloc(size_t n)
         top += size;
     }
     b->class = c;
+    b->next = IN_USE;
     return (char *)b + HEAD;
 }
 
@@ -86,6 +89,10 @@ void __wrap_free(void *p)
         return;
     }
     struct block *b = (struct block *)(void *)((char *)p - HEAD);
+    if (b->next != IN_USE) {
+        fprintf(stderr, "sim: %p is freed twice, or written beyond\n", p);
+        abort();
+    }
     b->next = unused[b->class];
     unused[b->class] = b;
 }

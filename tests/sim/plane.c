@@ -444,6 +444,11 @@ void __wrap_stream_frame(struct stream *s, struct xm_rx *rx)
     (void)s, (void)rx;
 }
 
+void __wrap_stream_stop(struct stream *s)
+{
+    (void)s;
+}
+
 void __wrap_stream_free(struct stream *s)
 {
     free(s);
