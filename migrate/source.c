@@ -29,6 +29,7 @@ static const char *const state_names[SOURCE_STATES] = {"prepare", "disks", "memo
 #define RESULT_ROOM (64u << 10) /* the last event's bytes, disks and rounds and all */
 #define SETTLE_MS   100
 #define END_TIMEOUT (5 * XM_NS_PER_S) /* of a QEMU that is ending */
+#define END_SOON    (500 * XM_NS_PER_MS)
 /* How long a VM that does not go on is waited for before that is said, and how often it is tried. */
 #define BACK_PATIENCE (10 * XM_NS_PER_S)
 #define BACK_EVERY_MS 200
@@ -304,6 +305,8 @@ static bool guest_ended(struct source *m)
     /* Its memory goes before the process does: the tracker may know it first. */
     if (closed < 0 || m->powered_off || m->error.code == ESRCH)
         qemu_wait_end(q, END_TIMEOUT);
+    else if (m->state < SOURCE_SWITCH) /* the guest does not wait for us: what failed may be the first sign */
+        qemu_wait_end(q, END_SOON);
     if (qemu_alive(q))
         return false;
     xm_error_set(&m->error, ECHILD, "VM %s has ended meanwhile: %s", m->machine->spec.name,
@@ -366,10 +369,9 @@ static json_t *failure(struct source *m, const struct back *b, enum source_state
                       "long as its QEMU lives",
                       first->text, m->machine->spec.name, b->why.text);
     }
-    json_t *o =
-        json_pack("{s:s s:s s:s s:s s:i s:b s:b s:s}", "event", "failed", "job", m->job, "error", text,
-                  "state", state_names[in], "code", code, "vm_safe", safe, "stopped", b->ended, "destination",
-                  m->destination);
+    json_t *o = json_pack("{s:s s:s s:s s:s s:i s:b s:b s:s}", "event", "failed", "job", m->job, "error",
+                          text, "state", state_names[in], "code", code, "vm_safe", safe, "stopped", b->ended,
+                          "destination", m->destination);
     if (b->runs && !m->paused && m->stop_seen && b->at > m->stop_seen)
         json_object_set_new(o, "stood_ms", json_real((double)(b->at - m->stop_seen) / 1e6));
     xm_log(XM_LOG_WARN, "VM %s, job %s failed in state %s: %s", m->machine->spec.name, m->job,

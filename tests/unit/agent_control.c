@@ -777,6 +777,14 @@ static void start_qemu(bool came)
         _exit(127);
     }
     close(input[0]);
+    /* Until it has become that program, it is none that the agent knows. */
+    char proc[40], *line = NULL;
+    size_t len = 0;
+    bool is = false;
+    snprintf(proc, sizeof proc, "/proc/%d/cmdline", make_believe_qemu);
+    for (struct limit l = limit_start(20); !is && limit_wait(&l); free(line), line = NULL)
+        is = !xm_file_read(proc, 4096, &line, &len, NULL) && memmem(line, len, "qmp.sock", 8);
+    assert_true(is);
     snprintf(text, sizeof text, "%d\n", make_believe_qemu);
     assert_int_equal(xm_file_replace(in_dir(t, "run/vms/web1/qemu.pid"), text, strlen(text), NULL), 0);
 }

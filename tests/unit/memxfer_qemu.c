@@ -198,12 +198,13 @@ static void its_ram_is_copied_while_it_runs(void **state)
         /* Its firmware writes far more, but how soon depends on when it gets a processor; and one that is reset
          * in the middle of starting its second CPU may wait for that for ever, until it is reset again. */
         uint64_t written = 0;
-        struct limit again = limit_start(2);
-        for (struct limit l = limit_start(40); written < 3 && limit_wait(&l);) {
+        unsigned patience = 2; /* more each time: on a busy machine it needs longer than that to come so far */
+        struct limit again = limit_start(patience);
+        for (struct limit l = limit_start(90); written < 3 && limit_wait(&l);) {
             assert_int_equal(xm_precopy_peek(p, &written, NULL), 0);
             if (limit_over(&again)) {
                 run("system_reset");
-                again = limit_start(2);
+                again = limit_start(patience *= 2);
             }
         }
         assert_true(written >= 3);
