@@ -50,10 +50,12 @@ static int make_mark(const struct conf_datastore *ds, char uuid[UUID_SIZE], stru
     return r ? r : read_mark(ds, uuid, e); /* the other host's, which was quicker */
 }
 
-static json_t *known(const struct agent *a)
+/* All that is noted; NULL when it cannot be read: then no datastore is taken for one that is used for the first time,
+ * and none is forgotten. */
+static json_t *known(const struct agent *a, struct xm_error *e)
 {
     char *path = xm_printf("%s/datastores.json", a->conf.state_dir);
-    json_t *o = read_json(path, NULL);
+    json_t *o = access(path, F_OK) < 0 && errno == ENOENT ? json_object() : read_json(path, e);
 
     free(path);
     return o;
@@ -64,11 +66,9 @@ static int note(struct agent *a, const struct conf_datastore *ds, const char *uu
     char *path = xm_printf("%s/datastores.json", a->conf.state_dir);
 
     pthread_mutex_lock(&writing);
-    json_t *o = known(a);
-    if (!o)
-        o = json_object();
+    json_t *o = known(a, e);
     json_object_set_new(o, ds->name, json_string(uuid));
-    int r = write_json(path, o, e);
+    int r = o ? write_json(path, o, e) : -EIO;
     pthread_mutex_unlock(&writing);
     json_decref(o);
     free(path);
@@ -79,8 +79,10 @@ static int note(struct agent *a, const struct conf_datastore *ds, const char *uu
 static int compare(struct agent *a, const struct conf_datastore *ds, char was[UUID_SIZE], char is[UUID_SIZE],
                    struct xm_error *e)
 {
-    json_t *all = known(a);
+    json_t *all = known(a, e);
 
+    if (!all)
+        return -EIO;
     snprintf(was, UUID_SIZE, "%s", xm_json_str(all, ds->name, ""));
     json_decref(all);
     if (storage_directory_hangs(ds->path, e) < 0)

@@ -616,6 +616,9 @@ static void nothing_is_made_where_a_datastore_is_not_mounted(void **state)
         fail_msg("%s", json_dumps(o, 0));
     must(o, 3);
     assert_int_equal(files_in_ds(), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "state/datastores.json"), "{", 1, NULL), 0);
+    must(ask(t, start_request()), 3); /* what it was is not known: not a first use */
+    assert_int_equal(unlink(in_dir(t, "state/datastores.json")), 0);
     assert_int_equal(rmdir(here), 0); /* nothing at all */
     assert_int_equal(rename(away, here), 0);
     must(ask(t, start_request()), 0);
