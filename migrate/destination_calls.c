@@ -155,65 +155,82 @@ static int do_loaded(struct destination *dst, const json_t *o, struct xm_error *
     return r;
 }
 
-/* ---- hand-off: drives vm/handoff.h's machine ---- */
+/* ---- hand-off: the hands of vm/handoff.h's driver ---- */
 
-enum ran { RAN, RAN_NOT, RAN_PERHAPS };
+struct handing {
+    struct destination *dst;
+    json_t *reply; /* to the source; NULL: it did not ask */
+    struct xm_error *e;
+};
 
-/* RAN_NOT: the guest has certainly executed nothing: QEMU had ended before, or refused. */
-static enum ran let_run(struct destination *dst, struct xm_error *e)
+static int save(void *ctx, const struct owner_record *rec)
+{
+    const struct handing *h = ctx;
+    struct machine *vm = h->dst->machine;
+
+    int r = owner_save(vm->state_dir, vm->spec.name, rec, h->e);
+    xm_fault("run-after-record");
+    return r;
+}
+
+/* HANDOFF_DID_NOT: the guest has certainly executed nothing: QEMU had ended before, or refused. */
+static enum handoff_ran let_run(struct destination *dst, struct xm_error *e)
 {
     struct qemu *q = &dst->machine->qemu;
 
     if (!qemu_alive(q)) {
         xm_error_set(e, ECHILD, "QEMU has ended before it let the guest run (see qemu.log on %s)",
                      dst->machine->host);
-        return RAN_NOT;
+        return HANDOFF_DID_NOT;
     }
     /* A paused one stays so: that its QEMU answers is all that can be seen of it. */
     int r = xm_fault("run-refused")
                 ? xm_error_set(e, EIO, "fault point run-refused")
                 : qmp_do(&q->qmp, dst->paused ? "query-status" : "cont", NULL, LOAD_TIMEOUT, e);
     if (!r)
-        return RAN;
+        return HANDOFF_DID_RUN;
     xm_log(XM_LOG_ERROR, "VM %s: %s", dst->machine->spec.name, e->text);
-    return r == -EIO && qemu_alive(q) ? RAN_NOT : RAN_PERHAPS;
+    return r == -EIO && qemu_alive(q) ? HANDOFF_DID_NOT : HANDOFF_PERHAPS;
 }
 
-/* Does what the machine says. *reply: the message for the source, if there is one. */
+static enum handoff_ran run(void *ctx)
+{
+    const struct handing *h = ctx;
+    struct destination *dst = h->dst;
+    enum handoff_ran ran = let_run(dst, h->e);
+
+    if (ran != HANDOFF_DID_NOT) {
+        dst->ran = xm_now();
+        dst->machine->epoch = dst->handoff.record.epoch;
+        destination_set_state(dst, DEST_RUNNING, h->e);
+    }
+    return ran;
+}
+
+/* The answer to what the source has said; nothing is said unasked. */
+static bool answer(void *ctx, const struct handoff_msg *msg, struct handoff_msg *none)
+{
+    const struct handing *h = ctx;
+
+    (void)none;
+    if (h->reply) {
+        json_t *m = handoff_msg_pack(msg);
+        json_object_update(h->reply, m);
+        json_decref(m);
+    }
+    return false;
+}
+
 static void act(struct destination *dst, struct handoff_actions a, json_t *reply, struct xm_error *e)
 {
-    struct machine *vm = dst->machine;
+    static const struct handoff_hands hands = {.save = save, .run = run, .send = answer};
+    struct handing h = {.dst = dst, .reply = reply, .e = e};
+    struct handoff_done done = {0};
 
-    for (;;) {
-        if (a.write) {
-            int r = owner_save(vm->state_dir, vm->spec.name, &a.record, e);
-            xm_fault("run-after-record");
-            handoff_event(&dst->handoff, r ? HANDOFF_WRITE_FAILED : HANDOFF_WRITTEN, &a);
-        } else if (a.run) {
-            enum ran ran = let_run(dst, e);
-            if (ran != RAN_NOT) {
-                dst->ran = xm_now();
-                vm->epoch = dst->handoff.record.epoch;
-                destination_set_state(dst, DEST_RUNNING, e);
-            }
-            if (ran == RAN_PERHAPS) {
-                /* Ours, and not known to run: the source is told nothing, and keeps what it has. */
-                a = (struct handoff_actions){0};
-                break;
-            }
-            handoff_event(&dst->handoff, ran == RAN ? HANDOFF_RAN : HANDOFF_CANNOT_RUN, &a);
-        } else {
-            break;
-        }
-    }
-    if (a.discard) {
+    handoff_drive(&dst->handoff, a, &hands, &h, &done);
+    if (done.discard) {
         destination_fail(dst, "the VM stays with its source");
         destination_end(dst);
-    }
-    if (a.send && reply) {
-        json_t *m = handoff_msg_pack(&a.msg);
-        json_object_update(reply, m);
-        json_decref(m);
     }
 }
 

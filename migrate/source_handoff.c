@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The hand-off at the source: drives vm/handoff.h's machine with the record on disk and calls over the links.
+/* The hand-off at the source: the hands of vm/handoff.h's driver, the record on disk and calls over the links.
  *
  * Happy path: WANT -> «given to B, n+1» is durable -> RUN -> the destination has recorded it, runs the VM and
  * acknowledges -> «given to B, n+1, settled» is durable -> our copy may go. Otherwise the machine says what follows; three ends are possible here:
@@ -15,51 +15,38 @@
 #define WORD_TIMEOUT   XM_NS_PER_S /* what the guest may wait for, and nothing depends on */
 #define RETRY_MS       100
 
-struct outcome {
-    bool destroy, resume;
-};
-
-/* One message to the destination; what it answers goes back into the machine. A lost one is nothing. */
-static void exchange(struct source *m, struct handoff *h, const struct handoff_msg *out,
-                     struct handoff_actions *next)
+/* One message to the destination, and what it answers. A lost one is nothing. */
+static bool exchange(void *ctx, const struct handoff_msg *out, struct handoff_msg *answer)
 {
-    struct handoff_msg in;
+    struct source *m = ctx;
     struct xm_error e = {0};
     json_t *o = handoff_msg_pack(out);
 
-    memset(next, 0, sizeof *next);
     json_object_set_new(o, "call", json_string("handoff"));
     json_t *reply =
         call_destination(m->links, o, out->type == HANDOFF_MSG_ANSWER ? WORD_TIMEOUT : ANSWER_TIMEOUT, &e);
-    if (reply && json_object_get(reply, "handoff") && handoff_msg_unpack(&in, reply, &e) == 0)
-        handoff_message(h, &in, next);
+    bool answered = reply && json_object_get(reply, "handoff") && handoff_msg_unpack(answer, reply, &e) == 0;
     if (xm_json_str(reply, "reason", NULL))
         xm_error_set(&e, EIO, "%s: %s", m->destination, xm_json_str(reply, "reason", ""));
     if (e.code && !m->error.code) /* the first is the cause */
         m->error = e;
     xm_fault("handoff-told");
     json_decref(reply);
+    return answered;
 }
 
-static void act(struct source *m, struct handoff *h, struct handoff_actions a, struct outcome *out)
+static int save(void *ctx, const struct owner_record *rec)
 {
-    for (;;) {
-        out->resume |= a.resume;
-        out->destroy |= a.destroy;
-        if (a.write) {
-            if (h->state == HANDOFF_SETTLING && !m->report.running_at)
-                m->report.running_at = xm_now(); /* it runs there; what follows is no downtime */
-            int r = owner_save(m->machine->state_dir, m->machine->spec.name, &a.record, &m->error);
-            xm_fault("handoff-after-record");
-            handoff_event(h, r ? HANDOFF_WRITE_FAILED : HANDOFF_WRITTEN, &a);
-        } else if (a.send) {
-            struct handoff_msg msg = a.msg;
-            exchange(m, h, &msg, &a);
-        } else {
-            return;
-        }
-    }
+    struct source *m = ctx;
+
+    if (m->handoff.state == HANDOFF_SETTLING && !m->report.running_at)
+        m->report.running_at = xm_now(); /* it runs there; what follows is no downtime */
+    int r = owner_save(m->machine->state_dir, m->machine->spec.name, rec, &m->error);
+    xm_fault("handoff-after-record");
+    return r;
 }
+
+static const struct handoff_hands hands = {.save = save, .send = exchange};
 
 /* Only files of our datastores are ours to delete; a block device stays as it is. */
 static json_t *disks_to_delete(struct source *m)
@@ -108,7 +95,7 @@ int source_handoff(struct source *m)
     struct machine *vm = m->machine;
     struct handoff *h = &m->handoff;
     struct handoff_actions a;
-    struct outcome out = {0};
+    struct handoff_done out = {0};
     uint64_t t = xm_now();
     uint64_t deadline = t + XM_MAX(m->opt.link_timeout, ANSWER_TIMEOUT);
 
@@ -118,11 +105,11 @@ int source_handoff(struct source *m)
         return -m->error.code;
     m->error.code = 0;
     handoff_event(h, HANDOFF_WANT, &a);
-    act(m, h, a, &out);
+    handoff_drive(h, a, &hands, m, &out);
     while (handoff_open(h) && goes_on(m, deadline)) {
         poll(NULL, 0, RETRY_MS);
         handoff_event(h, HANDOFF_RETRY, &a);
-        act(m, h, a, &out);
+        handoff_drive(h, a, &hands, m, &out);
     }
     vm->epoch = h->record.epoch;
     /* It runs there. That our record does not say so yet only keeps our disks, until it does. */
@@ -156,10 +143,10 @@ bool source_keep(struct source *m, struct handoff_msg *word)
  * went. */
 void source_tell(struct source *m, const struct handoff_msg *word)
 {
-    struct handoff_actions none;
+    struct handoff_msg unheard;
     struct xm_error first = m->error;
 
     if (xm_links_up(m->links) > 0)
-        exchange(m, &m->handoff, word, &none);
+        exchange(m, word, &unheard);
     m->error = first;
 }

@@ -5,8 +5,29 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Which state may follow which: bit n of [s]: s -> n. */
+#define TO(s) (1u << HANDOFF_##s)
+static const unsigned legal[HANDOFF_STATES] = {
+    [HANDOFF_OWNER] = TO(GIVING),
+    [HANDOFF_GIVING] = TO(GIVEN) | TO(UNDOING),
+    [HANDOFF_GIVEN] = TO(SETTLING) | TO(TAKING),
+    [HANDOFF_UNDOING] = TO(OWNER),
+    [HANDOFF_SETTLING] = TO(GONE),
+    [HANDOFF_GONE] = TO(GIVING),
+    [HANDOFF_WAITING] = TO(TAKING) | TO(DISCARDED),
+    [HANDOFF_TAKING] = TO(OWNER) | TO(STARTING),
+    [HANDOFF_STARTING] = TO(OWNER) | TO(GIVING),
+    [HANDOFF_DISCARDED] = TO(GIVING),
+};
+
+/* The only one that changes it. Nothing from outside can lead to what it refuses. */
 static void set_state(struct handoff *h, enum handoff_state state)
 {
+    if (!(legal[h->state] & (1u << state))) {
+        xm_log(XM_LOG_ERROR, "hand-off with %s: refused to go from %s to %s", h->peer,
+               handoff_state_name(h->state), handoff_state_name(state));
+        return;
+    }
     xm_log(XM_LOG_DEBUG, "hand-off with %s: %s -> %s, epoch %llu", h->peer, handoff_state_name(h->state),
            handoff_state_name(state), (unsigned long long)h->record.epoch);
     h->state = state;
@@ -338,6 +359,7 @@ int handoff_start(struct handoff *h, enum handoff_role role, bool restarted, con
         return 0;
     }
     if (h->record.owner == OWNER_GIVEN && h->record.settled && restarted) {
+        h->state = HANDOFF_SETTLING;
         gone(h, a);
         return 0;
     }
@@ -347,6 +369,34 @@ int handoff_start(struct handoff *h, enum handoff_role role, bool restarted, con
         return 0;
     }
     return xm_error_set(e, EPERM, "the record of %s does not say that it owns the VM", self);
+}
+
+/* ---- driving it ---- */
+
+void handoff_drive(struct handoff *h, struct handoff_actions a, const struct handoff_hands *hands, void *ctx,
+                   struct handoff_done *done)
+{
+    for (;;) {
+        done->resume |= a.resume;
+        done->destroy |= a.destroy;
+        done->discard |= a.discard;
+        if (a.write) {
+            int r = hands->save(ctx, &a.record);
+            handoff_event(h, r ? HANDOFF_WRITE_FAILED : HANDOFF_WRITTEN, &a);
+        } else if (a.run) {
+            enum handoff_ran ran = hands->run(ctx);
+            if (ran == HANDOFF_PERHAPS) /* ours, and not known to run: the source keeps what it has */
+                return;
+            handoff_event(h, ran == HANDOFF_DID_RUN ? HANDOFF_RAN : HANDOFF_CANNOT_RUN, &a);
+        } else if (a.send) {
+            struct handoff_msg msg = a.msg, answer;
+            a = (struct handoff_actions){0};
+            if (hands->send(ctx, &msg, &answer))
+                handoff_message(h, &answer, &a);
+        } else {
+            return;
+        }
+    }
 }
 
 bool handoff_open(const struct handoff *h)

@@ -53,13 +53,11 @@
  * - After a restart of the driver: handoff_start with restarted = true and the record as owner_load
  *   finds it; HANDOFF_EMPTY as the role where the copy (the disks) had been destroyed or discarded
  *   already.
- * - Actions, in the order of the fields of struct handoff_actions. `write` comes without others:
- *   owner_save, then HANDOFF_WRITTEN or HANDOFF_WRITE_FAILED; events in between are allowed (a message
- *   may come while it is written). After `run`: HANDOFF_RAN, or HANDOFF_CANNOT_RUN only when it is
- *   certain that the guest has executed nothing (`cont` was never sent, or answered by an error); in
- *   doubt it ran. `resume`: as well as can be, nothing is reported. A `send` that fails is as good as
- *   lost.
- * - Never run, resume, destroy or discard but by these actions.
+ * - handoff_drive does the actions with the driver's hands. `save`: owner_save. `run`: HANDOFF_DID_NOT only
+ *   when it is certain that the guest has executed nothing (`cont` was never sent, or answered by an error); in
+ *   doubt it counts as run, and the source is told nothing. `send`: one that fails is as good as lost. What else
+ *   is to be done stands in struct handoff_done; `resume`: as well as can be, nothing is reported.
+ * - Never run, resume, destroy or discard but by these.
  *
  * tests/unit/vm_handoff.c runs both sides through every order of messages, losses, crashes and failed
  * writes.
@@ -72,16 +70,17 @@
 enum handoff_role { HANDOFF_SOURCE, HANDOFF_DESTINATION, HANDOFF_EMPTY };
 
 enum handoff_state {
-    HANDOFF_OWNER,     /* our record says mine; the VM runs here, or is stopped for the switch */
-    HANDOFF_GIVING,    /* «given» is being written; the VM is stopped from here on */
-    HANDOFF_GIVEN,     /* «given» is durable; the peer is told until it has acknowledged */
-    HANDOFF_UNDOING,   /* «given» failed: «mine» with a higher epoch is being written */
-    HANDOFF_SETTLING,  /* the peer runs it; that is being written, and then our copy is destroyed */
-    HANDOFF_GONE,      /* our copy is destroyed: the end */
-    HANDOFF_WAITING,   /* destination: not ours yet */
-    HANDOFF_TAKING,    /* «mine» is being written */
-    HANDOFF_STARTING,  /* destination: «mine» is durable, the VM is about to run */
+    HANDOFF_OWNER,    /* our record says mine; the VM runs here, or is stopped for the switch */
+    HANDOFF_GIVING,   /* «given» is being written; the VM is stopped from here on */
+    HANDOFF_GIVEN,    /* «given» is durable; the peer is told until it has acknowledged */
+    HANDOFF_UNDOING,  /* «given» failed: «mine» with a higher epoch is being written */
+    HANDOFF_SETTLING, /* the peer runs it; that is being written, and then our copy is destroyed */
+    HANDOFF_GONE,     /* our copy is destroyed: the end */
+    HANDOFF_WAITING,  /* destination: not ours yet */
+    HANDOFF_TAKING,   /* «mine» is being written */
+    HANDOFF_STARTING, /* destination: «mine» is durable, the VM is about to run, or may run: nobody has seen it */
     HANDOFF_DISCARDED, /* destination: the source keeps the VM, our copy is discarded: the end */
+    HANDOFF_STATES
 };
 
 enum handoff_event {
@@ -131,6 +130,22 @@ int handoff_start(struct handoff *, enum handoff_role, bool restarted, const cha
                   const struct owner_record *record, struct handoff_actions *, struct xm_error *);
 /* Destination, while it waits: `record` (owner PROMISED) is durable. */
 void handoff_promised(struct handoff *, const struct owner_record *);
+/* What a driver can do; ctx is its own. */
+enum handoff_ran { HANDOFF_DID_RUN, HANDOFF_PERHAPS, HANDOFF_DID_NOT };
+struct handoff_hands {
+    int (*save)(void *ctx, const struct owner_record *);
+    enum handoff_ran (*run)(void *ctx); /* destination */
+    /* True: *answer is what the peer has said to it. */
+    bool (*send)(void *ctx, const struct handoff_msg *, struct handoff_msg *answer);
+};
+/* What has come out, for the driver to do when handoff_drive has returned. */
+struct handoff_done {
+    bool resume, destroy, discard;
+};
+/* Does the actions, and what follows from them, until nothing does. Adds to *done. */
+void handoff_drive(struct handoff *, struct handoff_actions, const struct handoff_hands *, void *ctx,
+                   struct handoff_done *done);
+
 /* 0, or -ECANCELED: WANT after the migration is over; -EPROTO: the event makes no sense in this state. No
  * actions then. */
 int handoff_event(struct handoff *, enum handoff_event, struct handoff_actions *);
