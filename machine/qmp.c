@@ -26,19 +26,32 @@ static bool is_late(const json_t *o, json_int_t id)
     return (json_object_get(o, "return") || of) && !(json_is_integer(of) && json_integer_value(of) == id);
 }
 
+static void note_refusal(struct qmp *q, const json_t *o)
+{
+    const json_t *err = json_object_get(o, "error");
+
+    if (err && q->told && xm_json_int(o, "id", -1) == (json_int_t)q->told)
+        xm_error_set(&q->refused, EIO, "%s", xm_json_str(err, "desc", "no reason given"));
+}
+
+static int send_locked(struct qmp *q, const char *command, json_t *args, struct xm_error *e)
+{
+    json_t *request = json_pack("{s:s s:I}", "execute", command, "id", (json_int_t)++q->calls);
+
+    if (args)
+        json_object_set_new(request, "arguments", args);
+    if (xm_jsonl_send(q->conn.fd, request, -1, e) == 0)
+        return 0;
+    return xm_error_prefix(e, "QEMU's monitor, %s", command);
+}
+
 static json_t *call_locked(struct qmp *q, const char *command, json_t *args, uint64_t timeout_ns,
                            struct xm_error *e)
 {
     uint64_t deadline = xm_now() + timeout_ns;
-    json_int_t id = (json_int_t)++q->calls;
-    json_t *request = json_pack("{s:s s:I}", "execute", command, "id", id);
-
-    if (args)
-        json_object_set_new(request, "arguments", args);
-    if (xm_jsonl_send(q->conn.fd, request, -1, e) < 0) {
-        xm_error_prefix(e, "QEMU's monitor, %s", command);
+    if (send_locked(q, command, args, e) < 0)
         return NULL;
-    }
+    json_int_t id = (json_int_t)q->calls;
     for (;;) {
         json_t *o = xm_jsonl_recv(&q->conn, deadline, e);
         if (!o) {
@@ -48,6 +61,7 @@ static json_t *call_locked(struct qmp *q, const char *command, json_t *args, uin
         json_t *ret = json_object_get(o, "return");
         json_t *err = json_object_get(o, "error");
         if (is_late(o, id)) {
+            note_refusal(q, o);
             json_decref(o);
             continue;
         }
@@ -95,12 +109,38 @@ int qmp_do(struct qmp *q, const char *command, json_t *args, uint64_t timeout_ns
     return 0;
 }
 
+int qmp_tell(struct qmp *q, const char *command, json_t *args, struct xm_error *e)
+{
+    int r;
+
+    pthread_mutex_lock(&q->lock);
+    if (q->conn.fd < 0) {
+        json_decref(args);
+        r = xm_error_set(e, ENOTCONN, "QEMU's monitor is not connected");
+    } else {
+        r = send_locked(q, command, args, e);
+        q->told = q->calls;
+        q->refused.code = 0;
+    }
+    pthread_mutex_unlock(&q->lock);
+    return r;
+}
+
+int qmp_refusal(struct qmp *q, struct xm_error *e)
+{
+    pthread_mutex_lock(&q->lock);
+    struct xm_error refused = q->refused;
+    pthread_mutex_unlock(&q->lock);
+    return refused.code ? xm_error_set(e, EIO, "QEMU refuses it: %s", refused.text) : 0;
+}
+
 /* Events that are in the buffer already: they may have come in one read with the answer to a command. */
 static unsigned drain(struct qmp *q, bool *bad, struct xm_error *e)
 {
     unsigned n = 0;
 
     for (json_t *o; (o = xm_jsonl_next(&q->conn, bad, e)); n++) {
+        note_refusal(q, o);
         handle_event(q, o);
         json_decref(o);
     }

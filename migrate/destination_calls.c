@@ -74,7 +74,7 @@ static void disk_first(struct machine_disk *d, void *unused)
     xm_sched_background(0, false);
 }
 
-static int do_incoming(struct destination *dst, struct xm_error *e)
+static int do_incoming(struct destination *dst, const json_t *o, struct xm_error *e)
 {
     struct qmp *q = &dst->machine->qemu.qmp;
     char *path = xm_printf("%s/mig.sock", dst->machine->run_dir);
@@ -87,6 +87,11 @@ static int do_incoming(struct destination *dst, struct xm_error *e)
         json_decref(caps);
     else
         r = qmp_do(q, "migrate-set-capabilities", caps, LOAD_TIMEOUT, e);
+    /* Or it would wait for a description, and complain. */
+    if (!r && !xm_json_bool(o, "described", true))
+        qmp_do(q, "qom-set",
+               json_pack("{s:s s:s s:b}", "path", "/machine", "property", "suppress-vmdesc", "value", 1),
+               LOAD_TIMEOUT, NULL);
     unlink(path);
     if (!r)
         r = qmp_do(q, "migrate-incoming", json_pack("{s:s}", "uri", uri), LOAD_TIMEOUT, e);
@@ -294,7 +299,7 @@ void destination_call(struct xm_post *p)
     else if (!strcmp(call, "begin"))
         r = do_begin(dst, o, reply, &e);
     else if (!strcmp(call, "incoming"))
-        r = do_incoming(dst, &e);
+        r = do_incoming(dst, o, &e);
     else if (!strcmp(call, "loaded"))
         r = do_loaded(dst, o, &e);
     else if (!strcmp(call, "handoff"))

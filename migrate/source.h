@@ -32,6 +32,10 @@ struct source_options {
     unsigned patience; /* rounds without gain */
 };
 
+struct source_span {
+    uint64_t from, to; /* xm_now(); to 0: not over */
+};
+
 /* What is found out on the way, for the report. Times in ns. */
 struct source_report {
     uint64_t began, entered[SOURCE_STATES];
@@ -40,7 +44,9 @@ struct source_report {
     uint64_t ram_bytes, final_pages;
     unsigned rounds;
     uint64_t estimate;
-    uint64_t t_final_ram, t_disks, t_device, t_handoff; /* parts of the downtime */
+    /* Parts of the downtime, the first three of them side by side; device_state: from QEMU's being told to write
+     * it until the destination has loaded it. */
+    struct source_span final_ram, disks, device_state, handoff;
     struct xm_digest digest;
     uint64_t verified; /* bytes of disks that were compared whole */
 };

@@ -114,7 +114,7 @@ int source_handoff(struct source *m)
     vm->epoch = h->record.epoch;
     /* It runs there. That our record does not say so yet only keeps our disks, until it does. */
     if (out.destroy || h->state == HANDOFF_SETTLING) {
-        m->report.t_handoff = m->report.running_at - t;
+        m->report.handoff = (struct source_span){t, m->report.running_at};
         return 0;
     }
     if (out.resume) {

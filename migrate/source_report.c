@@ -85,6 +85,31 @@ void source_progress(struct source *m, bool now)
     m->machine->emit(m->machine, o);
 }
 
+/* How long each part of the downtime took, and when it began and ended after the guest's stop. */
+static void add_parts(const struct source_report *r, json_t *o)
+{
+    const struct {
+        const char *name;
+        const struct source_span *span;
+    } part[] = {{"final_ram", &r->final_ram},
+                {"disks", &r->disks},
+                {"device_state", &r->device_state},
+                {"handoff", &r->handoff}};
+    json_t *took = json_object(), *when = json_object();
+
+    for (unsigned i = 0; i < sizeof part / sizeof *part; i++) {
+        const struct source_span *s = part[i].span;
+        if (s->to < s->from || s->from < r->stopped_at)
+            continue;
+        json_object_set_new(took, part[i].name, json_real((double)(s->to - s->from) / 1e6));
+        json_object_set_new(when, part[i].name,
+                            json_pack("[f, f]", (double)(s->from - r->stopped_at) / 1e6,
+                                      (double)(s->to - r->stopped_at) / 1e6));
+    }
+    json_object_set_new(o, "downtime_parts_ms", took);
+    json_object_set_new(o, "downtime_timeline_ms", when);
+}
+
 json_t *source_report(struct source *m)
 {
     struct source_report *r = &m->report;
@@ -131,10 +156,8 @@ json_t *source_report(struct source *m)
                                   (json_int_t)to_sync, "to_async", (json_int_t)to_async, "held",
                                   (json_int_t)held, "held_ms_max", (double)held_max / 1e6, "given_up",
                                   (json_int_t)given_up));
-    json_object_set_new(o, "downtime_parts_ms",
-                        json_pack("{s:f s:f s:f s:f}", "final_ram", (double)r->t_final_ram / 1e6, "disks",
-                                  (double)r->t_disks / 1e6, "device_state", (double)r->t_device / 1e6,
-                                  "handoff", (double)r->t_handoff / 1e6));
+    if (!m->local)
+        add_parts(r, o);
     json_t *phases = json_object();
     uint64_t end = xm_now();
     for (int st = SOURCE_SETTLE; st >= SOURCE_PREPARE; st--) {

@@ -2,9 +2,12 @@
 /* The switch-over at the source.
  *
  * Happy path: the destination's QEMU listens -> ours begins its migration and stops the VM at pre-switchover
- * (all rings stopped, device state not yet sent) -> disks settle (invariant 10) while the last dirty pages go
- * -> both sides' digests are compared -> QEMU sends the device state -> the destination has loaded it all ->
- * hand-off.
+ * (all rings stopped, device state not yet sent). From then on side by side:
+ *   - QEMU writes its device state; it is read and held here,
+ *   - the last dirty pages go,
+ *   - the disks settle (invariant 10).
+ * Loading the device state reads guest memory (rings' indexes): it is let go when all pages are there. While it
+ * is loaded both sides' digests are compared. When the destination has loaded it all: hand-off.
  *
  * QEMU's stream carries what is not the guest's RAM, some 0.2 MB and ROMs. A QEMU that would send guest RAM
  * too would do so in the downtime, and over what our own frames have brought. One that leaves out more than we
@@ -118,6 +121,8 @@ static int wait_qemu(struct source *m, const char *status)
         int r = source_interrupted(m);
         if (!r)
             r = source_overdue(m);
+        if (!r)
+            r = qmp_refusal(&m->machine->qemu.qmp, &m->error);
         if (!r && !strcmp(m->qemu_status, "failed"))
             r = xm_error_set(&m->error, EIO,
                              "QEMU could not hand its devices over (see qemu.log on both hosts)");
@@ -152,6 +157,15 @@ static json_t *capabilities(void)
     return json_pack("{s:o}", "capabilities", list);
 }
 
+/* QEMU ends its stream with a description of it in JSON, made while the guest stands still, for tools that
+ * look at a stream in a file. */
+static bool suppress_description(struct source *m)
+{
+    return qmp_do(&m->machine->qemu.qmp, "qom-set",
+                  json_pack("{s:s s:s s:b}", "path", "/machine", "property", "suppress-vmdesc", "value", 1),
+                  QEMU_TIMEOUT, NULL) == 0;
+}
+
 static int start_qemu_migration(struct source *m)
 {
     struct qmp *q = &m->machine->qemu.qmp;
@@ -171,7 +185,9 @@ static int start_qemu_migration(struct source *m)
     if (!r)
         r = qemu_other_ram(&m->machine->qemu, &m->machine->ram, &m->other_ram, &m->error);
     if (!r) {
-        reply = call_destination(m->links, json_pack("{s:s}", "call", "incoming"), QEMU_TIMEOUT, &m->error);
+        bool described = !suppress_description(m);
+        reply = call_destination(m->links, json_pack("{s:s s:b}", "call", "incoming", "described", described),
+                                 QEMU_TIMEOUT, &m->error);
         r = reply ? 0 : -m->error.code;
         json_decref(reply);
     }
@@ -298,18 +314,12 @@ static int compare_all(struct source *m)
 
 /* ---- the switch ---- */
 
-static int drain(struct source *m)
+static int settle_all(struct source *m, struct settle *s, struct xm_mailbox *mb)
 {
-    struct settle s[VM_DISKS_MAX] = {0};
-    struct xm_mailbox mb;
-    struct xm_round round = {0};
-    uint64_t t0 = xm_now();
-    int r = xm_mailbox_init(&mb);
+    int r = 0;
 
-    if (r)
-        return xm_error_errno(&m->error, -r, "eventfd");
     for (unsigned i = 0; i < m->machine->disks; i++) {
-        s[i].home = &mb;
+        s[i].home = mb;
         s[i].d = &m->machine->disk[i];
         if (m->storage)
             machine_disk_call(s[i].d, settle_begin, &s[i]);
@@ -319,20 +329,49 @@ static int drain(struct source *m)
             r = xm_error_set(&m->error, EBUSY, "disk %s still has a running ring though the VM is stopped",
                              s[i].d->spec->name);
     }
+    return r;
+}
+
+/* QEMU has been told to write its device state; nothing of that changes guest memory. */
+static int last_pages(struct source *m)
+{
+    struct xm_round round = {0};
+
+    m->report.final_ram.from = xm_now();
     xm_precopy_deadline(m->precopy, xm_now() + source_time_left(m, UINT64_MAX / 2));
-    if (!r)
-        r = xm_precopy_round(m->precopy, true, &m->abort, &round, &m->error);
+    int r = xm_precopy_round(m->precopy, true, &m->abort, &round, &m->error);
     m->report.rounds = XM_MAX(m->report.rounds, round.number);
     m->report.ram_bytes += round.pages_data * XM_PAGE;
     m->report.final_pages = round.pages_dirty;
-    m->report.t_final_ram = xm_now() - t0;
+    m->report.final_ram.to = xm_now();
     if (r && source_interrupted(m)) /* that is the cause */
         r = -m->error.code;
+    return r;
+}
+
+static int drain(struct source *m)
+{
+    struct settle s[VM_DISKS_MAX] = {0};
+    struct xm_mailbox mb;
+    int r = xm_mailbox_init(&mb);
+
+    if (r)
+        return xm_error_errno(&m->error, -r, "eventfd");
+    m->report.disks.from = m->report.device_state.from = xm_now();
+    r = settle_all(m, s, &mb);
+    stream_hold(m->stream);
+    if (!r)
+        r = qmp_tell(&m->machine->qemu.qmp, "migrate-continue", json_pack("{s:s}", "state", "pre-switchover"),
+                     &m->error);
+    if (!r)
+        r = last_pages(m);
+    if (!r)
+        stream_release(m->stream);
     struct xm_error first = m->error;
     if (r)
         give_up_disks(m, first.text);
     int settled = settle_wait(m, s, &mb);
-    m->report.t_disks = xm_now() - t0;
+    m->report.disks.to = xm_now();
     if (r)
         m->error = first;
     xm_mailbox_destroy(&mb);
@@ -380,19 +419,14 @@ static int switch_over(struct source *m)
     if ((r = compare_all(m)) < 0)
         return source_interrupted(m) ? -m->error.code : r;
     xm_fault("switch-compared");
-    if (!m->storage)
-        unlock_disks(m);
-    uint64_t t = xm_now();
-    r = qmp_do(&m->machine->qemu.qmp, "migrate-continue", json_pack("{s:s}", "state", "pre-switchover"),
-               QEMU_TIMEOUT, &m->error);
-    if (!r)
-        r = wait_qemu(m, "completed");
-    if (r)
+    if ((r = wait_qemu(m, "completed")) < 0)
         return r;
     xm_fault("switch-sent");
+    if (!m->storage)
+        unlock_disks(m);
     reply = call_destination(m->links, json_pack("{s:s s:b}", "call", "loaded", "paused", m->paused),
                              source_time_left(m, QEMU_TIMEOUT), &m->error);
-    m->report.t_device = xm_now() - t;
+    m->report.device_state.to = xm_now();
     json_decref(reply);
     xm_fault("switch-loaded");
     if (!reply)

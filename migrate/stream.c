@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* See stream.h. Source: at most IN_FLIGHT frames are unanswered, their buffers are the thread's own.
+/* See stream.h. Source: at most IN_FLIGHT frames are held or unanswered, their buffers are the thread's own.
  * Destination: frames may come in any order by any link; those ahead of their turn wait in a list, duplicates
  * (offset below what was written) are answered and dropped. */
 #include "migrate/stream.h"
@@ -32,7 +32,11 @@ struct stream {
     /* source */
     struct xm_transport *to;
     struct piece *piece;
-    unsigned busy;
+    unsigned busy;               /* held or unanswered */
+    _Atomic bool hold;           /* set by another thread, ended by this one */
+    STAILQ_HEAD(, xm_post) held; /* posts of messages that are not submitted yet */
+    struct piece *filling;       /* the last of these, while it has room */
+    struct xm_post release;
     /* destination */
     STAILQ_HEAD(, xm_post) early; /* posts of frames ahead of their turn */
     bool ended;
@@ -75,18 +79,51 @@ static void piece_settled(struct xm_post *p)
     }
 }
 
+static void submit_held(struct xm_post *p)
+{
+    struct stream *s = xm_container_of(p, struct stream, release);
+
+    s->hold = false;
+    s->filling = NULL;
+    for (struct xm_post *held; !s->stop && (held = STAILQ_FIRST(&s->held));) {
+        STAILQ_REMOVE_HEAD(&s->held, next);
+        s->to->submit(s->to, xm_container_of(held, struct xm_msg, post));
+    }
+}
+
+/* What was held goes nowhere any more. */
+static void drop_held(struct stream *s)
+{
+    s->filling = NULL;
+    for (; !STAILQ_EMPTY(&s->held); s->busy--)
+        STAILQ_REMOVE_HEAD(&s->held, next);
+}
+
+void stream_hold(struct stream *s)
+{
+    s->hold = true;
+}
+
+void stream_release(struct stream *s)
+{
+    s->release.run = submit_held;
+    xm_mailbox_post(&s->mailbox, &s->release);
+}
+
+/* NULL: told to stop. */
 static struct piece *free_piece(struct stream *s)
 {
-    for (;;) {
+    while (!s->stop) {
         for (unsigned i = 0; i < IN_FLIGHT; i++) {
             if (!s->piece[i].busy)
                 return &s->piece[i];
         }
         xm_mailbox_wait(&s->mailbox, -1);
     }
+    return NULL;
 }
 
-static void send_piece(struct stream *s, struct piece *pc, uint32_t n, bool end)
+static void begin_piece(struct stream *s, struct piece *pc)
 {
     pc->busy = true;
     s->busy++;
@@ -94,14 +131,25 @@ static void send_piece(struct stream *s, struct piece *pc, uint32_t n, bool end)
         .post.run = piece_settled,
         .home = &s->mailbox,
         .type = XM_FRAME_STREAM,
-        .flags = end ? XM_FLAG_END : 0,
         .urgent = true,
-        .length = n,
-        .payload = n ? pc->data : NULL,
         .offset = s->offset,
     };
+}
+
+/* n bytes more have been read into it; none: it is the last. */
+static void piece_read(struct stream *s, struct piece *pc, uint32_t n)
+{
+    pc->msg.length += n;
+    pc->msg.payload = pc->msg.length ? pc->data : NULL;
+    pc->msg.flags = n ? 0 : XM_FLAG_END;
     s->offset += n;
-    s->to->submit(s->to, &pc->msg);
+    if (s->hold) {
+        if (pc != s->filling)
+            STAILQ_INSERT_TAIL(&s->held, &pc->msg.post, next);
+        s->filling = pc->msg.length < PIECE ? pc : NULL;
+    } else {
+        s->to->submit(s->to, &pc->msg);
+    }
 }
 
 /* Waits for something to read on fd, or the end. */
@@ -128,16 +176,25 @@ static void *send_main(void *arg)
     if (readable(s, s->listen_fd))
         s->fd = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC);
     while (s->fd >= 0 && !end && readable(s, s->fd)) {
-        struct piece *pc = free_piece(s);
-        ssize_t n = read(s->fd, pc->data, PIECE);
-        if (n < 0 && (errno == EINTR || errno == EAGAIN))
-            continue;
+        struct piece *pc = s->filling ? s->filling : free_piece(s);
+        if (!pc)
+            break;
+        if (pc != s->filling)
+            begin_piece(s, pc);
+        ssize_t n;
+        do {
+            n = read(s->fd, pc->data + pc->msg.length, PIECE - pc->msg.length);
+        } while (n < 0 && (errno == EINTR || errno == EAGAIN));
         end = n <= 0;
-        send_piece(s, pc, n > 0 ? (uint32_t)n : 0, end);
+        piece_read(s, pc, n > 0 ? (uint32_t)n : 0);
     }
-    while (s->busy)
+    for (;;) {
+        if (s->stop)
+            drop_held(s);
+        if (!s->busy)
+            return NULL;
         xm_mailbox_wait(&s->mailbox, -1);
-    return NULL;
+    }
 }
 
 /* ---- destination ---- */
@@ -237,6 +294,7 @@ static struct stream *stream_new(void *(*fn)(void *), int fd, int listen_fd, str
         s->piece[i].s = s;
     pthread_mutex_init(&s->lock, NULL);
     STAILQ_INIT(&s->early);
+    STAILQ_INIT(&s->held);
     s->fd = fd;
     s->listen_fd = listen_fd;
     s->to = to;

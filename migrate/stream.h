@@ -11,6 +11,10 @@
 struct stream;
 /* Source: listens on `path`; what comes is sent, then END. */
 struct stream *stream_send(const char *path, struct xm_transport *, struct xm_error *);
+/* Source: what QEMU writes from here on (it has not been told to write it yet) is read, and kept here; as much
+ * as the stream's buffers take, 2 MiB. stream_release: it goes. Both from one other thread. */
+void stream_hold(struct stream *);
+void stream_release(struct stream *);
 /* Destination: connects to `path`, where QEMU listens. */
 struct stream *stream_receive(const char *path, struct xm_error *);
 void stream_frame(struct stream *, struct xm_rx *); /* any thread; takes the frame */

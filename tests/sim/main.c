@@ -325,6 +325,7 @@ static const char *const sin_names[SINS] = {
     [JOURNAL_IS_ENOUGH] = "the journal's files are deleted without asking the record",
     [GIVEN_RESUMES] = "a source that hears nothing goes on",
     [NO_SETTLING] = "nobody settles what was left open",
+    [LOAD_BEFORE_PAGES] = "device state is loaded before all pages are there",
 };
 
 /* Seeds first; what they hardly ever meet, one fault at each step finds. */

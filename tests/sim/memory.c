@@ -22,7 +22,6 @@ struct block {
 static char *arena, *top;
 static struct block *unused[CLASSES];
 
-
 /* The linker gives these names. */
 void *__real_malloc(size_t);
 void *__real_realloc(void *, size_t);

@@ -422,6 +422,7 @@ int __wrap_xm_transport_call_until(struct xm_transport *t, struct xm_msg *m, boo
 
 struct stream {
     struct xm_links *l;
+    bool held; /* what QEMU writes stays here */
 };
 
 struct stream *__wrap_stream_send(const char *path, struct xm_transport *to, struct xm_error *e)
@@ -437,6 +438,17 @@ struct stream *__wrap_stream_receive(const char *path, struct xm_error *e)
 {
     (void)path, (void)e;
     return calloc(1, sizeof(struct stream));
+}
+
+void __wrap_stream_hold(struct stream *s)
+{
+    s->held = sin_committed != LOAD_BEFORE_PAGES;
+}
+
+void __wrap_stream_release(struct stream *s)
+{
+    sim_point("release");
+    s->held = false;
 }
 
 void __wrap_stream_frame(struct stream *s, struct xm_rx *rx)
@@ -471,6 +483,13 @@ struct xm_links *stream_links(struct proc *shim)
     struct source *m = shim->shim ? shim->shim->source : NULL;
 
     return m && m->stream ? m->stream->l : NULL;
+}
+
+bool stream_held(struct proc *shim)
+{
+    struct source *m = shim->shim ? shim->shim->source : NULL;
+
+    return m && m->stream && m->stream->held;
 }
 
 /* ---- disks ---- */
@@ -724,7 +743,15 @@ void __wrap_xm_ramsink_free(struct xm_ramsink *s)
 struct xm_precopy {
     struct xm_links *l;
     unsigned rounds;
+    bool complete; /* the round that was made of a guest that stands still has ended */
 };
+
+bool pages_complete(struct proc *shim)
+{
+    struct source *m = shim->shim ? shim->shim->source : NULL;
+
+    return m && m->precopy && m->precopy->complete;
+}
 
 struct xm_precopy *__wrap_xm_precopy_new(struct xm_ram *ram, struct xm_transport *t, struct xm_error *e)
 {
@@ -749,6 +776,7 @@ int __wrap_xm_precopy_round(struct xm_precopy *p, bool final, const _Atomic bool
             return xm_error_set(e, ENOLINK, "%s", p->l->error.text);
         task_sleep(XM_MAX(XM_MIN(10 * MS, ns), MS));
     }
+    p->complete = final;
     *out = (struct xm_round){.number = ++p->rounds,
                              .pages_dirty = 100,
                              .pages_data = 100,

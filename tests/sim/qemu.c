@@ -221,6 +221,10 @@ static void arrives(void *arg)
     if (!s->p->alive || s->p->qemu->turn != s->turn || s->p->stopped)
         return;
     struct proc *to = there ? proc_find(there->host, QEMU) : NULL;
+    if (shim && stream_held(shim)) {
+        after(MS, arrives, s); /* it is not on its way yet */
+        return;
+    }
     if (!to || !to->qemu->incoming || strcmp(to->qemu->status, "active") != 0) {
         if (l && links_live(l) && sim_time() - s->since < 8 * SEC)
             after(100 * MS, arrives, s); /* it is on its way still */
@@ -228,6 +232,8 @@ static void arrives(void *arg)
             status(s->p, "failed");
         return;
     }
+    if (!pages_complete(shim))
+        sim_violated("device state is loaded over memory that is not complete");
     to->qemu->memory = s->p->qemu->memory;
     to->qemu->loaded = true;
     status(to, "completed");

@@ -263,6 +263,8 @@ void plane_network_changed(void);
 void plane_guest_wrote(struct proc *shim, uint64_t version);
 struct proc *links_peer(struct xm_links *); /* the process at the other end, while they are up */
 struct xm_links *stream_links(struct proc *shim);
+bool stream_held(struct proc *shim);
+bool pages_complete(struct proc *shim); /* the destination has all of the guest's memory */
 bool links_live(struct xm_links *);
 
 /* ---- fault.c ---- */
@@ -336,6 +338,7 @@ enum sin {
     JOURNAL_IS_ENOUGH,        /* what the journal names is deleted, whatever the record says */
     GIVEN_RESUMES,            /* the source that hears nothing goes on */
     NO_SETTLING,              /* nobody settles what was left open */
+    LOAD_BEFORE_PAGES,        /* device state is not held until all pages are there */
     SINS
 };
 extern enum sin sin_committed;

@@ -136,6 +136,66 @@ static void test_in_order_once(void **state)
     close(qemu);
 }
 
+/* What is written while it is held goes when it is let go, and not before; what went before is not held. */
+static void test_held_until_released(void **state)
+{
+    struct shuffle s = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    struct xm_error e = {0};
+    const char *in = tmpdir_path("in.sock");
+    const char *out = tmpdir_path("out.sock");
+    char got[8] = "";
+
+    s.transport = (struct xm_transport){submit, &s};
+    (void)state;
+    int qemu = xm_unix_listen(out, &e);
+    s.to = stream_receive(out, &e);
+    int reader = accept(qemu, NULL, NULL);
+    struct stream *from = stream_send(in, &s.transport, &e);
+    int writer = xm_unix_connect(in, &e);
+    assert_int_equal(write(writer, "one", 3), 3);
+    assert_int_equal(recv(reader, got, 3, MSG_WAITALL), 3);
+    stream_hold(from);
+    assert_int_equal(write(writer, "two", 3), 3);
+    for (struct limit l = limit_start(5); stream_bytes(from) < 6 && limit_wait(&l);)
+        ;
+    close(writer);
+    assert_int_equal(stream_bytes(from), 6); /* read, */
+    assert_int_equal(stream_bytes(s.to), 3); /* and not sent */
+    stream_release(from);
+    assert_int_equal(recv(reader, got, 4, MSG_WAITALL), 3);
+    assert_memory_equal(got, "two", 3);
+    stream_free(from);
+    stream_free(s.to);
+    close(reader);
+    close(qemu);
+}
+
+/* Held when the migration ends, with more than its buffers take: QEMU finds its socket closed, nothing is sent. */
+static void test_held_for_good(void **state)
+{
+    struct shuffle s = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    struct xm_error e = {0};
+    const char *in = tmpdir_path("in.sock");
+    char much[1 << 16] = "";
+    size_t written = 0;
+
+    s.transport = (struct xm_transport){submit, &s};
+    (void)state;
+    struct stream *from = stream_send(in, &s.transport, &e);
+    stream_hold(from);
+    int writer = xm_unix_connect(in, &e);
+    for (struct limit l = limit_start(5); written <= 2 << 20 && limit_wait(&l);) {
+        ssize_t n = send(writer, much, sizeof much, MSG_DONTWAIT | MSG_NOSIGNAL);
+        written += n > 0 ? (size_t)n : 0;
+    }
+    assert_true(written > 2 << 20);
+    stream_stop(from);
+    assert_true(send(writer, much, 1, MSG_NOSIGNAL) < 0);
+    stream_free(from);
+    assert_int_equal(s.n, 0);
+    close(writer);
+}
+
 /* A refused frame is an error of the stream, and freeing it does not hang. */
 static void test_refused(void **state)
 {
@@ -173,6 +233,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_in_order_once, tmpdir_make, tmpdir_remove),
+        cmocka_unit_test_setup_teardown(test_held_until_released, tmpdir_make, tmpdir_remove),
+        cmocka_unit_test_setup_teardown(test_held_for_good, tmpdir_make, tmpdir_remove),
         cmocka_unit_test_setup_teardown(test_refused, tmpdir_make, tmpdir_remove),
         cmocka_unit_test_setup_teardown(test_nobody_came, tmpdir_make, tmpdir_remove),
     };
