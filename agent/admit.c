@@ -121,7 +121,7 @@ unsigned judge(struct agent *a, const struct admission_request *r, struct gather
         f->storage_migrations += xm_json_bool(vm->incoming, "storage", false);
     }
     for (unsigned i = 0; i < f->datastores; i++)
-        g->datastore[i].reserved = vms_space_promised(a, g->datastore[i].name, g->usage);
+        g->datastore[i].reserved = vms_space_promised(a, g->datastore[i].name, NULL, g->usage);
     return admit(f, r, reasons, datastore);
 }
 

@@ -68,7 +68,8 @@ struct vm *vm_claim(struct agent *, const char *name, json_t *spec, struct xm_er
 void vm_forget(struct vm *); /* out of the list, freed */
 /* usage: vms_usage's, taken a moment ago; a VM that has come since has used nothing yet. */
 uint64_t vms_memory_promised(struct agent *, const json_t *usage);
-uint64_t vms_space_promised(struct agent *, const char *datastore, const json_t *usage);
+/* Of a datastore: to migrations, and not written yet; but (may be NULL): not that VM's. */
+uint64_t vms_space_promised(struct agent *, const char *datastore, const char *but, const json_t *usage);
 
 /* Without the lock: */
 /* What VMs have taken up of the memory and space that is promised to them; asks processes and storage,

@@ -295,7 +295,8 @@ static int make_token(char hex[2 * TOKEN_BYTES + 1], struct xm_error *e)
 }
 
 /* What is to be known about it as long as it is expected. */
-static json_t *incoming_record(struct agent *a, const struct asked *q, int datastore, const char *token)
+static json_t *incoming_record(struct agent *a, const struct asked *q, int datastore, uint64_t others,
+                               const char *token)
 {
     json_t *links = json_array(), *reserve = json_array();
 
@@ -304,10 +305,11 @@ static json_t *incoming_record(struct agent *a, const struct asked *q, int datas
     for (unsigned i = 0; q->req.storage && i < q->spec.disks; i++)
         json_array_append_new(reserve,
                               json_pack("{s:s, s:I}", "path", "", "used", (json_int_t)q->req.used[i]));
-    return json_pack(
-        "{s:s, s:s, s:s, s:b, s:I, s:s, s:o, s:o}", "token", token, "source", q->req.source, "job", q->job,
-        "storage", q->req.storage, "silence_ns", (json_int_t)a->conf.incoming_silence, "datastore",
-        datastore < 0 ? "" : a->conf.datastore[datastore].name, "links", links, "reserve", reserve);
+    return json_pack("{s:s, s:s, s:s, s:b, s:I, s:I, s:I, s:s, s:o, s:o}", "token", token, "source",
+                     q->req.source, "job", q->job, "storage", q->req.storage, "silence_ns",
+                     (json_int_t)a->conf.incoming_silence, "min_free", (json_int_t)a->conf.min_free, "others",
+                     (json_int_t)others, "datastore", datastore < 0 ? "" : a->conf.datastore[datastore].name,
+                     "links", links, "reserve", reserve);
 }
 
 /* What an earlier migration has left open here is brought to its end, or this one has to wait. Who sends the VM
@@ -492,7 +494,8 @@ static json_t *prepare(struct agent *a, struct asked *q)
     agent_lock(a);
     judge(a, &q->req, &g, reasons, &datastore);
     if (!r && !json_array_size(reasons) && (vm = vm_claim(a, q->spec.name, spec, &e)))
-        vm->incoming = incoming_record(a, q, datastore, token);
+        vm->incoming =
+            incoming_record(a, q, datastore, datastore < 0 ? 0 : g.datastore[datastore].reserved, token);
     agent_unlock(a);
     gathered_free(&g);
     json_decref(spec);

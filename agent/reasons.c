@@ -288,7 +288,7 @@ static void judge_local(struct move *m, json_t *reasons)
     }
     json_t *usage = vms_usage(a);
     agent_lock(a);
-    uint64_t gone = vms_space_promised(a, ds->name, usage) + a->conf.min_free;
+    uint64_t gone = vms_space_promised(a, ds->name, NULL, usage) + a->conf.min_free;
     bool room = !need || (!there && space > gone && space - gone >= need);
     struct vm *vm = vm_find(a, m->vm);
     if (room && vm && m->held)

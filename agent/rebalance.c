@@ -32,7 +32,7 @@ static json_t *own_datastores(struct agent *a, bool for_peer)
         if (r)
             continue;
         agent_lock(a);
-        uint64_t promised = vms_space_promised(a, d->name, usage);
+        uint64_t promised = vms_space_promised(a, d->name, NULL, usage);
         agent_unlock(a);
         json_array_append_new(list,
                               json_pack("{s:s, s:I, s:I, s:I, s:i}", "name", d->name, "size",

@@ -67,6 +67,33 @@ void tidy_expected(struct agent *a, const char *name)
     agent_unlock(a);
 }
 
+/* ---- expected, and writing ---- */
+
+/* Its shim counts what it writes (migrate/space.h), and does not know what others have been promised since. */
+static void tell_others(struct agent *a, const char *name)
+{
+    char datastore[CONFIG_NAME_MAX + 1] = "";
+    struct xm_error e = {0};
+
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    if (vm && vm->incoming && xm_json_bool(vm->incoming, "storage", false))
+        snprintf(datastore, sizeof datastore, "%s", xm_json_str(vm->incoming, "datastore", ""));
+    agent_unlock(a);
+    if (!datastore[0])
+        return;
+    json_t *usage = vms_usage(a);
+    agent_lock(a);
+    uint64_t others = vms_space_promised(a, datastore, name, usage);
+    agent_unlock(a);
+    json_decref(usage);
+    json_t *o = shim_call(a, name, json_pack("{s:s, s:I}", "cmd", "set", "others", (json_int_t)others), -1,
+                          TELL_NS, &e);
+    if (!o)
+        xm_log(XM_LOG_DEBUG, "%s", e.text);
+    json_decref(o);
+}
+
 /* ---- one VM ---- */
 
 /* Nobody works on it: no job holds it, it is not on its way here, and its shim says that it works on nothing.
@@ -85,8 +112,10 @@ static bool idle(struct agent *a, const char *name)
     bool is = !strcmp(role, "undecided") || (!strcmp(role, "owner") && !works);
     bool incoming = !strcmp(role, "incoming");
     json_decref(st);
-    if (incoming)
+    if (incoming) {
         tidy_expected(a, name);
+        tell_others(a, name);
+    }
     return is || !vm_process(a, name, "shim.pid");
 }
 

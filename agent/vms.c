@@ -301,7 +301,7 @@ uint64_t vms_memory_promised(struct agent *a, const json_t *usage)
     return sum;
 }
 
-uint64_t vms_space_promised(struct agent *a, const char *datastore, const json_t *usage)
+uint64_t vms_space_promised(struct agent *a, const char *datastore, const char *but, const json_t *usage)
 {
     uint64_t sum = 0;
     struct vm *vm;
@@ -310,7 +310,7 @@ uint64_t vms_space_promised(struct agent *a, const char *datastore, const json_t
 
     TAILQ_FOREACH (vm, &a->vms, link) {
         const json_t *r = vm->incoming ? vm->incoming : vm->moving;
-        if (!r || strcmp(xm_json_str(r, "datastore", ""), datastore) != 0)
+        if (!r || strcmp(xm_json_str(r, "datastore", ""), datastore) != 0 || (but && !strcmp(vm->name, but)))
             continue;
         json_array_foreach (reserved_disks(vm), i, disk)
             sum += not_yet((uint64_t)xm_json_int(disk, "used", 0), usage, "space",

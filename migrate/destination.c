@@ -232,6 +232,7 @@ struct destination *destination_new(struct machine *vm, const json_t *o, migrate
     snprintf(dst->source, sizeof dst->source, "%s", xm_json_str(o, "source", "?"));
     snprintf(dst->job, sizeof dst->job, "%s", xm_json_str(o, "job", "0"));
     pthread_mutex_init(&dst->lock, NULL);
+    space_init(&dst->space, vm, o, dst->source);
     int r = xm_mailbox_init(&dst->mailbox);
     if (r)
         xm_error_errno(e, -r, "eventfd");
@@ -239,6 +240,7 @@ struct destination *destination_new(struct machine *vm, const json_t *o, migrate
         return dst;
     if (!r)
         xm_mailbox_destroy(&dst->mailbox);
+    space_destroy(&dst->space);
     pthread_mutex_destroy(&dst->lock);
     free(dst);
     return NULL;
@@ -298,6 +300,11 @@ int destination_start(struct destination *dst, struct xm_error *e)
     r = pthread_create(&dst->thread, NULL, destination_main, dst);
     dst->started = r == 0;
     return r ? xm_error_errno(e, r, "the migration's thread") : 0;
+}
+
+void destination_set_others(struct destination *dst, uint64_t bytes)
+{
+    dst->space.others = bytes;
 }
 
 bool destination_owns(const struct destination *dst)
@@ -383,6 +390,7 @@ void destination_free(struct destination *dst)
     if (dst->ramsink)
         xm_ramsink_free(dst->ramsink);
     xm_mailbox_destroy(&dst->mailbox);
+    space_destroy(&dst->space);
     pthread_mutex_destroy(&dst->lock);
     free(dst);
 }

@@ -6,6 +6,7 @@
 #define XM_MIGRATE_DESTINATION_H
 
 #include "migrate/migrate.h"
+#include "migrate/space.h"
 #include "migrate/stream.h"
 
 enum dest_state {
@@ -31,6 +32,7 @@ struct destination {
     uint8_t token[XM_TOKEN_BYTES];
     _Atomic enum dest_state state; /* set by its thread; any thread reads */
     bool storage;
+    struct space space; /* of its datastore */
     struct xm_links *links;
     LIST_HEAD(, coming) coming;       /* main: links that shake hands */
     struct xm_log_limit links_failed; /* any thread */

@@ -18,14 +18,37 @@ static void disk_frame_done(struct xm_wreq *req, int status, const void *reply, 
     free(f);
 }
 
+/* Bytes that the file may grow by. What is unmapped takes none, where holes can be made. */
+static uint64_t grows_by(const struct xm_frame_hdr *h, const struct xm_file *f)
+{
+    if (h->type == XM_FRAME_DISK_DATA)
+        return h->length;
+    return h->type == XM_FRAME_DISK_ZERO && (!(h->flags & XM_FLAG_UNMAP) || f->no_punch) ? h->extent : 0;
+}
+
+/* False: it must not be written, and the migration ends. The source is told why before it sees that the frame failed. */
+static bool has_room(struct destination *dst, const struct machine_disk *d, const struct xm_frame_hdr *h)
+{
+    uint64_t bytes = grows_by(h, d->file);
+    struct xm_error e = {0};
+
+    if (!bytes || space_take(&dst->space, bytes, &e) == 0)
+        return true;
+    destination_fail(dst, e.text);
+    xm_links_abort(dst->links, e.text);
+    return false;
+}
+
 static void disk_frame_run(struct xm_post *p)
 {
     struct xm_rx *rx = xm_container_of(p, struct xm_rx, post);
-    struct machine_disk *d = rx->owner;
-    struct disk_frame *f = d->writer ? calloc(1, sizeof *f) : NULL;
+    struct destination *dst = rx->owner;
+    struct machine_disk *d = &dst->machine->disk[rx->hdr.object];
+    bool room = d->writer && has_room(dst, d, &rx->hdr);
+    struct disk_frame *f = room ? calloc(1, sizeof *f) : NULL;
 
     if (!f) {
-        xm_rx_done(rx, d->writer ? -ENOMEM : -ECANCELED, NULL, 0);
+        xm_rx_done(rx, room ? -ENOMEM : d->writer ? -ENOSPC : -ECANCELED, NULL, 0);
         return;
     }
     f->rx = rx;
@@ -76,10 +99,9 @@ void destination_take_frame(void *ctx, struct xm_rx *rx)
     uint8_t type = rx->hdr.type;
 
     if (type >= XM_FRAME_DISK_DATA && type < XM_FRAME_RAM_PAGES) {
-        struct machine_disk *d = &dst->machine->disk[rx->hdr.object];
-        rx->owner = d;
+        rx->owner = dst;
         rx->post.run = disk_frame_run;
-        hand_on(dst, &d->engine->mailbox, rx);
+        hand_on(dst, &dst->machine->disk[rx->hdr.object].engine->mailbox, rx);
     } else if (type == XM_FRAME_RAM_PAGES || type == XM_FRAME_RAM_DIGEST) {
         xm_ramsink_frame(dst->ramsink, rx);
     } else if (type == XM_FRAME_STREAM) {

@@ -48,6 +48,8 @@ int destination_start(struct destination *, struct xm_error *); /* QEMU is up: w
 int destination_add_link(struct destination *, int fd, const char *name, struct xm_error *);
 void destination_fail(struct destination *,
                       const char *why); /* any thread; honoured until the VM was promised */
+/* Any thread: so much of its datastore is promised to others, and not written yet. */
+void destination_set_others(struct destination *, uint64_t bytes);
 /* Main thread: what the source's record says, for an undecided one: run it (mine), or drop it. */
 int destination_decide(struct destination *, bool mine, struct xm_error *);
 void destination_qmp_event(struct destination *, const char *name, const json_t *data);

@@ -173,6 +173,11 @@ static int cmd_set(struct shim *s, struct client *c, const json_t *request, json
 
     (void)c, (void)reply;
     json_t *persist = json_object_get(request, "persist");
+    int64_t others = xm_json_int(request, "others", -1);
+    if (s->destination && others >= 0) {
+        destination_set_others(s->destination, (uint64_t)others);
+        return 0;
+    }
     if (json_is_boolean(autostart))
         return set_autostart(s, json_is_true(autostart), e);
     if (s->source && json_is_boolean(persist)) {

@@ -161,6 +161,27 @@ static void destination_qemu_dies_in_memory(void **state)
     kill_at_b("disks", "qemu.pid", want);
 }
 
+/* min_free holds while the disks come: the VM goes on, and the half disks do not stay where there is no room. */
+static void the_datastore_fills_up(void **state)
+{
+    const char *store = lab_store_dir();
+    struct job move;
+    char *out = NULL;
+    (void)state;
+
+    need_lab();
+    sh(NULL, 30, "cd %s/b/ds1 && fallocate -l $(($(stat -f -c '%%a * %%S' .) - (200 << 20))) .full", store);
+    job_start(&move, "%s", xmigrate("a", "--json --with-storage web1 hostb:ds1"));
+    bool copies = job_saw(&move, "\"disks\"", 60);
+    sh(NULL, 30, "fallocate -l 100M %s/b/ds1/.more", store);
+    int code = job_end(&move, 60, &out);
+    sh(NULL, 30, "rm %s/b/ds1/.full %s/b/ds1/.more", store, store);
+    if (!copies || code != 1 || !strstr(out, "datastore 'ds1' on hostb is full: 64.00 MiB of it stay free"))
+        fail_msg("exit status %d: %s", code, out);
+    free(out);
+    at_home_and_clean();
+}
+
 static void all_links_down(void **state)
 {
     struct job move;
@@ -247,6 +268,7 @@ int main(void)
         cmocka_unit_test(destination_shim_dies_in_disks),
         cmocka_unit_test(destination_shim_dies_in_memory),
         cmocka_unit_test(destination_qemu_dies_in_memory),
+        cmocka_unit_test(the_datastore_fills_up),
         cmocka_unit_test(all_links_down),
         cmocka_unit_test(one_link_down),
         cmocka_unit_test(its_own_qemu_dies_in_memory),
