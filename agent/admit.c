@@ -20,6 +20,23 @@
 
 /* ---- facts ---- */
 
+/* Only those that are in question are looked at: a start has its disks' paths, a move may name one. */
+static void gather_datastore(struct agent *a, const struct admission_request *r, unsigned i,
+                             struct gathered *g)
+{
+    const struct conf_datastore *ds = &a->conf.datastore[i];
+    struct fact_datastore *f = &g->datastore[i];
+    struct xm_error wrong = {0};
+
+    *f = (struct fact_datastore){.name = ds->name, .target = ds->target, .closed = !ds->incoming};
+    if (r->start || !r->storage || !ds->incoming || (r->datastore && strcmp(r->datastore, ds->name) != 0))
+        return;
+    f->hangs = storage_space(ds->path, &f->size, &f->free) == -ETIMEDOUT;
+    if (!f->hangs && datastore_judge(a, ds, &wrong) < 0)
+        f->wrong = g->wrong[i] = xm_printf("%s", wrong.text);
+    f->block = f->hangs || f->wrong ? 0 : probe_block_size(ds->path);
+}
+
 void gather(struct agent *a, const struct admission_request *r, bool strict, struct gathered *g)
 {
     const struct vm_spec *s = r->spec;
@@ -78,18 +95,9 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
     f->max_storage_migrations = a->conf.storage_migrations;
     f->datastores = a->conf.datastores;
     f->datastore = g->datastore;
-    for (unsigned i = 0; i < a->conf.datastores; i++) {
-        g->datastore[i] = (struct fact_datastore){.name = a->conf.datastore[i].name,
-                                                  .target = a->conf.datastore[i].target,
-                                                  .closed = !a->conf.datastore[i].incoming};
-        g->datastore[i].hangs = storage_space(a->conf.datastore[i].path, &g->datastore[i].size,
-                                              &g->datastore[i].free) == -ETIMEDOUT;
-        struct xm_error wrong = {0};
-        if (!g->datastore[i].hangs && datastore_judge(a, &a->conf.datastore[i], &wrong) < 0)
-            g->datastore[i].wrong = g->wrong[i] = xm_printf("%s", wrong.text);
-        g->datastore[i].block = g->datastore[i].hangs ? 0 : probe_block_size(a->conf.datastore[i].path);
-    }
-    g->usage = vms_usage(a);
+    for (unsigned i = 0; i < a->conf.datastores; i++)
+        gather_datastore(a, r, i, g);
+    g->usage = vms_usage(a, r->storage && !r->start);
     f->links = a->conf.links;
     f->link = g->link;
     for (unsigned i = 0; i < a->conf.links; i++) {

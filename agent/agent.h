@@ -72,9 +72,9 @@ uint64_t vms_memory_promised(struct agent *, const json_t *usage);
 uint64_t vms_space_promised(struct agent *, const char *datastore, const char *but, const json_t *usage);
 
 /* Without the lock: */
-/* What VMs have taken up of the memory and space that is promised to them; asks processes and storage,
- * which may take its time. A new reference. */
-json_t *vms_usage(struct agent *);
+/* What VMs have taken up of the memory and, with `space`, of the space that is promised to them; asks processes and
+ * storage, which may take its time. A new reference. */
+json_t *vms_usage(struct agent *, bool space);
 int vms_adopt(
     struct agent *); /* at the start: finds the shims that are there, cleans up after those that are not */
 /* Writes shim.json and runs the shim until it says that the VM runs (or waits for its migration). On failure

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* See datastore.h. The mark in the datastore is durable before datastores.json has it: killed in between, the next
- * use takes over what it finds. */
+/* See datastore.h. The mark in the datastore is durable before datastores.json has it: killed in between, the
+ * next use takes over what it finds. */
 #include "agent/datastore.h"
+#include "agent/mounts.h"
 #include "agent/storage.h"
 
 #include <stdio.h>
@@ -50,8 +51,8 @@ static int make_mark(const struct conf_datastore *ds, char uuid[UUID_SIZE], stru
     return r ? r : read_mark(ds, uuid, e); /* the other host's, which was quicker */
 }
 
-/* All that is noted; NULL when it cannot be read: then no datastore is taken for one that is used for the first time,
- * and none is forgotten. */
+/* All that is noted; NULL when it cannot be read: then no datastore is taken for one that is used for the
+ * first time, and none is forgotten. */
 static json_t *known(const struct agent *a, struct xm_error *e)
 {
     char *path = xm_printf("%s/datastores.json", a->conf.state_dir);
@@ -75,6 +76,40 @@ static int note(struct agent *a, const struct conf_datastore *ds, const char *uu
     return r;
 }
 
+/* What is mounted there now may be the right one all the same: when it was not mounted the first time that
+ * the datastore was used, what it was mounted over has the mark. */
+static int refuse_other(struct agent *a, const struct conf_datastore *ds, const char *was, const char *is,
+                        struct xm_error *e)
+{
+    char *mend = is[0] ? xm_printf("write %s for it into %s/datastores.json", is, a->conf.state_dir)
+                       : xm_printf("ln -sfn %s %s/" MARK, was, ds->path);
+
+    xm_error_set(
+        e, ENOENT,
+        "datastore '%s' of %s: what is at %s is not what was there when it was first used: is it mounted? "
+        "If this is the right one, made anew or not mounted that time: %s",
+        ds->name, a->conf.name, ds->path, mend);
+    free(mend);
+    return -ENOENT;
+}
+
+/* The first use of what is not mounted would mark the mount point, and its disks would be hidden by the
+ * mount. */
+static int refuse_unmounted(const struct agent *a, const struct conf_datastore *ds, struct xm_error *e)
+{
+    char *by, *dir = mounts_missing(ds->path, &by);
+
+    if (dir)
+        xm_error_set(
+            e, ENOENT,
+            "datastore '%s' of %s: nothing is mounted at %s, a mount point in %s: `mount %s`; or, if it is "
+            "to stay a plain directory, take it out of there",
+            ds->name, a->conf.name, dir, by, dir);
+    free(by);
+    free(dir);
+    return dir ? -ENOENT : 0;
+}
+
 /* *was, *is: "" where there is none. */
 static int compare(struct agent *a, const struct conf_datastore *ds, char was[UUID_SIZE], char is[UUID_SIZE],
                    struct xm_error *e)
@@ -85,7 +120,7 @@ static int compare(struct agent *a, const struct conf_datastore *ds, char was[UU
         return -EIO;
     snprintf(was, UUID_SIZE, "%s", xm_json_str(all, ds->name, ""));
     json_decref(all);
-    if (storage_directory_hangs(ds->path, e) < 0)
+    if (storage_hangs(ds->path, e) < 0)
         return -ETIMEDOUT;
     if (access(ds->path, W_OK | X_OK) < 0)
         return xm_error_errno(e, errno, "datastore '%s' of %s cannot be written: %s", ds->name, a->conf.name,
@@ -93,13 +128,10 @@ static int compare(struct agent *a, const struct conf_datastore *ds, char was[UU
     int r = read_mark(ds, is, e);
     if (r)
         return xm_error_prefix(e, "datastore '%s' of %s", ds->name, a->conf.name);
-    if (was[0] && strcmp(was, is) != 0)
-        return xm_error_set(
-            e, ENOENT,
-            "datastore '%s' of %s: what is at %s is not what was there: is it mounted? (If it was "
-            "made anew on purpose: ln -sfn %s %s/" MARK ")",
-            ds->name, a->conf.name, ds->path, was, ds->path);
-    return 0;
+    bool other = was[0] && strcmp(was, is) != 0;
+    if (other || !is[0])
+        r = refuse_unmounted(a, ds, e);
+    return !r && other ? refuse_other(a, ds, was, is, e) : r;
 }
 
 int datastore_judge(struct agent *a, const struct conf_datastore *ds, struct xm_error *e)

@@ -123,7 +123,7 @@ static void look_for_probe(struct agent *a, struct asked *q, unsigned i, const j
     if (!ds || !ds->incoming || !hex_only(name, 16) || !hex_only(content, 32) || !file[0] || file[0] == '.' ||
         strchr(file, '/') || strlen(file) > 200)
         return;
-    if (storage_directory_hangs(ds->path, NULL) < 0)
+    if (storage_hangs(ds->path, NULL) < 0)
         return;
     int dir = open(ds->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int fd = dir >= 0 && probe_says(dir, name, content) ? open_plain(dir, file, &st) : -1;

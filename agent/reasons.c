@@ -286,7 +286,7 @@ static void judge_local(struct move *m, json_t *reasons)
                               json_pack("{s:s, s:I}", "path", path, "used", (json_int_t)disk_used(d)));
         free(path);
     }
-    json_t *usage = vms_usage(a);
+    json_t *usage = vms_usage(a, true);
     agent_lock(a);
     uint64_t gone = vms_space_promised(a, ds->name, NULL, usage) + a->conf.min_free;
     bool room = !need || (!there && space > gone && space - gone >= need);

@@ -21,7 +21,7 @@
 
 static json_t *own_datastores(struct agent *a, bool for_peer)
 {
-    json_t *list = json_array(), *usage = vms_usage(a);
+    json_t *list = json_array(), *usage = vms_usage(a, true);
 
     for (unsigned i = 0; i < a->conf.datastores; i++) {
         const struct conf_datastore *d = &a->conf.datastore[i];
@@ -46,7 +46,7 @@ static json_t *own_datastores(struct agent *a, bool for_peer)
 static uint64_t own_memory_free(struct agent *a)
 {
     uint64_t have = facts_memory_available();
-    json_t *usage = vms_usage(a);
+    json_t *usage = vms_usage(a, true);
 
     agent_lock(a);
     uint64_t gone = vms_memory_promised(a, usage) + a->conf.min_memory;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "agent/storage.h"
+#include "agent/mounts.h"
 
 #include <limits.h>
 #include <pthread.h>
@@ -9,7 +10,7 @@
 #include <sys/queue.h>
 #include <sys/statvfs.h>
 
-/* Threads that hang at once, at most: one a directory, so as many as there is storage that hangs. */
+/* Threads that hang at once, at most: one a mount point, so as many as there is storage that hangs. */
 #define QUESTIONS_MAX 64u
 
 struct question {
@@ -19,7 +20,9 @@ struct question {
     int code;
     struct stat st;
     struct statvfs fs;
-    size_t dir; /* bytes of path that are its directory */
+    size_t
+        key; /* bytes of path that name the storage: the mount point; of what the root has: all of them, since
+                   then a link leads to what hangs */
     char path[PATH_MAX];
 };
 
@@ -60,13 +63,14 @@ static void *question_main(void *arg)
     return NULL;
 }
 
-/* With the lock held: one below the same directory has not been answered yet. */
+/* With the lock held: one about the same storage has not been answered yet. */
 static bool known_to_hang(const struct question *q)
 {
     const struct question *other;
 
     LIST_FOREACH (other, &asked, link) {
-        if (other->dir == q->dir && !memcmp(other->path, q->path, q->dir))
+        char next = strncmp(other->path, q->path, other->key) ? '-' : q->path[other->key];
+        if (!next || next == '/')
             return true;
     }
     return forsaken >= QUESTIONS_MAX;
@@ -127,12 +131,13 @@ static struct question *question_new(const char *path, bool space)
         free(q);
         return NULL;
     }
-    memcpy(q->path, path, len + 1);
+    while (len > 1 && path[len - 1] == '/')
+        len--;
+    memcpy(q->path, path, len);
     q->space = space;
-    const char *slash = strrchr(path, '/');
-    q->dir = space || !slash ? len : (size_t)(slash - path);
-    while (q->dir > 1 && path[q->dir - 1] == '/')
-        q->dir--;
+    q->key = mounts_below(q->path);
+    if (q->key == 1)
+        q->key = len;
     return q;
 }
 
@@ -165,13 +170,4 @@ int storage_hangs(const char *path, struct xm_error *e)
     if (storage_stat(path, &st) != -ETIMEDOUT)
         return 0;
     return xm_error_set(e, ETIMEDOUT, "%s does not answer: its storage hangs", path);
-}
-
-int storage_directory_hangs(const char *dir, struct xm_error *e)
-{
-    uint64_t size, space;
-
-    if (storage_space(dir, &size, &space) != -ETIMEDOUT)
-        return 0;
-    return xm_error_set(e, ETIMEDOUT, "%s does not answer: its storage hangs", dir);
 }

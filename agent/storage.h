@@ -3,7 +3,7 @@
  * thread, and never under agent.lock.
  *
  * A question is asked on a thread of its own, which stays with it when it hangs; who asks again below the
- * same directory meanwhile learns at once that it hangs. So storage that hangs makes only what needs it
+ * same mount point meanwhile learns at once that it hangs. So storage that hangs makes only what needs it
  * wait, for STORAGE_PATIENCE at most, and then there is a sentence for it. -ETIMEDOUT always means: it
  * hangs. */
 #ifndef XM_AGENT_STORAGE_H
@@ -16,8 +16,6 @@
 
 int storage_stat(const char *path, struct stat *);                        /* 0 or -errno */
 int storage_space(const char *dir, uint64_t *size, uint64_t *free_bytes); /* likewise; bytes */
-int storage_hangs(const char *path, struct xm_error *); /* of a file: 0, or -ETIMEDOUT with a sentence */
-/* The same of a directory that a file system may be mounted at: its neighbours are not meant. */
-int storage_directory_hangs(const char *dir, struct xm_error *);
+int storage_hangs(const char *path, struct xm_error *); /* 0, or -ETIMEDOUT with a sentence */
 
 #endif

@@ -82,7 +82,7 @@ static void tell_others(struct agent *a, const char *name)
     agent_unlock(a);
     if (!datastore[0])
         return;
-    json_t *usage = vms_usage(a);
+    json_t *usage = vms_usage(a, true);
     agent_lock(a);
     uint64_t others = vms_space_promised(a, datastore, name, usage);
     agent_unlock(a);

@@ -262,7 +262,7 @@ static const json_t *reserved_disks(const struct vm *vm)
     return json_object_get(vm->incoming ? vm->incoming : vm->moving, "reserve");
 }
 
-json_t *vms_usage(struct agent *a)
+json_t *vms_usage(struct agent *a, bool of_space)
 {
     json_t *memory = json_object(), *space = json_object(), *v, *disk;
     struct vm *vm;
@@ -272,7 +272,7 @@ json_t *vms_usage(struct agent *a)
     agent_lock(a);
     TAILQ_FOREACH (vm, &a->vms, link) {
         json_object_set_new(memory, vm->name, json_integer(0));
-        json_array_foreach (reserved_disks(vm), i, disk)
+        json_array_foreach (of_space ? reserved_disks(vm) : NULL, i, disk)
             json_object_set_new(space, xm_json_str(disk, "path", ""), json_integer(0));
     }
     agent_unlock(a);

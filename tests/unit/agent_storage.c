@@ -15,7 +15,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <dirent.h>
+#include <sched.h>
 #include <sys/mount.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include "tests/progress.h"
 
@@ -107,6 +110,9 @@ static void who_asks_again_is_told_at_once(void **state)
 
     (void)state;
     must_hang();
+    assert_int_equal(storage_stat(in_dir(t, "dead"), &st),
+                     -ETIMEDOUT); /* where it is mounted, and not beside it */
+    assert_int_equal(storage_stat(in_dir(t, "ds"), &st), 0);
     assert_int_equal(storage_stat(in_dir(t, "dead/x"), &st), -ETIMEDOUT);
     uint64_t began = xm_now();
     for (int i = 0; i < 1000; i++)
@@ -191,6 +197,103 @@ static void only_what_needs_it_waits(void **state)
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
 }
 
+/* Threads of the agent that ask a file system how full it is, at this moment. */
+static unsigned asking(void)
+{
+    char path[64];
+    unsigned n = 0;
+
+    snprintf(path, sizeof path, "/proc/%d/task", t->pid);
+    DIR *d = opendir(path);
+    for (struct dirent *f; d && (f = readdir(d));) {
+        char *text = NULL, *file = xm_printf("%s/%s/syscall", path, f->d_name);
+        size_t len;
+        if (!xm_file_read(file, 200, &text, &len, NULL))
+            n += (unsigned)atoi(text) == SYS_statfs;
+        free(text);
+        free(file);
+    }
+    if (d)
+        closedir(d);
+    return n;
+}
+
+/* What broke: each start asked every datastore, and wrote into it. */
+static void a_start_asks_no_datastore_but_its_own(void **state)
+{
+    (void)state;
+    need_qemu();
+    assert_int_equal(test_agent_start(t), 0);
+    must_hang();
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini"))), 0);
+    assert_int_equal(asking(), 0);
+    must_say(ask_as_peer(t, check_request("ds")), "\"reasons\": []");
+    assert_int_equal(asking(), 0);
+    must_say(ask_as_peer(t, check_request(NULL)), "\"datastore\": \"ds\"");
+    assert_int_equal(asking(), 1);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+}
+
+/* ---- what is not mounted ---- */
+
+/* /etc/fstab for this process and what it starts. */
+static void must_have_fstab(const char *line)
+{
+    bool own = unshare(CLONE_NEWNS) == 0 && mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0;
+
+    assert_int_equal(xm_file_replace(in_dir(t, "fstab"), line, strlen(line), NULL), 0);
+    if (!own || mount(in_dir(t, "fstab"), "/etc/fstab", NULL, MS_BIND, NULL) < 0) {
+        print_message("skipped: /etc/fstab cannot be replaced here: %s\n", strerror(errno));
+        skip();
+    }
+}
+
+/* What broke: the first use marked the mount point, and the disk was hidden by the mount; then the datastore
+ * was refused for good, with the advice to mount it. */
+static void the_first_use_needs_it_mounted(void **state)
+{
+    char *line = xm_printf("tmpfs %s tmpfs noauto 0 0\n", in_dir(t, "ds"));
+    char *advice = xm_printf("nothing is mounted at %s, a mount point in /etc/fstab: `mount %s`",
+                             in_dir(t, "ds"), in_dir(t, "ds"));
+    (void)state;
+    need_qemu();
+    must_have_fstab(line);
+    assert_int_equal(test_agent_start(t), 0);
+    must_say(ask(t, json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini"))), advice);
+    must_say(ask_as_peer(t, check_request("ds")), advice);
+    assert_false(exists(t, "ds/web1.raw"));
+    const char *const argv[] = {"mount", in_dir(t, "ds"), NULL};
+    assert_int_equal(xm_run(argv, LIMIT_HANG_NS, NULL, NULL), 0);
+    must_say(ask_as_peer(t, check_request("ds")), "\"reasons\": []");
+    umount("/etc/fstab");
+    umount2(in_dir(t, "ds"), MNT_DETACH);
+    free(advice);
+    free(line);
+}
+
+/* A datastore that was marked before it was mounted all the same: the advice for it is followed. */
+static void one_that_was_marked_unmounted_is_mended(void **state)
+{
+    json_t *start = json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini"));
+    (void)state;
+    need_qemu();
+    assert_int_equal(test_agent_start(t), 0);
+    must(ask(t, json_incref(start)), 0);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "undefine", "vm", "web1")), 0);
+    assert_int_equal(rename(in_dir(t, "ds"), in_dir(t, "hidden")), 0);
+    assert_int_equal(mkdir(in_dir(t, "ds"), 0700), 0);
+    json_t *o = ask(t, json_incref(start));
+    char *mend = strstr(xm_json_str(o, "error", ""), "ln -sfn ");
+    if (!mend)
+        fail_msg("%s", json_dumps(o, 0));
+    const char *const argv[] = {"sh", "-c", mend, NULL};
+    assert_int_equal(xm_run(argv, LIMIT_HANG_NS, NULL, NULL), 0);
+    json_decref(o);
+    must(ask(t, start), 0);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+}
+
 /* What a dead migration left on it cannot be deleted; the agent starts, and others are looked after. */
 static void what_was_left_there_waits_for_it(void **state)
 {
@@ -223,6 +326,9 @@ int main(int argc, char **argv)
         TEST(who_asks_again_is_told_at_once),
         TEST(only_what_needs_it_waits),
         TEST(what_was_left_there_waits_for_it),
+        TEST(a_start_asks_no_datastore_but_its_own),
+        TEST(one_that_was_marked_unmounted_is_mended),
+        TEST(the_first_use_needs_it_mounted), /* last: this process is in another mount namespace then */
     };
     int status;
 
