@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "agent/config.h"
 #include "agent/storage.h"
+#include "probe/probe.h"
 
 #include <ctype.h>
 #include <libgen.h>
@@ -92,6 +93,7 @@ static const struct xm_ini_key host_keys[] = {
     XM_INI_KEY(struct config, shim, XM_INI_STRING),
     XM_INI_KEY(struct config, vnc_address, XM_INI_STRING),
     XM_INI_KEY(struct config, partial_kvm, XM_INI_BOOL),
+    XM_INI_KEY(struct config, qemu_user, XM_INI_STRING),
     XM_INI_KEY(struct config, qemu_rights, XM_INI_BOOL),
     {.name = NULL},
 };
@@ -197,6 +199,20 @@ static int check_lists(struct config *c, const char *file, struct xm_error *e)
     return 0;
 }
 
+static int check_user(struct config *c, const char *file, struct xm_error *e)
+{
+    struct probe_user user;
+    struct xm_error why = {0};
+    int r = c->qemu_user ? probe_qemu_user(c->qemu_user, &user, &why) : 0;
+
+    if (r)
+        return xm_error_set(e, why.code, "%s:%u: qemu_user = %s: %s", file,
+                            xm_ini_line(file, "host", "qemu_user"), c->qemu_user, why.text);
+    if (c->qemu_user)
+        probe_user_free(&user);
+    return 0;
+}
+
 static int check_host(struct config *c, const char *file, struct xm_error *e)
 {
     struct xm_error why;
@@ -215,6 +231,8 @@ static int check_host(struct config *c, const char *file, struct xm_error *e)
     if (!r && c->vnc_address && !address_parse(&a, c->vnc_address))
         r = xm_error_set(e, EINVAL, "%s:%u: '%s' is no IP address in numbers", file,
                          xm_ini_line(file, "host", "vnc_address"), c->vnc_address);
+    if (!r)
+        r = check_user(c, file, e);
     if (!r)
         r = check_lists(c, file, e);
     return r;
@@ -325,7 +343,7 @@ void config_free(struct config *c)
 {
     free_list(c->bridge), free_list(c->kernels), free_list(c->firmware), free_list(c->images);
     free(c->name), free(c->state_dir), free(c->run_dir), free(c->engine), free(c->shim), free(c->vnc_address),
-        free(c->listen_address);
+        free(c->qemu_user), free(c->listen_address);
     for (unsigned i = 0; i < c->datastores; i++)
         free(c->datastore[i].path);
     for (unsigned i = 0; i < c->links; i++)

@@ -77,10 +77,11 @@ int vm_spawn(struct agent *a, const char *name, json_t *spec, uint64_t epoch, js
              struct xm_error *e)
 {
     char *dir = vm_path(a, name, NULL), *path = vm_path(a, name, "shim.json");
-    json_t *o = json_pack("{s:O, s:s, s:s, s:s, s:s, s:s*, s:b, s:I, s:O?}", "vm", spec, "host", a->conf.name,
-                          "state_dir", a->conf.state_dir, "run_dir", a->conf.run_dir, "engine",
-                          a->conf.engine, "vnc_address", a->conf.vnc_address, "qemu_rights",
-                          a->conf.qemu_rights, "epoch", (json_int_t)epoch, "incoming", incoming);
+    json_t *o =
+        json_pack("{s:O, s:s, s:s, s:s, s:s, s:s*, s:b, s:s*, s:I, s:O?}", "vm", spec, "host", a->conf.name,
+                  "state_dir", a->conf.state_dir, "run_dir", a->conf.run_dir, "engine", a->conf.engine,
+                  "vnc_address", a->conf.vnc_address, "qemu_rights", a->conf.qemu_rights, "qemu_user",
+                  a->conf.qemu_user, "epoch", (json_int_t)epoch, "incoming", incoming);
     int r = xm_mkdir_all(dir, e);
 
     if (!r)

@@ -349,7 +349,7 @@ static int remove_stale(const char *path, struct xm_error *e)
     return 0;
 }
 
-int xm_unix_listen(const char *path, struct xm_error *e)
+int xm_unix_bind(const char *path, struct xm_error *e)
 {
     struct sockaddr_un a;
     int err = unix_address(&a, path, e);
@@ -360,8 +360,20 @@ int xm_unix_listen(const char *path, struct xm_error *e)
         return xm_error_errno(e, errno, "cannot make a socket");
     /* Before bind: the socket's file is made with this mode, at no moment with a wider one (unix(7) and the
      * umask aside). */
-    if (fchmod(fd, 0600) < 0 || bind(fd, (struct sockaddr *)&a, sizeof a) < 0 || listen(fd, 64) < 0) {
-        err = xm_error_errno(e, errno, "cannot listen on %s", path);
+    if (fchmod(fd, 0600) < 0 || bind(fd, (struct sockaddr *)&a, sizeof a) < 0) {
+        err = xm_error_errno(e, errno, "cannot make the socket %s", path);
+        close(fd);
+        return err;
+    }
+    return fd;
+}
+
+int xm_unix_listen(const char *path, struct xm_error *e)
+{
+    int fd = xm_unix_bind(path, e);
+
+    if (fd >= 0 && listen(fd, 64) < 0) {
+        int err = xm_error_errno(e, errno, "cannot listen on %s", path);
         close(fd);
         return err;
     }

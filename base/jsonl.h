@@ -50,6 +50,9 @@ int xm_jsonl_send(int fd, json_t *steals, int pass_fd, struct xm_error *);
 
 /* Connects to a unix socket. Returns the descriptor or -errno. */
 int xm_unix_connect(const char *path, struct xm_error *);
+/* Makes a unix socket with mode 0600 that nobody listens on yet, replacing one that nobody listens on.
+ * Descriptor or -errno. */
+int xm_unix_bind(const char *path, struct xm_error *);
 /* Makes a listening unix socket (blocking) with mode 0600, replacing one that nobody listens on. Descriptor
  * or -errno. */
 int xm_unix_listen(const char *path, struct xm_error *);

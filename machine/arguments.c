@@ -2,7 +2,7 @@
 /* QEMU's command line, made of a VM's specification.
  *
  * Every value that is put in here was checked for its characters (vm/spec_words.c, vm/spec_devices.c): a comma
- * would begin another option. Files are named in JSON, where they are nothing but names.
+ * would begin another option. No file is named but as a descriptor that QEMU is handed (enum qemu_fd).
  *
  * Devices get their places on the bus in the order in which they stand here, and both hosts of a migration, of
  * different versions of ours maybe, must build the same machine: a new kind of device goes behind all others, in
@@ -43,13 +43,26 @@ static void add_opt(struct args *a, const char *option, const char *value)
         add2(a, option, xm_printf("%s", value));
 }
 
+/* What QEMU is handed under this number, by the name of its descriptor. */
+static void add_handed(struct args *a, const char *option, enum qemu_fd number, const char *wanted)
+{
+    if (wanted)
+        add2(a, option, xm_printf("/proc/self/fd/%d", number));
+}
+
+/* In a set of descriptors, of which QEMU takes the one that it may use as it wants to. */
+static void add_set(struct args *a, enum qemu_fd set, enum qemu_fd number)
+{
+    add2(a, "-add-fd", xm_printf("fd=%d,set=%d", number, set));
+}
+
 /* A named, shared file is the one kind of RAM that every QEMU from 7.2 to 11 leaves out of its stream with
  * x-ignore-shared; since 8.1 memory-backend-memfd is sent. So the memfd is ours, and QEMU opens it by a name.
  */
 static char *ram_backend(const struct vm_spec *vm)
 {
     return xm_printf("memory-backend-file,id=mem0,size=%lluM,share=on,mem-path=/proc/self/fd/%d",
-                     (unsigned long long)(vm->memory >> 20), QEMU_RAM_FD);
+                     (unsigned long long)(vm->memory >> 20), QEMU_FD_RAM);
 }
 
 /* "" or ",bootindex=N": freed by the caller. */
@@ -77,33 +90,37 @@ static void add_machine(struct args *a, const struct vm_spec *vm, const struct q
     add2(a, "-smp", xm_printf("%u", vm->vcpus));
 }
 
-static void add_boot(struct args *a, const struct vm_spec *vm, const struct qemu_place *at)
+static void add_boot(struct args *a, const struct vm_spec *vm)
 {
-    add_opt(a, "-kernel", vm->kernel);
-    add_opt(a, "-initrd", vm->initrd);
+    add_handed(a, "-kernel", QEMU_FD_KERNEL, vm->kernel);
+    add_handed(a, "-initrd", QEMU_FD_INITRD, vm->initrd);
     add_opt(a, "-append", vm->append);
     if (!vm->nvram) {
-        add_opt(a, "-bios", vm->firmware);
+        add_handed(a, "-bios", QEMU_FD_FIRMWARE, vm->firmware);
         return;
     }
-    add2(
-        a, "-drive",
-        xm_printf("if=pflash,unit=0,format=raw,readonly=on,file.driver=file,file.filename=%s", vm->firmware));
+    add_set(a, QEMU_FD_FIRMWARE, QEMU_FD_FIRMWARE);
+    add2(a, "-drive",
+         xm_printf("if=pflash,unit=0,format=raw,readonly=on,file.driver=file,file.filename=/dev/fdset/%d",
+                   QEMU_FD_FIRMWARE));
     /* Not writethrough: a firmware programs its flash byte by byte, some thousand times in its first boot, and a flush of
      * the disk after each took 7 s there, more on a slow disk; and one more would stand in the downtime. */
-    add2(a, "-drive", xm_printf("if=pflash,unit=1,format=raw,file.driver=file,file.filename=%s", at->nvram));
+    add_set(a, QEMU_FD_NVRAM, QEMU_FD_NVRAM);
+    add_set(a, QEMU_FD_NVRAM, QEMU_FD_NVRAM_READ);
+    add2(
+        a, "-drive",
+        xm_printf("if=pflash,unit=1,format=raw,file.driver=file,file.filename=/dev/fdset/%d", QEMU_FD_NVRAM));
 }
 
-static void add_disks(struct args *a, const struct vm_spec *vm, const struct qemu_facts *knows,
-                      const char *run_dir)
+static void add_disks(struct args *a, const struct vm_spec *vm, const struct qemu_facts *knows)
 {
     for (unsigned i = 0; i < vm->disks; i++) {
         const struct vm_disk *d = &vm->disk[i];
         unsigned queues = d->queues ? d->queues : XM_MIN(vm->vcpus, 4u);
         char *boot = boot_index(d->boot);
         add2(a, "-chardev",
-             xm_printf("socket,id=chr-%s,path=%s/disk-%s.sock,%s", d->name, run_dir, d->name,
-                       knows->reconnect_ms ? "reconnect-ms=1000" : "reconnect=1"));
+             xm_printf("socket,id=chr-%s,path=/proc/self/fd/%d/disk-%s.sock,%s", d->name, QEMU_FD_DIR,
+                       d->name, knows->reconnect_ms ? "reconnect-ms=1000" : "reconnect=1"));
         /* config-wce=off: the guest cannot change the cache mode, which QEMU would not tell the driver again
          * after a reconnect or a move. The disk is write-back, and the guest flushes.
          * queue-size: 10.0 tells its guests 1024 whatever it is set to, and 11 refuses a guest whose rings are
@@ -121,8 +138,7 @@ static void add_nics(struct args *a, const struct vm_spec *vm)
 {
     for (unsigned i = 0; i < vm->nics; i++) {
         const struct vm_nic *n = &vm->nic[i];
-        add2(a, "-netdev",
-             xm_printf("tap,id=net-%s,ifname=%s,script=no,downscript=no,vhost=off", n->name, n->tap));
+        add2(a, "-netdev", xm_printf("tap,id=net-%s,fd=%d,vhost=off", n->name, QEMU_FD_TAP + (int)i));
         add2(a, "-device",
              xm_printf("virtio-net-pci,id=nic-%s,netdev=net-%s,mac=%s,romfile=", n->name, n->name, n->mac));
     }
@@ -158,11 +174,11 @@ static void add_vnc(struct args *a, const struct vm_devices *d, const struct qem
     if (!d->vnc)
         return;
     if (!strcmp(d->vnc, "unix")) {
-        add2(a, "-vnc", xm_printf("unix:%s/vnc.sock", at->run_dir));
+        add2(a, "-vnc", xm_printf("unix:/proc/self/fd/%d/vnc.sock", QEMU_FD_DIR));
         return;
     }
     bool v6 = at->vnc_address && strchr(at->vnc_address, ':');
-    add2(a, "-object", xm_printf("secret,id=vnc-password,file=%s/vnc.secret", at->run_dir));
+    add2(a, "-object", xm_printf("secret,id=vnc-password,file=/proc/self/fd/%d/vnc.secret", QEMU_FD_DIR));
     add2(a, "-vnc",
          xm_printf("%s%s%s:%s,password-secret=vnc-password", v6 ? "[" : "",
                    at->vnc_address ? at->vnc_address : "127.0.0.1", v6 ? "]" : "", d->vnc));
@@ -173,13 +189,16 @@ static void add_cdroms(struct args *a, const struct vm_spec *vm)
     for (unsigned i = 0; i < vm->cdroms; i++) {
         const struct vm_cdrom *c = &vm->cdrom[i];
         char *node = xm_printf("cd-%s", c->name), *boot = boot_index(c->boot);
+        char *image = xm_printf("/dev/fdset/%d", QEMU_FD_CDROM + (int)i);
         json_t *o = json_pack("{s:s, s:s, s:b, s:{s:s, s:s}}", "driver", "raw", "node-name", node,
-                              "read-only", 1, "file", "driver", "file", "filename", c->path);
+                              "read-only", 1, "file", "driver", "file", "filename", image);
         char *text = json_dumps(o, JSON_COMPACT);
+        add_set(a, QEMU_FD_CDROM + i, QEMU_FD_CDROM + i);
         add2(a, "-blockdev", xm_printf("%s", text ? text : ""));
         add2(a, "-device", xm_printf("ide-cd,id=cdrom-%s,drive=%s%s", c->name, node, boot));
         free(text);
         json_decref(o);
+        free(image);
         free(node);
         free(boot);
     }
@@ -204,7 +223,7 @@ static void add_devices(struct args *a, const struct vm_spec *vm, const struct q
         add2(a, "-device", xm_printf("usb-tablet,id=tablet,bus=usb.0"));
     }
     if (d->guest_agent) {
-        add2(a, "-chardev", xm_printf("socket,id=agent0,path=%s/qga.sock,server=on,wait=off", at->run_dir));
+        add2(a, "-chardev", xm_printf("socket,id=agent0,fd=%d,server=on,wait=off", QEMU_FD_AGENT));
         add2(a, "-device", xm_printf("virtio-serial-pci,id=channels"));
         add2(a, "-device",
              xm_printf(
@@ -224,16 +243,19 @@ char **qemu_arguments(const struct vm_spec *vm, const struct qemu_facts *knows, 
 
     add(&a, xm_printf("%s", vm->qemu));
     add_machine(&a, vm, knows);
-    add2(&a, "-qmp", xm_printf("unix:%s/qmp.sock,server=on,wait=off", at->run_dir));
-    /* By a descriptor: QEMU itself could not open files of the state directory. */
+    /* Whose QEMU it is, for whoever finds the process. */
+    add2(&a, "-add-fd", xm_printf("fd=%d,set=%d,opaque=%s/", QEMU_FD_MARK, QEMU_FD_MARK, at->run_dir));
+    add2(&a, "-chardev", xm_printf("socket,id=qmp,fd=%d,server=on,wait=off", QEMU_FD_QMP));
+    add2(&a, "-mon", xm_printf("chardev=qmp,mode=control"));
     if (at->console)
-        add2(&a, "-add-fd", xm_printf("fd=%d,set=1", QEMU_CONSOLE_FD));
+        add_set(&a, QEMU_FD_CONSOLE, QEMU_FD_CONSOLE);
+    char *log = at->console ? xm_printf(",logfile=/dev/fdset/%d,logappend=on", QEMU_FD_CONSOLE) : NULL;
     add2(&a, "-chardev",
-         xm_printf("socket,id=serial0,path=%s/serial.sock,server=on,wait=off%s", at->run_dir,
-                   at->console ? ",logfile=/dev/fdset/1,logappend=on" : ""));
+         xm_printf("socket,id=serial0,fd=%d,server=on,wait=off%s", QEMU_FD_SERIAL, log ? log : ""));
+    free(log);
     add2(&a, "-serial", xm_printf("chardev:serial0"));
-    add_boot(&a, vm, at);
-    add_disks(&a, vm, knows, at->run_dir);
+    add_boot(&a, vm);
+    add_disks(&a, vm, knows);
     add_nics(&a, vm);
     add_devices(&a, vm, at);
     for (char **x = vm->extra; x && *x; x++)

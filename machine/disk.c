@@ -2,6 +2,7 @@
 /* One disk's thread: it opens the file, owns the engine and turns it until it is told to stop. Everything
  * else reaches the disk through the engine's mailbox. A disk that cannot be opened fails machine_disk_start with
  * a sentence; later errors go to the guest as I/O errors. */
+#include "machine/confine.h"
 #include "machine/machine.h"
 
 #include <poll.h>
@@ -44,6 +45,7 @@ static void *disk_main(void *arg)
     struct xm_error *e = &d->error;
 
     pthread_setname_np(pthread_self(), d->spec->name[0] ? d->spec->name : "disk");
+    confine_shim(true);
     d->file = calloc(1, sizeof *d->file);
     if (d->file && open_file(d, e) == 0) {
         d->engine = xm_engine_open(d->machine->engine, ENGINE_DEPTH, e);
@@ -97,8 +99,10 @@ static struct xm_bitmap *wrote_bitmap(void *ctx, int memfd, uint64_t size)
     return xm_ram_bitmap(&vm->ram, memfd);
 }
 
-int machine_disk_serve(struct machine_disk *d, struct xm_error *e)
+/* On the disk's thread, which has given up what it does not need: so has the device's. */
+static void serve_here(struct machine_disk *d, void *arg)
 {
+    struct xm_error *e = arg;
     char *path = xm_printf("%s/disk-%s.sock", d->machine->run_dir, d->spec->name);
     struct xm_vhost_opts o = {
         .socket_path = path,
@@ -109,8 +113,9 @@ int machine_disk_serve(struct machine_disk *d, struct xm_error *e)
         .mem = {wrote_bitmap, d->machine},
     };
     d->vhost = xm_vhost_new(d->disk, &o, e);
+    if (d->vhost)
+        qemu_user_give(&d->machine->user, path, e);
     free(path);
-    return d->vhost ? 0 : xm_error_prefix(e, "disk %s", d->spec->name);
 }
 
 struct disk_call {
@@ -129,6 +134,17 @@ void machine_disk_call(struct machine_disk *d, void (*fn)(struct machine_disk *,
 {
     struct disk_call c = {d, fn, arg};
     xm_mailbox_call(&d->engine->mailbox, disk_call_run, &c);
+}
+
+int machine_disk_serve(struct machine_disk *d, struct xm_error *e)
+{
+    struct xm_error why = {0};
+
+    machine_disk_call(d, serve_here, &why);
+    if (!why.code)
+        return 0;
+    *e = why;
+    return xm_error_prefix(e, "disk %s", d->spec->name);
 }
 
 static void stop_here(struct machine_disk *d, void *arg)

@@ -4,6 +4,7 @@
  * Start: disks (threads, files, drivers) -> vhost-user sockets -> QEMU, stopped -> the guest's RAM is found
  * -> run (or wait for the migration). A failure at any step is one sentence; machine_stop takes the steps
  * before it back. */
+#include "machine/confine.h"
 #include "machine/machine.h"
 
 #include <poll.h>
@@ -30,6 +31,8 @@ int machine_init(struct machine *vm, const json_t *o, struct xm_error *e)
     vm->state_dir = xm_printf("%s/vms/%s", state, vm->spec.name);
     vm->log_dir = xm_printf("%s/logs", state);
     vm->qemu_rights = xm_json_bool(o, "qemu_rights", false);
+    if (xm_json_str(o, "qemu_user", "")[0])
+        vm->qemu_user = xm_printf("%s", xm_json_str(o, "qemu_user", ""));
     vm->vnc_address =
         xm_json_str(o, "vnc_address", "")[0] ? xm_printf("%s", xm_json_str(o, "vnc_address", "")) : NULL;
     vm->epoch = (uint64_t)xm_json_int(o, "epoch", 1);
@@ -123,6 +126,7 @@ static int start_qemu(struct machine *vm, struct xm_error *e)
                                .run_dir = vm->run_dir,
                                .nvram = nvram,
                                .vnc_address = vm->vnc_address,
+                               .user = &vm->user,
                                .rights = vm->qemu_rights,
                                .incoming = vm->incoming};
     int r = qemu_adopt(&vm->qemu, vm->run_dir, e);
@@ -158,12 +162,17 @@ int machine_start(struct machine *vm, struct xm_error *e)
 {
     int r = 0;
 
+    if (!vm->qemu_rights) { /* a wrapper may need any of the others */
+        confine_shim(false);
+        r = qemu_user_choose(&vm->spec, vm->run_dir, vm->qemu_user, &vm->user, e);
+    }
     for (unsigned i = 0; !r && i < vm->disks; i++)
         r = machine_disk_start(&vm->disk[i], e);
     for (unsigned i = 0; !r && i < vm->disks; i++)
         r = machine_disk_serve(&vm->disk[i], e);
     if (!r)
         r = start_qemu(vm, e);
+    confine_shim(true);
     return r;
 }
 
@@ -184,5 +193,6 @@ void machine_free(struct machine *vm)
     free(vm->run_dir);
     free(vm->state_dir);
     free(vm->log_dir);
+    free(vm->qemu_user);
     free(vm->vnc_address);
 }

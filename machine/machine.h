@@ -39,7 +39,8 @@ struct machine {
     char *run_dir;     /* this VM's: .../vms/NAME */
     char *state_dir;   /* this VM's: .../vms/NAME */
     char *log_dir;     /* all VMs': state directory, logs */
-    bool qemu_rights;  /* likewise: QEMU keeps the rights that it is started with */
+    bool qemu_rights;  /* of this host's configuration: QEMU keeps the rights that it is started with */
+    char *qemu_user;   /* likewise: who QEMU is to be; NULL: not said */
     char *vnc_address; /* of this host's configuration; NULL: none */
     enum xm_engine_kind engine;
     uint64_t epoch;
@@ -49,9 +50,10 @@ struct machine {
 
     struct xm_mailbox mailbox; /* the main thread's */
     struct qemu qemu;
-    bool adopted;       /* an earlier shim started it */
-    bool guest_running; /* by QEMU's events */
-    struct xm_ram ram;  /* fixed from QEMU's start to its end */
+    struct qemu_user user; /* QEMU's; uid 0: ours */
+    bool adopted;          /* an earlier shim started it */
+    bool guest_running;    /* by QEMU's events */
+    struct xm_ram ram;     /* fixed from QEMU's start to its end */
     unsigned disks;
     struct machine_disk disk[VM_DISKS_MAX];
 
@@ -61,7 +63,8 @@ struct machine {
     void (*qmp_event)(struct machine *, const char *name, const json_t *data, uint64_t when);
 };
 
-/* From what the agent wrote for the shim (HACKING.md, shim.json). machine_free after success or failure. */
+/* From what the agent wrote for the shim (HACKING.md, shim.json). machine_free after success or failure. What
+ * this VM's shim does not need it gives up here, before it has threads, and when QEMU runs. */
 int machine_init(struct machine *, const json_t *config, struct xm_error *);
 /* Disks, their sockets, and QEMU: one that an earlier shim of this VM left running, or a new one. A guest runs
  * after it only where the owner record says so; with `incoming` it waits for its migration. */

@@ -10,8 +10,8 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -69,17 +69,8 @@ static void last_line(const char *path, char *out, size_t size)
     free(text);
 }
 
-/* Under the number that QEMU knows it by. */
-static bool pass_on(int fd, int as)
+static void child_exec(char **argv, const char *log, const struct hand *hand, const struct qemu_place *at)
 {
-    int away = fcntl(fd, F_DUPFD_CLOEXEC, 10); /* not one of those numbers */
-
-    return away >= 0 && dup2(away, as) == as;
-}
-
-static void child_exec(char **argv, const char *log, int ram, const struct qemu_place *at)
-{
-    int console = at->console;
     sigset_t none;
     int in = open("/dev/null", O_RDONLY);
     int out = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0600);
@@ -94,13 +85,11 @@ static void child_exec(char **argv, const char *log, int ram, const struct qemu_
     dup2(in, 0);
     dup2(out, 1);
     dup2(out, 2);
-    if (console)
-        console = fcntl(console, F_DUPFD_CLOEXEC, 10);
-    if (!pass_on(ram, QEMU_RAM_FD) || (console && !pass_on(console, QEMU_CONSOLE_FD))) {
-        dprintf(2, "cannot pass the guest's RAM and console on: %s\n", strerror(errno));
+    if (!hand_over(hand)) {
+        dprintf(2, "cannot pass on what QEMU needs: %s\n", strerror(errno));
         _exit(127); /* in the forked child only */
     }
-    const char *refused = at->rights ? NULL : confine_self();
+    const char *refused = at->rights ? NULL : confine_self(at->user);
     if (refused) {
         dprintf(2, "cannot give up what QEMU does not need (%s): %s\n", refused, strerror(errno));
         _exit(127); /* in the forked child only */
@@ -108,22 +97,6 @@ static void child_exec(char **argv, const char *log, int ram, const struct qemu_
     execvp(argv[0], argv);
     dprintf(2, "cannot run %s: %s\n", argv[0], strerror(errno));
     _exit(127); /* in the forked child only */
-}
-
-/* The name tells xm_ram_find that this is RAM. */
-static int make_ram(const struct vm_spec *vm, struct xm_error *e)
-{
-    int fd = memfd_create(XM_RAM_NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-
-    /* Sealed as QEMU seals its own, so that it does not shrink under us. */
-    if (fd < 0 || ftruncate(fd, (off_t)vm->memory) < 0 ||
-        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
-        int code = errno;
-        if (fd >= 0)
-            close(fd);
-        return xm_error_errno(e, code, "cannot make %s of RAM", xm_format_size(vm->memory).s);
-    }
-    return fd;
 }
 
 /* A sandboxed QEMU has to be one whose memory can still be tracked: a VM that cannot move is no help. */
@@ -143,15 +116,13 @@ static bool may_sandbox(const struct vm_spec *vm, const struct qemu_facts *knows
     return false;
 }
 
-static int spawn(struct qemu *q, const struct vm_spec *vm, const struct qemu_place *at, struct xm_error *e)
+static int spawn(struct qemu *q, const struct vm_spec *vm, const struct qemu_place *at,
+                 const struct hand *hand, struct xm_error *e)
 {
     const struct qemu_facts *knows = qemu_facts(vm->qemu, e);
 
     if (!knows)
         return -XM_MAX(e->code, 1);
-    int ram = make_ram(vm, e);
-    if (ram < 0)
-        return ram;
     struct qemu_facts here = *knows;
     here.sandbox = may_sandbox(vm, knows);
     char **args = qemu_arguments(vm, &here, at);
@@ -159,11 +130,10 @@ static int spawn(struct qemu *q, const struct vm_spec *vm, const struct qemu_pla
 
     pid_t pid = args ? fork() : -1;
     if (pid == 0)
-        child_exec(args, log, ram, at);
+        child_exec(args, log, hand, at);
     int code = errno;
     qemu_arguments_free(args);
     free(log);
-    close(ram);
     if (pid < 0)
         return xm_error_errno(e, code, "cannot start %s", vm->qemu);
     q->pid = pid;
@@ -192,6 +162,8 @@ static int write_vnc_password(const struct vm_spec *vm, const struct qemu_place 
         return 0;
     char *path = xm_printf("%s/vnc.secret", at->run_dir);
     int r = xm_file_replace(path, password, strlen(password), e);
+    if (!r && at->user)
+        r = qemu_user_give(at->user, path, e);
     free(path);
     return r;
 }
@@ -229,23 +201,39 @@ static int check_process(const struct qemu *q, const char *program, struct xm_er
                         program, q->pid, who.pid);
 }
 
+/* A display's socket QEMU makes itself. It may do so until it is up: it knows nothing yet of a guest or a
+ * peer. */
+static int let_make_sockets(const struct vm_spec *vm, const struct qemu_place *at, bool yes,
+                            struct xm_error *e)
+{
+    if (!at->user || !at->user->uid || !vm->devices.vnc || strcmp(vm->devices.vnc, "unix") != 0)
+        return 0;
+    return chmod(at->run_dir, yes ? 0730 : 0710) < 0
+               ? xm_error_errno(e, errno, "cannot change the mode of %s", at->run_dir)
+               : 0;
+}
+
 int qemu_start(struct qemu *q, const struct vm_spec *vm, const struct qemu_place *at, struct xm_error *e)
 {
-    int r = 0;
     char *path = xm_printf("%s/qmp.sock", at->run_dir);
     struct xm_error why = {0};
+    struct hand hand;
+    int r = hand_open(&hand, vm, at, e);
 
-    unlink(path);
-    r = write_vnc_password(vm, at, e);
-    for (unsigned i = 0; !r && i < vm->nics; i++)
-        r = tap_create(&vm->nic[i], e);
     if (!r)
-        r = spawn(q, vm, at, e);
+        r = write_vnc_password(vm, at, e);
+    if (!r)
+        r = let_make_sockets(vm, at, true, e);
+    if (!r)
+        r = spawn(q, vm, at, &hand, e);
+    hand_close(&hand);
     if (!r)
         r = write_pid(at->run_dir, q->pid, e);
     if (!r && qmp_open(&q->qmp, path, xm_now() + START_TIMEOUT, alive_cb, q, &why) < 0)
         r = say_why(vm, at, &why, e);
     free(path);
+    if (!r)
+        r = let_make_sockets(vm, at, false, e);
     if (!r)
         r = check_process(q, vm->qemu, e);
     if (r)

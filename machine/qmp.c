@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 static void handle_event(struct qmp *q, const json_t *o)
@@ -34,22 +35,22 @@ static void note_refusal(struct qmp *q, const json_t *o)
         xm_error_set(&q->refused, EIO, "%s", xm_json_str(err, "desc", "no reason given"));
 }
 
-static int send_locked(struct qmp *q, const char *command, json_t *args, struct xm_error *e)
+static int send_locked(struct qmp *q, const char *command, json_t *args, int pass_fd, struct xm_error *e)
 {
     json_t *request = json_pack("{s:s s:I}", "execute", command, "id", (json_int_t)++q->calls);
 
     if (args)
         json_object_set_new(request, "arguments", args);
-    if (xm_jsonl_send(q->conn.fd, request, -1, e) == 0)
+    if (xm_jsonl_send(q->conn.fd, request, pass_fd, e) == 0)
         return 0;
     return xm_error_prefix(e, "QEMU's monitor, %s", command);
 }
 
-static json_t *call_locked(struct qmp *q, const char *command, json_t *args, uint64_t timeout_ns,
+static json_t *call_locked(struct qmp *q, const char *command, json_t *args, int pass_fd, uint64_t timeout_ns,
                            struct xm_error *e)
 {
     uint64_t deadline = xm_now() + timeout_ns;
-    if (send_locked(q, command, args, e) < 0)
+    if (send_locked(q, command, args, pass_fd, e) < 0)
         return NULL;
     json_int_t id = (json_int_t)q->calls;
     for (;;) {
@@ -80,7 +81,8 @@ static json_t *call_locked(struct qmp *q, const char *command, json_t *args, uin
     }
 }
 
-json_t *qmp_call(struct qmp *q, const char *command, json_t *args, uint64_t timeout_ns, struct xm_error *e)
+static json_t *call_with(struct qmp *q, const char *command, json_t *args, int pass_fd, uint64_t timeout_ns,
+                         struct xm_error *e)
 {
     json_t *ret = NULL;
 
@@ -89,10 +91,31 @@ json_t *qmp_call(struct qmp *q, const char *command, json_t *args, uint64_t time
         json_decref(args);
         xm_error_set(e, ENOTCONN, "QEMU's monitor is not connected");
     } else {
-        ret = call_locked(q, command, args, timeout_ns, e);
+        ret = call_locked(q, command, args, pass_fd, timeout_ns, e);
     }
     pthread_mutex_unlock(&q->lock);
     return ret;
+}
+
+json_t *qmp_call(struct qmp *q, const char *command, json_t *args, uint64_t timeout_ns, struct xm_error *e)
+{
+    return call_with(q, command, args, -1, timeout_ns, e);
+}
+
+int qmp_make_stream(struct qmp *q, const char *name, uint64_t timeout_ns, struct xm_error *e)
+{
+    int pair[2];
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
+        return xm_error_errno(e, errno, "cannot make a socket for QEMU's migration");
+    json_t *ret = call_with(q, "getfd", json_pack("{s:s}", "fdname", name), pair[1], timeout_ns, e);
+    close(pair[1]); /* QEMU has its own, and its end is seen here */
+    if (!ret) {
+        close(pair[0]);
+        return -XM_MAX(e->code, 1);
+    }
+    json_decref(ret);
+    return pair[0];
 }
 
 int qmp_do(struct qmp *q, const char *command, json_t *args, uint64_t timeout_ns, struct xm_error *e)
@@ -118,7 +141,7 @@ int qmp_tell(struct qmp *q, const char *command, json_t *args, struct xm_error *
         json_decref(args);
         r = xm_error_set(e, ENOTCONN, "QEMU's monitor is not connected");
     } else {
-        r = send_locked(q, command, args, e);
+        r = send_locked(q, command, args, -1, e);
         q->told = q->calls;
         q->refused.code = 0;
     }

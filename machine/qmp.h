@@ -33,6 +33,8 @@ int qmp_do(struct qmp *, const char *command, json_t *args, uint64_t timeout_ns,
  * What it says against it is in qmp_refusal as soon as it is heard (qmp_pump): 0, or -EIO with its words. */
 int qmp_tell(struct qmp *, const char *command, json_t *args, struct xm_error *);
 int qmp_refusal(struct qmp *, struct xm_error *);
+/* A stream to QEMU, for its migration: the URI fd:NAME leads to the other end of it. Descriptor or -errno. */
+int qmp_make_stream(struct qmp *, const char *name, uint64_t timeout_ns, struct xm_error *);
 /* Handles events that have come in, waiting at most timeout_ms for the first one. */
 int qmp_pump(struct qmp *, int timeout_ms, struct xm_error *);
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Tap devices for the guest's NICs: made persistent so that QEMU opens them by name, put on the bridge, and
- * taken away again. */
+/* Tap devices for the guest's NICs: made persistent, so that their end is ours to say, put on the bridge, and
+ * taken away again. QEMU is handed a descriptor. */
 #include "machine/qemu.h"
 
 #include <fcntl.h>
@@ -67,15 +67,16 @@ int tap_create(const struct vm_nic *nic, struct xm_error *e)
 
     if (fd < 0)
         return fd;
-    /* QEMU opens it without capabilities, as the tap's owner. */
+    /* One without an owner is everybody's. */
     int r = ioctl(fd, TUNSETOWNER, (unsigned long)geteuid()) < 0 || ioctl(fd, TUNSETPERSIST, 1) < 0
                 ? xm_error_errno(e, errno, "NIC %s: cannot keep tap %s", nic->name, nic->tap)
                 : 0;
     if (!r)
         r = enslave(nic, e);
+    if (!r)
+        return fd;
     close(fd);
-    if (r)
-        tap_delete(nic, NULL);
+    tap_delete(nic, NULL);
     return r;
 }
 

@@ -77,11 +77,9 @@ static void disk_first(struct machine_disk *d, void *unused)
 static int do_incoming(struct destination *dst, const json_t *o, struct xm_error *e)
 {
     struct qmp *q = &dst->machine->qemu.qmp;
-    char *path = xm_printf("%s/mig.sock", dst->machine->run_dir);
-    char *uri = xm_printf("unix:%s", path);
     json_t *caps = json_pack("{s:[{s:s s:b} {s:s s:b}]}", "capabilities", "capability", "x-ignore-shared",
                              "state", 1, "capability", "events", "state", 1);
-    int r = dst->state == DEST_COPYING ? 0 : xm_error_set(e, EPROTO, "not now");
+    int fd = -1, r = dst->state == DEST_COPYING ? 0 : xm_error_set(e, EPROTO, "not now");
 
     if (r)
         json_decref(caps);
@@ -92,18 +90,19 @@ static int do_incoming(struct destination *dst, const json_t *o, struct xm_error
         qmp_do(q, "qom-set",
                json_pack("{s:s s:s s:b}", "path", "/machine", "property", "suppress-vmdesc", "value", 1),
                LOAD_TIMEOUT, NULL);
-    unlink(path);
     if (!r)
-        r = qmp_do(q, "migrate-incoming", json_pack("{s:s}", "uri", uri), LOAD_TIMEOUT, e);
+        r = XM_MIN(fd = qmp_make_stream(q, STREAM_NAME, LOAD_TIMEOUT, e), 0);
+    if (!r)
+        r = qmp_do(q, "migrate-incoming", json_pack("{s:s}", "uri", "fd:" STREAM_NAME), LOAD_TIMEOUT, e);
+    if (r && fd >= 0)
+        close(fd);
     if (!r) {
-        struct stream *st = stream_receive(path, e);
+        struct stream *st = stream_receive(fd, e);
         pthread_mutex_lock(&dst->lock);
         dst->stream = st;
         pthread_mutex_unlock(&dst->lock);
         r = st ? 0 : -e->code;
     }
-    free(uri);
-    free(path);
     if (!r)
         r = machine_save_spec(dst->machine, e);
     xm_fault("incoming-spec-saved");

@@ -169,8 +169,6 @@ static bool suppress_description(struct source *m)
 static int start_qemu_migration(struct source *m)
 {
     struct qmp *q = &m->machine->qemu.qmp;
-    char *path = xm_printf("%s/mig.sock", m->machine->run_dir);
-    char *uri = xm_printf("unix:%s", path);
     json_t *reply = NULL;
     int r = qmp_do(q, "migrate-set-capabilities", capabilities(), QEMU_TIMEOUT, &m->error);
 
@@ -192,7 +190,8 @@ static int start_qemu_migration(struct source *m)
         json_decref(reply);
     }
     if (!r) {
-        m->stream = stream_send(path, m->to, &m->error);
+        int fd = qmp_make_stream(q, STREAM_NAME, QEMU_TIMEOUT, &m->error);
+        m->stream = fd < 0 ? NULL : stream_send(fd, m->to, &m->error);
         r = m->stream ? 0 : -m->error.code;
     }
     m->qemu_status[0] = 0;
@@ -203,9 +202,7 @@ static int start_qemu_migration(struct source *m)
     if (!r)
         machine_note_paused(m->machine, m->paused);
     if (!r)
-        r = qmp_do(q, "migrate", json_pack("{s:s}", "uri", uri), QEMU_TIMEOUT, &m->error);
-    free(uri);
-    free(path);
+        r = qmp_do(q, "migrate", json_pack("{s:s}", "uri", "fd:" STREAM_NAME), QEMU_TIMEOUT, &m->error);
     return r;
 }
 

@@ -23,8 +23,7 @@ struct piece {
 struct stream {
     pthread_t thread;
     struct xm_mailbox mailbox; /* the thread's */
-    _Atomic int fd;            /* to QEMU */
-    int listen_fd;             /* source */
+    int fd;                    /* to QEMU */
     _Atomic bool stop;
     _Atomic uint64_t offset; /* bytes sent, or written to QEMU */
     pthread_mutex_t lock;    /* protects error */
@@ -173,9 +172,7 @@ static void *send_main(void *arg)
     bool end = false;
 
     pthread_setname_np(pthread_self(), "stream");
-    if (readable(s, s->listen_fd))
-        s->fd = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC);
-    while (s->fd >= 0 && !end && readable(s, s->fd)) {
+    while (!end && readable(s, s->fd)) {
         struct piece *pc = s->filling ? s->filling : free_piece(s);
         if (!pc)
             break;
@@ -280,13 +277,13 @@ static void *receive_main(void *arg)
 
 /* ---- both ---- */
 
-static struct stream *stream_new(void *(*fn)(void *), int fd, int listen_fd, struct xm_transport *to,
-                                 struct xm_error *e)
+static struct stream *stream_new(void *(*fn)(void *), int fd, struct xm_transport *to, struct xm_error *e)
 {
     struct stream *s = calloc(1, sizeof *s);
 
     if (!s || xm_mailbox_init(&s->mailbox) < 0 || (to && !(s->piece = calloc(IN_FLIGHT, sizeof *s->piece)))) {
         free(s);
+        close(fd);
         xm_error_set(e, ENOMEM, "no memory for the device state's stream");
         return NULL;
     }
@@ -296,43 +293,32 @@ static struct stream *stream_new(void *(*fn)(void *), int fd, int listen_fd, str
     STAILQ_INIT(&s->early);
     STAILQ_INIT(&s->held);
     s->fd = fd;
-    s->listen_fd = listen_fd;
     s->to = to;
     if (pthread_create(&s->thread, NULL, fn, s)) {
         xm_mailbox_destroy(&s->mailbox);
         free(s->piece);
         free(s);
+        close(fd);
         xm_error_set(e, EAGAIN, "no thread for the device state's stream");
         return NULL;
     }
     return s;
 }
 
-struct stream *stream_send(const char *path, struct xm_transport *to, struct xm_error *e)
+struct stream *stream_send(int fd, struct xm_transport *to, struct xm_error *e)
 {
-    int fd = xm_unix_listen(path, e);
-    struct stream *s = fd < 0 ? NULL : stream_new(send_main, -1, fd, to, e);
-
-    if (!s && fd >= 0)
-        close(fd);
-    return s;
+    return stream_new(send_main, fd, to, e);
 }
 
-struct stream *stream_receive(const char *path, struct xm_error *e)
+struct stream *stream_receive(int fd, struct xm_error *e)
 {
-    int fd = xm_unix_connect(path, e);
-    struct stream *s = fd < 0 ? NULL : stream_new(receive_main, fd, -1, NULL, e);
-
-    if (!s && fd >= 0)
-        close(fd);
-    return s;
+    return stream_new(receive_main, fd, NULL, e);
 }
 
 void stream_stop(struct stream *s)
 {
     s->stop = true;
-    if (s->fd >= 0)
-        shutdown(s->fd, SHUT_RDWR); /* a write to a QEMU that does not read ends too */
+    shutdown(s->fd, SHUT_RDWR); /* a write to a QEMU that does not read ends too */
 }
 
 static void stop_run(struct xm_post *p)
@@ -350,10 +336,7 @@ void stream_free(struct stream *s)
     xm_mailbox_post(&s->mailbox, &wake);
     pthread_join(s->thread, NULL);
     xm_mailbox_run(&s->mailbox);
-    if (s->fd >= 0)
-        close(s->fd);
-    if (s->listen_fd >= 0)
-        close(s->listen_fd);
+    close(s->fd);
     xm_mailbox_destroy(&s->mailbox);
     pthread_mutex_destroy(&s->lock);
     free(s->piece);

@@ -1,22 +1,23 @@
 /* SPDX-License-Identifier: MIT */
 /* migrate/stream.h: QEMU's own migration stream (device state, and RAM that is not the guest's: ROMs), carried
- * over the links. At the source QEMU connects to a unix socket of ours and its bytes become STREAM frames; at
- * the destination frames are put in order and written to the socket on which the other QEMU listens. One
- * thread each. */
+ * over the links. At the source what QEMU writes into its socket becomes STREAM frames; at the destination
+ * frames are put in order and written to the socket that the other QEMU reads. One thread each. */
 #ifndef XM_MIGRATE_STREAM_H
 #define XM_MIGRATE_STREAM_H
 
 #include "net/net.h"
 
+/* QEMU's name for it. */
+#define STREAM_NAME "xmigrate"
+
 struct stream;
-/* Source: listens on `path`; what comes is sent, then END. */
-struct stream *stream_send(const char *path, struct xm_transport *, struct xm_error *);
+/* Both take the socket over, on failure too. Source: what comes is sent, then END. */
+struct stream *stream_send(int fd, struct xm_transport *, struct xm_error *);
 /* Source: what QEMU writes from here on (it has not been told to write it yet) is read, and kept here; as much
  * as the stream's buffers take, 2 MiB. stream_release: it goes. Both from one other thread. */
 void stream_hold(struct stream *);
 void stream_release(struct stream *);
-/* Destination: connects to `path`, where QEMU listens. */
-struct stream *stream_receive(const char *path, struct xm_error *);
+struct stream *stream_receive(int fd, struct xm_error *);
 void stream_frame(struct stream *, struct xm_rx *); /* any thread; takes the frame */
 void stream_stop(struct stream *);                  /* source: QEMU finds its socket closed; does not wait */
 /* Stops and frees; frames that wait are answered with -ECANCELED. */

@@ -32,6 +32,19 @@ enum kvm_level {
  * went wrong. */
 enum kvm_level kvm_probe(struct xm_error *why);
 
+/* ---- users ---- */
+
+/* Those that QEMU may be: each VM's another one of a range, or the same account for all. */
+struct probe_user {
+    unsigned first, last; /* numbers, of users and of groups; last 0: root */
+    char *name;           /* NULL: a range; else the account's, and first is its number */
+    unsigned gid;         /* the account's */
+};
+/* By what [host] qemu_user says: root, an account's name, FIRST-LAST; NULL: a range that nobody else uses. 0,
+ * or a sentence that fits behind the key. */
+int probe_qemu_user(const char *wanted, struct probe_user *, struct xm_error *);
+void probe_user_free(struct probe_user *);
+
 /* ---- QEMU ---- */
 
 /* What a QEMU program says of itself; arguments are chosen by this. Asked once per program (as PATH finds it,
@@ -59,6 +72,8 @@ void qemu_facts_machine_like(const struct qemu_facts *, const char *machine, con
 
 /* PATH finds it (or it is there, by its whole path). It is not run. */
 bool qemu_present(const char *program);
+/* And where; malloc'ed. NULL: it is not there. */
+char *qemu_path(const char *program);
 
 /* Can it make this machine, options and all, with this accelerator? Tried, with no guest in it. *pci: the
  * machine has a bus for PCI devices. 0, also when that could not be found out in time (*pci is true then);

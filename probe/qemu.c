@@ -74,23 +74,30 @@ struct identity {
     int64_t mtime;
 };
 
-static struct identity identify(const char *program)
+char *qemu_path(const char *program)
 {
-    struct identity id = {0};
     struct stat st = {0};
     const char *path = strchr(program, '/') ? "" : getenv("PATH");
 
     for (const char *p = path ? path : "/usr/bin:/bin"; p; p = strchr(p, ':'), p = p ? p + 1 : NULL) {
         int n = (int)strcspn(p, ":");
         char *file = xm_printf("%.*s%s%s", n, p, n ? "/" : "", program);
-        bool there = access(file, X_OK) == 0 && stat(file, &st) == 0 && S_ISREG(st.st_mode);
+        if (access(file, X_OK) == 0 && stat(file, &st) == 0 && S_ISREG(st.st_mode))
+            return file;
         free(file);
-        if (there) {
-            id = (struct identity){st.st_dev, st.st_ino,
-                                   st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec};
-            break;
-        }
     }
+    return NULL;
+}
+
+static struct identity identify(const char *program)
+{
+    struct identity id = {0};
+    struct stat st = {0};
+    char *file = qemu_path(program);
+
+    if (file && stat(file, &st) == 0)
+        id = (struct identity){st.st_dev, st.st_ino, st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec};
+    free(file);
     return id;
 }
 

@@ -128,6 +128,18 @@ void __wrap_xm_sched_background(pid_t tid, bool yes)
     (void)tid, (void)yes;
 }
 
+void __wrap_confine_shim(bool started)
+{
+    (void)started;
+}
+
+int __wrap_qemu_user_choose(const struct vm_spec *vm, const char *run_dir, const char *wanted,
+                            struct qemu_user *user, struct xm_error *e)
+{
+    (void)vm, (void)run_dir, (void)wanted, (void)user, (void)e;
+    return 0;
+}
+
 int __wrap_machine_console_open(struct machine *vm)
 {
     (void)vm;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* tests/unit/machine_confine.c: a real QEMU, as a VM's is started: what it may still do, and that its memory
- * can be tracked all the same. */
+/* tests/unit/machine_confine.c: a real QEMU, as a VM's is started: who it is, what it may still do, and that
+ * its memory can be tracked all the same, by a shim that has given up what it does not need. */
+#include "machine/confine.h"
 #include "machine/qemu.h"
 #include "tests/progress.h"
 #include "tests/unit/lib_ramchild.h"
@@ -17,8 +18,42 @@
 
 static struct vm_spec spec;
 static struct qemu qemu;
+static struct qemu_user user;
+static char run_dir[100];
 
-static void start(void)
+static void need_root(void)
+{
+    if (!geteuid())
+        return;
+    print_message("skipped: only root can become another user\n");
+    skip();
+}
+
+/* tmpdir is all VMs'. */
+static const char *in_run_dir(const char *file)
+{
+    static char path[2][200];
+    static unsigned turn;
+
+    snprintf(path[++turn % 2], sizeof *path, "%s/%s", run_dir, file);
+    return path[turn % 2];
+}
+
+static void make_run_dir(const char *name)
+{
+    snprintf(run_dir, sizeof run_dir, "%s", tmpdir_path(name));
+    assert_int_equal(mkdir(run_dir, 0700), 0);
+}
+
+static void choose(const char *wanted, struct qemu_user *u)
+{
+    struct xm_error e = {0};
+
+    if (qemu_user_choose(&spec, run_dir, wanted, u, &e) < 0)
+        fail_msg("%s", e.text);
+}
+
+static void prepare(void)
 {
     struct xm_error e = {0};
 
@@ -34,14 +69,27 @@ static void start(void)
                             .machine = (char *)"q35",
                             .accel = (char *)"tcg"};
     qemu_init(&qemu);
-    struct qemu_place at = {.host = "hosta", .run_dir = tmpdir_path("")};
+    make_run_dir("confined");
+    choose(NULL, &user);
+}
+
+static void start(void)
+{
+    struct xm_error e = {0};
+    struct qemu_place at = {.host = "hosta", .run_dir = run_dir, .user = &user};
+
     if (qemu_start(&qemu, &spec, &at, &e) < 0)
         fail_msg("%s", e.text);
 }
 
 static int teardown(void **state)
 {
-    qemu_end(&qemu, &spec);
+    static const char *const dirs[] = {"confined", "other", "private"};
+
+    if (qemu.pid > 0)
+        qemu_end(&qemu, &spec);
+    for (unsigned i = 0; i < sizeof dirs / sizeof *dirs; i++)
+        xm_rmdir_files(tmpdir_path(dirs[i]), NULL);
     return tmpdir_remove(state);
 }
 
@@ -52,7 +100,7 @@ static const char *status(const char *name)
     char path[40], format[40];
 
     snprintf(path, sizeof path, "/proc/%d/status", (int)qemu.pid);
-    snprintf(format, sizeof format, "%s: %%190s", name);
+    snprintf(format, sizeof format, "%s: %%190[^\n]", name);
     FILE *f = fopen(path, "r");
     assert_non_null(f);
     char one[200] = "";
@@ -67,6 +115,7 @@ static void it_has_no_rights(void **state)
     (void)state;
     static const char *const sets[] = {"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"};
 
+    prepare();
     start();
     for (unsigned i = 0; i < 5; i++) {
         if (strspn(status(sets[i]), "0") != 16)
@@ -77,20 +126,139 @@ static void it_has_no_rights(void **state)
     assert_string_equal(status("Umask"), "0077");
 }
 
-static void its_sockets_are_nobody_elses(void **state)
+static void it_is_a_user_of_its_own(void **state)
 {
     (void)state;
-    static const char *const files[] = {"qmp.sock", "serial.sock", "qemu.log"};
+    char four[100];
+
+    need_root();
+    prepare();
+    start();
+    assert_true(user.uid >= 2100000000u && user.uid == user.gid);
+    snprintf(four, sizeof four, "%u\t%u\t%u\t%u", user.uid, user.uid, user.uid, user.uid);
+    assert_string_equal(status("Uid"), four);
+    assert_string_equal(status("Gid"), four);
+    assert_string_equal(status("Groups"), "");
+}
+
+/* But for what it has to connect to again when a shim has died; and what it has made itself. */
+static void the_run_directory_is_not_its_own(void **state)
+{
+    (void)state;
+    static const char *const files[] = {"qmp.sock", "serial.sock", "qemu.log", "qemu.pid", "qemu.user"};
     struct stat st;
 
+    need_root();
+    prepare();
+    spec.devices.vnc = (char *)"unix";
     start();
-    for (unsigned i = 0; i < 3; i++) {
-        assert_int_equal(stat(tmpdir_path(files[i]), &st), 0);
+    for (unsigned i = 0; i < 5; i++) {
+        assert_int_equal(stat(in_run_dir(files[i]), &st), 0);
         assert_int_equal(st.st_mode & 077, 0);
+        assert_int_equal(st.st_uid, 0);
+    }
+    assert_int_equal(stat(in_run_dir("vnc.sock"), &st), 0);
+    assert_int_equal(st.st_mode & 077, 0);
+    assert_int_equal(stat(run_dir, &st), 0);
+    assert_int_equal(st.st_uid, 0);
+    assert_int_equal(st.st_gid, user.gid);
+    assert_int_equal(st.st_mode & 07777, 0710);
+}
+
+/* Files that root alone may read, below a directory that it alone may enter. */
+static void it_gets_what_it_cannot_open(void **state)
+{
+    (void)state;
+    const char *code = tmpdir_write("code.fd", ""), *vars = tmpdir_write("vars.fd", ""),
+               *iso = tmpdir_write("a.iso", "");
+    struct xm_error e = {0};
+
+    assert_int_equal(truncate(code, 256 << 10) || truncate(vars, 64 << 10) || truncate(iso, 4096), 0);
+    assert_int_equal(chmod(code, 0600) || chmod(vars, 0600) || chmod(iso, 0600), 0);
+    prepare();
+    spec.firmware = (char *)code;
+    spec.cdroms = 1;
+    spec.cdrom[0] = (struct vm_cdrom){.name = "seed", .path = (char *)iso};
+    spec.devices.vnc = (char *)"614";
+    spec.devices.vnc_password = (char *)"pw";
+    for (int flash = 0; flash < 2; flash++) {
+        struct qemu_place at = {
+            .host = "hosta", .run_dir = run_dir, .user = &user, .nvram = vars, .vnc_address = "127.0.0.1"};
+        spec.nvram = flash ? (char *)"/template" : NULL;
+        if (qemu_start(&qemu, &spec, &at, &e) < 0)
+            fail_msg("%s", e.text);
+        assert_int_equal(qemu_firmware_size(&qemu), 256 << 10);
+        qemu_end(&qemu, &spec);
     }
 }
 
-static void its_memory_is_tracked(void **state)
+static void each_vm_has_another_and_keeps_it(void **state)
+{
+    (void)state;
+    struct qemu_user again, others;
+
+    need_root();
+    prepare();
+    start();
+    choose(NULL, &again); /* by the shim that comes after one that was killed */
+    assert_int_equal(again.uid, user.uid);
+    make_run_dir("other");
+    /* There is one only that is free. */
+    char range[40];
+    struct xm_error e = {0};
+    snprintf(range, sizeof range, "%u-%u", user.uid, user.uid + 1);
+    choose(range, &others);
+    assert_int_equal(others.uid, user.uid + 1);
+    make_run_dir("private");
+    snprintf(range, sizeof range, "%u-%u", user.uid, user.uid);
+    assert_int_equal(qemu_user_choose(&spec, run_dir, range, &again, &e), -EAGAIN);
+    /* By the process alone. */
+    assert_int_equal(unlink(tmpdir_path("confined/qemu.user")), 0);
+    assert_int_equal(qemu_user_choose(&spec, run_dir, range, &again, &e), -EAGAIN);
+}
+
+/* It is said, where somebody wants it; and where nobody does, QEMU runs, as before there was such a user. */
+static void who_cannot_run_it_is_not_taken(void **state)
+{
+    (void)state;
+    struct xm_error e = {0};
+
+    need_root();
+    prepare();
+    make_run_dir("private");
+    char *program = xm_printf("%s/qemu", run_dir);
+    assert_int_equal(symlink("/bin/true", program), 0);
+    spec.qemu = program;
+    choose(NULL, &user);
+    assert_int_equal(user.uid, 0);
+    assert_int_equal(qemu_user_choose(&spec, run_dir, "4000000-4000100", &user, &e), -EACCES);
+    if (!strstr(e.text, "qemu_user = 4000000-4000100: user 4000") || !strstr(e.text, "may not run"))
+        fail_msg("%s", e.text);
+    free(program);
+}
+
+static void the_key_is_understood(void **state)
+{
+    (void)state;
+    static const char *const wrong[] = {
+        "", "5", "5-", "9-5", "1-4294967295", "0-5", "7-9x", "no such account"};
+    struct probe_user u;
+    struct xm_error e = {0};
+
+    assert_int_equal(probe_qemu_user("root", &u, &e), 0);
+    assert_int_equal(u.last, 0);
+    assert_int_equal(probe_qemu_user("70000-70009", &u, &e), 0);
+    assert_true(u.first == 70000 && u.last == 70009 && !u.name);
+    assert_int_equal(probe_qemu_user("daemon", &u, &e), 0);
+    assert_true(u.first && u.first == u.last && u.gid && !strcmp(u.name, "daemon"));
+    probe_user_free(&u);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        if (probe_qemu_user(wrong[i], &u, &e) >= 0)
+            fail_msg("'%s' is a user", wrong[i]);
+    }
+}
+
+static void a_shim_with_what_it_needs_tracks_its_memory(void **state)
 {
     (void)state;
     struct xm_error e = {0};
@@ -99,7 +267,10 @@ static void its_memory_is_tracked(void **state)
     struct xm_bitmap dirty = {0};
     uint64_t pages = 0;
 
+    prepare();
+    confine_shim(false);
     start();
+    confine_shim(true);
     if (xm_ram_find(&ram, qemu.pid, &e) < 0 || xm_tracker_open(&t, &ram, &e) < 0)
         fail_msg("%s", e.text);
     assert_int_equal(xm_bitmap_init(&dirty, ram.block[0].size / XM_PAGE), 0);
@@ -122,8 +293,14 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(it_has_no_rights, tmpdir_make, teardown),
-        cmocka_unit_test_setup_teardown(its_sockets_are_nobody_elses, tmpdir_make, teardown),
-        cmocka_unit_test_setup_teardown(its_memory_is_tracked, tmpdir_make, teardown),
+        cmocka_unit_test_setup_teardown(it_is_a_user_of_its_own, tmpdir_make, teardown),
+        cmocka_unit_test_setup_teardown(the_run_directory_is_not_its_own, tmpdir_make, teardown),
+        cmocka_unit_test_setup_teardown(it_gets_what_it_cannot_open, tmpdir_make, teardown),
+        cmocka_unit_test_setup_teardown(each_vm_has_another_and_keeps_it, tmpdir_make, teardown),
+        cmocka_unit_test_setup_teardown(who_cannot_run_it_is_not_taken, tmpdir_make, teardown),
+        cmocka_unit_test(the_key_is_understood),
+        /* The last: this process is no more after it what it was. */
+        cmocka_unit_test_setup_teardown(a_shim_with_what_it_needs_tracks_its_memory, tmpdir_make, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -112,7 +112,7 @@ static void new_devices_stand_behind_the_others(void **state)
                                         "virtio-rng-pci", "balloon-pci", "pvpanic"};
     for (size_t i = 1; i < sizeof order / sizeof *order; i++)
         assert_true(place(a, order[i - 1]) < place(a, order[i]));
-    assert_true(has(a, "-vnc", "unix:/run/x/vnc.sock"));
+    assert_true(has(a, "-vnc", "unix:/proc/self/fd/5/vnc.sock"));
     assert_true(has(a, "-smbios", "type=1,product=web,serial=ds=x;y"));
     assert_true(has(a, "-device", "ide-cd,id=cdrom-seed,drive=cd-seed,bootindex=1"));
     assert_true(has(a, "-blockdev", "\"read-only\":true"));
@@ -135,16 +135,16 @@ static void firmware_with_variables_is_flash(void **state)
 
     vm.firmware = (char *)"/f/CODE.fd";
     char **a = qemu_arguments(&vm, &knows, &at);
-    assert_true(has(a, "-bios", "/f/CODE.fd"));
+    assert_true(has(a, "-bios", "/proc/self/fd/12"));
     assert_false(has(a, "-drive", "pflash"));
     qemu_arguments_free(a);
     vm.nvram = (char *)"/f/VARS.fd";
     a = qemu_arguments(&vm, &knows, &at);
     assert_false(has(a, "-bios", ""));
-    assert_true(has(a, "-drive",
-                    "if=pflash,unit=0,format=raw,readonly=on,file.driver=file,file.filename=/f/CODE.fd"));
+    assert_true(has(
+        a, "-drive", "if=pflash,unit=0,format=raw,readonly=on,file.driver=file,file.filename=/dev/fdset/12"));
     assert_true(
-        has(a, "-drive", "if=pflash,unit=1,format=raw,file.driver=file,file.filename=/s/web1/nvram.fd"));
+        has(a, "-drive", "if=pflash,unit=1,format=raw,file.driver=file,file.filename=/dev/fdset/13"));
     for (size_t i = 0; a[i]; i++)
         assert_null(strstr(a[i], "VARS")); /* the template is nobody's to write to */
     qemu_arguments_free(a);

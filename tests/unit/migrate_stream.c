@@ -12,7 +12,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
-#include "tests/unit/lib_tmpdir.h"
 #include "tests/progress.h"
 
 #define TOTAL (3u << 20)
@@ -87,6 +86,12 @@ static void submit(struct xm_transport *t, struct xm_msg *m)
     pthread_mutex_unlock(&s->lock);
 }
 
+/* Ours, and QEMU's. */
+static void pair(int fd[2])
+{
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd), 0);
+}
+
 static void *write_all(void *arg)
 {
     int fd = *(int *)arg;
@@ -108,19 +113,18 @@ static void test_in_order_once(void **state)
 {
     struct shuffle s = {.lock = PTHREAD_MUTEX_INITIALIZER, .seed = 7};
     struct xm_error e = {0};
-    const char *in = tmpdir_path("in.sock");
-    const char *out = tmpdir_path("out.sock");
+    int in[2], out[2];
     pthread_t t;
 
     s.transport = (struct xm_transport){submit, &s};
     (void)state;
-    int qemu = xm_unix_listen(out, &e);
-    s.to = stream_receive(out, &e);
+    pair(in), pair(out);
+    s.to = stream_receive(out[0], &e);
     assert_non_null(s.to);
-    int reader = accept(qemu, NULL, NULL);
-    struct stream *from = stream_send(in, &s.transport, &e);
+    int reader = out[1];
+    struct stream *from = stream_send(in[0], &s.transport, &e);
     assert_non_null(from);
-    int writer = xm_unix_connect(in, &e);
+    int writer = in[1];
     assert_int_equal(pthread_create(&t, NULL, write_all, &writer), 0);
     for (uint32_t word, i = 0; i < TOTAL / 4; i++) {
         assert_int_equal(recv(reader, &word, 4, MSG_WAITALL), 4);
@@ -133,7 +137,6 @@ static void test_in_order_once(void **state)
     assert_int_equal(stream_bytes(s.to), TOTAL);
     stream_free(s.to);
     close(reader);
-    close(qemu);
 }
 
 /* What is written while it is held goes when it is let go, and not before; what went before is not held. */
@@ -141,17 +144,15 @@ static void test_held_until_released(void **state)
 {
     struct shuffle s = {.lock = PTHREAD_MUTEX_INITIALIZER};
     struct xm_error e = {0};
-    const char *in = tmpdir_path("in.sock");
-    const char *out = tmpdir_path("out.sock");
+    int in[2], out[2];
     char got[8] = "";
 
     s.transport = (struct xm_transport){submit, &s};
     (void)state;
-    int qemu = xm_unix_listen(out, &e);
-    s.to = stream_receive(out, &e);
-    int reader = accept(qemu, NULL, NULL);
-    struct stream *from = stream_send(in, &s.transport, &e);
-    int writer = xm_unix_connect(in, &e);
+    pair(in), pair(out);
+    s.to = stream_receive(out[0], &e);
+    struct stream *from = stream_send(in[0], &s.transport, &e);
+    int reader = out[1], writer = in[1];
     assert_int_equal(write(writer, "one", 3), 3);
     assert_int_equal(recv(reader, got, 3, MSG_WAITALL), 3);
     stream_hold(from);
@@ -167,7 +168,6 @@ static void test_held_until_released(void **state)
     stream_free(from);
     stream_free(s.to);
     close(reader);
-    close(qemu);
 }
 
 /* Held when the migration ends, with more than its buffers take: QEMU finds its socket closed, nothing is sent. */
@@ -175,15 +175,16 @@ static void test_held_for_good(void **state)
 {
     struct shuffle s = {.lock = PTHREAD_MUTEX_INITIALIZER};
     struct xm_error e = {0};
-    const char *in = tmpdir_path("in.sock");
+    int in[2];
     char much[1 << 16] = "";
     size_t written = 0;
 
     s.transport = (struct xm_transport){submit, &s};
     (void)state;
-    struct stream *from = stream_send(in, &s.transport, &e);
+    pair(in);
+    struct stream *from = stream_send(in[0], &s.transport, &e);
+    int writer = in[1];
     stream_hold(from);
-    int writer = xm_unix_connect(in, &e);
     for (struct limit l = limit_start(5); written <= 2 << 20 && limit_wait(&l);) {
         ssize_t n = send(writer, much, sizeof much, MSG_DONTWAIT | MSG_NOSIGNAL);
         written += n > 0 ? (size_t)n : 0;
@@ -201,12 +202,13 @@ static void test_refused(void **state)
 {
     struct shuffle s = {.lock = PTHREAD_MUTEX_INITIALIZER, .refuse = -ENOLINK};
     struct xm_error e = {0};
-    const char *in = tmpdir_path("in.sock");
+    int in[2];
 
     s.transport = (struct xm_transport){submit, &s};
     (void)state;
-    struct stream *from = stream_send(in, &s.transport, &e);
-    int writer = xm_unix_connect(in, &e);
+    pair(in);
+    struct stream *from = stream_send(in[0], &s.transport, &e);
+    int writer = in[1];
     assert_int_equal(write(writer, "x", 1), 1);
     for (struct limit l = limit_start(5); !e.code && limit_wait(&l);)
         stream_error(from, &e);
@@ -215,28 +217,28 @@ static void test_refused(void **state)
     close(writer);
 }
 
-/* Freed before QEMU ever came. */
+/* Freed before QEMU ever wrote. */
 static void test_nobody_came(void **state)
 {
     struct shuffle s = {.lock = PTHREAD_MUTEX_INITIALIZER};
     struct xm_error e = {0};
-    const char *in = tmpdir_path("in.sock");
+    int in[2];
 
     s.transport = (struct xm_transport){submit, &s};
     (void)state;
-    struct stream *from = stream_send(in, &s.transport, &e);
+    pair(in);
+    struct stream *from = stream_send(in[0], &s.transport, &e);
     assert_non_null(from);
     stream_free(from);
+    close(in[1]);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_in_order_once, tmpdir_make, tmpdir_remove),
-        cmocka_unit_test_setup_teardown(test_held_until_released, tmpdir_make, tmpdir_remove),
-        cmocka_unit_test_setup_teardown(test_held_for_good, tmpdir_make, tmpdir_remove),
-        cmocka_unit_test_setup_teardown(test_refused, tmpdir_make, tmpdir_remove),
-        cmocka_unit_test_setup_teardown(test_nobody_came, tmpdir_make, tmpdir_remove),
+        cmocka_unit_test(test_in_order_once), cmocka_unit_test(test_held_until_released),
+        cmocka_unit_test(test_held_for_good), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_nobody_came),
     };
     return cmocka_run_group_tests_name("migrate_stream", tests, NULL, NULL);
 }

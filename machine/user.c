@@ -1,0 +1,260 @@
+/* SPDX-License-Identifier: MIT */
+/* The user that a VM's QEMU is.
+ *
+ * Whoever takes a QEMU over is that user. So each VM has one of its own, out of a range that belongs to
+ * nobody else (probe_qemu_user): it owns no file, can neither trace nor signal another VM's QEMU, and has no
+ * group but that of /dev/kvm. There is no account for it, and nothing to set up.
+ *
+ * Which one: the number stands in the file qemu.user of the VM's run directory, and so belongs to the VM as
+ * long as that directory is there, which is as long as its QEMU. All these files together say what is taken;
+ * who looks for a free number holds a lock on the directory of them all. A number that a process has is taken
+ * besides, whatever that process is: another agent's VM, what a removed directory has left.
+ *
+ * It is tried before it is said: a child becomes that user and opens what QEMU will have to open by name.
+ * All else QEMU is handed as a descriptor (hand.c). */
+#include "machine/user.h"
+#include "probe/probe.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define FILE_NAME "qemu.user"
+
+bool qemu_user_become(const struct qemu_user *u)
+{
+    return setgroups(u->groups, u->group) == 0 && setresgid(u->gid, u->gid, u->gid) == 0 &&
+           setresuid(u->uid, u->uid, u->uid) == 0;
+}
+
+int qemu_user_give(const struct qemu_user *u, const char *path, struct xm_error *e)
+{
+    if (u->uid && lchown(path, u->uid, u->gid) < 0)
+        return xm_error_errno(e, errno, "cannot give %s to QEMU's user", path);
+    return 0;
+}
+
+/* ---- the file ---- */
+
+static bool read_user(const char *dir, struct qemu_user *u)
+{
+    char *path = xm_printf("%s/" FILE_NAME, dir), *text = NULL;
+    size_t len = 0;
+    bool there = xm_file_read(path, 64, &text, &len, NULL) == 0 &&
+                 sscanf(text, "%u %u", &u->uid, &u->gid) == 2 && u->uid;
+
+    free(text);
+    free(path);
+    return there;
+}
+
+static int write_user(const char *dir, const struct qemu_user *u, struct xm_error *e)
+{
+    char *path = xm_printf("%s/" FILE_NAME, dir), text[64];
+    int n = snprintf(text, sizeof text, "%u %u\n", u->uid, u->gid);
+    int r = xm_file_replace(path, text, (size_t)n, e);
+
+    free(path);
+    return r;
+}
+
+/* ---- which one ---- */
+
+/* Another VM's. */
+static bool is_given(const char *all, const char *own, uid_t uid)
+{
+    DIR *d = opendir(all);
+    bool given = false;
+
+    for (struct dirent *f; d && !given && (f = readdir(d));) {
+        struct qemu_user u;
+        char *dir = xm_printf("%s/%s", all, f->d_name);
+        given = f->d_name[0] != '.' && strcmp(f->d_name, own) != 0 && read_user(dir, &u) && u.uid == uid;
+        free(dir);
+    }
+    if (d)
+        closedir(d);
+    return given;
+}
+
+static bool is_somebody(uid_t uid)
+{
+    DIR *d = opendir("/proc");
+    bool found = false;
+
+    for (struct dirent *f; d && !found && (f = readdir(d));) {
+        struct stat st;
+        found = isdigit((unsigned char)f->d_name[0]) && fstatat(dirfd(d), f->d_name, &st, 0) == 0 &&
+                st.st_uid == uid;
+    }
+    if (d)
+        closedir(d);
+    return found;
+}
+
+/* So that a VM mostly gets the same, and two agents of one host (a test's) seldom look at the same. */
+static unsigned hash(const char *text)
+{
+    unsigned h = 2166136261u; /* FNV-1a */
+
+    for (; *text; text++)
+        h = (h ^ (unsigned char)*text) * 16777619u;
+    return h;
+}
+
+static int pick(const struct probe_user *p, const char *run_dir, struct qemu_user *u, struct xm_error *e)
+{
+    const char *own = strrchr(run_dir, '/');
+    char *all = xm_printf("%.*s", own ? (int)(own - run_dir) : 1, own ? run_dir : ".");
+    unsigned count = p->last - p->first + 1, from = hash(run_dir) % count, i;
+
+    own = own ? own + 1 : run_dir;
+    for (i = 0; i < count && i < 4096; i++) {
+        u->uid = u->gid = p->first + (from + i) % count;
+        if (!is_given(all, own, u->uid) && !is_somebody(u->uid))
+            break;
+    }
+    if (i == count || i == 4096) {
+        u->uid = 0;
+        xm_error_set(e, EAGAIN, "all users from %u to %u are taken", p->first, p->last);
+    }
+    free(all);
+    return u->uid ? 0 : -EAGAIN;
+}
+
+/* The one that /dev/kvm is for. Never root's: files are for it, too. */
+static void join_kvm(struct qemu_user *u)
+{
+    struct stat st;
+
+    if (stat("/dev/kvm", &st) < 0 || (st.st_mode & 06) == 06 || (st.st_mode & 060) != 060 || !st.st_gid)
+        return;
+    for (unsigned i = 0; i < u->groups; i++) {
+        if (u->group[i] == st.st_gid)
+            return;
+    }
+    if (u->groups < QEMU_GROUPS_MAX)
+        u->group[u->groups++] = st.st_gid;
+}
+
+/* ---- is it of use? ---- */
+
+enum { GOOD, NOT_BECOME, NO_KVM, NO_PROGRAM };
+
+static int try_as(const struct qemu_user *u, const char *program, bool kvm)
+{
+    int status = 0;
+    pid_t pid = fork();
+
+    if (pid == 0) { /* only system calls: other threads' locks may be held here for ever */
+        int how = !qemu_user_become(u)                     ? NOT_BECOME
+                  : kvm && access("/dev/kvm", R_OK | W_OK) ? NO_KVM
+                  : access(program, X_OK)                  ? NO_PROGRAM
+                                                           : GOOD;
+        _exit(how);
+    }
+    while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+    }
+    return pid > 0 && WIFEXITED(status) ? WEXITSTATUS(status) : NOT_BECOME;
+}
+
+static int must_be_of_use(const struct vm_spec *vm, const struct qemu_user *u, struct xm_error *e)
+{
+    bool kvm = vm->accel && !strncmp(vm->accel, "kvm", 3);
+    char *program = qemu_path(vm->qemu);
+    int how = program ? try_as(u, program, kvm) : GOOD; /* that it is not there is said when it is started */
+
+    if (how == NOT_BECOME)
+        xm_error_set(e, EPERM, "no process can become user %u here", u->uid);
+    else if (how == NO_KVM)
+        xm_error_set(e, EACCES,
+                     "user %u may not use /dev/kvm: it should have a group (kvm) that may read and write it",
+                     u->uid);
+    else if (how == NO_PROGRAM)
+        xm_error_set(e, EACCES, "user %u may not run %s", u->uid, program);
+    free(program);
+    return how == GOOD ? 0 : -e->code;
+}
+
+/* ---- all of it ---- */
+
+/* QEMU may go through the directory, to what it knows the name of; it may not list it. */
+static int open_directory(const char *run_dir, const struct qemu_user *u, struct xm_error *e)
+{
+    if (chown(run_dir, (uid_t)-1, u->gid) < 0 || chmod(run_dir, 0710) < 0)
+        return xm_error_errno(e, errno, "cannot open %s to QEMU's user", run_dir);
+    return 0;
+}
+
+static int choose_new(const struct vm_spec *vm, const char *run_dir, const struct probe_user *p,
+                      struct qemu_user *u, struct xm_error *e)
+{
+    char *all = xm_printf("%s/..", run_dir);
+    int lock = open(all, O_RDONLY | O_DIRECTORY | O_CLOEXEC), r = 0;
+
+    free(all);
+    if (lock < 0 || flock(lock, LOCK_EX) < 0)
+        r = xm_error_errno(e, errno, "cannot lock the directory above %s", run_dir);
+    if (!r && p->name)
+        u->uid = p->first, u->gid = p->gid;
+    else if (!r)
+        r = pick(p, run_dir, u, e);
+    if (!r)
+        join_kvm(u);
+    if (!r)
+        r = must_be_of_use(vm, u, e);
+    if (!r)
+        r = write_user(run_dir, u, e);
+    if (lock >= 0)
+        close(lock);
+    return r;
+}
+
+/* The groups of an account. */
+static void take_groups(const struct probe_user *p, struct qemu_user *u)
+{
+    int n = QEMU_GROUPS_MAX;
+
+    if (p->name && getgrouplist(p->name, p->gid, u->group, &n) >= 0)
+        u->groups = (unsigned)n;
+}
+
+int qemu_user_choose(const struct vm_spec *vm, const char *run_dir, const char *wanted, struct qemu_user *u,
+                     struct xm_error *e)
+{
+    struct probe_user p = {0};
+    struct xm_error why = {0};
+    char *pid = xm_printf("%s/qemu.pid", run_dir);
+    bool left = access(pid, F_OK) == 0; /* an earlier shim's */
+
+    free(pid);
+    memset(u, 0, sizeof *u);
+    if (geteuid())
+        return 0;
+    int r = left ? 0 : probe_qemu_user(wanted, &p, &why);
+    if (left && !read_user(run_dir, u))
+        u->uid = 0; /* of a version that knew none, or it was root's */
+    take_groups(&p, u);
+    if (left && u->uid)
+        join_kvm(u);
+    else if (!r && p.last)
+        r = choose_new(vm, run_dir, &p, u, &why);
+    probe_user_free(&p);
+    if (!r && u->uid)
+        r = open_directory(run_dir, u, &why);
+    if (!r)
+        return 0;
+    u->uid = 0;
+    if (wanted)
+        return xm_error_set(e, why.code, "qemu_user = %s: %s", wanted, why.text);
+    xm_log(XM_LOG_WARN, "VM %s: QEMU runs as root's user, for %s", vm->name, why.text);
+    return 0;
+}
