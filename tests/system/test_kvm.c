@@ -30,7 +30,7 @@ static int lab_setup(void **state)
     (void)state;
     if (kvm >= 0)
         close(kvm);
-    return works ? lab_group_setup("kvm", "XM_LAB_VM=none XM_LAB_PARTIAL_KVM=yes") : 0;
+    return works ? lab_group_setup("kvm", "XM_LAB_VM=none XM_LAB_PARTIAL_KVM=yes XM_LAB_KVM=yes") : 0;
 }
 
 static int lab_teardown(void **state)
@@ -66,6 +66,17 @@ static void start_guest(struct small *g)
         fail_msg("the guest does not start: %s", why);
 }
 
+/* Its QEMU is no root, and has come to /dev/kvm by that one's group. */
+static void qemu_must_be_a_user(const char *host)
+{
+    assert_int_equal(sh(NULL, 5,
+                        "s=/proc/$(cat %s/%s/run/vms/" VM
+                        "/qemu.pid)/status; grep -q '^Uid:.2100' $s && grep -q "
+                        "'^Groups:.2099999999 $' $s",
+                        lab_run_dir(), host),
+                     0);
+}
+
 /* ---- the test ---- */
 
 static void ten_moves_under_kvm(void **state)
@@ -83,12 +94,14 @@ static void ten_moves_under_kvm(void **state)
     }
     need_lab();
     start_guest(&g);
+    qemu_must_be_a_user("a");
     for (int i = 0; i < MOVES; i++) {
         const char *from = i % 2 ? "b" : "a", *to = i % 2 ? "a" : "b";
         json_t *done = NULL;
         assert_int_equal(xmigrate_run(from, 0, &done, "--json --with-storage " VM " host%s", to), 0);
         vm_must_run_at(to, VM);
         small_must_be_whole(&g, to);
+        qemu_must_be_a_user(to);
         print_message("move %d: %.2f s, downtime %.1f ms\n", i + 1, number(done, "total_s"),
                       number(done, "downtime_ms"));
         json_decref(done);
