@@ -23,17 +23,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#ifndef CAP_CHECKPOINT_RESTORE
-#define CAP_CHECKPOINT_RESTORE 40
-#endif
-
 #define BIT(cap) (1ull << (cap))
-/* Files, sockets and directories of others: disks, QEMU's; who reads and locks them. */
-#define FOR_FILES (BIT(CAP_CHOWN) | BIT(CAP_DAC_OVERRIDE) | BIT(CAP_DAC_READ_SEARCH) | BIT(CAP_FOWNER))
-/* Another user's process: its memory, its descriptors, its sandbox, its end. */
-#define FOR_QEMU (BIT(CAP_SYS_PTRACE) | BIT(CAP_SYS_ADMIN) | BIT(CAP_CHECKPOINT_RESTORE) | BIT(CAP_KILL))
-/* Taps; priorities of threads that migrate; memory of the I/O engine. */
-#define FOR_REST  (BIT(CAP_NET_ADMIN) | BIT(CAP_SYS_NICE) | BIT(CAP_IPC_LOCK) | BIT(CAP_SYS_RESOURCE))
+/* Disks' files, whoever's they are; QEMU's sockets. */
+#define FOR_FILES (BIT(CAP_CHOWN) | BIT(CAP_DAC_OVERRIDE) | BIT(CAP_FOWNER))
+/* Another user's process: its memory and descriptors, its sandbox, its end. */
+#define FOR_QEMU (BIT(CAP_SYS_PTRACE) | BIT(CAP_SYS_ADMIN) | BIT(CAP_KILL))
+/* Taps; priorities of threads that migrate; the I/O engine's memory. */
+#define FOR_REST  (BIT(CAP_NET_ADMIN) | BIT(CAP_SYS_NICE) | BIT(CAP_IPC_LOCK))
 #define FOR_START (BIT(CAP_SETUID) | BIT(CAP_SETGID) | BIT(CAP_SETPCAP))
 
 /* EINVAL: there are no more. EPERM: a process without CAP_SETPCAP, which keeps no more than it has. */
