@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: MIT */
-/* memxfer/inject.c: borrows a thread of a running process for two system calls.
+/* memxfer/inject.c: borrows a thread of a running process for some system calls.
  *
- * The happy path, some 100 us long, of which one thread of the process notices nothing but the time:
+ * The happy path, some 100 us long for a userfaultfd, of which one thread of the process notices nothing but the
+ * time:
  *
  * 1. PTRACE_SEIZE and PTRACE_INTERRUPT a thread that is not a vCPU. It stops on its way back to user mode,
  *    before it has looked at signals and before an interrupted system call is restarted.
  *
  * 2. All its signals but SIGTRAP are blocked. Its registers are kept, and replaced by those of
- *    userfaultfd(2), with rip at some «syscall» instruction that its code already has, and orig_rax -1: we
+ *    the first call, with rip at some «syscall» instruction that its code already has, and orig_rax -1: we
  *    are not in an interrupted system call.
  *
- * 3. It runs from system-call stop to system-call stop. We take its new descriptor with pidfd_getfd, and
- *    make it close its own.
+ * 3. It runs from system-call stop to system-call stop, for each call. For a userfaultfd we take its new
+ *    descriptor with pidfd_getfd, and make it close its own.
  *
  * 4. PTRACE_INTERRUPT once more brings it to the same place as in 1. There its own registers are put back,
  *    with orig_rax and the kernel's internal -ERESTART code in rax, and its signal mask. After the detach
@@ -62,6 +63,12 @@ int inject_uffd(pid_t pid, struct xm_error *e)
                         pid);
 }
 
+int inject_calls(pid_t pid, struct inject_call *call, unsigned n, struct xm_error *e)
+{
+    (void)call, (void)n;
+    return inject_uffd(pid, e);
+}
+
 #else
 
 #define STOP_TIMEOUT (2 * XM_NS_PER_S)
@@ -83,7 +90,10 @@ struct injection {
     uint64_t rseq_at; /* where the thread says that it is in a restartable sequence; 0: it is in none */
     uint64_t rseq_cs; /* what it says there */
     bool away;        /* it has left the stop in which regs were taken */
+    int (*job)(struct injection *);
     int uffd;
+    struct inject_call *call;
+    unsigned calls;
     struct xm_error error;
 };
 
@@ -167,7 +177,7 @@ static int run_until(struct injection *j, enum __ptrace_request request, enum st
 }
 
 /* Makes the stopped thread do one system call. */
-static int remote_syscall(struct injection *j, long nr, uint64_t arg, int64_t *result)
+static int remote_syscall(struct injection *j, long nr, const uint64_t arg[3], int64_t *result)
 {
     struct user_regs_struct regs = j->regs;
     int r;
@@ -175,7 +185,9 @@ static int remote_syscall(struct injection *j, long nr, uint64_t arg, int64_t *r
     regs.rip = j->insn;
     regs.rax = (unsigned long long)nr;
     regs.orig_rax = (unsigned long long)-1;
-    regs.rdi = arg;
+    regs.rdi = arg[0];
+    regs.rsi = arg[1];
+    regs.rdx = arg[2];
     if (trace(j, PTRACE_SETREGS, 0, (uintptr_t)&regs) < 0)
         return ptrace_failed(j, "cannot set its registers");
     j->away = true;
@@ -248,11 +260,45 @@ static void restore(struct injection *j)
     trace(j, PTRACE_SETSIGMASK, sizeof j->mask, (uintptr_t)&j->mask);
 }
 
+static int take_uffd(struct injection *j)
+{
+    const uint64_t flags[3] = {O_CLOEXEC | O_NONBLOCK | UFFD_USER_ONLY};
+    int64_t remote = -1, closed;
+    int r = remote_syscall(j, SYS_userfaultfd, flags, &remote);
+
+    if (r)
+        return r;
+    if (remote < 0)
+        return xm_error_errno(&j->error, (int)-remote, "process %d may not call userfaultfd(2)%s", j->pid,
+                              remote == -EPERM ? " (a security policy of its host forbids it)"
+                              : remote == -ENOSYS
+                                  ? " (it is not built into this kernel, or a sandbox forbids it)"
+                                  : "");
+    int pidfd = (int)syscall(SYS_pidfd_open, j->pid, 0);
+    j->uffd = pidfd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, (int)remote, 0);
+    if (j->uffd < 0)
+        r = xm_error_errno(&j->error, errno, "cannot take over the userfaultfd of process %d", j->pid);
+    if (pidfd >= 0)
+        close(pidfd);
+    /* Ours is the last one now: should we die, protection ends and QEMU just runs on. */
+    const uint64_t fd[3] = {(uint64_t)remote};
+    int c = remote_syscall(j, SYS_close, fd, &closed);
+    return r ? r : c;
+}
+
+static int do_calls(struct injection *j)
+{
+    int r = 0;
+
+    for (unsigned i = 0; !r && i < j->calls; i++)
+        r = remote_syscall(j, j->call[i].nr, j->call[i].arg, &j->call[i].result);
+    return r;
+}
+
 /* The thread is stopped at a place from which it can be restored. */
 static int borrow(struct injection *j)
 {
     uint64_t blocked = ~(1ull << (SIGTRAP - 1));
-    int64_t remote = -1, closed;
 
     if (trace(j, PTRACE_GETREGS, 0, (uintptr_t)&j->regs) < 0)
         return ptrace_failed(j, "cannot read its registers");
@@ -265,24 +311,7 @@ static int borrow(struct injection *j)
                 ? ptrace_failed(j, "cannot block its signals")
                 : 0;
     if (!r)
-        r = remote_syscall(j, SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_ONLY, &remote);
-    if (!r && remote < 0) {
-        r = xm_error_errno(&j->error, (int)-remote, "process %d may not call userfaultfd(2)%s", j->pid,
-                           remote == -EPERM ? " (a security policy of its host forbids it)"
-                           : remote == -ENOSYS
-                               ? " (it is not built into this kernel, or a sandbox forbids it)"
-                               : "");
-    } else if (!r) {
-        int pidfd = (int)syscall(SYS_pidfd_open, j->pid, 0);
-        j->uffd = pidfd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, (int)remote, 0);
-        if (j->uffd < 0)
-            r = xm_error_errno(&j->error, errno, "cannot take over the userfaultfd of process %d", j->pid);
-        if (pidfd >= 0)
-            close(pidfd);
-        /* Ours is the last one now: should we die, protection ends and QEMU just runs on. */
-        int c = remote_syscall(j, SYS_close, (uint64_t)remote, &closed);
-        r = r ? r : c;
-    }
+        r = j->job(j);
     restore(j);
     return r;
 }
@@ -335,37 +364,51 @@ static void *inject_main(void *arg)
     return NULL; /* what is attached still is detached by the end of this thread */
 }
 
-int inject_uffd(pid_t pid, struct xm_error *e)
+static int inject(struct injection *j, struct xm_error *e)
 {
-    struct injection j = {.pid = pid, .uffd = -1};
     pid_t tids[THREAD_TRIES];
-    int r = inject_find_syscall(pid, &j.insn, e);
+    int r = inject_find_syscall(j->pid, &j->insn, e);
 
     if (r < 0)
         return r;
-    unsigned n = inject_pick_threads(pid, tids, THREAD_TRIES);
+    unsigned n = inject_pick_threads(j->pid, tids, THREAD_TRIES);
     if (!n)
-        return xm_error_set(e, ESRCH, "process %d has no thread that could be stopped for a moment", pid);
+        return xm_error_set(e, ESRCH, "process %d has no thread that could be stopped for a moment", j->pid);
     for (unsigned i = 0; i < n; i++) {
         pthread_t thread;
-        memset(&j.error, 0, sizeof j.error);
-        j.tid = tids[i];
-        j.away = false;
-        j.rseq_at = 0;
-        if ((r = pthread_create(&thread, NULL, inject_main, &j)))
+        memset(&j->error, 0, sizeof j->error);
+        j->tid = tids[i];
+        j->away = false;
+        j->rseq_at = 0;
+        if ((r = pthread_create(&thread, NULL, inject_main, j)))
             return xm_error_errno(e, r, "cannot start a thread");
         pthread_join(thread, NULL);
-        if (j.uffd >= 0 && !j.error.code)
-            return j.uffd;
-        if (j.uffd >= 0)
-            close(j.uffd);
-        j.uffd = -1;
-        if (j.error.code != ESRCH && j.error.code != ETIMEDOUT && j.error.code != EAGAIN)
+        if (!j->error.code)
+            return 0;
+        if (j->uffd >= 0)
+            close(j->uffd);
+        j->uffd = -1;
+        if (j->error.code != ESRCH && j->error.code != ETIMEDOUT && j->error.code != EAGAIN)
             break;
     }
     if (e)
-        *e = j.error;
-    return -j.error.code;
+        *e = j->error;
+    return -j->error.code;
+}
+
+int inject_uffd(pid_t pid, struct xm_error *e)
+{
+    struct injection j = {.pid = pid, .job = take_uffd, .uffd = -1};
+    int r = inject(&j, e);
+
+    return r ? r : j.uffd;
+}
+
+int inject_calls(pid_t pid, struct inject_call *call, unsigned n, struct xm_error *e)
+{
+    struct injection j = {.pid = pid, .job = do_calls, .uffd = -1, .call = call, .calls = n};
+
+    return inject(&j, e);
 }
 
 #endif

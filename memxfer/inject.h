@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* memxfer/inject.h: a userfaultfd of another process, made by that process itself. Private to memxfer. */
+/* memxfer/inject.h: system calls of another process, made by that process itself. Private to memxfer. */
 #ifndef XM_MEMXFER_INJECT_H
 #define XM_MEMXFER_INJECT_H
 
@@ -12,7 +12,16 @@
  * -EBUSY: somebody else traces it. Any thread. */
 int inject_uffd(pid_t pid, struct xm_error *);
 
-/* What inject_uffd is made of (inject_target.c). */
+struct inject_call {
+    long nr;
+    uint64_t arg[3];
+    int64_t result; /* of the kernel: a negative errno is the call's own failure */
+};
+/* Makes one thread of the process do these calls, one after the other. 0, or -errno as above: then some may have
+ * been done. The thread stands still for others meanwhile: calls that take milliseconds, not seconds. */
+int inject_calls(pid_t pid, struct inject_call *, unsigned n, struct xm_error *);
+
+/* What they are made of (inject_target.c). */
 
 /* Address of a system call instruction in the process's executable memory. */
 int inject_find_syscall(pid_t pid, uint64_t *address, struct xm_error *);

@@ -276,6 +276,14 @@ static int apply(struct xm_ramsink *s, const struct xm_rx *rx, const struct clai
     return 0;
 }
 
+uint64_t xm_ramsink_round(struct xm_ramsink *s)
+{
+    pthread_mutex_lock(&s->lock);
+    uint64_t round = s->round;
+    pthread_mutex_unlock(&s->lock);
+    return round;
+}
+
 static void answer_digest(struct xm_ramsink *s, struct xm_rx *rx)
 {
     pthread_mutex_lock(&s->lock);

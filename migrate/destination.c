@@ -23,6 +23,7 @@
 #define FIRST_LINK_TIMEOUT (20 * XM_NS_PER_S)
 #define LINGER             (10 * XM_NS_PER_S)
 #define RETRY              XM_NS_PER_S
+#define WARM_STEP          (64ull << 20)
 #define SILENCE            (600 * XM_NS_PER_S) /* unless the agent says otherwise */
 
 static const char *const state_names[DEST_STATES] = {"waiting",   "copying", "loading", "promised",
@@ -138,6 +139,23 @@ void destination_end(struct destination *dst)
     end(dst, MIGRATE_NOT);
 }
 
+bool destination_warm(struct destination *dst, uint64_t ns)
+{
+    uint64_t until = xm_now() + ns;
+    bool more;
+
+    do {
+        more = xm_ram_warm(&dst->machine->ram, &dst->warm, WARM_STEP);
+    } while (more && xm_now() < until);
+    return more;
+}
+
+/* The first round has filled the memory; what later ones bring lies in the same places mostly. */
+static bool warm_a_step(struct destination *dst)
+{
+    return dst->state == DEST_COPYING && xm_ramsink_round(dst->ramsink) > 1 && destination_warm(dst, 0);
+}
+
 static void *destination_main(void *arg)
 {
     struct destination *dst = arg;
@@ -149,7 +167,7 @@ static void *destination_main(void *arg)
     dst->heard = dst->began;
     while (!dst->stop) {
         struct xm_error e = {0};
-        xm_mailbox_wait(&dst->mailbox, 50);
+        xm_mailbox_wait(&dst->mailbox, warm_a_step(dst) ? 0 : 50);
         if (dst->state == DEST_FAILED)
             break;
         qmp_pump(&dst->machine->qemu.qmp, 0, NULL);

@@ -39,6 +39,7 @@ struct destination {
     _Atomic uint64_t heard;           /* xm_now() when the source last sent a request; any thread */
     uint64_t silence;                 /* ns that it may send none */
     struct xm_ramsink *ramsink;
+    struct xm_warm warm; /* how far QEMU's page tables are */
     struct stream *stream;
     uint64_t began, ran, retried;
     uint64_t epoch;  /* that the source will give it with */
@@ -58,6 +59,8 @@ struct destination {
 /* The only one that changes it. -EPROTO with a sentence: no such way; the state stays. */
 int destination_set_state(struct destination *, enum dest_state, struct xm_error *);
 const char *destination_state_name(const struct destination *);
+/* QEMU's page tables, for at most so long. True: there is more to do. */
+bool destination_warm(struct destination *, uint64_t ns);
 /* The VM stays with its source, or this side cannot go on: state DEST_FAILED, and the shim ends. */
 void destination_end(struct destination *);
 

@@ -9,6 +9,8 @@
 
 /* The VM is stopped for most of these waits. */
 #define LOAD_TIMEOUT (10 * XM_NS_PER_S)
+/* For what is not warm yet, before the guest is stopped: it goes on making pages dirty meanwhile. */
+#define WARM_TIME (30 * XM_NS_PER_MS)
 
 static int do_begin(struct destination *dst, const json_t *o, json_t *reply, struct xm_error *e)
 {
@@ -79,7 +81,13 @@ static int do_incoming(struct destination *dst, const json_t *o, struct xm_error
     struct qmp *q = &dst->machine->qemu.qmp;
     json_t *caps = json_pack("{s:[{s:s s:b} {s:s s:b}]}", "capabilities", "capability", "x-ignore-shared",
                              "state", 1, "capability", "events", "state", 1);
+    bool more = false;
     int fd = -1, r = dst->state == DEST_COPYING ? 0 : xm_error_set(e, EPROTO, "not now");
+
+    if (!r)
+        more = destination_warm(dst, WARM_TIME);
+    xm_log(XM_LOG_INFO, "VM %s, job %s: QEMU has %s of its memory mapped ahead%s", dst->machine->spec.name,
+           dst->job, xm_format_size(dst->warm.mapped).s, more ? ", there is more" : "");
 
     if (r)
         json_decref(caps);

@@ -732,6 +732,18 @@ struct xm_ramsink *__wrap_xm_ramsink_new(struct xm_ram *ram, struct xm_error *e)
     return sim_alloc(16);
 }
 
+uint64_t __wrap_xm_ramsink_round(struct xm_ramsink *s)
+{
+    (void)s;
+    return 1;
+}
+
+bool __wrap_xm_ram_warm(const struct xm_ram *ram, struct xm_warm *warm, uint64_t bytes)
+{
+    (void)ram, (void)warm, (void)bytes;
+    return false;
+}
+
 struct xm_placer __wrap_xm_ramsink_placer(struct xm_ramsink *s)
 {
     (void)s;
