@@ -103,6 +103,8 @@ bool job_saw(struct job *j, const char *text, unsigned timeout_s)
         bool saw = out && strstr(out, text);
 
         free(out);
+        if (saw && getenv("XM_TRACE"))
+            fprintf(stderr, "TRACE %6.2f s until it said %s\n", limit_elapsed(&l), text);
         if (saw)
             return true;
         if (over || !limit_wait(&l))

@@ -323,12 +323,17 @@ void small_must_start(struct small *g, const char *host, const char *name, const
 
 void small_must_be_whole(struct small *g, const char *host)
 {
+    struct limit l = limit_start(0);
     const char *why = small_ready(g, *host);
 
+    if (getenv("XM_TRACE"))
+        fprintf(stderr, "TRACE %6.2f s until %s was ready\n", limit_elapsed(&l), g->name);
     if (!why && g->boots > 1)
         why = small_lost(g, false);
     if (!why)
         why = small_check(g);
+    if (getenv("XM_TRACE"))
+        fprintf(stderr, "TRACE %6.2f s until %s was checked (%u pages %u sectors %u sweeps)\n", limit_elapsed(&l), g->name, g->now.pages, g->now.sectors, g->now.sweeps);
     if (why)
         fail_msg("%s at host%s: %s", g->name, host, why);
 }
