@@ -6,16 +6,15 @@
  * and over what our frames have brought. A VM that an earlier version of ours started on such a QEMU has that
  * RAM. */
 #include "tests/system/harness.h"
+#include "tests/system/small.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* The second VM finds its disks as the first has left them. */
-LAB_GROUP(
-    "state",
-    "XM_LAB_VM=no XM_LAB_QEMU_RIGHTS=yes XM_LAB_APPEND='xm.disk=vda:rate=4M:span=128M:trim=16M:name=system "
-    "xm.disk=vdb:rate=2M:span=64M:name=data xm.mem=32M:rate=8M'")
+LAB_GROUP("state", "XM_LAB_VM=none XM_LAB_QEMU_RIGHTS=yes")
+
+static struct small guest;
 
 /* The directory of a QEMU that is new enough. */
 static bool find_qemu(char dir[200])
@@ -64,21 +63,35 @@ static void restart_agents(const char *env)
     }
 }
 
-/* web1 is started, its move to hostb ends with a sentence that has this in it, and it is as before. */
-static void must_stay(const char *sentence)
+/* web1 is started, with these lines at the end of its [vm], and its move to hostb fails. The sentence that it ends with: the
+ * caller's. The VM is as before. */
+static json_t *must_stay(const char *more)
 {
+    static const struct small_options usual = {.memory = 64};
+    char spec[256];
     json_t *last = NULL;
 
-    assert_int_equal(xmigrate_run("a", 0, NULL, "start %s/web1.ini", lab_run_dir()), 0);
-    guest_must_come("a", "web1");
+    snprintf(spec, sizeof(spec), "%s/web1.ini", lab_run_dir());
+    small_init(&guest, "web1");
+    assert_true(small_write_spec(&guest, spec, &usual));
+    assert_int_equal(sh(NULL, 5, "sed -i 's|^name = web1$|&%s|' %s", more, spec), 0);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "start %s", spec), 0);
+    assert_null(small_ready(&guest, 'a'));
     assert_int_equal(xmigrate_run("a", 1, &last, "--json --with-storage web1 hostb"), 1);
+    vm_must_run_at("a", "web1");
+    small_must_be_whole(&guest, "a");
+    assert_int_equal(guest.boots, 1);
+    host_must_be_clean("b");
+    assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force web1"), 0);
+    small_free(&guest);
+    return last;
+}
+
+static void must_say(json_t *last, const char *sentence)
+{
     if (!strstr(string(last, "error"), sentence))
         fail_msg("it ended with: %s", string(last, "error"));
     json_decref(last);
-    vm_must_run_at("a", "web1");
-    guest_verify();
-    host_must_be_clean("b");
-    assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force web1"), 0);
 }
 
 static void a_qemu_that_would_send_ram_itself_is_stopped_in_time(void **state)
@@ -94,7 +107,7 @@ static void a_qemu_that_would_send_ram_itself_is_stopped_in_time(void **state)
     write_wrapper(qemu);
     snprintf(env, sizeof(env), "XM_LAB_QEMU_A=%s/old XM_LAB_QEMU_B=%s/old", lab_run_dir(), lab_run_dir());
     restart_agents(env);
-    must_stay(" of guest RAM itself");
+    must_say(must_stay(""), " of guest RAM itself");
 }
 
 static void device_state_beyond_the_budget_ends_it(void **state)
@@ -102,7 +115,7 @@ static void device_state_beyond_the_budget_ends_it(void **state)
     (void)state;
     need_lab();
     restart_agents("XMIGRATE_FAULT=state-large:1:error");
-    must_stay("longer than its budget");
+    must_say(must_stay(""), "longer than its budget");
 }
 
 /* Memory in a shared file is not sent by a QEMU that is told x-ignore-shared, and of this we know nothing: the
@@ -110,43 +123,38 @@ static void device_state_beyond_the_budget_ends_it(void **state)
 static void ram_that_nobody_would_send_is_not_left_behind(void **state)
 {
     const char *run = lab_run_dir();
+    char more[600];
 
     (void)state;
     need_lab();
     assert_int_equal(
         sh(NULL, 5,
-           "cd %s && truncate -s 64M more && cp web1.ini before.ini && cp b/xmigrated.conf before.conf && "
-           "sed -i 's|^name = web1$|&\\nextra = -m\\nextra = slots=1,maxmem=4G\\nextra = -object\\n"
-           "extra = memory-backend-file,id=more,size=64M,share=on,mem-path=%s/more\\n"
-           "extra = -device\\nextra = pc-dimm,id=dimm,memdev=more|' web1.ini && "
+           "cd %s && truncate -s 64M more && cp b/xmigrated.conf before.conf && "
            "printf 'extra = -m slots=1,maxmem=4G\\nextra = -object "
            "memory-backend-file,id=more,size=64M,share=on,"
            "mem-path=%s/more\\nextra = -device pc-dimm,id=dimm,memdev=more\\n' >>b/xmigrated.conf",
-           run, run, run),
+           run, run),
         0);
     restart_agents("");
-    must_stay("64.00 MiB of RAM that QEMU leaves to whoever shares it");
-    assert_int_equal(sh(NULL, 5, "cd %s && mv before.ini web1.ini && mv before.conf b/xmigrated.conf", run),
-                     0);
+    snprintf(more, sizeof(more),
+             "\\nextra = -m\\nextra = slots=1,maxmem=4G\\nextra = -object\\n"
+             "extra = memory-backend-file,id=more,size=64M,share=on,mem-path=%s/more\\n"
+             "extra = -device\\nextra = pc-dimm,id=dimm,memdev=more",
+             run);
+    must_say(must_stay(more), "64.00 MiB of RAM that QEMU leaves to whoever shares it");
+    assert_int_equal(sh(NULL, 5, "cd %s && mv before.conf b/xmigrated.conf", run), 0);
 }
 
 /* It stood still for good, and its sentence was in the shim's log alone. */
 static void a_vm_that_does_not_go_on_at_once_is_tried_again(void **state)
 {
-    json_t *last = NULL;
-
     (void)state;
     need_lab();
     restart_agents("XMIGRATE_FAULT=switch-stopped:1:error,resume-refused:1:error");
-    assert_int_equal(xmigrate_run("a", 0, NULL, "start %s/web1.ini", lab_run_dir()), 0);
-    guest_must_come("a", "web1");
-    assert_int_equal(xmigrate_run("a", 1, &last, "--json --with-storage web1 hostb"), 1);
+    json_t *last = must_stay("");
     assert_true(truth(last, "vm_safe"));
     assert_string_equal(string(last, "error"), "fault point switch-stopped");
     json_decref(last);
-    vm_must_run_at("a", "web1");
-    host_must_be_clean("b");
-    assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force web1"), 0);
 }
 
 int main(void)
