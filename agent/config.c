@@ -201,15 +201,15 @@ static int check_lists(struct config *c, const char *file, struct xm_error *e)
 
 static int check_user(struct config *c, const char *file, struct xm_error *e)
 {
-    struct probe_user user;
+    struct qemu_users users;
     struct xm_error why = {0};
-    int r = c->qemu_user ? probe_qemu_user(c->qemu_user, &user, &why) : 0;
+    int r = c->qemu_user ? qemu_users_find(c->qemu_user, &users, &why) : 0;
 
     if (r)
         return xm_error_set(e, why.code, "%s:%u: qemu_user = %s: %s", file,
                             xm_ini_line(file, "host", "qemu_user"), c->qemu_user, why.text);
     if (c->qemu_user)
-        probe_user_free(&user);
+        qemu_users_free(&users);
     return 0;
 }
 

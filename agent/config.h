@@ -34,7 +34,7 @@ struct conf_peer {
 struct config {
     char *name, *state_dir, *run_dir, *engine;
     char *shim;        /* the program xmigrate-shim; default: beside this one */
-    char *qemu_user;   /* who QEMU is: probe_qemu_user; NULL: not said */
+    char *qemu_user;   /* who QEMU is: qemu_users_find; NULL: not said */
     bool qemu_rights;  /* QEMU is started with all of the shim's rights: for a wrapper that needs them */
     bool partial_kvm;  /* VMs may be started with a KVM that runs no ordinary guest */
     char *vnc_address; /* where VMs' displays with a number listen; NULL: nowhere */

@@ -2,7 +2,7 @@
 /* The user that a VM's QEMU is.
  *
  * Whoever takes a QEMU over is that user. So each VM has one of its own, out of a range that belongs to
- * nobody else (probe_qemu_user): it owns no file, can neither trace nor signal another VM's QEMU, and has no
+ * nobody else (probe/user.c): it owns no file, can neither trace nor signal another VM's QEMU, and has no
  * group but that of /dev/kvm. There is no account for it, and nothing to set up.
  *
  * Which one: the number stands in the file qemu.user of the VM's run directory, and so belongs to the VM as
@@ -13,27 +13,18 @@
  * It is tried before it is said: a child becomes that user and opens what QEMU will have to open by name.
  * All else QEMU is handed as a descriptor (hand.c). */
 #include "machine/user.h"
-#include "probe/probe.h"
 
 #include <ctype.h>
 #include <dirent.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #define FILE_NAME "qemu.user"
-
-bool qemu_user_become(const struct qemu_user *u)
-{
-    return setgroups(u->groups, u->group) == 0 && setresgid(u->gid, u->gid, u->gid) == 0 &&
-           setresuid(u->uid, u->uid, u->uid) == 0;
-}
 
 int qemu_user_give(const struct qemu_user *u, const char *path, struct xm_error *e)
 {
@@ -64,6 +55,15 @@ static int write_user(const char *dir, const struct qemu_user *u, struct xm_erro
 
     free(path);
     return r;
+}
+
+/* Root's user it is then, also for the shim that finds this QEMU. */
+static void forget_user(const char *dir)
+{
+    char *path = xm_printf("%s/" FILE_NAME, dir);
+
+    unlink(path);
+    free(path);
 }
 
 /* ---- which one ---- */
@@ -110,7 +110,7 @@ static unsigned hash(const char *text)
     return h;
 }
 
-static int pick(const struct probe_user *p, const char *run_dir, struct qemu_user *u, struct xm_error *e)
+static int pick(const struct qemu_users *p, const char *run_dir, struct qemu_user *u, struct xm_error *e)
 {
     const char *own = strrchr(run_dir, '/');
     char *all = xm_printf("%.*s", own ? (int)(own - run_dir) : 1, own ? run_dir : ".");
@@ -130,60 +130,6 @@ static int pick(const struct probe_user *p, const char *run_dir, struct qemu_use
     return u->uid ? 0 : -EAGAIN;
 }
 
-/* The one that /dev/kvm is for. Never root's: files are for it, too. */
-static void join_kvm(struct qemu_user *u)
-{
-    struct stat st;
-
-    if (stat("/dev/kvm", &st) < 0 || (st.st_mode & 06) == 06 || (st.st_mode & 060) != 060 || !st.st_gid)
-        return;
-    for (unsigned i = 0; i < u->groups; i++) {
-        if (u->group[i] == st.st_gid)
-            return;
-    }
-    if (u->groups < QEMU_GROUPS_MAX)
-        u->group[u->groups++] = st.st_gid;
-}
-
-/* ---- is it of use? ---- */
-
-enum { GOOD, NOT_BECOME, NO_KVM, NO_PROGRAM };
-
-static int try_as(const struct qemu_user *u, const char *program, bool kvm)
-{
-    int status = 0;
-    pid_t pid = fork();
-
-    if (pid == 0) { /* only system calls: other threads' locks may be held here for ever */
-        int how = !qemu_user_become(u)                     ? NOT_BECOME
-                  : kvm && access("/dev/kvm", R_OK | W_OK) ? NO_KVM
-                  : access(program, X_OK)                  ? NO_PROGRAM
-                                                           : GOOD;
-        _exit(how);
-    }
-    while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-    }
-    return pid > 0 && WIFEXITED(status) ? WEXITSTATUS(status) : NOT_BECOME;
-}
-
-static int must_be_of_use(const struct vm_spec *vm, const struct qemu_user *u, struct xm_error *e)
-{
-    bool kvm = vm->accel && !strncmp(vm->accel, "kvm", 3);
-    char *program = qemu_path(vm->qemu);
-    int how = program ? try_as(u, program, kvm) : GOOD; /* that it is not there is said when it is started */
-
-    if (how == NOT_BECOME)
-        xm_error_set(e, EPERM, "no process can become user %u here", u->uid);
-    else if (how == NO_KVM)
-        xm_error_set(e, EACCES,
-                     "user %u may not use /dev/kvm: it should have a group (kvm) that may read and write it",
-                     u->uid);
-    else if (how == NO_PROGRAM)
-        xm_error_set(e, EACCES, "user %u may not run %s", u->uid, program);
-    free(program);
-    return how == GOOD ? 0 : -e->code;
-}
-
 /* ---- all of it ---- */
 
 /* QEMU may go through the directory, to what it knows the name of; it may not list it. */
@@ -194,43 +140,31 @@ static int open_directory(const char *run_dir, const struct qemu_user *u, struct
     return 0;
 }
 
-static int choose_new(const struct vm_spec *vm, const char *run_dir, const struct probe_user *p,
+static int choose_new(const struct vm_spec *vm, const char *run_dir, const struct qemu_users *p,
                       struct qemu_user *u, struct xm_error *e)
 {
-    char *all = xm_printf("%s/..", run_dir);
+    char *all = xm_printf("%s/..", run_dir), *program = qemu_path(vm->qemu); /* NULL: is said later */
     int lock = open(all, O_RDONLY | O_DIRECTORY | O_CLOEXEC), r = 0;
 
-    free(all);
     if (lock < 0 || flock(lock, LOCK_EX) < 0)
         r = xm_error_errno(e, errno, "cannot lock the directory above %s", run_dir);
-    if (!r && p->name)
-        u->uid = p->first, u->gid = p->gid;
-    else if (!r)
+    if (!r && !p->name)
         r = pick(p, run_dir, u, e);
     if (!r)
-        join_kvm(u);
-    if (!r)
-        r = must_be_of_use(vm, u, e);
+        r = qemu_user_try(u, program, vm->accel && !strncmp(vm->accel, "kvm", 3), e);
     if (!r)
         r = write_user(run_dir, u, e);
     if (lock >= 0)
         close(lock);
+    free(program);
+    free(all);
     return r;
-}
-
-/* The groups of an account. */
-static void take_groups(const struct probe_user *p, struct qemu_user *u)
-{
-    int n = QEMU_GROUPS_MAX;
-
-    if (p->name && getgrouplist(p->name, p->gid, u->group, &n) >= 0)
-        u->groups = (unsigned)n;
 }
 
 int qemu_user_choose(const struct vm_spec *vm, const char *run_dir, const char *wanted, struct qemu_user *u,
                      struct xm_error *e)
 {
-    struct probe_user p = {0};
+    struct qemu_users p = {0};
     struct xm_error why = {0};
     char *pid = xm_printf("%s/qemu.pid", run_dir);
     bool left = access(pid, F_OK) == 0; /* an earlier shim's */
@@ -239,22 +173,26 @@ int qemu_user_choose(const struct vm_spec *vm, const char *run_dir, const char *
     memset(u, 0, sizeof *u);
     if (geteuid())
         return 0;
-    int r = left ? 0 : probe_qemu_user(wanted, &p, &why);
-    if (left && !read_user(run_dir, u))
-        u->uid = 0; /* of a version that knew none, or it was root's */
-    take_groups(&p, u);
-    if (left && u->uid)
-        join_kvm(u);
-    else if (!r && p.last)
+    int r = qemu_users_find(wanted, &p, &why);
+    *u = p.first_one;
+    if (left) {
+        r = 0;
+        if (!read_user(run_dir, u))
+            u->uid = 0; /* of a version that knew none, or it is root's */
+    } else if (!r && p.last) {
         r = choose_new(vm, run_dir, &p, u, &why);
-    probe_user_free(&p);
+    }
+    qemu_users_free(&p);
     if (!r && u->uid)
         r = open_directory(run_dir, u, &why);
+    if (r)
+        u->uid = 0;
+    if (!u->uid)
+        forget_user(run_dir);
     if (!r)
         return 0;
-    u->uid = 0;
     if (wanted)
         return xm_error_set(e, why.code, "qemu_user = %s: %s", wanted, why.text);
-    xm_log(XM_LOG_WARN, "VM %s: QEMU runs as root's user, for %s", vm->name, why.text);
+    xm_log(XM_LOG_WARN, "VM %s: QEMU runs as root's user: %s", vm->name, why.text);
     return 0;
 }

@@ -3,17 +3,8 @@
 #ifndef XM_MACHINE_USER_H
 #define XM_MACHINE_USER_H
 
+#include "probe/probe.h"
 #include "vm/vm.h"
-#include <sys/types.h>
-
-#define QEMU_GROUPS_MAX 32
-
-struct qemu_user {
-    uid_t uid; /* 0: whoever starts it; then nothing below is used */
-    gid_t gid;
-    unsigned groups;
-    gid_t group[QEMU_GROUPS_MAX];
-};
 
 /* Who the VM's QEMU is to be, by [host] qemu_user (NULL: not said), and the run directory opened to that
  * one, to reach what it is told the names of, and to nobody else. A VM keeps its user as long as its run directory
@@ -21,9 +12,6 @@ struct qemu_user {
  * user that was asked for cannot run it. Where nobody asked, and none can, `uid` is 0 and the log says why. */
 int qemu_user_choose(const struct vm_spec *, const char *run_dir, const char *wanted, struct qemu_user *,
                      struct xm_error *);
-/* In the forked child that becomes QEMU, or another that is to be able to do what QEMU is: only system calls.
- * False: errno. */
-bool qemu_user_become(const struct qemu_user *);
 /* QEMU, too, may use this file of the run directory, to nobody else's. */
 int qemu_user_give(const struct qemu_user *, const char *path, struct xm_error *);
 

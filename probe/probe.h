@@ -11,6 +11,9 @@
 /* Can this process track another one's memory (memxfer.h) with this kernel and its rights? Tried on a child of
  * its own, some ms. 0 or a sentence that begins with what cannot be done. */
 int probe_tracking(struct xm_error *);
+/* The same of another user's process: needs CAP_SYS_PTRACE and CAP_KILL. */
+struct qemu_user;
+int probe_tracking_as(const struct qemu_user *, struct xm_error *);
 /* The same of a process that is sandboxed by seccomp, as QEMU should be: needs CAP_SYS_ADMIN, and no seccomp
  * filter on ourselves (a container's, say). */
 int probe_tracking_sandboxed(struct xm_error *);
@@ -34,16 +37,28 @@ enum kvm_level kvm_probe(struct xm_error *why);
 
 /* ---- users ---- */
 
-/* Those that QEMU may be: each VM's another one of a range, or the same account for all. */
-struct probe_user {
-    unsigned first, last; /* numbers, of users and of groups; last 0: root */
-    char *name;           /* NULL: a range; else the account's, and first is its number */
-    unsigned gid;         /* the account's */
+#define QEMU_GROUPS_MAX 32
+
+/* Who a QEMU is. */
+struct qemu_user {
+    unsigned uid; /* 0: whoever starts it; then nothing below is used */
+    unsigned gid, groups, group[QEMU_GROUPS_MAX];
+};
+/* Who it may be: each VM's another one of a range, its group with the same number, or one account for all. */
+struct qemu_users {
+    unsigned first, last;       /* last 0: root */
+    char *name;                 /* NULL: a range; else the account's */
+    struct qemu_user first_one; /* and the others, but for the number */
 };
 /* By what [host] qemu_user says: root, an account's name, FIRST-LAST; NULL: a range that nobody else uses. 0,
  * or a sentence that fits behind the key. */
-int probe_qemu_user(const char *wanted, struct probe_user *, struct xm_error *);
-void probe_user_free(struct probe_user *);
+int qemu_users_find(const char *wanted, struct qemu_users *, struct xm_error *);
+void qemu_users_free(struct qemu_users *);
+/* Can it run the program (NULL: any), use /dev/kvm, and can its memory be tracked (if anybody's can)? Tried by
+ * children, some ms. */
+int qemu_user_try(const struct qemu_user *, const char *program, bool kvm, struct xm_error *);
+/* In a forked child: only system calls. False: errno. */
+bool qemu_user_become(const struct qemu_user *);
 
 /* ---- QEMU ---- */
 

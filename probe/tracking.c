@@ -35,7 +35,8 @@ static bool enter_sandbox(void)
 
 /* In the child: only system calls, since the process it was forked from may have threads. Writes the page
  * when told, and says so. */
-static _Noreturn void child_main(pid_t parent, bool sandboxed, uint8_t *map, int go, int done)
+static _Noreturn void child_main(pid_t parent, const struct qemu_user *user, bool sandboxed, uint8_t *map,
+                                 int go, int done)
 {
     char c;
     const char c0 = 0;
@@ -44,8 +45,10 @@ static _Noreturn void child_main(pid_t parent, bool sandboxed, uint8_t *map, int
     /* No listener or lock of the parent's may outlive it here. */
     if (dup2(go, 0) < 0 || dup2(done, 1) < 0 || syscall(SYS_close_range, 2u, ~0u, 0u) < 0)
         _exit(1); /* in the forked child only */
-    /* Said before it is tracked: the tracker looks whether there is a filter. */
-    if (sandboxed && (!enter_sandbox() || write(1, &c0, 1) != 1))
+    if (user && !qemu_user_become(user))
+        _exit(1); /* in the forked child only */
+    /* Said before it is tracked: the tracker looks whether there is a filter, and who it is. */
+    if ((sandboxed && !enter_sandbox()) || write(1, &c0, 1) != 1)
         _exit(1); /* in the forked child only */
     while (getppid() == parent && read(0, &c, 1) == 1) {
         map[PROBE_PAGE * XM_PAGE] = 1;
@@ -82,37 +85,42 @@ static int track(const struct xm_ram *ram, int go, int done, struct xm_error *e)
     return r;
 }
 
-static int wait_sandboxed(int done, struct xm_error *e)
+static int wait_ready(int done, struct xm_error *e)
 {
     struct pollfd p = {.fd = done, .events = POLLIN};
     char c;
 
     if (poll(&p, 1, PATIENCE_MS) <= 0 || read(done, &c, 1) != 1)
-        return xm_error_set(e, EIO, "the process to try it on cannot be sandboxed");
+        return xm_error_set(e, EIO, "the process to try it on does not become what it has to be");
     return 0;
 }
 
-static int probe(bool sandboxed, int ramfd, uint8_t *map, int go[2], int done[2], struct xm_error *e)
+static int probe(const struct qemu_user *user, bool sandboxed, int ramfd, uint8_t *map, int go[2],
+                 int done[2], struct xm_error *e)
 {
     struct xm_ram ram = {0};
     pid_t parent = getpid(), pid = fork();
 
     if (pid == 0) {
         close(go[1]);
-        child_main(parent, sandboxed, map, go[0], done[1]);
+        child_main(parent, user, sandboxed, map, go[0], done[1]);
     }
     if (pid < 0)
         return xm_error_errno(e, errno, "cannot fork");
     close(done[1]); /* so that its end is seen */
     done[1] = -1;
     ram.pid = pid;
-    int r = sandboxed ? wait_sandboxed(done[0], e) : 0;
+    int r = wait_ready(done[0], e);
     if (!r)
         r = xm_ram_add(&ram, "probe", ramfd, (uint64_t)(uintptr_t)map, e);
     if (!r)
         r = track(&ram, go[1], done[0], e);
     xm_ram_close(&ram);
-    kill(pid, SIGKILL);
+    /* Its QEMU has to be ended like this, too. Where it cannot be, it ends when nobody tells it anything. */
+    if (kill(pid, SIGKILL) < 0)
+        r = r ? r : xm_error_errno(e, errno, "the process to try it on cannot be ended");
+    close(go[1]);
+    go[1] = -1;
     waitpid(pid, NULL, 0);
     return r;
 }
@@ -125,7 +133,7 @@ static void close_pair(int p[2])
     }
 }
 
-static int probe_on(bool sandboxed, struct xm_error *e)
+static int probe_on(const struct qemu_user *user, bool sandboxed, struct xm_error *e)
 {
     int go[2] = {-1, -1}, done[2] = {-1, -1};
     int fd = memfd_create("xmigrate-probe", MFD_CLOEXEC);
@@ -143,7 +151,7 @@ static int probe_on(bool sandboxed, struct xm_error *e)
         r = xm_error_errno(&why, errno, "cannot map memory");
     if (!r) {
         memset(map, 0, PROBE_PAGES * XM_PAGE); /* there, so that it is armed */
-        r = probe(sandboxed, fd, map, go, done, &why);
+        r = probe(user, sandboxed, fd, map, go, done, &why);
     }
     if (map != MAP_FAILED)
         munmap(map, PROBE_PAGES * XM_PAGE);
@@ -159,10 +167,15 @@ static int probe_on(bool sandboxed, struct xm_error *e)
 
 int probe_tracking(struct xm_error *e)
 {
-    return probe_on(false, e);
+    return probe_on(NULL, false, e);
+}
+
+int probe_tracking_as(const struct qemu_user *user, struct xm_error *e)
+{
+    return probe_on(user, false, e);
 }
 
 int probe_tracking_sandboxed(struct xm_error *e)
 {
-    return probe_on(true, e);
+    return probe_on(NULL, true, e);
 }

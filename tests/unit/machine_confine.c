@@ -13,7 +13,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/capability.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static struct vm_spec spec;
@@ -237,23 +240,64 @@ static void who_cannot_run_it_is_not_taken(void **state)
     free(program);
 }
 
+static bool lose(unsigned cap)
+{
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct set[2];
+
+    if (syscall(SYS_capget, &head, set) < 0)
+        return false;
+    set[cap / 32].effective &= ~(1u << cap % 32);
+    set[cap / 32].permitted &= ~(1u << cap % 32);
+    return syscall(SYS_capset, &head, set) == 0;
+}
+
+/* In a container, say: root can do to its own processes what it cannot do to another user's. */
+static void who_cannot_be_tracked_or_ended_is_not_taken(void **state)
+{
+    (void)state;
+    static const unsigned caps[] = {CAP_SYS_PTRACE, CAP_KILL, CAP_SETUID, CAP_CHOWN};
+    static const char *const said[] = {"as another user, the memory of VMs cannot be tracked",
+                                       "cannot be ended", "no process can become user", "cannot open"};
+
+    need_root();
+    prepare();
+    make_run_dir("private");
+    for (unsigned i = 0; i < sizeof caps / sizeof *caps; i++) {
+        int code = 0;
+        pid_t pid = fork();
+        if (pid == 0) {
+            struct qemu_user u;
+            struct xm_error e = {0};
+            bool good = lose(caps[i]) && qemu_user_choose(&spec, run_dir, NULL, &u, &e) == 0 && !u.uid &&
+                        qemu_user_choose(&spec, run_dir, "4000000-4000100", &u, &e) < 0;
+            if (!good || !strstr(e.text, said[i]))
+                fprintf(stderr, "without capability %u: user %u, '%s'\n", caps[i], u.uid, e.text);
+            _exit(!good || !strstr(e.text, said[i])); /* in the forked child only */
+        }
+        assert_int_equal(waitpid(pid, &code, 0), pid);
+        assert_int_equal(code, 0);
+        assert_int_not_equal(access(in_run_dir("qemu.user"), F_OK), 0);
+    }
+}
+
 static void the_key_is_understood(void **state)
 {
     (void)state;
     static const char *const wrong[] = {
         "", "5", "5-", "9-5", "1-4294967295", "0-5", "7-9x", "no such account"};
-    struct probe_user u;
+    struct qemu_users u;
     struct xm_error e = {0};
 
-    assert_int_equal(probe_qemu_user("root", &u, &e), 0);
+    assert_int_equal(qemu_users_find("root", &u, &e), 0);
     assert_int_equal(u.last, 0);
-    assert_int_equal(probe_qemu_user("70000-70009", &u, &e), 0);
+    assert_int_equal(qemu_users_find("70000-70009", &u, &e), 0);
     assert_true(u.first == 70000 && u.last == 70009 && !u.name);
-    assert_int_equal(probe_qemu_user("daemon", &u, &e), 0);
-    assert_true(u.first && u.first == u.last && u.gid && !strcmp(u.name, "daemon"));
-    probe_user_free(&u);
+    assert_int_equal(qemu_users_find("daemon", &u, &e), 0);
+    assert_true(u.first && u.first == u.last && u.first_one.gid && !strcmp(u.name, "daemon"));
+    qemu_users_free(&u);
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
-        if (probe_qemu_user(wrong[i], &u, &e) >= 0)
+        if (qemu_users_find(wrong[i], &u, &e) >= 0)
             fail_msg("'%s' is a user", wrong[i]);
     }
 }
@@ -298,6 +342,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(it_gets_what_it_cannot_open, tmpdir_make, teardown),
         cmocka_unit_test_setup_teardown(each_vm_has_another_and_keeps_it, tmpdir_make, teardown),
         cmocka_unit_test_setup_teardown(who_cannot_run_it_is_not_taken, tmpdir_make, teardown),
+        cmocka_unit_test_setup_teardown(who_cannot_be_tracked_or_ended_is_not_taken, tmpdir_make, teardown),
         cmocka_unit_test(the_key_is_understood),
         /* The last: this process is no more after it what it was. */
         cmocka_unit_test_setup_teardown(a_shim_with_what_it_needs_tracks_its_memory, tmpdir_make, teardown),
