@@ -182,10 +182,10 @@ uint64_t xm_writer_pending(const struct xm_writer *); /* requests not done */
 /* Fails what still waits for a predecessor with -ECANCELED. What is in flight ends by itself; free when pending is 0. */
 void xm_writer_cancel(struct xm_writer *);
 void xm_writer_free(struct xm_writer *);
-/* The highest number of frames that may be unsettled at once per disk; the writer refuses what lies beyond (-EPROTO). */
+/* The highest number of frames that may be pending at once per disk; the writer refuses what lies beyond (-EPROTO). */
 #define XM_WRITER_WINDOW 65536u
 
-/* ---- replica: the second copy of a disk, as the driver and the copier see it ---- */
+/* ---- replica: the sending proxy of a disk's second copy; a writer at the destination applies what it sends ---- */
 
 struct xm_replica;
 /* one piece, within one chunk; owned by the replica until done (called on the engine's thread) */
@@ -200,7 +200,7 @@ struct xm_rreq {
     struct xm_msg msg;
     struct xm_wreq wreq;
     struct xm_replica *replica;
-    bool latest; /* the latest unsettled one of its chunk */
+    bool latest; /* the latest pending one of its chunk */
     bool is_hash;
     TAILQ_ENTRY(xm_rreq) link, by_chunk;
 };
@@ -213,10 +213,10 @@ void xm_replica_submit(struct xm_replica *, struct xm_rreq *);
 /* Asks for the XXH3-128 (canonical) of what is there in [offset, offset+length), within one chunk, after all that was submitted
  * for that chunk before. Only offset, length and done of the request are used. */
 void xm_replica_hash(struct xm_replica *, struct xm_rreq *);
-/* of what was settled with status 0 */
+/* of what ended with status 0 */
 void xm_replica_digest(const struct xm_replica *, struct xm_digest *);
-uint64_t xm_replica_unsettled(const struct xm_replica *);
-void xm_replica_free(struct xm_replica *); /* nothing unsettled */
+uint64_t xm_replica_pending(const struct xm_replica *); /* requests not done */
+void xm_replica_free(struct xm_replica *); /* nothing pending */
 
 /* ---- bulk copier ---- */
 
@@ -227,10 +227,10 @@ struct xm_copier_ops {
     /* Whether somebody else uses the disk now, for whom the copier has to leave it free as much as it can. May be NULL. */
     bool (*shared)(void *ctx);
     /* All of the chunk has been read, and the replica has all its pieces in their order: what is submitted for the chunk
-     * from now on lands on top of them. Once, before settled(); not for a chunk that failed before. May be NULL. */
+     * from now on lands on top of them. Once, before ended(); not for a chunk that failed before. May be NULL. */
     void (*read)(void *ctx, int64_t chunk);
     /* The chunk's pieces are all acknowledged (0), or something of it failed (-errno). */
-    void (*settled)(void *ctx, int64_t chunk, int status);
+    void (*ended)(void *ctx, int64_t chunk, int status);
 };
 struct xm_copier_stats {
     uint64_t bytes_data, bytes_zero, bytes_hole; /* acknowledged */
@@ -250,7 +250,7 @@ unsigned xm_copier_room(const struct xm_copier *);
 void xm_copier_kick(struct xm_copier *);        /* there may be chunks to claim (again) */
 void xm_copier_pause(struct xm_copier *, bool); /* claims nothing while paused */
 void xm_copier_stats(const struct xm_copier *, struct xm_copier_stats *);
-unsigned xm_copier_busy(const struct xm_copier *); /* chunks claimed and not settled */
+unsigned xm_copier_busy(const struct xm_copier *); /* chunks claimed whose copy has not ended */
 void xm_copier_free(struct xm_copier *);           /* paused and not busy */
 
 #endif

@@ -6,15 +6,15 @@
  * is not zero of a step goes to the replica at once, without waiting for the chunk's other steps. When all of
  * the chunk has been read, its zeros and holes follow as ZERO requests with UNMAP, neighbours as one, so that
  * a thin disk stays thin; none at all where the target is known to read as zeros. When the replica has
- * settled every piece the chunk is settled, and counted (invariant 9).
+ * acknowledged every piece the chunk is copied, and counted (invariant 9).
  *
  * What can happen instead:
- * - A read fails: it is tried again at once, READ_TRIES times in all; then the chunk settles with the error,
+ * - A read fails: it is tried again at once, READ_TRIES times in all; then its copy ends with the error,
  * when what was under way for it has ended. Whether and when it is claimed again is the driver's business.
  * - The replica refuses a piece: the same.
  * - Somebody else uses the disk: it is read from time to time only (READ_GAP).
  * - The way to the replica is slow: fewer chunks are claimed at a time (depth.c).
- * - No buffer: the step waits until another has ended. None under way (memory is short): the chunk settles
+ * - No buffer: the step waits until another has ended. None under way (memory is short): its copy ends
  * with -ENOMEM.
  */
 #include "blkcopy/blkcopy.h"
@@ -57,7 +57,7 @@ struct job {
     uint64_t since, data;       /* when it was claimed; bytes sent */
     uint64_t offset, end, next; /* next: up to where steps were started */
     uint64_t data_end;          /* up to here it is known not to be a hole */
-    unsigned reading, unsettled;
+    unsigned reading, pending;
     int status;
     uint64_t zeros, holes; /* by granule; holes is a subset of zeros */
 };
@@ -203,7 +203,7 @@ static void fail(struct job *j, int status)
         j->status = status;
 }
 
-static void piece_settled(struct xm_rreq *r, int status)
+static void piece_ended(struct xm_rreq *r, int status)
 {
     struct piece *p = xm_container_of(r, struct piece, rreq);
     struct job *j = p->job;
@@ -216,7 +216,7 @@ static void piece_settled(struct xm_rreq *r, int status)
     if (p->step && --p->step->pieces == 0)
         step_put(c, p->step);
     piece_put(c, p);
-    j->unsettled--;
+    j->pending--;
     advance(j);
     fill(c);
 }
@@ -236,12 +236,12 @@ static void send_piece(struct job *j, struct step *s, uint64_t offset, uint64_t 
                                .offset = offset,
                                .length = length,
                                .buf = s ? (char *)s->buf + (offset - s->io.offset) : NULL,
-                               .done = piece_settled};
+                               .done = piece_ended};
     if (s) {
         s->pieces++;
         j->data += length;
     }
-    j->unsettled++;
+    j->pending++;
     xm_replica_submit(j->copier->replica, &p->rreq);
 }
 
@@ -337,29 +337,29 @@ static void advance(struct job *j)
         set_bare(j);
     if (j->zeros && !j->skip_zeros && j->status == 0) {
         j->skip_zeros = true; /* once */
-        j->unsettled++;       /* this function's hold on the job */
+        j->pending++;       /* this function's hold on the job */
         send_runs(j, NULL, j->offset, j->end, true);
-        j->unsettled--;
+        j->pending--;
     }
     if (j->status == 0 && !j->told && c->ops->read) {
         j->told = true;
-        j->unsettled++; /* what is called may settle pieces */
+        j->pending++; /* what is called may end pieces */
         c->ops->read(c->ctx, j->chunk);
-        j->unsettled--;
+        j->pending--;
     }
-    if (j->unsettled > 0)
+    if (j->pending > 0)
         return;
     if (j->status == 0)
         count_zeros(j);
     int64_t chunk = j->chunk;
     int status = j->status;
     if (j->data > 0 && status == 0)
-        depth_settled(&c->depth, j->since, xm_engine_now(c->engine), j->data, c->chunk_size);
+        depth_copied(&c->depth, j->since, xm_engine_now(c->engine), j->data, c->chunk_size);
     c->busy--;
     c->bare -= j->bare;
     c->again -= j->again;
     free(j);
-    c->ops->settled(c->ctx, chunk, status);
+    c->ops->ended(c->ctx, chunk, status);
 }
 
 static bool is_hole(struct xm_copier *c, uint64_t offset, uint64_t length)
@@ -454,7 +454,7 @@ static bool start_job(struct xm_copier *c)
     c->busy++;
     if (!j) {
         c->busy--;
-        c->ops->settled(c->ctx, chunk, -ENOMEM);
+        c->ops->ended(c->ctx, chunk, -ENOMEM);
         return false;
     }
     j->copier = c;

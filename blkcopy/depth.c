@@ -4,7 +4,7 @@
  * What the guest writes to a claimed chunk follows the chunk's copy; in sync mode, or with a full mirror buffer,
  * the guest waits for that, for the write cap at most; past it the copy is worth nothing and is made again. On a
  * way of 20 MB/s, 16 MiB of chunks are 0.8 s of queue: each chunk written to meanwhile was sent in vain. So what is bounded is the time that a chunk waits for others: its latency,
- * from claimed to settled, less the shortest latency seen (`base`). A long round trip is in both, and does not
+ * from claimed to copied, less the shortest latency seen (`base`). A long round trip is in both, and does not
  * count.
  *
  * Happy path: rounds of as many chunks as the depth, all claimed in the same round. When even the one that
@@ -33,7 +33,7 @@
 static void round_begin(struct depth *d, uint64_t now)
 {
     d->round.from = now;
-    d->round.settled = d->round.used = 0;
+    d->round.copied = d->round.used = 0;
     d->round.queued = UINT64_MAX;
 }
 
@@ -108,7 +108,7 @@ static void round_add(struct depth *d, uint64_t queued, uint64_t latency, uint64
     unsigned whole = XM_MIN(d->now, XM_MAX(d->round.used, 1u));
     bool late = d->round.queued > d->target;
     /* A whole deep round takes long on a link that has become slow. */
-    if (++d->round.settled < (late ? XM_MIN(whole, LATE) : whole))
+    if (++d->round.copied < (late ? XM_MIN(whole, LATE) : whole))
         return;
     if (late)
         shrink(d, now);
@@ -117,7 +117,7 @@ static void round_add(struct depth *d, uint64_t queued, uint64_t latency, uint64
     round_begin(d, now);
 }
 
-void depth_settled(struct depth *d, uint64_t since, uint64_t now, uint64_t data, uint64_t chunk_size)
+void depth_copied(struct depth *d, uint64_t since, uint64_t now, uint64_t data, uint64_t chunk_size)
 {
     uint64_t latency = now - since;
     uint64_t class = XM_MIN((data - 1) * DEPTH_CLASSES / chunk_size, DEPTH_CLASSES - 1);

@@ -19,7 +19,7 @@ struct depth {
     uint64_t retry_at;
     struct {
         uint64_t from;            /* chunks claimed since then are judged */
-        unsigned settled, used;   /* of them; the most that were claimed at once */
+        unsigned copied, used;   /* of them; the most that were claimed at once */
         uint64_t queued, latency; /* of the one that was queued for the shortest time */
     } round;
 };
@@ -27,7 +27,7 @@ struct depth {
 void depth_init(struct depth *, unsigned max, uint64_t target, uint64_t now);
 /* A chunk was claimed; so many are now. */
 void depth_claimed(struct depth *, unsigned claimed);
-/* A chunk that was claimed at `since` has settled well; data: bytes of it that were sent, not 0. */
-void depth_settled(struct depth *, uint64_t since, uint64_t now, uint64_t data, uint64_t chunk_size);
+/* A chunk that was claimed at `since` has been copied well; data: bytes of it that were sent, not 0. */
+void depth_copied(struct depth *, uint64_t since, uint64_t now, uint64_t data, uint64_t chunk_size);
 
 #endif

@@ -1,20 +1,21 @@
 /* SPDX-License-Identifier: MIT */
-/* The second copy of a disk, as the driver and the copier see it: requests go in, and come back settled.
+/* The sending proxy of a disk's second copy, which is what the driver and the copier see of it: requests go in, and
+ * come back with a status. What it sends is applied at the destination by the writer (writer.c).
  *
  * Far: each request becomes a message for the transport. Near: a request of a writer on the same engine.
- * Either way it gets a number, and the number of the latest request of its chunk that is still unsettled: the
- * writer applies it after that one. Requests of a chunk whose predecessor has been settled need none: what
- * was settled was applied (or refused), and so was all before it.
+ * Either way it gets a number, and the number of the latest request of its chunk that is still pending: the
+ * writer applies it after that one. Requests of a chunk whose predecessor has ended need none: what
+ * has ended was applied (or refused), and so was all before it.
  *
  * Urgent requests pass the others on the way, but not those that they have to follow.
  *
  * What can happen instead:
- * - The other side refuses a request (its disk is full or broken): it settles with that error. Order is not
+ * - The other side refuses a request (its disk is full or broken): it ends with that error. Order is not
  * disturbed.
  * - The transport is lost for good: -ENOLINK or -ECANCELED. Whether the other side has applied the request
- * cannot be known any more, so no later one could be put in its order: the replica is dead, and settles all
+ * cannot be known any more, so no later one could be put in its order: the replica is dead, and ends all
  * that comes with that error.
- * - More than XM_WRITER_WINDOW would be unsettled: requests wait here, in order.
+ * - More than XM_WRITER_WINDOW would be pending: requests wait here, in order.
  */
 #include "blkcopy/blkcopy.h"
 
@@ -34,10 +35,10 @@ struct xm_replica {
     uint32_t chunk_size;
     int dead; /* -errno of a transport that is lost for good */
     uint64_t last_seq;
-    uint64_t unsettled;           /* all requests not done, of any kind */
+    uint64_t pending;           /* all requests not done, of any kind */
     struct rreqs sent;            /* WRITE and ZERO with a number, lowest first (link) */
     struct rreqs waiting;         /* WRITE and ZERO that the window has no room for (link) */
-    struct rreqs latest[BUCKETS]; /* by chunk: the latest unsettled one (by_chunk) */
+    struct rreqs latest[BUCKETS]; /* by chunk: the latest pending one (by_chunk) */
     struct xm_digest digest;
 };
 
@@ -82,7 +83,7 @@ void xm_replica_free(struct xm_replica *p)
     if (!p)
         return;
     /* Invariant: nobody waits for an answer. */
-    assert(p->unsettled == 0);
+    assert(p->pending == 0);
     free(p);
 }
 
@@ -91,9 +92,9 @@ void xm_replica_digest(const struct xm_replica *p, struct xm_digest *out)
     *out = p->digest;
 }
 
-uint64_t xm_replica_unsettled(const struct xm_replica *p)
+uint64_t xm_replica_pending(const struct xm_replica *p)
 {
-    return p->unsettled;
+    return p->pending;
 }
 
 static bool is_ordered(const struct xm_rreq *r)
@@ -106,7 +107,7 @@ static uint64_t chunk_of(const struct xm_rreq *r)
     return r->offset / r->replica->chunk_size;
 }
 
-/* The latest unsettled request of r's chunk, or NULL. */
+/* The latest pending request of r's chunk, or NULL. */
 static struct xm_rreq *predecessor(struct xm_replica *p, const struct xm_rreq *r)
 {
     struct xm_rreq *before;
@@ -145,7 +146,7 @@ static void number(struct xm_replica *p, struct xm_rreq *r)
 
 static void send_waiting(struct xm_replica *p);
 
-static void settle(struct xm_rreq *r, int status)
+static void request_end(struct xm_rreq *r, int status)
 {
     struct xm_replica *p = r->replica;
 
@@ -161,7 +162,7 @@ static void settle(struct xm_rreq *r, int status)
     }
     if (p->transport && (status == -ENOLINK || status == -ECANCELED) && !p->dead)
         p->dead = status;
-    p->unsettled--;
+    p->pending--;
     send_waiting(p);
     r->done(r, status);
 }
@@ -176,21 +177,21 @@ static int take_hash(struct xm_rreq *r, int status, const void *reply, uint32_t 
     return 0;
 }
 
-static void far_settled(struct xm_post *post)
+static void far_ended(struct xm_post *post)
 {
     struct xm_rreq *r = xm_container_of(post, struct xm_rreq, msg.post);
     int status = take_hash(r, r->msg.status, r->msg.reply, r->msg.reply_len);
 
     free(r->msg.reply);
     r->msg.reply = NULL;
-    settle(r, status);
+    request_end(r, status);
 }
 
-static void near_settled(struct xm_wreq *w, int status, const void *reply, uint32_t reply_len)
+static void near_ended(struct xm_wreq *w, int status, const void *reply, uint32_t reply_len)
 {
     struct xm_rreq *r = xm_container_of(w, struct xm_rreq, wreq);
 
-    settle(r, take_hash(r, status, reply, reply_len));
+    request_end(r, take_hash(r, status, reply, reply_len));
 }
 
 static void send_near(struct xm_replica *p, struct xm_rreq *r)
@@ -198,7 +199,7 @@ static void send_near(struct xm_replica *p, struct xm_rreq *r)
     /* Nothing can be changed on the way from here to there: the hash stays 0 on both sides. */
     xm_frame_of_msg(&r->wreq.hdr, &r->msg, 0, 0);
     r->wreq.payload = (void *)(uintptr_t)r->buf;
-    r->wreq.done = near_settled;
+    r->wreq.done = near_ended;
     xm_writer_submit(p->writer, &r->wreq);
 }
 
@@ -243,10 +244,10 @@ static void send_waiting(struct xm_replica *p)
     }
 }
 
-/* Those that keep an order wait when the window is full; a flush is for what was settled before it. */
+/* Those that keep an order wait when the window is full; a flush is for what has ended before it. */
 static void submit(struct xm_replica *p, struct xm_rreq *r)
 {
-    p->unsettled++;
+    p->pending++;
     if (p->dead)
         fail_later(p, r);
     else if (r->op != XM_IO_FLUSH && (!TAILQ_EMPTY(&p->waiting) || !has_room(p)))
@@ -261,7 +262,7 @@ static void prepare(struct xm_replica *p, struct xm_rreq *r, uint8_t type)
     r->latest = false;
     r->is_hash = type == XM_FRAME_DISK_HASH;
     memset(&r->msg, 0, sizeof r->msg);
-    r->msg.post.run = far_settled;
+    r->msg.post.run = far_ended;
     r->msg.home = &p->engine->mailbox;
     r->msg.type = type;
     r->msg.urgent = r->urgent;

@@ -18,7 +18,7 @@
  *
  * A DISK_HASH may name a frame to wait for, too; it has no number of its own.
  *
- * Invariant: the sender has nothing unsettled further back than XM_WRITER_WINDOW behind the highest number it
+ * Invariant: the sender has nothing pending further back than XM_WRITER_WINDOW behind the highest number it
  * sent. So one byte per number of the window is enough to remember every answer that may still be asked for.
  */
 #include "blkcopy/blkcopy.h"

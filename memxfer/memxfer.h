@@ -83,7 +83,7 @@ void xm_precopy_deadline(struct xm_precopy *, uint64_t deadline);
 int xm_precopy_peek(struct xm_precopy *, uint64_t *pages, struct xm_error *);
 void xm_precopy_digest(const struct xm_precopy *, struct xm_digest *);
 uint64_t xm_precopy_total_pages(const struct xm_precopy *);
-/* Progress for another thread: pages settled in this round, and of how many. */
+/* Progress for another thread: pages answered in this round, and of how many. */
 void xm_precopy_progress(const struct xm_precopy *, uint64_t *done, uint64_t *of);
 void xm_precopy_free(struct xm_precopy *);
 

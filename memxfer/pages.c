@@ -39,19 +39,19 @@ static bool page_is_zero(const uint8_t *page)
     return true;
 }
 
-void pages_begin(struct pages_writer *w, uint8_t *buf)
+void pages_begin(struct pages_frame *w, uint8_t *buf)
 {
     w->buf = buf;
     w->runs = w->data = 0;
     w->base = w->data_pages = w->zero_pages = 0;
 }
 
-uint8_t *pages_tail(struct pages_writer *w)
+uint8_t *pages_tail(struct pages_frame *w)
 {
     return w->buf + PAGES_TABLE_MAX + (size_t)w->data * XM_PAGE;
 }
 
-unsigned pages_room(const struct pages_writer *w, uint64_t page)
+unsigned pages_room(const struct pages_frame *w, uint64_t page)
 {
     /* In the worst case each page is a run. */
     if (w->runs && page - w->base > UINT32_MAX - PAGES_BATCH)
@@ -60,7 +60,7 @@ unsigned pages_room(const struct pages_writer *w, uint64_t page)
 }
 
 /* Appends to the last run or begins one. The caller knows that there is room. */
-static void append(struct pages_writer *w, uint64_t page, uint32_t n, uint32_t zero)
+static void append(struct pages_frame *w, uint64_t page, uint32_t n, uint32_t zero)
 {
     if (!w->runs)
         w->base = page;
@@ -79,7 +79,7 @@ static void append(struct pages_writer *w, uint64_t page, uint32_t n, uint32_t z
     w->runs++;
 }
 
-void pages_put(struct pages_writer *w, uint64_t page, unsigned n)
+void pages_put(struct pages_frame *w, uint64_t page, unsigned n)
 {
     const uint8_t *from = pages_tail(w);
 
@@ -97,7 +97,7 @@ void pages_put(struct pages_writer *w, uint64_t page, unsigned n)
     }
 }
 
-uint64_t pages_zero(struct pages_writer *w, uint64_t page, uint64_t n)
+uint64_t pages_zero(struct pages_frame *w, uint64_t page, uint64_t n)
 {
     uint64_t took = 0;
 
@@ -113,7 +113,7 @@ uint64_t pages_zero(struct pages_writer *w, uint64_t page, uint64_t n)
     return took;
 }
 
-void pages_end(struct pages_writer *w, struct xm_msg *m)
+void pages_end(struct pages_frame *w, struct xm_msg *m)
 {
     size_t table = table_bytes(w->runs);
     uint8_t *p = w->buf + PAGES_TABLE_MAX - table;

@@ -41,7 +41,7 @@
 
 /* ---- writing one frame ---- */
 
-struct pages_writer {
+struct pages_frame {
     uint8_t *buf; /* PAGES_BUFFER bytes, page-aligned: data from PAGES_TABLE_MAX on, the table right before it
                      at the end */
     uint64_t base; /* first page; valid with runs > 0 */
@@ -52,17 +52,17 @@ struct pages_writer {
     } run[PAGES_RUNS_MAX];
 };
 
-void pages_begin(struct pages_writer *, uint8_t *buf);
+void pages_begin(struct pages_frame *, uint8_t *buf);
 /* Where the next pages of data go, and how many may (0: the frame is full). */
-uint8_t *pages_tail(struct pages_writer *);
-unsigned pages_room(const struct pages_writer *, uint64_t page);
+uint8_t *pages_tail(struct pages_frame *);
+unsigned pages_room(const struct pages_frame *, uint64_t page);
 /* Takes the n pages that were put at the tail as the block's pages from `page` on. Those that are all zeros
  * become zero runs. n <= pages_room(); pages come in ascending order. */
-void pages_put(struct pages_writer *, uint64_t page, unsigned n);
+void pages_put(struct pages_frame *, uint64_t page, unsigned n);
 /* Adds a zero run. Returns how many pages it took: fewer than asked when the frame is full. */
-uint64_t pages_zero(struct pages_writer *, uint64_t page, uint64_t n);
+uint64_t pages_zero(struct pages_frame *, uint64_t page, uint64_t n);
 /* Writes the table and sets payload, length, offset and extent of the message. At least one run. */
-void pages_end(struct pages_writer *, struct xm_msg *);
+void pages_end(struct pages_frame *, struct xm_msg *);
 
 /* ---- reading one ---- */
 

@@ -5,7 +5,7 @@
  * comes too late to be read is reported by the next collect. Pages that our own process has written are
  * marked by the driver after the write, and the marks are taken after the tracker's scan and before the
  * reading: the same argument. Round 1 sends everything that the memfd holds and says of all the rest that it
- * reads as zeros. A round begins when all messages of the one before are settled: no page is in flight twice.
+ * reads as zeros. A round begins when all messages of the one before have ended: no page is in flight twice.
  *
  * Pages are read with pread from the memfd and not through our mapping: as fast for runs (10 GB/s where it
  * was measured), and it neither allocates what is not there nor builds page tables of 0.2 % of RAM in our
@@ -41,7 +41,7 @@ struct slot {
     struct xm_msg msg;
     TAILQ_ENTRY(slot) link; /* in free or in flight */
     struct xm_precopy *pc;
-    struct pages_writer writer;
+    struct pages_frame frame;
     uint64_t order, since; /* since: when it was submitted */
 };
 TAILQ_HEAD(slots, slot);
@@ -74,7 +74,7 @@ struct xm_precopy {
     atomic_ullong done, of; /* pages */
 };
 
-static void settled(struct xm_post *post)
+static void pages_answered(struct xm_post *post)
 {
     struct slot *s = xm_container_of(xm_container_of(post, struct xm_msg, post), struct slot, msg);
     struct xm_precopy *pc = s->pc;
@@ -98,11 +98,11 @@ static void settled(struct xm_post *post)
     xm_frame_of_msg(&h, &s->msg, s->msg.wire_id, s->msg.hash);
     xm_digest_add(&pc->digest, &h);
     if (pc->round) {
-        pc->round->pages_data += s->writer.data_pages;
-        pc->round->pages_zero += s->writer.zero_pages;
+        pc->round->pages_data += s->frame.data_pages;
+        pc->round->pages_zero += s->frame.zero_pages;
         pc->round->wire_bytes += sizeof h + s->msg.length;
     }
-    atomic_fetch_add_explicit(&pc->done, s->writer.data_pages + s->writer.zero_pages, memory_order_relaxed);
+    atomic_fetch_add_explicit(&pc->done, s->frame.data_pages + s->frame.zero_pages, memory_order_relaxed);
 }
 
 /* 0, or why the round has to end. */
@@ -149,18 +149,18 @@ static void submit_open(struct xm_precopy *pc)
     struct xm_msg *m = &s->msg;
 
     pc->open = NULL;
-    if (!s->writer.runs) {
+    if (!s->frame.runs) {
         TAILQ_INSERT_HEAD(&pc->free, s, link);
         return;
     }
     memset(m, 0, sizeof *m);
-    m->post.run = settled;
+    m->post.run = pages_answered;
     m->home = &pc->mailbox;
     m->type = XM_FRAME_RAM_PAGES;
     m->object = (uint16_t)pc->open_block;
     m->seq = ++pc->seq[pc->open_block];
     m->after = pc->number;
-    pages_end(&s->writer, m);
+    pages_end(&s->frame, m);
     s->order = pc->order++;
     s->since = xm_now();
     TAILQ_INSERT_TAIL(&pc->flight, s, link);
@@ -181,7 +181,7 @@ static int open_frame(struct xm_precopy *pc, unsigned block)
     struct slot *s = take_slot(pc);
     if (!s)
         return -pc->error.code;
-    pages_begin(&s->writer, pc->slab + (size_t)(s - pc->slot) * PAGES_BUFFER);
+    pages_begin(&s->frame, pc->slab + (size_t)(s - pc->slot) * PAGES_BUFFER);
     pc->open = s;
     pc->open_block = block;
     return 0;
@@ -193,7 +193,7 @@ static int send_zeros(struct xm_precopy *pc, unsigned block, uint64_t page, uint
         int r = open_frame(pc, block);
         if (r < 0)
             return r;
-        uint64_t took = pages_zero(&pc->open->writer, page, n);
+        uint64_t took = pages_zero(&pc->open->frame, page, n);
         page += took;
         n -= took;
         if (n)
@@ -208,7 +208,7 @@ static int send_pages(struct xm_precopy *pc, unsigned block, uint64_t page, uint
         int r = open_frame(pc, block);
         if (r < 0)
             return r;
-        struct pages_writer *w = &pc->open->writer;
+        struct pages_frame *w = &pc->open->frame;
         unsigned part = (unsigned)XM_MIN(n, pages_room(w, page));
         if (!part) {
             submit_open(pc);
@@ -463,7 +463,7 @@ void xm_precopy_free(struct xm_precopy *pc)
         return;
     xm_mailbox_own(&pc->mailbox);
     while (
-        !TAILQ_EMPTY(&pc->flight)) /* the transport settles everything sooner or later: that is its promise */
+        !TAILQ_EMPTY(&pc->flight)) /* the transport ends every message sooner or later: that is its promise */
         xm_mailbox_wait(&pc->mailbox, -1);
     xm_tracker_close(pc->tracker);
     for (unsigned i = 0; i < pc->bitmaps; i++)

@@ -233,7 +233,7 @@ static void settle_done(void *arg, int status, const char *why)
 
 static void settle_begin(struct machine_disk *d, void *arg)
 {
-    xm_disk_settle(d->disk, settle_done, arg);
+    xm_disk_quiesce(d->disk, settle_done, arg);
 }
 
 static void give_up(struct machine_disk *d, void *arg)

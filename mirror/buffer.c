@@ -67,7 +67,7 @@ struct mirrored *mirrored_new(struct xm_disk_req *r)
                            .since = xm_engine_now(d->engine),
                            .local = true};
     d->buffer_used += cost;
-    TAILQ_INSERT_TAIL(&d->unsettled, m, link);
+    TAILQ_INSERT_TAIL(&d->pending, m, link);
     return m;
 }
 
@@ -92,18 +92,18 @@ static void free_if_done(struct mirrored *m)
 {
     struct xm_disk *d = m->disk;
 
-    if (m->local || m->unsettled > 0)
+    if (m->local || m->pending > 0)
         return;
     xm_bufpool_put(d->mirror_pool, m->buf, m->length);
     d->buffer_used -= m->cost;
-    TAILQ_REMOVE(&d->unsettled, m, link);
+    TAILQ_REMOVE(&d->pending, m, link);
     TAILQ_INSERT_HEAD(&d->free_mirrored, m, link);
     mode_update(d, xm_engine_now(d->engine));
     buffer_wake(d);
     progress_if_awaited(d);
 }
 
-static void piece_settled(struct xm_rreq *rr, int status)
+static void piece_ended(struct xm_rreq *rr, int status)
 {
     struct piece *p = xm_container_of(rr, struct piece, rreq);
     struct mirrored *m = p->mirrored;
@@ -117,7 +117,7 @@ static void piece_settled(struct xm_rreq *rr, int status)
     }
     p->next_free = d->free_pieces;
     d->free_pieces = p;
-    if (--m->unsettled > 0)
+    if (--m->pending > 0)
         return;
     struct xm_disk_req *r = m->local ? NULL : m->req;
     free_if_done(m);
@@ -159,8 +159,8 @@ void mirrored_send(struct mirrored *m)
                                    .offset = at,
                                    .length = to - at,
                                    .buf = m->buf ? (char *)m->buf + (at - m->offset) : NULL,
-                                   .done = piece_settled};
-        m->unsettled++;
+                                   .done = piece_ended};
+        m->pending++;
         xm_replica_submit(d->replica, &p->rreq);
     }
 }

@@ -8,7 +8,7 @@
 
 enum {
     CHUNK_SENT = 4, /* something of it was sent once: the other side need not read as zeros there any more */
-    /* copying only: what is being copied is out of date already; it goes absent when it settles */
+    /* copying only: what is being copied is out of date already; it goes absent when its copy ends */
     CHUNK_STALE = 8,
     /* copying only: all of it has been read and has its place in the order of the replica; what is sent after it
      * lands on top of it. Every change of state clears it: a chunk that is copying to be compared has none. */

@@ -101,10 +101,10 @@ static void chunk_read(void *ctx, int64_t chunk)
     request_event_all(&held, REQ_EV_RETRY);
 }
 
-static void chunk_settled(void *ctx, int64_t settled, int status)
+static void copy_ended(void *ctx, int64_t copied, int status)
 {
     struct xm_disk *d = ctx;
-    uint64_t chunk = (uint64_t)settled;
+    uint64_t chunk = (uint64_t)copied;
 
     progress_if_awaited(d);
     if (!is_mirroring(d))
@@ -145,7 +145,7 @@ static void reset_stats(struct xm_disk *d)
 int xm_disk_mirror_on(struct xm_disk *d, struct xm_replica *replica, bool target_zeroed, struct xm_error *e)
 {
     static const struct xm_copier_ops ops = {
-        .next = next_chunk, .shared = guest_is_there, .read = chunk_read, .settled = chunk_settled};
+        .next = next_chunk, .shared = guest_is_there, .read = chunk_read, .ended = copy_ended};
 
     if (d->mode != XM_MIRROR_OFF || d->copier)
         return xm_error_set(e, EBUSY, "%s is being mirrored already", d->file->path);
@@ -185,7 +185,7 @@ void mirror_begin(struct xm_disk *d)
 
 bool mirror_quiet(const struct xm_disk *d)
 {
-    return !d->flushing && !verify_busy(d) && TAILQ_EMPTY(&d->unsettled) &&
+    return !d->flushing && !verify_busy(d) && TAILQ_EMPTY(&d->pending) &&
            (!d->copier || xm_copier_busy(d->copier) == 0);
 }
 

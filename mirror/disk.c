@@ -58,7 +58,7 @@ struct xm_disk *xm_disk_new(struct xm_engine *engine, struct xm_file *file, cons
     TAILQ_INIT(&d->gated);
     TAILQ_INIT(&d->waits);
     TAILQ_INIT(&d->nobuf);
-    TAILQ_INIT(&d->unsettled);
+    TAILQ_INIT(&d->pending);
     TAILQ_INIT(&d->free_mirrored);
     busy_init(&d->busy);
     d->progress.fire = progress_fire;
@@ -202,7 +202,7 @@ void xm_disk_submit(struct xm_disk *d, struct xm_breq *b)
     if (d->mode != XM_MIRROR_OFF)
         d->guest_at = xm_engine_now(d->engine);
     if (modifies && d->mode != XM_MIRROR_OFF) {
-        d->settle_spoiled = true;
+        d->quiesce_spoiled = true;
         request_tracked(r);
         return;
     }

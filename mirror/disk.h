@@ -5,9 +5,9 @@
  *   busy.c      which writes are under way in which chunk: overlaps, and claims that wait for them
  *   buffer.c    the mirror buffer, and the pieces under way to the replica
  *   mode.c      async and sync, giving up on chunks, the replica lost and back
- *   copy.c      the copier's side: claims, settled chunks, failures; mirror on and off
+ *   copy.c      the copier's side: claims, chunks copied, failures; mirror on and off
  *   verify.c    comparing both sides
- *   settle.c    the switch: settling, and the pivot of storage-only
+ *   quiesce.c   the switch: quiescing, and the pivot of storage-only
  * All of it runs on the engine's thread. */
 #ifndef MIRROR_DISK_H
 #define MIRROR_DISK_H
@@ -36,7 +36,7 @@ enum req_event {
     REQ_EV_RETRY,     /* what it waited for may be there */
     REQ_EV_CAP,       /* it has waited for as long as the mirror may hold a guest */
     REQ_EV_LOCAL,     /* the engine is done with it */
-    REQ_EV_MIRRORED   /* the replica has settled all of it */
+    REQ_EV_MIRRORED   /* the replica is done with all of it */
 };
 
 /* A part's hold on one chunk; in the order in which the parts came. */
@@ -137,9 +137,9 @@ struct mirrored {
     struct xm_disk_req *req; /* who waits for it; NULL: nobody any more */
     void *buf;               /* the private copy (invariant 4); NULL: zeros */
     uint64_t offset, length, cost, since;
-    unsigned unsettled;         /* pieces */
+    unsigned pending;         /* pieces */
     bool local;                 /* the local write still uses the buffer */
-    TAILQ_ENTRY(mirrored) link; /* disk->unsettled, or free list */
+    TAILQ_ENTRY(mirrored) link; /* disk->pending, or free list */
 };
 
 /* Room for the part, or NULL. */
@@ -186,7 +186,7 @@ struct xm_disk {
     struct chunkmap map;
     struct xm_bufpool *bulk_pool, *mirror_pool;
     uint64_t buffer_used;
-    TAILQ_HEAD(, mirrored) unsettled, free_mirrored;
+    TAILQ_HEAD(, mirrored) pending, free_mirrored;
     struct piece *free_pieces;
     uint64_t low_since; /* since when the buffer has been low; 0: it is not */
     unsigned failures;  /* chunks that failed to copy, one after the other */
@@ -198,9 +198,9 @@ struct xm_disk {
     struct xm_timer progress;
     void (*off_done)(void *);
     void *off_arg;
-    void (*settle_done)(void *, int, const char *);
-    void *settle_arg;
-    bool settle_spoiled; /* the guest wrote meanwhile */
+    void (*quiesce_done)(void *, int, const char *);
+    void *quiesce_arg;
+    bool quiesce_spoiled; /* the guest wrote meanwhile */
     enum pivot_step pivot;
     unsigned pivot_tries;
     bool gate;
@@ -244,13 +244,13 @@ void mirror_begin(struct xm_disk *); /* STARTING, and all that began before has 
 void mirror_teardown(struct xm_disk *);
 bool mirror_quiet(const struct xm_disk *); /* nothing under way to the replica */
 
-/* settle.c: something happened that the copier, settle, pivot, mirror off or on may wait for; looked at in
+/* quiesce.c: something happened that the copier, quiesce, pivot, mirror off or on may wait for; looked at in
  * the next turn. */
 void progress(struct xm_disk *);
 /* Something ended that only those wait for, not the copier. */
 void progress_if_awaited(struct xm_disk *);
 void progress_fire(struct xm_timer *);
-/* Ends settle and pivot with an error. */
+/* Ends quiesce and pivot with an error. */
 void switch_fail(struct xm_disk *, int status, const char *why);
 
 #endif

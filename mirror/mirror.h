@@ -75,7 +75,7 @@ bool xm_disk_in_step(const struct xm_disk *);
 /* Engine's thread. Calls back once: 0 when nothing of the guest is in flight, mirror buffer empty, every chunk present and the
  * replica flushed: invariant 10, checked. -errno with a sentence when it cannot come to that. The guest must be stopped (no new
  * requests), and stay so. */
-void xm_disk_settle(struct xm_disk *, void (*done)(void *, int status, const char *why), void *arg);
+void xm_disk_quiesce(struct xm_disk *, void (*done)(void *, int status, const char *why), void *arg);
 /* Storage-only: from now on the disk is `file` (the near replica's); the old one is the caller's again. While the guest
  * runs: holds new requests for the moment that it takes to finish what is in flight and flush, then swaps; never longer than 1 s at a time, and after 10 such tries it says -ETIMEDOUT. Engine's thread.
  * commit (may be NULL): called at that moment, when both files hold all that the guest has written and nothing is in flight: it makes

@@ -6,13 +6,13 @@
 #define HIGH_MARK 75u
 #define LOW_MARK  25u
 #define LOW_TIME  (500 * XM_NS_PER_MS)
-/* The replica is behind when something has been unsettled for so many write caps. */
+/* The replica is behind when something has been pending for so many write caps. */
 #define BEHIND_CAPS 4u
 
 void mode_update(struct xm_disk *d, uint64_t now)
 {
     uint64_t high = d->opts.mirror_buffer / 100 * HIGH_MARK, low = d->opts.mirror_buffer / 100 * LOW_MARK;
-    struct mirrored *oldest = TAILQ_FIRST(&d->unsettled);
+    struct mirrored *oldest = TAILQ_FIRST(&d->pending);
     uint64_t age = oldest && now > oldest->since ? now - oldest->since : 0;
     uint64_t behind = BEHIND_CAPS * d->opts.write_cap;
 
@@ -73,8 +73,8 @@ void xm_disk_replica_lost(struct xm_disk *d, bool lost)
         return;
     }
     copier_pause(d, PAUSE_LOST);
-    TAILQ_FOREACH (m, &d->unsettled, link)
-        if (m->unsettled > 0)
+    TAILQ_FOREACH (m, &d->pending, link)
+        if (m->pending > 0)
             give_up_range(d, m->offset, m->length);
     request_release_all(d);
     progress(d);

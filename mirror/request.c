@@ -10,7 +10,7 @@
  *   A chunk is followed when it is present, or when its copy has been read and is on its way: pieces land per chunk in the order
  *   in which the replica got them (invariant 5), so those of a write that begins now land on top of the copy's. Only a write
  *   that begins while the chunk is being read must not: a read that has begun may still see the disk as it was before it.
- *   LOCAL ─> the guest gets its answer; in sync mode ─> SYNC until the replica has settled it (MIRRORED) or the cap has passed
+ *   LOCAL ─> the guest gets its answer; in sync mode ─> SYNC until the replica is done with it (MIRRORED) or the cap has passed
  *
  * Past the cap the guest does not wait any more, whatever it waits for: a chunk whose copy is under way becomes stale, a present chunk is
  * given up; the copier brings both again (invariant 6). Each request has one budget of write_cap for all its waiting.
@@ -273,7 +273,7 @@ static void route(struct xm_disk_req *r, bool first_in_queue)
 /* True: the guest has to wait for the replica. */
 static bool must_sync(const struct xm_disk_req *r)
 {
-    return r->mirrored->unsettled > 0 && r->disk->mode == XM_MIRROR_SYNC && !r->disk->lost;
+    return r->mirrored->pending > 0 && r->disk->mode == XM_MIRROR_SYNC && !r->disk->lost;
 }
 
 static void local_done(struct xm_disk_req *r, int status)

@@ -97,7 +97,7 @@ static void serve(struct xm_vhost *d)
     int got = 1, err = 0;
 
     /* QEMU whose VM was stopped when the process before us died comes back without negotiating anew (seen with 7.2): it goes by what
-     * it settled with that one, and it takes all that we offer. Others say what they want before they use it. */
+     * it agreed on with that one, and it takes all that we offer. Others say what they want before they use it. */
     d->protocol = vhost_protocol_features();
     __atomic_store_n(&d->attached, true, __ATOMIC_RELEASE);
     vhost_on_engine(&j, connection_begins);

@@ -4,7 +4,7 @@
  * Threads: a link has one thread, which alone touches what stands under «the link thread's own». Anybody
  * submits, answers (xm_rx_done) and aborts. Locks, in this order: bundle.lock; then a mailbox's or the pool's
  * own. A place's lock (link_place.c) is taken under a sink's, and nothing under it. No callback is called and no
- * message is settled with bundle.lock held.
+ * message is ended with bundle.lock held.
  */
 #ifndef NET_BUNDLE_H
 #define NET_BUNDLE_H
@@ -150,7 +150,7 @@ struct xm_links {
     int links, up, next_wake;
     uint64_t down_since;
     bool lost, closing, told, tell_peer;
-    int settle_status;             /* of messages once lost or closing */
+    int end_status;             /* of messages once lost or closing */
     struct xm_error why, last_why; /* last_why: of the link that went last */
     struct xm_error peer_said;     /* its ABORT, when that is why */
     struct xm_meter answered;
@@ -160,10 +160,10 @@ struct xm_links {
 };
 
 /* links.c */
-void msg_settle(struct xm_msg *, int status);
+void msg_end(struct xm_msg *, int status);
 void link_wake(struct link *);
 void bundle_wake(struct xm_links *); /* all links */
-/* The bundle is lost: everything settles with `status`; the peer is told why if tell_peer. The first reason
+/* The bundle is lost: every message ends with `status`; the peer is told why if tell_peer. The first reason
  * stays; why NULL: no link. Any thread. */
 void bundle_lose(struct xm_links *, int status, bool tell_peer, const struct xm_error *why);
 void bundle_ended_by_peer(struct xm_links *, const struct xm_error *said); /* likewise: the peer's ABORT */

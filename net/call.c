@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* net/call.c: xm_transport_call: submit, wait, return the answer.
  *
- * The transport owns a message until it is settled, which may be long after the caller's patience has ended.
+ * The transport owns a message until it has ended, which may be long after the caller's patience has ended.
  * So what is submitted is a copy on the heap, payload included. When the caller gives up, the copy goes to a
- * list of orphans, which every later call, and the end of a bundle, clears of those that are settled
+ * list of orphans, which every later call, and the end of a bundle, clears of those that have ended
  * meanwhile.
  */
 #include "net/bundle.h"
@@ -14,7 +14,7 @@
 struct call {
     struct xm_mailbox box;
     struct xm_msg msg;
-    bool settled;
+    bool ended;
     LIST_ENTRY(call) link;
     uint8_t payload[];
 };
@@ -22,9 +22,9 @@ struct call {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* protects orphans */
 static LIST_HEAD(, call) orphans = LIST_HEAD_INITIALIZER(orphans);
 
-static void call_settled(struct xm_post *p)
+static void call_ended(struct xm_post *p)
 {
-    xm_container_of(p, struct call, msg.post)->settled = true;
+    xm_container_of(p, struct call, msg.post)->ended = true;
 }
 
 static void call_free(struct call *c)
@@ -40,7 +40,7 @@ void calls_sweep(void)
     for (struct call *c = LIST_FIRST(&orphans), *next; c; c = next) {
         next = LIST_NEXT(c, link);
         xm_mailbox_run(&c->box);
-        if (c->settled) {
+        if (c->ended) {
             LIST_REMOVE(c, link);
             call_free(c);
         }
@@ -54,7 +54,7 @@ void calls_sweep(void)
 /* Until the answer is there, or the deadline, or `over` says so. */
 static void await(struct call *c, uint64_t deadline, bool (*over)(void *), void *ctx)
 {
-    for (uint64_t now; !c->settled && (now = xm_now()) < deadline;) {
+    for (uint64_t now; !c->ended && (now = xm_now()) < deadline;) {
         uint64_t ms = XM_MIN((deadline - now) / XM_NS_PER_MS + 1, over ? ASK_EVERY : 3600000u);
         if (over && over(ctx))
             return;
@@ -81,15 +81,15 @@ static int call(struct xm_transport *t, struct xm_msg *m, uint64_t timeout_ns, b
     }
     c->msg = *m;
     c->msg.home = &c->box;
-    c->msg.post.run = call_settled;
-    c->settled = false;
+    c->msg.post.run = call_ended;
+    c->ended = false;
     if (m->length) {
         memcpy(c->payload, m->payload, m->length);
         c->msg.payload = c->payload;
     }
     t->submit(t, &c->msg);
     await(c, deadline, over, ctx);
-    if (!c->settled) {
+    if (!c->ended) {
         pthread_mutex_lock(&lock);
         LIST_INSERT_HEAD(&orphans, c, link);
         pthread_mutex_unlock(&lock);

@@ -13,7 +13,7 @@
  * - It was the last link: its thread stays for link_timeout to see whether another one comes, then the bundle
  * is lost (-ENOLINK).
  * - The peer breaks the protocol, or bytes were damaged: the bundle is lost, the peer is told why.
- * - The bundle is lost or freed: what we owe is said within GOODBYE_TIME, then all settles. The socket is
+ * - The bundle is lost or freed: what we owe is said within GOODBYE_TIME, then every message ends. The socket is
  * closed only after the other side has (or GOODBYE_TIME later), since closing with unread bytes resets the
  * connection, and the peer might not get to read our ABORT.
  */
@@ -248,7 +248,7 @@ static void give_back(struct link *l)
         b->last_why = l->why;
     }
     bool ended = b->lost || b->closing;
-    int status = b->settle_status;
+    int status = b->end_status;
     if (!ended) {
         STAILQ_CONCAT(&back, &b->again);
         STAILQ_CONCAT(&b->again, &back);
@@ -258,7 +258,7 @@ static void give_back(struct link *l)
     pthread_mutex_unlock(&b->lock);
     while ((m = STAILQ_FIRST(&back))) {
         STAILQ_REMOVE_HEAD(&back, link);
-        msg_settle(m, status);
+        msg_end(m, status);
     }
 }
 

@@ -60,7 +60,7 @@ static int on_ack(struct link *l)
         }
         struct xm_msg *m = link_slot_take(l, s);
         bytes += m->length;
-        msg_settle(m, status);
+        msg_end(m, status);
     }
     if (bytes)
         queue_answered(l->bundle, bytes);
@@ -79,7 +79,7 @@ static int on_reply(struct link *l)
     m->reply = l->reply;
     m->reply_len = l->hdr.length;
     l->reply = NULL;
-    msg_settle(m, status);
+    msg_end(m, status);
     queue_answered(l->bundle, bytes);
     return 0;
 }

@@ -166,7 +166,7 @@ void tx_messages(struct link *l)
     while ((m = STAILQ_FIRST(&taken))) {
         STAILQ_REMOVE_HEAD(&taken, link);
         if (TAILQ_EMPTY(&l->idle) && !grow(l)) {
-            msg_settle(m, -ENOMEM);
+            msg_end(m, -ENOMEM);
             continue;
         }
         struct slot *s = TAILQ_FIRST(&l->idle);

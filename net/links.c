@@ -7,7 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
-void msg_settle(struct xm_msg *m, int status)
+void msg_end(struct xm_msg *m, int status)
 {
     m->status = status;
     xm_mailbox_post(m->home, &m->post);
@@ -138,13 +138,13 @@ static void take_queues(struct xm_links *b, struct msgs *to)
     b->queued_bytes = 0;
 }
 
-static void settle_all(struct msgs *list, int status)
+static void msgs_end(struct msgs *list, int status)
 {
     struct xm_msg *m;
 
     while ((m = STAILQ_FIRST(list))) {
         STAILQ_REMOVE_HEAD(list, link);
-        msg_settle(m, status);
+        msg_end(m, status);
     }
 }
 
@@ -157,7 +157,7 @@ static void lose(struct xm_links *b, int status, bool tell_peer, const struct xm
     if (!b->lost && !b->closing) {
         b->lost = true;
         b->tell_peer = tell_peer;
-        b->settle_status = status;
+        b->end_status = status;
         if (why)
             b->why = *why;
         else if (peer_said)
@@ -170,11 +170,11 @@ static void lose(struct xm_links *b, int status, bool tell_peer, const struct xm
         atomic_store(&b->ending, true);
     }
     take_queues(b, &queued);
-    status = b->settle_status;
+    status = b->end_status;
     pthread_cond_broadcast(&b->changed);
     pthread_mutex_unlock(&b->lock);
     bundle_wake(b);
-    settle_all(&queued, status);
+    msgs_end(&queued, status);
 }
 
 void bundle_lose(struct xm_links *b, int status, bool tell_peer, const struct xm_error *why)
@@ -218,13 +218,13 @@ void xm_links_free(struct xm_links *b)
     pthread_mutex_lock(&b->lock);
     b->closing = true;
     if (!b->lost)
-        b->settle_status = -ECANCELED;
+        b->end_status = -ECANCELED;
     atomic_store(&b->ending, true);
     take_queues(b, &queued);
     pthread_cond_broadcast(&b->changed);
     pthread_mutex_unlock(&b->lock);
     bundle_wake(b);
-    settle_all(&queued, -ECANCELED);
+    msgs_end(&queued, -ECANCELED);
     for (int i = 0; i < b->links; i++) {
         if (!b->link[i]->joined)
             pthread_join(b->link[i]->thread, NULL);

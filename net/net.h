@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: MIT */
-/* net/net.h: links. Messages go to the other side over whichever link has room, and come back settled.
+/* net/net.h: links. Messages go to the other side over whichever link has room, and come back ended.
  *
  * Both ends of a migration hold one `xm_links`: a bundle of TCP connections (one or more per pair of addresses) that carry frames.
  * It is symmetric: either side submits messages and serves those of the other. What the frames mean is the business of the
- * folders above (a disk's writer, guest RAM); net moves, checks and settles them.
+ * folders above (a disk's writer, guest RAM); net moves and checks them.
  *
  * A message's life: its owner fills an xm_msg and submits it. From then on message and payload are the bundle's. They wait in the
  * one shared queue (urgent ones in front of bulk), are taken by a link that has room in its window, hashed, sent, and kept by
  * that link until the peer has answered: an ACK (status) or a REPLY (status and bytes). Then the message is posted to its home
  * mailbox. A link that fails gives its unanswered messages back to the head of the queue, and another link sends them again;
  * the receiver may thus see one twice, and (object, seq) tells it so. Without any link left for `link_timeout` (or at once when
- * the bundle is closed or aborted) messages settle with -ENOLINK / -ECANCELED / the peer's reason.
+ * the bundle is closed or aborted) messages end with -ENOLINK / -ECANCELED / the peer's reason.
  *
- * The queue is bounded by its submitters (each has a bounded number of bytes it may have unsettled); sum and high-water mark are kept.
+ * The queue is bounded by its submitters (each has a bounded number of bytes it may have under way); sum and high-water mark are kept.
  *
  * Wire: see man/xmigrate-protocol.7. All integers little endian.
  */
@@ -72,7 +72,7 @@ struct xm_frame_hdr {
 };
 
 /* Order-independent digest of what was sent and applied: each side adds up the same numbers for the same frames, in whatever
- * order they were settled. Equal sums mean that what one side counts as sent is what the other has applied. */
+ * order they ended. Equal sums mean that what one side counts as sent is what the other has applied. */
 struct xm_digest {
     /* sum: of XXH3-64(type, object, offset, extent, seq, payload hash), modulo 2^64 */
     uint64_t frames, bytes, sum;
@@ -82,14 +82,14 @@ bool xm_digest_equal(const struct xm_digest *, const struct xm_digest *);
 
 /* A message: owned by the bundle (or another transport) between submit and post. */
 struct xm_msg {
-    /* run() is set by the owner; called on `home`'s thread when the message is settled */
+    /* run() is set by the owner; called on `home`'s thread when the message has ended */
     struct xm_post post;
     struct xm_mailbox *home;
     uint8_t type, flags;
     bool urgent; /* goes before the bulk in the queue */
     uint16_t object;
     uint32_t length;
-    const void *payload; /* not touched, not freed by the transport; must not change until settled */
+    const void *payload; /* not touched, not freed by the transport; must not change until it has ended */
     uint64_t offset, extent, seq, after;
     /* The answer: */
     int status;  /* 0: applied by the peer; -errno: refused by it, or never got there */
@@ -206,13 +206,13 @@ uint64_t xm_links_wire_bytes(struct xm_links *); /* sent and received so far */
 uint64_t xm_links_queued(struct xm_links *, uint64_t *max);
 /* Frames of the peer that the sink has and that are not answered yet. */
 unsigned long xm_links_serving(struct xm_links *);
-/* Tells the peer why (ABORT) and settles everything with -ECANCELED. Any thread, more than once. */
+/* Tells the peer why (ABORT) and ends every message with -ECANCELED. Any thread, more than once. */
 void xm_links_abort(struct xm_links *, const char *reason);
 /* Why the bundle was lost (the peer's ABORT, a corrupt frame, time-out), or code 0. */
 void xm_links_error(struct xm_links *, struct xm_error *out);
 /* When it was the peer that ended it: its own words alone; else code 0. */
 void xm_links_peer_said(struct xm_links *, struct xm_error *out);
-/* Settles all, joins the threads, frees. Frames handed to the sink are all done by then (it waits), so whoever keeps one for
+/* Ends all messages, joins the threads, frees. Frames handed to the sink are all done by then (it waits), so whoever keeps one for
  * another that never came has to let go of it before (a disk's writer: xm_writer_cancel). Not from a link thread. */
 void xm_links_free(struct xm_links *);
 

@@ -65,12 +65,12 @@ void queue_submit(struct xm_transport *t, struct xm_msg *m)
     m->reply = NULL;
     m->reply_len = 0;
     if (status < 0) {
-        msg_settle(m, status);
+        msg_end(m, status);
         return;
     }
     pthread_mutex_lock(&b->lock);
     if (b->lost || b->closing) {
-        status = b->settle_status;
+        status = b->end_status;
     } else {
         if (m->urgent)
             STAILQ_INSERT_TAIL(&b->urgent, m, link);
@@ -84,7 +84,7 @@ void queue_submit(struct xm_transport *t, struct xm_msg *m)
     if (sleeper)
         link_wake(sleeper);
     if (status < 0)
-        msg_settle(m, status);
+        msg_end(m, status);
 }
 
 void queue_take(struct link *l, struct msgs *to)

@@ -217,7 +217,7 @@ static void source(const struct copy_job *j, int out)
     while (!all_in_step(d, j->disks) && !links_over)
         xm_engine_turn(engine);
     for (unsigned i = 0; i < j->disks; i++)
-        xm_disk_settle(d[i], on_settled, NULL);
+        xm_disk_quiesce(d[i], on_settled, NULL);
     while (settled < j->disks && !links_over)
         xm_engine_turn(engine);
     if (settled < j->disks)

@@ -247,7 +247,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     tx_drop(l);
     rx_drop(l);
     for (struct slot *s; (s = TAILQ_FIRST(&l->flying));)
-        msg_settle(link_slot_take(l, s), -ECANCELED);
+        msg_end(link_slot_take(l, s), -ECANCELED);
     answer_held();
     xm_links_free(b);
     for (unsigned i = 0; i < l->slots; i += SLOT_BLOCK)

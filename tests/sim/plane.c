@@ -642,7 +642,7 @@ void __wrap_xm_disk_replica_lost(struct xm_disk *disk, bool yes)
     (void)disk, (void)yes;
 }
 
-void __wrap_xm_disk_settle(struct xm_disk *disk, void (*done)(void *, int, const char *), void *arg)
+void __wrap_xm_disk_quiesce(struct xm_disk *disk, void (*done)(void *, int, const char *), void *arg)
 {
     struct xm_replica *r = disk->d->replica;
     struct host *h = NULL;

@@ -47,7 +47,7 @@ static void settled(void *ctx, int64_t chunk, int status)
     }
 }
 
-static const struct xm_copier_ops ops = {.next = next, .settled = settled};
+static const struct xm_copier_ops ops = {.next = next, .ended = settled};
 
 static bool watch(struct sim_disk *d, struct xm_io *io)
 {

@@ -379,10 +379,10 @@ static void test_replica_keeps_the_window(void **state)
     }
     run(f);
     assert_int_equal(xm_writer_pending(f->w), XM_WRITER_WINDOW);
-    assert_int_equal(xm_replica_unsettled(near), MANY);
+    assert_int_equal(xm_replica_pending(near), MANY);
     f->disk->gate = NULL;
     sim_disk_go(f->disk);
-    while (xm_replica_unsettled(near) > 0)
+    while (xm_replica_pending(near) > 0)
         run(f);
     for (unsigned i = 0; i < MANY; i++)
         assert_true(p[i].done && p[i].status == 0);

@@ -138,7 +138,7 @@ static void ended(void *arg, int status, const char *why)
 void rig_settle(struct rig *r)
 {
     r->ended = false;
-    xm_disk_settle(r->disk, ended, r);
+    xm_disk_quiesce(r->disk, ended, r);
 }
 
 void rig_pivot(struct rig *r)

@@ -11,7 +11,7 @@
 #include <cmocka.h>
 
 static uint8_t *buf;
-static struct pages_writer w;
+static struct pages_frame w;
 static struct xm_msg msg;
 static struct xm_frame_hdr hdr;
 

@@ -576,7 +576,7 @@ static void settle(struct world *w)
         mirror_again(w);
     for (int tries = 0; tries < 4; tries++) {
         w->settled = false;
-        xm_disk_settle(w->disk, settled, w);
+        xm_disk_quiesce(w->disk, settled, w);
         run_until(w, &w->settled, "settle");
         if (w->settle_status == 0)
             return;

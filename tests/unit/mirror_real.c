@@ -352,7 +352,7 @@ static void settled(void *arg, int status, const char *why)
 
 static void settle(void)
 {
-    xm_disk_settle(w.disk, settled, &w.settled);
+    xm_disk_quiesce(w.disk, settled, &w.settled);
     turn_until(&w.settled);
     if (w.status < 0)
         fail_msg("does not settle: %s", w.why);
@@ -447,7 +447,7 @@ static void test_all_links_lost_is_not_the_guests_trouble(void **state)
         xm_engine_turn(w.engine);
     xm_links_abort(w.links, "the test says so");
     guest_finish();
-    xm_disk_settle(w.disk, settled, &w.settled);
+    xm_disk_quiesce(w.disk, settled, &w.settled);
     turn_until(&w.settled);
     assert_true(w.status < 0);
     xm_disk_status(w.disk, &st);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
-/* Coming to rest: settling before the switch, the pivot of storage-only, mirror on and off.
+/* Coming to rest: quiescing before the switch, the pivot of storage-only, mirror on and off.
  *
  * Whoever waits for the disk to come to something says so here; whatever may bring it nearer calls
  * progress(), which has progress_fire() look at everything once, from the top of a turn, with no request half
  * handled.
  *
- * Settle: the guest is stopped. When its last request, the mirror buffer and the copier have ended and all
- * chunks are present, the replica is flushed; when all of that still holds after the flush, it is settled
+ * Quiesce: the guest is stopped. When its last request, the mirror buffer and the copier have ended and all
+ * chunks are present, the replica is flushed; when all of that still holds after the flush, it is quiesced
  * (invariant 10).
  *
  * Pivot: the guest runs on. IN_STEP waits for all chunks; PREFLUSH flushes the replica while the guest still
@@ -33,7 +33,7 @@ void progress(struct xm_disk *d)
 
 void progress_if_awaited(struct xm_disk *d)
 {
-    if (d->settle_done || d->pivot_done || d->off_done || d->verify || d->mode == XM_MIRROR_STARTING)
+    if (d->quiesce_done || d->pivot_done || d->off_done || d->verify || d->mode == XM_MIRROR_STARTING)
         progress(d);
 }
 
@@ -52,15 +52,15 @@ static void open_gate(struct xm_disk *d)
     }
 }
 
-static void end_settle(struct xm_disk *d, int status, const char *why)
+static void quiesce_end(struct xm_disk *d, int status, const char *why)
 {
-    void (*done)(void *, int, const char *) = d->settle_done;
+    void (*done)(void *, int, const char *) = d->quiesce_done;
 
-    d->settle_done = NULL;
-    done(d->settle_arg, status, why);
+    d->quiesce_done = NULL;
+    done(d->quiesce_arg, status, why);
 }
 
-static void end_pivot(struct xm_disk *d, int status, const char *why)
+static void pivot_end(struct xm_disk *d, int status, const char *why)
 {
     void (*done)(void *, int, const char *) = d->pivot_done;
 
@@ -74,16 +74,16 @@ static void end_pivot(struct xm_disk *d, int status, const char *why)
 
 void switch_fail(struct xm_disk *d, int status, const char *why)
 {
-    if (d->settle_done)
-        end_settle(d, status, why);
+    if (d->quiesce_done)
+        quiesce_end(d, status, why);
     if (d->pivot_done)
-        end_pivot(d, status, why);
+        pivot_end(d, status, why);
     verify_fail(d, status, why);
 }
 
 /* ---- the replica's flush ---- */
 
-static void flush_settled(struct xm_rreq *r, int status)
+static void flush_ended(struct xm_rreq *r, int status)
 {
     struct xm_disk *d = xm_container_of(r, struct xm_disk, flush);
 
@@ -97,11 +97,11 @@ static void flush_replica(struct xm_disk *d)
 {
     d->flushed = false;
     d->flushing = true;
-    d->flush = (struct xm_rreq){.op = XM_IO_FLUSH, .urgent = true, .done = flush_settled};
+    d->flush = (struct xm_rreq){.op = XM_IO_FLUSH, .urgent = true, .done = flush_ended};
     xm_replica_submit(d->replica, &d->flush);
 }
 
-/* ---- settle ---- */
+/* ---- quiesce ---- */
 
 /* What invariant 10 asks for, but the flush. */
 static bool at_rest(const struct xm_disk *d)
@@ -109,29 +109,29 @@ static bool at_rest(const struct xm_disk *d)
     return d->requests == 0 && mirror_quiet(d) && d->buffer_used == 0 && xm_disk_in_step(d);
 }
 
-static void settle_step(struct xm_disk *d)
+static void quiesce_step(struct xm_disk *d)
 {
-    if (!d->settle_done || d->flushing)
+    if (!d->quiesce_done || d->flushing)
         return;
-    if (d->settle_spoiled) {
-        end_settle(d, -EBUSY, "the guest wrote to the disk while it was being settled");
+    if (d->quiesce_spoiled) {
+        quiesce_end(d, -EBUSY, "the guest wrote to the disk while it was being quiesced");
     } else if (!at_rest(d)) {
         d->flushed = false;
     } else if (!d->flushed) {
         flush_replica(d);
     } else if (d->flush_status < 0) {
-        end_settle(d, d->flush_status, "flushing the disk at the destination failed");
+        quiesce_end(d, d->flush_status, "flushing the disk at the destination failed");
     } else {
-        end_settle(d, 0, NULL);
+        quiesce_end(d, 0, NULL);
     }
 }
 
-void xm_disk_settle(struct xm_disk *d, void (*done)(void *, int status, const char *why), void *arg)
+void xm_disk_quiesce(struct xm_disk *d, void (*done)(void *, int status, const char *why), void *arg)
 {
-    assert(!d->settle_done && !d->pivot_done);
-    d->settle_done = done;
-    d->settle_arg = arg;
-    d->settle_spoiled = false;
+    assert(!d->quiesce_done && !d->pivot_done);
+    d->quiesce_done = done;
+    d->quiesce_arg = arg;
+    d->quiesce_spoiled = false;
     d->flushed = false;
     progress(d);
 }
@@ -144,19 +144,19 @@ static void pivot_swap(struct xm_disk *d)
 
     assert(at_rest(d));
     if (d->pivot_commit && (r = d->pivot_commit(d->pivot_arg)) < 0) {
-        end_pivot(d, r, "the new file cannot be recorded as the disk's");
+        pivot_end(d, r, "the new file cannot be recorded as the disk's");
         return;
     }
     d->file = d->pivot_file;
     mirror_teardown(d);
-    end_pivot(d, 0, NULL);
+    pivot_end(d, 0, NULL);
 }
 
 static void pivot_back(struct xm_disk *d, int status, const char *why)
 {
     xm_engine_timer_cancel(d->engine, &d->gate_limit);
     if (++d->pivot_tries >= PIVOT_TRIES) {
-        end_pivot(d, status, why);
+        pivot_end(d, status, why);
         return;
     }
     d->pivot = PIVOT_IN_STEP;
@@ -193,7 +193,7 @@ static void pivot_step(struct xm_disk *d)
     if (!d->pivot_done || d->flushing)
         return;
     if (d->flushed && d->flush_status < 0) {
-        end_pivot(d, d->flush_status, "flushing the new disk failed");
+        pivot_end(d, d->flush_status, "flushing the new disk failed");
         return;
     }
     switch (d->pivot) {
@@ -233,7 +233,7 @@ static void pivot_step(struct xm_disk *d)
 void xm_disk_pivot(struct xm_disk *d, struct xm_file *file, int (*commit)(void *arg),
                    void (*done)(void *, int status, const char *why), void *arg)
 {
-    assert(!d->settle_done && !d->pivot_done);
+    assert(!d->quiesce_done && !d->pivot_done);
     d->pivot_file = file;
     d->pivot_commit = commit;
     d->pivot_done = done;
@@ -248,7 +248,7 @@ void xm_disk_pivot(struct xm_disk *d, struct xm_file *file, int (*commit)(void *
 
 static void check_hopeless(struct xm_disk *d)
 {
-    if (!d->settle_done && !d->pivot_done && !d->verify)
+    if (!d->quiesce_done && !d->pivot_done && !d->verify)
         return;
     if (d->mode == XM_MIRROR_OFF)
         switch_fail(d, -EINVAL, "the disk is not being mirrored");
@@ -275,6 +275,6 @@ void progress_fire(struct xm_timer *t)
         return;
     }
     check_hopeless(d);
-    settle_step(d);
+    quiesce_step(d);
     pivot_step(d);
 }
