@@ -21,9 +21,9 @@
 #define POOL_LINKS 16                  /* windows' worth of received payload that may be worked on */
 #define OUT_MAX    64u                 /* frames given to one sendmsg */
 #define OUT_BYTES  ((size_t)256 << 10) /* hashed at once, so that it is in the cache when it is copied */
-/* What is taken from the queue and not on its way yet, in the socket (cubic fills it) and in link.out alike:
+/* What is taken from the queue and not on its way yet, in the socket (cubic fills it) and in link.tx.out alike:
  * urgent frames wait for it. At 20 MB/s under 16 MiB of bulk they wait 28 ms (tests/unit/net_slow.c); 75 to 95 ms
- * without the bound, 58 to 72 with link.out alone bounded. The bench on unshaped links sees no difference. */
+ * without the bound, 58 to 72 with link.tx.out alone bounded. The bench on unshaped links sees no difference. */
 #define UNSENT_BYTES ((size_t)128 << 10)
 /* Not the host's default, which may be bbr: that paces by a timer, which costs more than the sending. Two unshaped links
  * of a veth pair, both ends on two cores: 5.5 to 7.3 GB/s and 0.27 to 0.35 CPU s a GB with cubic, 2.6 to 3.2 and 0.60
@@ -61,7 +61,7 @@ struct out {
     uint8_t hdr[64];
     const void *payload;
     uint32_t length;
-    bool acks;         /* payload is link.ack */
+    bool acks;         /* payload is link.tx.ack */
     void *owned;       /* to be freed when sent */
     struct slot *slot; /* of a message */
 };
@@ -79,56 +79,72 @@ enum rx_state {
     RX_PLACE    /* the rest, in place (link_place.c) */
 };
 
+/* `any`, `locked` and the rest lie apart: what other threads write is not in the link thread's cache lines. */
 struct link {
     struct xm_links *bundle;
     int number, fd, wake;
     pthread_t thread;
-    pid_t tid; /* under the bundle's lock; 0: not started or ended */
     char name[64];
     size_t window_bytes;
     unsigned window_frames;
 
-    /* Any thread: */
-    atomic_bool asleep;               /* in poll, or about to; whoever turns it false writes to `wake` */
-    _Atomic(struct xm_rx *) answered; /* a stack of frames whose handler is done with them */
-    atomic_ullong wire_tx, wire_rx, frames_tx, frames_rx, resent;
+    /* Any thread's: */
+    struct {
+        atomic_bool asleep;               /* in poll, or about to; whoever turns it false writes to `wake` */
+        _Atomic(struct xm_rx *) answered; /* a stack of frames whose handler is done with them */
+        atomic_ullong wire_tx, wire_rx, frames_tx, frames_rx, resent;
+    } any;
 
     /* Under bundle.lock: */
-    bool started, ended, joined; /* the thread */
-    bool up, wants;              /* wants: asleep and free to send; room: what it then had under way */
-    struct room room;
-    struct xm_meter tx_meter;
+    struct {
+        pid_t tid;          /* 0: not started or ended */
+        bool ended, joined; /* the thread */
+        bool up, wants;     /* wants: asleep and free to send; room: what it then had under way */
+        struct room room;
+        struct xm_meter meter; /* of what is sent */
+    } locked;
 
     /* The link thread's own: */
     struct xm_error why; /* why it went down */
-    struct slot **block; /* slots, in blocks that never move */
-    unsigned slots;
-    struct slots flying, idle;
-    struct room flying_room;
-    uint64_t heard, spoke; /* when */
+    bool hung;           /* poll says that the connection has ended */
 
-    struct out out[OUT_MAX];
-    unsigned out_first, out_n;
-    size_t out_done; /* bytes of the first that are sent */
-    bool hung;       /* poll says that the connection has ended */
-    bool blocked;    /* the socket is full */
-    uint32_t ack[ACKS_MAX * 2];
-    bool ack_busy;
-    struct xm_rx *answers, **answers_tail; /* taken from `answered`, in order */
-    unsigned unanswered;                   /* frames handed to the sink minus answers taken */
-    size_t unanswered_bytes;               /* their payloads */
+    /* Frames that are taken and not answered yet. */
+    struct {
+        struct slot **block; /* of SLOT_BLOCK each; they never move */
+        unsigned n;
+        struct slots flying, idle;
+        struct room room; /* what the flying ones take of the window */
+    } slots;
 
-    enum rx_state rx_state;
-    struct xm_frame_hdr hdr;
-    struct xm_rx *rx; /* of a request */
-    uint8_t *to;      /* where the payload goes, or only its head */
-    uint32_t got, head;
-    struct place *place; /* made when the first payload is received in place */
-    void *reply;         /* of a REPLY */
-    bool starved;        /* no buffer for the payload: not reading until one is back */
-    size_t ahead_at, ahead_n;
-    uint8_t ahead[AHEAD_BYTES];
-    uint8_t own[ACKS_MAX * 8]; /* payloads of net's own frames */
+    /* The sending half (link_tx.c): */
+    struct {
+        uint64_t spoke; /* when */
+        struct out out[OUT_MAX];
+        unsigned first, n; /* of out */
+        size_t done;       /* bytes of the first that are sent */
+        bool blocked;      /* the socket is full */
+        uint32_t ack[ACKS_MAX * 2];
+        bool ack_busy;
+        struct xm_rx *answers, **answers_tail; /* taken from any.answered, in order */
+    } tx;
+
+    /* The receiving half (link_rx.c, link_place.c): */
+    struct {
+        uint64_t heard;          /* when */
+        unsigned unanswered;     /* frames handed to the sink minus answers taken */
+        size_t unanswered_bytes; /* their payloads */
+        enum rx_state state;
+        struct xm_frame_hdr hdr;
+        struct xm_rx *frame; /* of a request */
+        uint8_t *to;         /* where the payload goes, or only its head */
+        uint32_t got, head;
+        struct place *place; /* made when the first payload is received in place */
+        void *reply;         /* of a REPLY */
+        bool starved;        /* no buffer for the payload: not reading until one is back */
+        size_t ahead_at, ahead_n;
+        uint8_t ahead[AHEAD_BYTES];
+        uint8_t own[ACKS_MAX * 8]; /* payloads of net's own frames */
+    } rx;
 };
 
 struct xm_links {
@@ -142,21 +158,29 @@ struct xm_links {
 
     pthread_mutex_t lock;   /* protects all below */
     pthread_cond_t changed; /* up, lost, closing */
-    struct msgs
-        again; /* came back from a link that failed: before all others, and past any window (see queue.c) */
-    struct msgs urgent, bulk;
-    uint64_t queued_bytes, queued_max;
     struct link *link[LINKS_MAX];
     int links, up, next_wake;
     uint64_t down_since;
-    bool lost, closing, told, tell_peer;
-    int end_status;             /* of messages once lost or closing */
-    struct xm_error why, last_why; /* last_why: of the link that went last */
-    struct xm_error peer_said;     /* its ABORT, when that is why */
+    bool background; /* the links' threads give way to others */
     struct xm_meter answered;
-    struct xm_bucket bucket;
-    uint64_t hold_until; /* the rate limit's */
-    bool background;     /* the links' threads give way to others */
+
+    /* What no link has taken (queue.c): */
+    struct {
+        struct msgs again; /* from a link that failed: before all others, and past any window */
+        struct msgs urgent, bulk;
+        uint64_t bytes, bytes_max;
+        struct xm_bucket bucket;
+        uint64_t hold_until; /* the rate limit's */
+    } queue;
+
+    /* How it ends: */
+    struct {
+        bool lost, closing, told, tell_peer;
+        int status; /* of messages once lost or closing */
+        struct xm_error why;
+        struct xm_error last_why;  /* of the link that went last */
+        struct xm_error peer_said; /* its ABORT, when that is why */
+    } end;
 };
 
 /* links.c */
@@ -198,7 +222,7 @@ int tx_send(struct link *);  /* 0 or -errno: the link failed */
 void tx_cut(struct link *);  /* drops what has not begun to be sent */
 void tx_drop(struct link *); /* drops all */
 bool tx_idle(const struct link *);
-size_t tx_unsent(const struct link *); /* bytes queued in link.out */
+size_t tx_unsent(const struct link *); /* bytes queued in link.tx.out */
 
 /* link_rx.c */
 /* Receives what is there, up to a bound. 1: something, 0: nothing, -errno: failed (link.why), or the bundle

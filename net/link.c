@@ -45,11 +45,11 @@ struct link *link_new(struct xm_links *b, int fd, const char *name)
         return NULL;
     }
     snprintf(l->name, sizeof l->name, "%s", name ? name : "");
-    TAILQ_INIT(&l->flying);
-    TAILQ_INIT(&l->idle);
-    l->answers_tail = &l->answers;
-    l->heard = l->spoke = xm_now();
-    xm_meter_init(&l->tx_meter, XM_NS_PER_S, l->heard);
+    TAILQ_INIT(&l->slots.flying);
+    TAILQ_INIT(&l->slots.idle);
+    l->tx.answers_tail = &l->tx.answers;
+    l->rx.heard = l->tx.spoke = xm_now();
+    xm_meter_init(&l->locked.meter, XM_NS_PER_S, l->rx.heard);
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one); /* not for unix sockets */
     setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent);
@@ -61,7 +61,7 @@ struct link *link_new(struct xm_links *b, int fd, const char *name)
 /* The thread has ended, or never was. */
 void link_free(struct link *l)
 {
-    for (struct xm_rx *rx = atomic_load(&l->answered), *next; rx; rx = next) {
+    for (struct xm_rx *rx = atomic_load(&l->any.answered), *next; rx; rx = next) {
         next = rx->next_ack;
         free(rx->payload);
         free(rx);
@@ -75,7 +75,7 @@ void link_free(struct link *l)
 
 void link_wake(struct link *l)
 {
-    if (atomic_load(&l->asleep) && atomic_exchange(&l->asleep, false))
+    if (atomic_load(&l->any.asleep) && atomic_exchange(&l->any.asleep, false))
         eventfd_write(l->wake, 1);
 }
 
@@ -100,13 +100,13 @@ static void sleep_until(struct link *l, uint64_t until, bool *timed_out)
     struct timespec ts = {(time_t)(wait / XM_NS_PER_S), (long)(wait % XM_NS_PER_S)};
     eventfd_t ignored;
 
-    p[1].events = (short)((l->starved ? 0 : POLLIN) | (l->blocked ? POLLOUT : 0));
+    p[1].events = (short)((l->rx.starved ? 0 : POLLIN) | (l->tx.blocked ? POLLOUT : 0));
     int n = ppoll(p, 2, &ts, NULL);
-    atomic_store(&l->asleep, false);
+    atomic_store(&l->any.asleep, false);
     if (n > 0 && p[0].revents)
         eventfd_read(l->wake, &ignored);
     if (n > 0 && p[1].revents & (POLLOUT | POLLERR | POLLHUP))
-        l->blocked = false;
+        l->tx.blocked = false;
     l->hung = n > 0 && p[1].revents & (POLLERR | POLLHUP);
     *timed_out = n == 0;
 }
@@ -120,24 +120,24 @@ static int wait_for_work(struct link *l)
     if (!queue_sleep(l, &until))
         return 0;
     /* A full socket takes no answers either: only poll tells when it is not full any more. */
-    if ((atomic_load(&l->answered) && !l->blocked) || atomic_load(&l->bundle->ending)) {
-        atomic_store(&l->asleep, false);
+    if ((atomic_load(&l->any.answered) && !l->tx.blocked) || atomic_load(&l->bundle->ending)) {
+        atomic_store(&l->any.asleep, false);
         return 0;
     }
-    until = XM_MIN(until, l->spoke + silence / 10);
-    until = XM_MIN(until, l->heard + silence);
+    until = XM_MIN(until, l->tx.spoke + silence / 10);
+    until = XM_MIN(until, l->rx.heard + silence);
     sleep_until(l, until, &timed_out);
-    if (l->hung && l->starved) /* else reading finds out, and reads first what there still is */
+    if (l->hung && l->rx.starved) /* else reading finds out, and reads first what there still is */
         return xm_error_set(&l->why, ECONNRESET, "the other side closed the connection");
     if (!timed_out)
         return 0;
     uint64_t now = xm_now();
     /* Judged only when poll has found nothing: this process may have been stopped for a while. */
-    if (now >= l->heard + silence && !l->starved)
+    if (now >= l->rx.heard + silence && !l->rx.starved)
         return xm_error_set(&l->why, ETIMEDOUT, "nothing was heard from the other side for %s",
-                            xm_format_time(now - l->heard).s);
-    if (now >= l->spoke + silence / 10) {
-        l->spoke = now;
+                            xm_format_time(now - l->rx.heard).s);
+    if (now >= l->tx.spoke + silence / 10) {
+        l->tx.spoke = now;
         if (tx_idle(l))
             tx_frame(l, XM_FRAME_PING, 0, NULL, 0);
     }
@@ -151,10 +151,10 @@ static int turn(struct link *l)
 
     if (received < 0)
         return received;
-    if (!l->blocked) {
+    if (!l->tx.blocked) {
         tx_answers(l);
         /* What is taken goes out before whatever urgent comes next. */
-        if (l->out_n < OUT_MAX / 2 && tx_unsent(l) < UNSENT_BYTES)
+        if (l->tx.n < OUT_MAX / 2 && tx_unsent(l) < UNSENT_BYTES)
             tx_messages(l);
         if (!tx_idle(l)) {
             moved = true;
@@ -183,11 +183,11 @@ static void flush(struct link *l, bool answers)
     while (!timed_out && !l->hung && xm_now() < deadline) {
         if (answers)
             tx_answers(l);
-        if (tx_send(l) < 0 || (tx_idle(l) && (!answers || (!l->unanswered && !l->answers))))
+        if (tx_send(l) < 0 || (tx_idle(l) && (!answers || (!l->rx.unanswered && !l->tx.answers))))
             return;
-        atomic_store(&l->asleep, true);
-        if (!(answers && atomic_load(&l->answered))) {
-            l->starved = true; /* not reading any more */
+        atomic_store(&l->any.asleep, true);
+        if (!(answers && atomic_load(&l->any.answered))) {
+            l->rx.starved = true; /* not reading any more */
             sleep_until(l, deadline, &timed_out);
         }
     }
@@ -202,7 +202,7 @@ static void linger(struct link *l)
         struct pollfd p = {.fd = l->fd, .events = POLLIN};
         if (poll(&p, 1, (int)((deadline - now) / XM_NS_PER_MS) + 1) <= 0)
             continue;
-        ssize_t n = recv(l->fd, l->ahead, sizeof l->ahead, MSG_DONTWAIT);
+        ssize_t n = recv(l->fd, l->rx.ahead, sizeof l->rx.ahead, MSG_DONTWAIT);
         if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
             return;
     }
@@ -213,8 +213,8 @@ static void say_goodbye(struct link *l)
     struct xm_links *b = l->bundle;
 
     pthread_mutex_lock(&b->lock);
-    bool tell = b->lost && b->tell_peer, lost = b->lost;
-    struct xm_error why = b->why;
+    bool tell = b->end.lost && b->end.tell_peer, lost = b->end.lost;
+    struct xm_error why = b->end.why;
     pthread_mutex_unlock(&b->lock);
     if (lost) {
         tx_cut(l); /* no more data */
@@ -236,24 +236,24 @@ static void give_back(struct link *l)
     struct xm_msg *m;
     uint64_t bytes = 0;
 
-    while ((s = TAILQ_FIRST(&l->flying))) {
+    while ((s = TAILQ_FIRST(&l->slots.flying))) {
         m = link_slot_take(l, s);
         bytes += m->length;
         STAILQ_INSERT_TAIL(&back, m, link);
     }
     pthread_mutex_lock(&b->lock);
-    l->up = l->wants = false;
+    l->locked.up = l->locked.wants = false;
     if (--b->up == 0) {
         b->down_since = xm_now();
-        b->last_why = l->why;
+        b->end.last_why = l->why;
     }
-    bool ended = b->lost || b->closing;
-    int status = b->end_status;
+    bool ended = b->end.lost || b->end.closing;
+    int status = b->end.status;
     if (!ended) {
-        STAILQ_CONCAT(&back, &b->again);
-        STAILQ_CONCAT(&b->again, &back);
-        b->queued_bytes += bytes;
-        b->queued_max = XM_MAX(b->queued_max, b->queued_bytes);
+        STAILQ_CONCAT(&back, &b->queue.again);
+        STAILQ_CONCAT(&b->queue.again, &back);
+        b->queue.bytes += bytes;
+        b->queue.bytes_max = XM_MAX(b->queue.bytes_max, b->queue.bytes);
     }
     pthread_mutex_unlock(&b->lock);
     while ((m = STAILQ_FIRST(&back))) {
@@ -268,7 +268,7 @@ static void wait_for_other_links(struct xm_links *b)
     bool late = false;
 
     pthread_mutex_lock(&b->lock);
-    while (!b->up && !b->lost && !b->closing && !late) {
+    while (!b->up && !b->end.lost && !b->end.closing && !late) {
         uint64_t deadline = b->down_since + b->opts.link_timeout;
         struct timespec ts = {(time_t)(deadline / XM_NS_PER_S), (long)(deadline % XM_NS_PER_S)};
         if (xm_now() >= deadline)
@@ -284,9 +284,9 @@ static void wait_for_other_links(struct xm_links *b)
 static void tell_lost(struct xm_links *b)
 {
     pthread_mutex_lock(&b->lock);
-    bool tell = b->lost && !b->closing && !b->told;
-    b->told = b->told || tell;
-    struct xm_error why = b->why;
+    bool tell = b->end.lost && !b->end.closing && !b->end.told;
+    b->end.told = b->end.told || tell;
+    struct xm_error why = b->end.why;
     pthread_mutex_unlock(&b->lock);
     if (tell && b->opts.event)
         b->opts.event(b->opts.event_ctx, -1, XM_LINK_DOWN, &why);
@@ -297,7 +297,7 @@ static void link_set_tid(struct link *l, pid_t tid)
     struct xm_links *b = l->bundle;
 
     pthread_mutex_lock(&b->lock);
-    l->tid = tid;
+    l->locked.tid = tid;
     if (tid && b->background)
         xm_sched_background(tid, true);
     pthread_mutex_unlock(&b->lock);
@@ -308,8 +308,8 @@ void xm_links_set_background(struct xm_links *b, bool background)
     pthread_mutex_lock(&b->lock);
     b->background = background;
     for (int i = 0; i < b->links; i++) {
-        if (b->link[i]->tid)
-            xm_sched_background(b->link[i]->tid, background);
+        if (b->link[i]->locked.tid)
+            xm_sched_background(b->link[i]->locked.tid, background);
     }
     pthread_mutex_unlock(&b->lock);
 }
@@ -333,8 +333,8 @@ void *link_main(void *arg)
     close(l->fd);
     l->fd = -1;
     pthread_mutex_lock(&b->lock);
-    if (ended && b->why.code)
-        l->why = b->why;
+    if (ended && b->end.why.code)
+        l->why = b->end.why;
     else
         xm_error_prefix(&l->why, "link %s", l->name);
     pthread_mutex_unlock(&b->lock);
@@ -345,11 +345,11 @@ void *link_main(void *arg)
     wait_for_other_links(b);
     tell_lost(b);
 
-    for (unsigned i = 0; i < l->slots; i += SLOT_BLOCK)
-        free(l->block[i / SLOT_BLOCK]);
-    free(l->block);
+    for (unsigned i = 0; i < l->slots.n; i += SLOT_BLOCK)
+        free(l->slots.block[i / SLOT_BLOCK]);
+    free(l->slots.block);
     pthread_mutex_lock(&b->lock);
-    l->ended = true;
+    l->locked.ended = true;
     pthread_mutex_unlock(&b->lock);
     return NULL;
 }

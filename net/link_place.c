@@ -45,39 +45,39 @@ static struct place *place_new(void)
 
 void place_free(struct link *l)
 {
-    if (!l->place)
+    if (!l->rx.place)
         return;
-    frame_hasher_free(l->place->hasher);
-    pthread_mutex_destroy(&l->place->lock);
-    free(l->place);
+    frame_hasher_free(l->rx.place->hasher);
+    pthread_mutex_destroy(&l->rx.place->lock);
+    free(l->rx.place);
 }
 
 int place_begin(struct link *l)
 {
     const struct xm_placer *placer = &l->bundle->opts.sink.placer;
 
-    if (!l->place && !(l->place = place_new()))
+    if (!l->rx.place && !(l->rx.place = place_new()))
         return xm_error_set(&l->why, ENOMEM, "no memory to receive payloads in place");
-    struct place *p = l->place;
+    struct place *p = l->rx.place;
     p->at = 0;
     p->at_done = 0;
     p->cut = false;
     frame_hasher_reset(p->hasher);
-    frame_hasher_add(p->hasher, l->rx->payload, l->head);
-    p->pieces = placer->place(placer->ctx, l->rx, p->piece);
-    l->rx_state = RX_PLACE;
+    frame_hasher_add(p->hasher, l->rx.frame->payload, l->rx.head);
+    p->pieces = placer->place(placer->ctx, l->rx.frame, p->piece);
+    l->rx.state = RX_PLACE;
     return 0;
 }
 
 unsigned place_lock(struct link *l, struct iovec *piece)
 {
-    struct place *p = l->place;
+    struct place *p = l->rx.place;
     unsigned n = 0;
 
     pthread_mutex_lock(&p->lock);
-    p->cut = p->cut || l->rx->is_cut;
+    p->cut = p->cut || l->rx.frame->is_cut;
     if (p->cut || !p->pieces) {
-        piece[n++] = (struct iovec){l->own, XM_MIN(sizeof l->own, l->hdr.length - l->got)};
+        piece[n++] = (struct iovec){l->rx.own, XM_MIN(sizeof l->rx.own, l->rx.hdr.length - l->rx.got)};
         return n;
     }
     for (unsigned i = p->at; i < p->pieces; i++)
@@ -89,12 +89,12 @@ unsigned place_lock(struct link *l, struct iovec *piece)
 
 void place_took(struct link *l, size_t n)
 {
-    struct place *p = l->place;
+    struct place *p = l->rx.place;
     bool wanted = p->pieces && !p->cut;
 
-    l->got += (uint32_t)n;
+    l->rx.got += (uint32_t)n;
     if (!p->pieces)
-        frame_hasher_add(p->hasher, l->own, n);
+        frame_hasher_add(p->hasher, l->rx.own, n);
     while (wanted && n) {
         struct iovec *v = &p->piece[p->at];
         size_t part = XM_MIN(n, v->iov_len - p->at_done);
@@ -111,18 +111,18 @@ void place_took(struct link *l, size_t n)
 
 bool place_intact(const struct link *l)
 {
-    const struct place *p = l->place;
+    const struct place *p = l->rx.place;
 
-    return p->cut || frame_hasher_end(p->hasher) == l->hdr.hash;
+    return p->cut || frame_hasher_end(p->hasher) == l->rx.hdr.hash;
 }
 
 void place_cut(struct xm_rx *rx)
 {
     struct link *l = rx->transport;
 
-    pthread_mutex_lock(&l->place->lock);
+    pthread_mutex_lock(&l->rx.place->lock);
     rx->is_cut = true;
-    pthread_mutex_unlock(&l->place->lock);
+    pthread_mutex_unlock(&l->rx.place->lock);
 }
 
 void xm_rx_cut(struct xm_rx *rx)

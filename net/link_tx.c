@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* net/link_tx.c: what a link sends.
  *
- * Frames are queued in link.out: first the answers to the peer's frames, then messages taken from the
+ * Frames are queued in link.tx.out: first the answers to the peer's frames, then messages taken from the
  * bundle's queue. All of it goes out with one gathered sendmsg, headers and payloads together, without
  * copying; what the socket does not take is continued when it has room again. A payload's hash is made here,
  * just before it is copied into the socket, while that brings it into the cache anyway.
@@ -15,21 +15,21 @@
 
 bool tx_idle(const struct link *l)
 {
-    return l->out_first == l->out_n;
+    return l->tx.first == l->tx.n;
 }
 
 size_t tx_unsent(const struct link *l)
 {
     size_t bytes = 0;
 
-    for (unsigned i = l->out_first; i < l->out_n; i++)
-        bytes += FRAME_HDR + l->out[i].length;
-    return bytes - l->out_done;
+    for (unsigned i = l->tx.first; i < l->tx.n; i++)
+        bytes += FRAME_HDR + l->tx.out[i].length;
+    return bytes - l->tx.done;
 }
 
 static struct out *add(struct link *l, const struct xm_frame_hdr *h, const void *payload)
 {
-    struct out *o = &l->out[l->out_n++];
+    struct out *o = &l->tx.out[l->tx.n++];
 
     *o = (struct out){.payload = payload, .length = h->length};
     frame_encode(o->hdr, h);
@@ -38,7 +38,7 @@ static struct out *add(struct link *l, const struct xm_frame_hdr *h, const void 
 
 void tx_frame(struct link *l, uint8_t type, uint64_t extent, const void *payload, uint32_t len)
 {
-    if (l->out_n == OUT_MAX)
+    if (l->tx.n == OUT_MAX)
         return;
     add(l,
         &(struct xm_frame_hdr){
@@ -49,19 +49,19 @@ void tx_frame(struct link *l, uint8_t type, uint64_t extent, const void *payload
 /* Takes what handlers have answered since the last time, oldest first. */
 static void take_answers(struct link *l)
 {
-    if (!atomic_load_explicit(&l->answered, memory_order_relaxed))
+    if (!atomic_load_explicit(&l->any.answered, memory_order_relaxed))
         return;
     struct xm_rx *list = NULL;
-    for (struct xm_rx *rx = atomic_exchange(&l->answered, NULL), *next; rx; rx = next) {
+    for (struct xm_rx *rx = atomic_exchange(&l->any.answered, NULL), *next; rx; rx = next) {
         next = rx->next_ack;
         rx->next_ack = list;
         list = rx;
     }
-    *l->answers_tail = list;
+    *l->tx.answers_tail = list;
     for (; list; list = list->next_ack) {
-        l->answers_tail = &list->next_ack;
-        l->unanswered--;
-        l->unanswered_bytes -= list->asked;
+        l->tx.answers_tail = &list->next_ack;
+        l->rx.unanswered--;
+        l->rx.unanswered_bytes -= list->asked;
     }
 }
 
@@ -71,13 +71,13 @@ void tx_answers(struct link *l)
     struct xm_rx *rx;
 
     take_answers(l);
-    if (!l->answers)
+    if (!l->tx.answers)
         return;
     /* One place is kept for the ACK frame itself. */
-    bool may_ack = !l->ack_busy && l->out_n < OUT_MAX;
-    while ((rx = l->answers)) {
+    bool may_ack = !l->tx.ack_busy && l->tx.n < OUT_MAX;
+    while ((rx = l->tx.answers)) {
         if (rx->payload) {
-            if (l->out_n + 1 >= OUT_MAX)
+            if (l->tx.n + 1 >= OUT_MAX)
                 break;
             struct out *o = add(l,
                                 &(struct xm_frame_hdr){.type = XM_FRAME_REPLY,
@@ -90,19 +90,19 @@ void tx_answers(struct link *l)
         } else {
             if (!may_ack || acks == ACKS_MAX)
                 break;
-            l->ack[2 * acks] = htole32(rx->hdr.id);
-            l->ack[2 * acks + 1] = htole32((uint32_t)rx->status);
+            l->tx.ack[2 * acks] = htole32(rx->hdr.id);
+            l->tx.ack[2 * acks + 1] = htole32((uint32_t)rx->status);
             acks++;
         }
-        l->answers = rx->next_ack;
-        if (!l->answers)
-            l->answers_tail = &l->answers;
+        l->tx.answers = rx->next_ack;
+        if (!l->tx.answers)
+            l->tx.answers_tail = &l->tx.answers;
         free(rx);
     }
     if (acks) {
-        tx_frame(l, XM_FRAME_ACK, 0, l->ack, acks * 8);
-        l->out[l->out_n - 1].acks = true;
-        l->ack_busy = true;
+        tx_frame(l, XM_FRAME_ACK, 0, l->tx.ack, acks * 8);
+        l->tx.out[l->tx.n - 1].acks = true;
+        l->tx.ack_busy = true;
     }
 }
 
@@ -110,30 +110,30 @@ void tx_answers(struct link *l)
  * to it. */
 static bool grow(struct link *l)
 {
-    if (l->slots + SLOT_BLOCK > SLOTS_MAX)
+    if (l->slots.n + SLOT_BLOCK > SLOTS_MAX)
         return false;
-    unsigned blocks = l->slots / SLOT_BLOCK;
-    struct slot **more = reallocarray(l->block, blocks + 1, sizeof(struct slot *));
+    unsigned blocks = l->slots.n / SLOT_BLOCK;
+    struct slot **more = reallocarray(l->slots.block, blocks + 1, sizeof(struct slot *));
     if (!more)
         return false;
-    l->block = more;
+    l->slots.block = more;
     more[blocks] = calloc(SLOT_BLOCK, sizeof(struct slot));
     if (!more[blocks])
         return false;
     for (unsigned i = 0; i < SLOT_BLOCK; i++) {
-        more[blocks][i].index = (uint16_t)(l->slots + i);
-        TAILQ_INSERT_TAIL(&l->idle, &more[blocks][i], order);
+        more[blocks][i].index = (uint16_t)(l->slots.n + i);
+        TAILQ_INSERT_TAIL(&l->slots.idle, &more[blocks][i], order);
     }
-    l->slots += SLOT_BLOCK;
+    l->slots.n += SLOT_BLOCK;
     return true;
 }
 
 struct slot *link_slot_of(struct link *l, uint32_t id)
 {
     unsigned index = id & 0xffff;
-    if (index >= l->slots)
+    if (index >= l->slots.n)
         return NULL;
-    struct slot *s = &l->block[index / SLOT_BLOCK][index % SLOT_BLOCK];
+    struct slot *s = &l->slots.block[index / SLOT_BLOCK][index % SLOT_BLOCK];
     return s->msg && s->generation == id >> 16 && s->sent ? s : NULL;
 }
 
@@ -148,12 +148,12 @@ struct xm_msg *link_slot_take(struct link *l, struct slot *s)
 {
     struct xm_msg *m = s->msg;
 
-    count(&l->flying_room, m, -1);
+    count(&l->slots.room, m, -1);
     s->msg = NULL;
     s->generation++;
-    TAILQ_REMOVE(&l->flying, s, order);
+    TAILQ_REMOVE(&l->slots.flying, s, order);
     /* The one free for longest is used next: an id comes again as late as possible. */
-    TAILQ_INSERT_TAIL(&l->idle, s, order);
+    TAILQ_INSERT_TAIL(&l->slots.idle, s, order);
     return m;
 }
 
@@ -165,16 +165,16 @@ void tx_messages(struct link *l)
     queue_take(l, &taken);
     while ((m = STAILQ_FIRST(&taken))) {
         STAILQ_REMOVE_HEAD(&taken, link);
-        if (TAILQ_EMPTY(&l->idle) && !grow(l)) {
+        if (TAILQ_EMPTY(&l->slots.idle) && !grow(l)) {
             msg_end(m, -ENOMEM);
             continue;
         }
-        struct slot *s = TAILQ_FIRST(&l->idle);
-        TAILQ_REMOVE(&l->idle, s, order);
-        TAILQ_INSERT_TAIL(&l->flying, s, order);
+        struct slot *s = TAILQ_FIRST(&l->slots.idle);
+        TAILQ_REMOVE(&l->slots.idle, s, order);
+        TAILQ_INSERT_TAIL(&l->slots.flying, s, order);
         s->msg = m;
         s->sent = false;
-        count(&l->flying_room, m, 1);
+        count(&l->slots.room, m, 1);
         m->wire_id = (uint32_t)s->generation << 16 | s->index;
         m->hash = frame_hash(m->payload, m->length);
         struct xm_frame_hdr h;
@@ -187,22 +187,22 @@ static void out_over(struct link *l, struct out *o)
 {
     free(o->owned);
     if (o->acks)
-        l->ack_busy = false;
+        l->tx.ack_busy = false;
 }
 
 void tx_cut(struct link *l)
 {
-    unsigned keep = l->out_first + (l->out_done > 0);
+    unsigned keep = l->tx.first + (l->tx.done > 0);
 
-    while (l->out_n > keep)
-        out_over(l, &l->out[--l->out_n]);
+    while (l->tx.n > keep)
+        out_over(l, &l->tx.out[--l->tx.n]);
 }
 
 void tx_drop(struct link *l)
 {
-    l->out_done = 0;
+    l->tx.done = 0;
     tx_cut(l);
-    l->out_first = l->out_n = 0;
+    l->tx.first = l->tx.n = 0;
 }
 
 /* `n` more bytes are sent. */
@@ -210,22 +210,22 @@ static void advance(struct link *l, size_t n)
 {
     unsigned frames = 0;
 
-    l->out_done += n;
-    while (l->out_first < l->out_n) {
-        struct out *o = &l->out[l->out_first];
-        if (l->out_done < FRAME_HDR + o->length)
+    l->tx.done += n;
+    while (l->tx.first < l->tx.n) {
+        struct out *o = &l->tx.out[l->tx.first];
+        if (l->tx.done < FRAME_HDR + o->length)
             break;
-        l->out_done -= FRAME_HDR + o->length;
+        l->tx.done -= FRAME_HDR + o->length;
         if (o->slot)
             o->slot->sent = true;
         out_over(l, o);
-        l->out_first++;
+        l->tx.first++;
         frames++;
     }
     if (tx_idle(l))
-        l->out_first = l->out_n = 0;
-    atomic_fetch_add_explicit(&l->wire_tx, n, memory_order_relaxed);
-    atomic_fetch_add_explicit(&l->frames_tx, frames, memory_order_relaxed);
+        l->tx.first = l->tx.n = 0;
+    atomic_fetch_add_explicit(&l->any.wire_tx, n, memory_order_relaxed);
+    atomic_fetch_add_explicit(&l->any.frames_tx, frames, memory_order_relaxed);
 }
 
 static void part(struct iovec **at, const void *base, size_t len, size_t *skip)
@@ -242,16 +242,16 @@ int tx_send(struct link *l)
 {
     struct iovec iov[2 * OUT_MAX];
 
-    l->blocked = false;
+    l->tx.blocked = false;
     while (!tx_idle(l)) {
         struct iovec *at = iov;
-        size_t skip = l->out_done, all = 0;
-        for (unsigned i = l->out_first; i < l->out_n; i++) {
-            part(&at, l->out[i].hdr, FRAME_HDR, &skip);
-            part(&at, l->out[i].payload, l->out[i].length, &skip);
-            all += FRAME_HDR + l->out[i].length;
+        size_t skip = l->tx.done, all = 0;
+        for (unsigned i = l->tx.first; i < l->tx.n; i++) {
+            part(&at, l->tx.out[i].hdr, FRAME_HDR, &skip);
+            part(&at, l->tx.out[i].payload, l->tx.out[i].length, &skip);
+            all += FRAME_HDR + l->tx.out[i].length;
         }
-        all -= l->out_done;
+        all -= l->tx.done;
         struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)(at - iov)};
         ssize_t n = sendmsg(l->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR)
@@ -261,7 +261,7 @@ int tx_send(struct link *l)
         if (n > 0)
             advance(l, (size_t)n);
         if (n < 0 || (size_t)n < all) {
-            l->blocked = true;
+            l->tx.blocked = true;
             return 0;
         }
     }

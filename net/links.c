@@ -46,11 +46,11 @@ struct xm_links *xm_links_new(const struct xm_links_opts *opts, struct xm_error 
     pthread_condattr_destroy(&attr);
     sem_init(&b->rx_drained, 0, 0);
     atomic_store(&b->rx_open, 1);
-    STAILQ_INIT(&b->again);
-    STAILQ_INIT(&b->urgent);
-    STAILQ_INIT(&b->bulk);
+    STAILQ_INIT(&b->queue.again);
+    STAILQ_INIT(&b->queue.urgent);
+    STAILQ_INIT(&b->queue.bulk);
     xm_meter_init(&b->answered, XM_NS_PER_S, xm_now());
-    xm_bucket_init(&b->bucket, 0, xm_now());
+    xm_bucket_init(&b->queue.bucket, 0, xm_now());
     return b;
 }
 
@@ -59,9 +59,9 @@ static void join_ended(struct xm_links *b)
 {
     for (int i = 0; i < b->links; i++) {
         struct link *l = b->link[i];
-        if (l->ended && !l->joined) {
+        if (l->locked.ended && !l->locked.joined) {
             pthread_join(l->thread, NULL);
-            l->joined = true;
+            l->locked.joined = true;
         }
     }
 }
@@ -72,14 +72,14 @@ static int start(struct xm_links *b, struct link *l, struct xm_error *e)
 
     pthread_mutex_lock(&b->lock);
     join_ended(b);
-    if (b->lost || b->closing) {
-        err = xm_error_set(e, b->why.code ? b->why.code : ECANCELED, "link %s comes too late: %.400s",
-                           l->name, b->why.code ? b->why.text : "the transfer has ended");
+    if (b->end.lost || b->end.closing) {
+        err = xm_error_set(e, b->end.why.code ? b->end.why.code : ECANCELED, "link %s comes too late: %.400s",
+                           l->name, b->end.why.code ? b->end.why.text : "the transfer has ended");
     } else if (b->links == LINKS_MAX) {
         err = xm_error_set(e, ENOSPC, "link %s: there were %d links already", l->name, LINKS_MAX);
     } else {
         l->number = b->links;
-        l->up = true;
+        l->locked.up = true;
         err = -pthread_create(&l->thread, NULL, link_main,
                               l); /* it waits for the lock before it needs any of this */
         if (err < 0)
@@ -108,7 +108,7 @@ int xm_links_add(struct xm_links *b, int fd, bool client, const char *name, stru
     if (!err) {
         l->window_bytes = (size_t)XM_MIN((uint64_t)b->opts.window_bytes, peer.window_bytes);
         l->window_frames = XM_MIN(XM_MIN(b->opts.window_frames, peer.window_frames), SLOTS_MAX);
-        l->heard = l->spoke = xm_now();
+        l->rx.heard = l->tx.spoke = xm_now();
         err = start(b, l, e);
     }
     if (err < 0)
@@ -132,10 +132,10 @@ void bundle_wake(struct xm_links *b)
 /* Takes all that no link has. With the lock held. */
 static void take_queues(struct xm_links *b, struct msgs *to)
 {
-    STAILQ_CONCAT(to, &b->again);
-    STAILQ_CONCAT(to, &b->urgent);
-    STAILQ_CONCAT(to, &b->bulk);
-    b->queued_bytes = 0;
+    STAILQ_CONCAT(to, &b->queue.again);
+    STAILQ_CONCAT(to, &b->queue.urgent);
+    STAILQ_CONCAT(to, &b->queue.bulk);
+    b->queue.bytes = 0;
 }
 
 static void msgs_end(struct msgs *list, int status)
@@ -154,23 +154,24 @@ static void lose(struct xm_links *b, int status, bool tell_peer, const struct xm
     struct msgs queued = STAILQ_HEAD_INITIALIZER(queued);
 
     pthread_mutex_lock(&b->lock);
-    if (!b->lost && !b->closing) {
-        b->lost = true;
-        b->tell_peer = tell_peer;
-        b->end_status = status;
+    if (!b->end.lost && !b->end.closing) {
+        b->end.lost = true;
+        b->end.tell_peer = tell_peer;
+        b->end.status = status;
         if (why)
-            b->why = *why;
+            b->end.why = *why;
         else if (peer_said)
-            xm_error_set(&b->why, peer_said->code, "the other side ended the transfer: %s", peer_said->text);
+            xm_error_set(&b->end.why, peer_said->code, "the other side ended the transfer: %s",
+                         peer_said->text);
         else
-            xm_error_set(&b->why, ENOLINK, "no link to the other side any more, the last one: %.400s",
-                         b->last_why.text);
+            xm_error_set(&b->end.why, ENOLINK, "no link to the other side any more, the last one: %.400s",
+                         b->end.last_why.text);
         if (peer_said)
-            b->peer_said = *peer_said;
+            b->end.peer_said = *peer_said;
         atomic_store(&b->ending, true);
     }
     take_queues(b, &queued);
-    status = b->end_status;
+    status = b->end.status;
     pthread_cond_broadcast(&b->changed);
     pthread_mutex_unlock(&b->lock);
     bundle_wake(b);
@@ -198,14 +199,14 @@ void xm_links_abort(struct xm_links *b, const char *reason)
 void xm_links_error(struct xm_links *b, struct xm_error *out)
 {
     pthread_mutex_lock(&b->lock);
-    *out = b->why;
+    *out = b->end.why;
     pthread_mutex_unlock(&b->lock);
 }
 
 void xm_links_peer_said(struct xm_links *b, struct xm_error *out)
 {
     pthread_mutex_lock(&b->lock);
-    *out = b->peer_said;
+    *out = b->end.peer_said;
     pthread_mutex_unlock(&b->lock);
 }
 
@@ -216,9 +217,9 @@ void xm_links_free(struct xm_links *b)
     if (!b)
         return;
     pthread_mutex_lock(&b->lock);
-    b->closing = true;
-    if (!b->lost)
-        b->end_status = -ECANCELED;
+    b->end.closing = true;
+    if (!b->end.lost)
+        b->end.status = -ECANCELED;
     atomic_store(&b->ending, true);
     take_queues(b, &queued);
     pthread_cond_broadcast(&b->changed);
@@ -226,7 +227,7 @@ void xm_links_free(struct xm_links *b)
     bundle_wake(b);
     msgs_end(&queued, -ECANCELED);
     for (int i = 0; i < b->links; i++) {
-        if (!b->link[i]->joined)
+        if (!b->link[i]->locked.joined)
             pthread_join(b->link[i]->thread, NULL);
     }
     if (atomic_fetch_sub(&b->rx_open, 1) != 1) {
@@ -259,13 +260,13 @@ int xm_links_info(struct xm_links *b, struct xm_link_info *out, int max)
     int n = b->links;
     for (int i = 0; i < n && i < max; i++) {
         struct link *l = b->link[i];
-        out[i] = (struct xm_link_info){.state = l->up ? XM_LINK_UP : XM_LINK_DOWN,
-                                       .wire_tx = atomic_load(&l->wire_tx),
-                                       .wire_rx = atomic_load(&l->wire_rx),
-                                       .frames_tx = atomic_load(&l->frames_tx),
-                                       .frames_rx = atomic_load(&l->frames_rx),
-                                       .resent = atomic_load(&l->resent),
-                                       .tx_rate = xm_meter_rate(&l->tx_meter, now)};
+        out[i] = (struct xm_link_info){.state = l->locked.up ? XM_LINK_UP : XM_LINK_DOWN,
+                                       .wire_tx = atomic_load(&l->any.wire_tx),
+                                       .wire_rx = atomic_load(&l->any.wire_rx),
+                                       .frames_tx = atomic_load(&l->any.frames_tx),
+                                       .frames_rx = atomic_load(&l->any.frames_rx),
+                                       .resent = atomic_load(&l->any.resent),
+                                       .tx_rate = xm_meter_rate(&l->locked.meter, now)};
         memcpy(out[i].name, l->name, sizeof out[i].name);
     }
     pthread_mutex_unlock(&b->lock);
@@ -285,8 +286,8 @@ void xm_links_set_rate(struct xm_links *b, uint64_t bytes_per_s)
     uint64_t now = xm_now();
 
     pthread_mutex_lock(&b->lock);
-    xm_bucket_set(&b->bucket, bytes_per_s, now);
-    b->hold_until = 0;
+    xm_bucket_set(&b->queue.bucket, bytes_per_s, now);
+    b->queue.hold_until = 0;
     pthread_mutex_unlock(&b->lock);
     bundle_wake(b);
 }
@@ -297,7 +298,7 @@ uint64_t xm_links_wire_bytes(struct xm_links *b)
 
     pthread_mutex_lock(&b->lock);
     for (int i = 0; i < b->links; i++)
-        sum += atomic_load(&b->link[i]->wire_tx) + atomic_load(&b->link[i]->wire_rx);
+        sum += atomic_load(&b->link[i]->any.wire_tx) + atomic_load(&b->link[i]->any.wire_rx);
     pthread_mutex_unlock(&b->lock);
     return sum;
 }
@@ -310,9 +311,9 @@ unsigned long xm_links_serving(struct xm_links *b)
 uint64_t xm_links_queued(struct xm_links *b, uint64_t *max)
 {
     pthread_mutex_lock(&b->lock);
-    uint64_t now = b->queued_bytes;
+    uint64_t now = b->queue.bytes;
     if (max)
-        *max = b->queued_max;
+        *max = b->queue.bytes_max;
     pthread_mutex_unlock(&b->lock);
     return now;
 }

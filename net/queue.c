@@ -26,12 +26,12 @@ static struct msgs *next_queue(struct xm_links *b, const struct link *l, const s
 
     if (r->frames >= SLOTS_MAX)
         return NULL;
-    if (!STAILQ_EMPTY(&b->again))
-        return &b->again;
-    if ((m = STAILQ_FIRST(&b->urgent)) && (fits(l, r, m->length) || !r->urgent))
-        return &b->urgent;
-    if ((m = STAILQ_FIRST(&b->bulk)) && (fits(l, r, m->length) || !r->bulk))
-        return &b->bulk;
+    if (!STAILQ_EMPTY(&b->queue.again))
+        return &b->queue.again;
+    if ((m = STAILQ_FIRST(&b->queue.urgent)) && (fits(l, r, m->length) || !r->urgent))
+        return &b->queue.urgent;
+    if ((m = STAILQ_FIRST(&b->queue.bulk)) && (fits(l, r, m->length) || !r->bulk))
+        return &b->queue.bulk;
     return NULL;
 }
 
@@ -41,8 +41,8 @@ static struct link *pick_sleeper(struct xm_links *b, const struct link * not )
 {
     for (int i = 0; i < b->links; i++) {
         struct link *l = b->link[(b->next_wake + i) % b->links];
-        if (l != not &&l->up && l->wants && next_queue(b, l, &l->room)) {
-            l->wants = false;
+        if (l != not &&l->locked.up && l->locked.wants && next_queue(b, l, &l->locked.room)) {
+            l->locked.wants = false;
             b->next_wake = l->number + 1;
             return l;
         }
@@ -52,7 +52,7 @@ static struct link *pick_sleeper(struct xm_links *b, const struct link * not )
 
 static bool anything(const struct xm_links *b)
 {
-    return !STAILQ_EMPTY(&b->again) || !STAILQ_EMPTY(&b->urgent) || !STAILQ_EMPTY(&b->bulk);
+    return !STAILQ_EMPTY(&b->queue.again) || !STAILQ_EMPTY(&b->queue.urgent) || !STAILQ_EMPTY(&b->queue.bulk);
 }
 
 void queue_submit(struct xm_transport *t, struct xm_msg *m)
@@ -69,15 +69,15 @@ void queue_submit(struct xm_transport *t, struct xm_msg *m)
         return;
     }
     pthread_mutex_lock(&b->lock);
-    if (b->lost || b->closing) {
-        status = b->end_status;
+    if (b->end.lost || b->end.closing) {
+        status = b->end.status;
     } else {
         if (m->urgent)
-            STAILQ_INSERT_TAIL(&b->urgent, m, link);
+            STAILQ_INSERT_TAIL(&b->queue.urgent, m, link);
         else
-            STAILQ_INSERT_TAIL(&b->bulk, m, link);
-        b->queued_bytes += m->length;
-        b->queued_max = XM_MAX(b->queued_max, b->queued_bytes);
+            STAILQ_INSERT_TAIL(&b->queue.bulk, m, link);
+        b->queue.bytes += m->length;
+        b->queue.bytes_max = XM_MAX(b->queue.bytes_max, b->queue.bytes);
         sleeper = pick_sleeper(b, NULL);
     }
     pthread_mutex_unlock(&b->lock);
@@ -90,24 +90,24 @@ void queue_submit(struct xm_transport *t, struct xm_msg *m)
 void queue_take(struct link *l, struct msgs *to)
 {
     struct xm_links *b = l->bundle;
-    struct room r = l->flying_room;
+    struct room r = l->slots.room;
     struct link *sleeper = NULL;
     struct msgs *from;
     unsigned n = 0, again = 0;
     uint64_t bytes = 0;
 
     pthread_mutex_lock(&b->lock);
-    uint64_t now = b->bucket.rate ? xm_now() : 0;
+    uint64_t now = b->queue.bucket.rate ? xm_now() : 0;
     /* OUT_MAX / 2 leaves places for answers. */
-    while (n < OUT_MAX / 2 && !b->lost && !b->closing && (!b->bucket.rate || now >= b->hold_until) &&
-           (from = next_queue(b, l, &r))) {
+    while (n < OUT_MAX / 2 && !b->end.lost && !b->end.closing &&
+           (!b->queue.bucket.rate || now >= b->queue.hold_until) && (from = next_queue(b, l, &r))) {
         struct xm_msg *m = STAILQ_FIRST(from);
         if (n && bytes + m->length > OUT_BYTES)
             break;
         STAILQ_REMOVE_HEAD(from, link);
         STAILQ_INSERT_TAIL(to, m, link);
         n++;
-        again += from == &b->again;
+        again += from == &b->queue.again;
         bytes += m->length;
         r.frames++;
         r.bytes += m->length;
@@ -115,18 +115,18 @@ void queue_take(struct link *l, struct msgs *to)
             r.urgent++;
         else
             r.bulk++;
-        if (b->bucket.rate)
-            b->hold_until = now + xm_bucket_take(&b->bucket, m->length + FRAME_HDR, now);
+        if (b->queue.bucket.rate)
+            b->queue.hold_until = now + xm_bucket_take(&b->queue.bucket, m->length + FRAME_HDR, now);
     }
     if (n) {
-        b->queued_bytes -= bytes;
-        xm_meter_add(&l->tx_meter, bytes + n * FRAME_HDR, now ? now : xm_now());
+        b->queue.bytes -= bytes;
+        xm_meter_add(&l->locked.meter, bytes + n * FRAME_HDR, now ? now : xm_now());
         if (anything(b))
             sleeper = pick_sleeper(b, l);
     }
     pthread_mutex_unlock(&b->lock);
     if (again)
-        atomic_fetch_add_explicit(&l->resent, again, memory_order_relaxed);
+        atomic_fetch_add_explicit(&l->any.resent, again, memory_order_relaxed);
     if (sleeper)
         link_wake(sleeper);
 }
@@ -134,19 +134,19 @@ void queue_take(struct link *l, struct msgs *to)
 bool queue_sleep(struct link *l, uint64_t *until)
 {
     struct xm_links *b = l->bundle;
-    struct room r = l->flying_room;
+    struct room r = l->slots.room;
     bool idle = tx_idle(l);
 
     pthread_mutex_lock(&b->lock);
     bool work = idle && next_queue(b, l, &r);
-    if (work && b->bucket.rate && b->hold_until > xm_now()) {
-        *until = b->hold_until;
+    if (work && b->queue.bucket.rate && b->queue.hold_until > xm_now()) {
+        *until = b->queue.hold_until;
         work = false;
     }
     if (!work) {
-        l->wants = idle && *until == UINT64_MAX;
-        l->room = r;
-        atomic_store(&l->asleep, true);
+        l->locked.wants = idle && *until == UINT64_MAX;
+        l->locked.room = r;
+        atomic_store(&l->any.asleep, true);
     }
     pthread_mutex_unlock(&b->lock);
     return !work;

@@ -116,7 +116,7 @@ static void feed(struct link *l, int peer, const void *bytes, size_t len)
         while ((got = rx_receive(l)) > 0) {
         }
         failed = got;
-        if (l->starved)
+        if (l->rx.starved)
             answer_held();
         while (recv(peer, drain, sizeof drain, MSG_DONTWAIT) > 0) {
         }
@@ -246,13 +246,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     /* The end, as link_main does it. */
     tx_drop(l);
     rx_drop(l);
-    for (struct slot *s; (s = TAILQ_FIRST(&l->flying));)
+    for (struct slot *s; (s = TAILQ_FIRST(&l->slots.flying));)
         msg_end(link_slot_take(l, s), -ECANCELED);
     answer_held();
     xm_links_free(b);
-    for (unsigned i = 0; i < l->slots; i += SLOT_BLOCK)
-        free(l->block[i / SLOT_BLOCK]);
-    free(l->block);
+    for (unsigned i = 0; i < l->slots.n; i += SLOT_BLOCK)
+        free(l->slots.block[i / SLOT_BLOCK]);
+    free(l->slots.block);
     link_free(l);
     xm_mailbox_run(&box);
     xm_ramsink_free(ramsink);
