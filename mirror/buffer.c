@@ -45,17 +45,17 @@ struct mirrored *mirrored_new(struct xm_disk_req *r)
 {
     struct xm_disk *d = r->disk;
     uint64_t cost = cost_of(r);
-    struct mirrored *m = TAILQ_FIRST(&d->free_mirrored);
+    struct mirrored *m = TAILQ_FIRST(&d->buffer.free);
     void *buf = NULL;
 
-    if (d->buffer_used + cost > d->opts.mirror_buffer)
+    if (d->buffer.used + cost > d->opts.mirror_buffer)
         return NULL;
     if (m)
-        TAILQ_REMOVE(&d->free_mirrored, m, link);
+        TAILQ_REMOVE(&d->buffer.free, m, link);
     else if (!(m = malloc(sizeof *m)))
         return NULL;
-    if (r->breq->op == XM_IO_WRITE && !(buf = xm_bufpool_get(d->mirror_pool, r->length))) {
-        TAILQ_INSERT_HEAD(&d->free_mirrored, m, link);
+    if (r->breq->op == XM_IO_WRITE && !(buf = xm_bufpool_get(d->buffer.pool, r->length))) {
+        TAILQ_INSERT_HEAD(&d->buffer.free, m, link);
         return NULL;
     }
     *m = (struct mirrored){.disk = d,
@@ -66,8 +66,8 @@ struct mirrored *mirrored_new(struct xm_disk_req *r)
                            .cost = cost,
                            .since = xm_engine_now(d->engine),
                            .local = true};
-    d->buffer_used += cost;
-    TAILQ_INSERT_TAIL(&d->pending, m, link);
+    d->buffer.used += cost;
+    TAILQ_INSERT_TAIL(&d->buffer.pending, m, link);
     return m;
 }
 
@@ -94,10 +94,10 @@ static void free_if_done(struct mirrored *m)
 
     if (m->local || m->pending > 0)
         return;
-    xm_bufpool_put(d->mirror_pool, m->buf, m->length);
-    d->buffer_used -= m->cost;
-    TAILQ_REMOVE(&d->pending, m, link);
-    TAILQ_INSERT_HEAD(&d->free_mirrored, m, link);
+    xm_bufpool_put(d->buffer.pool, m->buf, m->length);
+    d->buffer.used -= m->cost;
+    TAILQ_REMOVE(&d->buffer.pending, m, link);
+    TAILQ_INSERT_HEAD(&d->buffer.free, m, link);
     mode_update(d, xm_engine_now(d->engine));
     buffer_wake(d);
     progress_if_awaited(d);
@@ -115,8 +115,8 @@ static void piece_ended(struct xm_rreq *rr, int status)
     } else {
         give_up_chunk(d, rr->offset >> d->chunk_shift);
     }
-    p->next_free = d->free_pieces;
-    d->free_pieces = p;
+    p->next_free = d->buffer.free_pieces;
+    d->buffer.free_pieces = p;
     if (--m->pending > 0)
         return;
     struct xm_disk_req *r = m->local ? NULL : m->req;
@@ -127,10 +127,10 @@ static void piece_ended(struct xm_rreq *rr, int status)
 
 static struct piece *piece_get(struct xm_disk *d)
 {
-    struct piece *p = d->free_pieces;
+    struct piece *p = d->buffer.free_pieces;
 
     if (p)
-        d->free_pieces = p->next_free;
+        d->buffer.free_pieces = p->next_free;
     else
         p = malloc(sizeof *p);
     return p;
@@ -145,7 +145,7 @@ void mirrored_send(struct mirrored *m)
     for (uint64_t at = m->offset, to; at < end; at = to) {
         uint64_t chunk = at >> d->chunk_shift;
         to = XM_MIN(end, (chunk + 1) << d->chunk_shift);
-        if (!chunkmap_is_followed(&d->map, chunk))
+        if (!chunkmap_is_followed(&d->copy.map, chunk))
             continue;
         struct piece *p = piece_get(d);
         if (!p) {
@@ -161,7 +161,7 @@ void mirrored_send(struct mirrored *m)
                                    .buf = m->buf ? (char *)m->buf + (at - m->offset) : NULL,
                                    .done = piece_ended};
         m->pending++;
-        xm_replica_submit(d->replica, &p->rreq);
+        xm_replica_submit(d->mirror.replica, &p->rreq);
     }
 }
 
@@ -181,7 +181,7 @@ void buffer_wake(struct xm_disk *d)
 {
     struct xm_disk_req *r;
 
-    while ((r = TAILQ_FIRST(&d->nobuf)) && d->buffer_used + cost_of(r) <= d->opts.mirror_buffer) {
+    while ((r = TAILQ_FIRST(&d->guest.nobuf)) && d->buffer.used + cost_of(r) <= d->opts.mirror_buffer) {
         request_event(r, REQ_EV_RETRY, 0);
         if (r->state == REQ_NOBUF)
             break; /* memory is short, not the buffer's bound */
@@ -192,12 +192,12 @@ void buffer_free_lists(struct xm_disk *d)
 {
     struct mirrored *m;
 
-    while ((m = TAILQ_FIRST(&d->free_mirrored))) {
-        TAILQ_REMOVE(&d->free_mirrored, m, link);
+    while ((m = TAILQ_FIRST(&d->buffer.free))) {
+        TAILQ_REMOVE(&d->buffer.free, m, link);
         free(m);
     }
-    for (struct piece *p; (p = d->free_pieces);) {
-        d->free_pieces = p->next_free;
+    for (struct piece *p; (p = d->buffer.free_pieces);) {
+        d->buffer.free_pieces = p->next_free;
         free(p);
     }
 }

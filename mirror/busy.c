@@ -85,7 +85,7 @@ int busy_enter(struct xm_disk_req *r)
     }
     for (uint64_t chunk = first; chunk <= last; chunk++) {
         struct chunk_ref *ref = &r->refs[r->nrefs];
-        struct busy_chunk *b = find_or_add(&d->busy, chunk);
+        struct busy_chunk *b = find_or_add(&d->guest.busy, chunk);
         if (!b) {
             struct disk_reqs none = TAILQ_HEAD_INITIALIZER(none);
             busy_leave(r, &none);
@@ -121,7 +121,7 @@ static void add_drained(struct busy_table *f, struct busy_chunk *b)
 
 bool busy_leave(struct xm_disk_req *r, struct disk_reqs *unblocked)
 {
-    struct busy_table *f = &r->disk->busy;
+    struct busy_table *f = &r->disk->guest.busy;
     bool drained = false;
 
     for (unsigned i = 0; i < r->nrefs; i++) {
@@ -147,7 +147,7 @@ bool busy_leave(struct xm_disk_req *r, struct disk_reqs *unblocked)
 
 void busy_held(struct xm_disk *d, uint64_t chunk, struct disk_reqs *list)
 {
-    struct busy_chunk *b = find(&d->busy, chunk);
+    struct busy_chunk *b = find(&d->guest.busy, chunk);
     struct chunk_ref *ref;
 
     if (!b)
@@ -159,20 +159,20 @@ void busy_held(struct xm_disk *d, uint64_t chunk, struct disk_reqs *list)
 
 bool busy_drain(struct xm_disk *d, uint64_t chunk, bool fresh)
 {
-    struct busy_chunk *b = find(&d->busy, chunk);
+    struct busy_chunk *b = find(&d->guest.busy, chunk);
 
     if (!b || b->active == 0)
         return true;
-    assert(!b->draining && d->busy.draining + d->busy.ndrained < DRAIN_MAX);
+    assert(!b->draining && d->guest.busy.draining + d->guest.busy.ndrained < DRAIN_MAX);
     b->draining = true;
     b->fresh = fresh;
-    d->busy.draining++;
+    d->guest.busy.draining++;
     return false;
 }
 
 bool busy_is_idle(struct xm_disk *d, uint64_t chunk)
 {
-    struct busy_chunk *b = find(&d->busy, chunk);
+    struct busy_chunk *b = find(&d->guest.busy, chunk);
 
     return !b || b->active == 0;
 }
@@ -182,7 +182,7 @@ void busy_forget_claims(struct xm_disk *d)
     struct busy_chunk *b;
 
     for (unsigned i = 0; i < BUSY_BUCKETS; i++)
-        LIST_FOREACH (b, &d->busy.bucket[i], link)
+        LIST_FOREACH (b, &d->guest.busy.bucket[i], link)
             b->draining = false;
-    d->busy.draining = d->busy.ndrained = 0;
+    d->guest.busy.draining = d->guest.busy.ndrained = 0;
 }

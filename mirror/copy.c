@@ -13,16 +13,16 @@
 
 void copier_pause(struct xm_disk *d, unsigned reason)
 {
-    d->pauses |= reason;
-    if (d->copier)
-        xm_copier_pause(d->copier, true);
+    d->copy.pauses |= reason;
+    if (d->copy.copier)
+        xm_copier_pause(d->copy.copier, true);
 }
 
 /* What can be claimed now is claimed by progress_fire, not here: whoever calls may be about to start a write.
  */
 void copier_resume(struct xm_disk *d, unsigned reason)
 {
-    d->pauses &= ~reason;
+    d->copy.pauses &= ~reason;
     progress(d);
 }
 
@@ -31,7 +31,7 @@ void copier_resume(struct xm_disk *d, unsigned reason)
 static int64_t next_chunk(void *ctx, bool *fresh)
 {
     struct xm_disk *d = ctx;
-    struct busy_table *f = &d->busy;
+    struct busy_table *f = &d->guest.busy;
     int64_t chunk;
 
     if (!is_mirroring(d))
@@ -43,8 +43,8 @@ static int64_t next_chunk(void *ctx, bool *fresh)
     }
     /* What drains is `copying` as well: it has its place in the copier's depth, so that its copy can start as soon
      * as it has drained. */
-    while (f->draining < XM_MIN(DRAIN_MAX, xm_copier_room(d->copier))) {
-        chunk = chunkmap_claim_next(&d->map, fresh);
+    while (f->draining < XM_MIN(DRAIN_MAX, xm_copier_room(d->copy.copier))) {
+        chunk = chunkmap_claim_next(&d->copy.map, fresh);
         if (chunk < 0 || busy_drain(d, (uint64_t)chunk, *fresh))
             return chunk;
     }
@@ -56,20 +56,21 @@ static void copy_failed(struct xm_disk *d, uint64_t chunk, int status)
     struct xm_copier_stats now;
     bool gone = status == -ENOLINK || status == -ECANCELED;
 
-    xm_copier_stats(d->copier, &now);
+    xm_copier_stats(d->copy.copier, &now);
     bool reading = now.read_errors > d->stats.copied.read_errors;
     d->stats.copied = now;
-    if (++d->failures < FAILURES_MAX && !gone) {
+    if (++d->copy.failures < FAILURES_MAX && !gone) {
         copier_pause(d, PAUSE_BACKOFF);
-        xm_engine_timer_set(d->engine, &d->backoff, xm_engine_now(d->engine) + d->failures * BACKOFF);
+        xm_engine_timer_set(d->engine, &d->copy.backoff,
+                            xm_engine_now(d->engine) + d->copy.failures * BACKOFF);
         return;
     }
-    d->failed = status;
+    d->copy.failed = status;
     if (gone)
-        snprintf(d->why, sizeof d->why, "the connection to the copy of %s is lost: %s", d->file->path,
-                 strerror(-status));
+        snprintf(d->copy.why, sizeof d->copy.why, "the connection to the copy of %s is lost: %s",
+                 d->file->path, strerror(-status));
     else
-        snprintf(d->why, sizeof d->why, "copying %s failed near offset %llu, %s: %s", d->file->path,
+        snprintf(d->copy.why, sizeof d->copy.why, "copying %s failed near offset %llu, %s: %s", d->file->path,
                  (unsigned long long)chunk << d->chunk_shift,
                  reading ? "reading it" : "writing at the destination", strerror(-status));
     copier_pause(d, PAUSE_FAILED);
@@ -78,9 +79,9 @@ static void copy_failed(struct xm_disk *d, uint64_t chunk, int status)
 void chunk_release(struct xm_disk *d, uint64_t chunk, bool ok)
 {
     struct disk_reqs held = TAILQ_HEAD_INITIALIZER(held);
-    bool stale = chunkmap_is_stale(&d->map, chunk);
+    bool stale = chunkmap_is_stale(&d->copy.map, chunk);
 
-    chunkmap_set_state(&d->map, chunk, ok && !stale ? XM_CHUNK_PRESENT : XM_CHUNK_ABSENT);
+    chunkmap_set_state(&d->copy.map, chunk, ok && !stale ? XM_CHUNK_PRESENT : XM_CHUNK_ABSENT);
     d->stats.given_up += stale;
     if (!ok || stale)
         progress(d);
@@ -96,7 +97,7 @@ static void chunk_read(void *ctx, int64_t chunk)
 
     if (!is_mirroring(d))
         return;
-    chunkmap_set_read(&d->map, (uint64_t)chunk);
+    chunkmap_set_read(&d->copy.map, (uint64_t)chunk);
     busy_held(d, (uint64_t)chunk, &held);
     request_event_all(&held, REQ_EV_RETRY);
 }
@@ -110,7 +111,7 @@ static void copy_ended(void *ctx, int64_t copied, int status)
     if (!is_mirroring(d))
         return;
     if (status == 0)
-        d->failures = 0;
+        d->copy.failures = 0;
     else
         copy_failed(d, chunk, status);
     chunk_release(d, chunk, status == 0);
@@ -121,13 +122,13 @@ static bool guest_is_there(void *ctx)
 {
     struct xm_disk *d = ctx;
 
-    return d->held == 0 &&
-           (d->requests > 0 || (d->guest_at && xm_engine_now(d->engine) - d->guest_at < GUEST_RECENT));
+    return d->guest.held == 0 &&
+           (d->guest.requests > 0 || (d->guest.at && xm_engine_now(d->engine) - d->guest.at < GUEST_RECENT));
 }
 
 static void backoff_fire(struct xm_timer *t)
 {
-    copier_resume(xm_container_of(t, struct xm_disk, backoff), PAUSE_BACKOFF);
+    copier_resume(xm_container_of(t, struct xm_disk, copy.backoff), PAUSE_BACKOFF);
 }
 
 static void reset_stats(struct xm_disk *d)
@@ -147,72 +148,72 @@ int xm_disk_mirror_on(struct xm_disk *d, struct xm_replica *replica, bool target
     static const struct xm_copier_ops ops = {
         .next = next_chunk, .shared = guest_is_there, .read = chunk_read, .ended = copy_ended};
 
-    if (d->mode != XM_MIRROR_OFF || d->copier)
+    if (d->mirror.mode != XM_MIRROR_OFF || d->copy.copier)
         return xm_error_set(e, EBUSY, "%s is being mirrored already", d->file->path);
-    if (chunkmap_init(&d->map, d->chunks) < 0)
+    if (chunkmap_init(&d->copy.map, d->chunks) < 0)
         return xm_error_set(e, ENOMEM, "no memory for the chunk map of %s", d->file->path);
-    d->bulk_pool = xm_bufpool_new(d->opts.bulk_buffer);
-    d->mirror_pool = xm_bufpool_new(d->opts.mirror_buffer);
-    if (d->bulk_pool && d->mirror_pool)
-        d->copier = xm_copier_new(d->engine, d->file, replica, d->bulk_pool, d->opts.chunk_size,
-                                  target_zeroed, &ops, d);
-    if (!d->copier) {
+    d->copy.pool = xm_bufpool_new(d->opts.bulk_buffer);
+    d->buffer.pool = xm_bufpool_new(d->opts.mirror_buffer);
+    if (d->copy.pool && d->buffer.pool)
+        d->copy.copier = xm_copier_new(d->engine, d->file, replica, d->copy.pool, d->opts.chunk_size,
+                                       target_zeroed, &ops, d);
+    if (!d->copy.copier) {
         mirror_teardown(d);
         return xm_error_set(e, ENOMEM, "no memory for the mirror of %s", d->file->path);
     }
-    xm_copier_delay(d->copier, d->opts.write_cap / 2);
+    xm_copier_delay(d->copy.copier, d->opts.write_cap / 2);
     reset_stats(d);
-    d->replica = replica;
-    d->lost = false;
-    d->failures = 0;
-    d->failed = 0;
-    d->why[0] = 0;
-    d->low_since = 0;
-    d->pauses = 0;
-    d->backoff.fire = backoff_fire;
+    d->mirror.replica = replica;
+    d->mirror.lost = false;
+    d->copy.failures = 0;
+    d->copy.failed = 0;
+    d->copy.why[0] = 0;
+    d->buffer.low_since = 0;
+    d->copy.pauses = 0;
+    d->copy.backoff.fire = backoff_fire;
     copier_pause(d, PAUSE_STARTING);
     /* From now on writes are tracked; those before it are waited for (invariant 1). */
-    d->mode = XM_MIRROR_STARTING;
+    d->mirror.mode = XM_MIRROR_STARTING;
     progress(d);
     return 0;
 }
 
 void mirror_begin(struct xm_disk *d)
 {
-    d->mode = XM_MIRROR_ASYNC;
+    d->mirror.mode = XM_MIRROR_ASYNC;
     copier_resume(d, PAUSE_STARTING);
 }
 
 bool mirror_quiet(const struct xm_disk *d)
 {
-    return !d->flushing && !verify_busy(d) && TAILQ_EMPTY(&d->pending) &&
-           (!d->copier || xm_copier_busy(d->copier) == 0);
+    return !d->flush.busy && !verify_busy(d) && TAILQ_EMPTY(&d->buffer.pending) &&
+           (!d->copy.copier || xm_copier_busy(d->copy.copier) == 0);
 }
 
 void mirror_teardown(struct xm_disk *d)
 {
-    d->mode = XM_MIRROR_OFF;
-    if (d->copier)
-        xm_copier_stats(d->copier, &d->stats.copied);
-    if (d->replica)
-        xm_replica_digest(d->replica, &d->stats.digest);
-    xm_engine_timer_cancel(d->engine, &d->backoff);
-    xm_copier_free(d->copier);
-    xm_bufpool_free(d->bulk_pool);
-    xm_bufpool_free(d->mirror_pool);
-    chunkmap_destroy(&d->map);
+    d->mirror.mode = XM_MIRROR_OFF;
+    if (d->copy.copier)
+        xm_copier_stats(d->copy.copier, &d->stats.copied);
+    if (d->mirror.replica)
+        xm_replica_digest(d->mirror.replica, &d->stats.digest);
+    xm_engine_timer_cancel(d->engine, &d->copy.backoff);
+    xm_copier_free(d->copy.copier);
+    xm_bufpool_free(d->copy.pool);
+    xm_bufpool_free(d->buffer.pool);
+    chunkmap_destroy(&d->copy.map);
     busy_forget_claims(d);
-    d->copier = NULL;
-    d->bulk_pool = d->mirror_pool = NULL;
-    d->replica = NULL;
+    d->copy.copier = NULL;
+    d->copy.pool = d->buffer.pool = NULL;
+    d->mirror.replica = NULL;
 }
 
 void xm_disk_mirror_off(struct xm_disk *d, void (*done)(void *), void *arg)
 {
-    d->off_done = done;
-    d->off_arg = arg;
-    if (d->mode != XM_MIRROR_OFF) {
-        d->mode = XM_MIRROR_OFF;
+    d->off.done = done;
+    d->off.arg = arg;
+    if (d->mirror.mode != XM_MIRROR_OFF) {
+        d->mirror.mode = XM_MIRROR_OFF;
         copier_pause(d, PAUSE_OFF);
         busy_forget_claims(d);
         switch_fail(d, -ECANCELED, "the mirror was turned off");
@@ -223,5 +224,5 @@ void xm_disk_mirror_off(struct xm_disk *d, void (*done)(void *), void *arg)
 
 bool xm_disk_in_step(const struct xm_disk *d)
 {
-    return is_mirroring(d) && d->map.count[XM_CHUNK_PRESENT] == d->chunks;
+    return is_mirroring(d) && d->copy.map.count[XM_CHUNK_PRESENT] == d->chunks;
 }

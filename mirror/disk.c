@@ -54,15 +54,15 @@ struct xm_disk *xm_disk_new(struct xm_engine *engine, struct xm_file *file, cons
     d->file = file;
     d->chunk_shift = (unsigned)__builtin_ctz(d->opts.chunk_size);
     d->chunks = (file->size + d->opts.chunk_size - 1) >> d->chunk_shift;
-    TAILQ_INIT(&d->free_reqs);
-    TAILQ_INIT(&d->gated);
-    TAILQ_INIT(&d->waits);
-    TAILQ_INIT(&d->nobuf);
-    TAILQ_INIT(&d->pending);
-    TAILQ_INIT(&d->free_mirrored);
-    busy_init(&d->busy);
+    TAILQ_INIT(&d->guest.free);
+    TAILQ_INIT(&d->guest.gated);
+    TAILQ_INIT(&d->guest.waits);
+    TAILQ_INIT(&d->guest.nobuf);
+    TAILQ_INIT(&d->buffer.pending);
+    TAILQ_INIT(&d->buffer.free);
+    busy_init(&d->guest.busy);
     d->progress.fire = progress_fire;
-    d->cap.fire = request_cap_fire;
+    d->guest.cap.fire = request_cap_fire;
     return d;
 }
 
@@ -72,15 +72,15 @@ void xm_disk_free(struct xm_disk *d)
 
     if (!d)
         return;
-    assert(d->requests == 0 && !d->copier && !d->verify && TAILQ_EMPTY(&d->gated));
+    assert(d->guest.requests == 0 && !d->copy.copier && !d->verify && TAILQ_EMPTY(&d->guest.gated));
     xm_engine_timer_cancel(d->engine, &d->progress);
-    xm_engine_timer_cancel(d->engine, &d->cap);
-    while ((r = TAILQ_FIRST(&d->free_reqs))) {
-        TAILQ_REMOVE(&d->free_reqs, r, wait);
+    xm_engine_timer_cancel(d->engine, &d->guest.cap);
+    while ((r = TAILQ_FIRST(&d->guest.free))) {
+        TAILQ_REMOVE(&d->guest.free, r, wait);
         free(r);
     }
     buffer_free_lists(d);
-    busy_destroy(&d->busy);
+    busy_destroy(&d->guest.busy);
     free(d);
 }
 
@@ -96,10 +96,10 @@ struct xm_engine *xm_disk_engine(struct xm_disk *d)
 
 struct xm_disk_req *request_new(struct xm_disk *d, struct xm_breq *b)
 {
-    struct xm_disk_req *r = TAILQ_FIRST(&d->free_reqs);
+    struct xm_disk_req *r = TAILQ_FIRST(&d->guest.free);
 
     if (r)
-        TAILQ_REMOVE(&d->free_reqs, r, wait);
+        TAILQ_REMOVE(&d->guest.free, r, wait);
     else if (!(r = malloc(sizeof *r)))
         return NULL;
     r->disk = d;
@@ -119,7 +119,7 @@ void request_free(struct xm_disk_req *r)
     free(r->slice);
     r->slice = NULL;
     r->state = REQ_PLAIN;
-    TAILQ_INSERT_HEAD(&r->disk->free_reqs, r, wait);
+    TAILQ_INSERT_HEAD(&r->disk->guest.free, r, wait);
 }
 
 void request_complete(struct xm_disk_req *r, int status)
@@ -139,7 +139,7 @@ void request_complete(struct xm_disk_req *r, int status)
         s->writes++;
         s->write_bytes += b->length;
     }
-    d->requests--;
+    d->guest.requests--;
     progress_if_awaited(d);
     request_free(r);
     b->done(b, status);
@@ -150,7 +150,7 @@ static void plain_done(struct xm_io *io, int res)
     struct xm_disk_req *r = xm_container_of(io, struct xm_disk_req, io);
 
     if (r->breq->op == XM_IO_WRITE || r->breq->op == XM_IO_ZERO)
-        r->disk->untracked--;
+        r->disk->guest.untracked--;
     request_complete(r, res);
 }
 
@@ -193,20 +193,20 @@ void xm_disk_submit(struct xm_disk *d, struct xm_breq *b)
         b->done(b, -ENOMEM);
         return;
     }
-    if (d->gate) {
+    if (d->pivot.gate) {
         r->state = REQ_GATED;
-        TAILQ_INSERT_TAIL(&d->gated, r, wait);
+        TAILQ_INSERT_TAIL(&d->guest.gated, r, wait);
         return;
     }
-    d->requests++;
-    if (d->mode != XM_MIRROR_OFF)
-        d->guest_at = xm_engine_now(d->engine);
-    if (modifies && d->mode != XM_MIRROR_OFF) {
-        d->quiesce_spoiled = true;
+    d->guest.requests++;
+    if (d->mirror.mode != XM_MIRROR_OFF)
+        d->guest.at = xm_engine_now(d->engine);
+    if (modifies && d->mirror.mode != XM_MIRROR_OFF) {
+        d->quiesce.spoiled = true;
         request_tracked(r);
         return;
     }
-    d->untracked += modifies;
+    d->guest.untracked += modifies;
     plain_submit(r);
 }
 
@@ -223,18 +223,18 @@ static void take_status(void *arg)
 
     mode_update(d, xm_engine_now(d->engine));
     *s = d->stats;
-    s->mode = d->mode;
+    s->mode = d->mirror.mode;
     s->size = d->file->size;
     s->chunks_total = d->chunks;
-    memcpy(s->chunks, d->map.count, sizeof s->chunks);
-    if (d->copier)
-        xm_copier_stats(d->copier, &s->copied);
-    if (d->replica)
-        xm_replica_digest(d->replica, &s->digest);
-    s->buffer_bytes = d->buffer_used;
+    memcpy(s->chunks, d->copy.map.count, sizeof s->chunks);
+    if (d->copy.copier)
+        xm_copier_stats(d->copy.copier, &s->copied);
+    if (d->mirror.replica)
+        xm_replica_digest(d->mirror.replica, &s->digest);
+    s->buffer_bytes = d->buffer.used;
     s->buffer_max = d->opts.mirror_buffer;
-    s->failed = d->failed;
-    memcpy(s->why, d->why, sizeof s->why);
+    s->failed = d->copy.failed;
+    memcpy(s->why, d->copy.why, sizeof s->why);
 }
 
 void xm_disk_status(struct xm_disk *d, struct xm_disk_status *out)

@@ -65,9 +65,9 @@ struct xm_disk_req {
     struct mirrored *mirrored; /* the part's way to the replica, or NULL */
     struct chunk_ref *refs, inline_refs[2];
     unsigned nrefs;
-    TAILQ_ENTRY(xm_disk_req)
-    wait; /* in disk->waits (HELD, NOBUF, SYNC), by deadline; gated; or on the free list */
-    TAILQ_ENTRY(xm_disk_req) queue; /* in disk->nobuf, first come first served */
+    /* in guest.waits (HELD, NOBUF, SYNC), by deadline; in guest.gated; or in guest.free */
+    TAILQ_ENTRY(xm_disk_req) wait;
+    TAILQ_ENTRY(xm_disk_req) queue; /* in guest.nobuf, first come first served */
     TAILQ_ENTRY(xm_disk_req) ready; /* on a local list of those about to get an event */
 };
 TAILQ_HEAD(disk_reqs, xm_disk_req);
@@ -137,9 +137,9 @@ struct mirrored {
     struct xm_disk_req *req; /* who waits for it; NULL: nobody any more */
     void *buf;               /* the private copy (invariant 4); NULL: zeros */
     uint64_t offset, length, cost, since;
-    unsigned pending;         /* pieces */
+    unsigned pending;           /* pieces */
     bool local;                 /* the local write still uses the buffer */
-    TAILQ_ENTRY(mirrored) link; /* disk->pending, or free list */
+    TAILQ_ENTRY(mirrored) link; /* in buffer.pending, or buffer.free */
 };
 
 /* Room for the part, or NULL. */
@@ -168,59 +168,79 @@ struct xm_disk {
     unsigned chunk_shift;
     uint64_t chunks;
 
-    /* Guest requests: */
-    unsigned requests;  /* not done, without the gated */
-    unsigned untracked; /* of them, writes that began while the mirror was off */
-    uint64_t guest_at;  /* when the last one came, while the mirror is on */
-    unsigned held;      /* in REQ_HELD */
-    struct disk_reqs free_reqs, gated, waits, nobuf;
-    struct busy_table busy;
-    struct xm_timer cap; /* for the first of waits */
+    /* Its requests (disk.c, request.c, busy.c): */
+    struct {
+        unsigned requests;  /* not done, without the gated */
+        unsigned untracked; /* of them, writes that began while the mirror was off */
+        uint64_t at;        /* when the last one came, while the mirror is on */
+        unsigned held;      /* in REQ_HELD */
+        struct disk_reqs free, gated, waits, nobuf;
+        struct busy_table busy;
+        struct xm_timer cap; /* for the first of waits */
+    } guest;
 
-    /* The mirror: */
-    enum xm_mirror_mode mode;
-    bool lost;
-    struct xm_replica *replica;
-    struct xm_copier *copier;
-    unsigned pauses; /* reasons why the copier is paused */
-    struct chunkmap map;
-    struct xm_bufpool *bulk_pool, *mirror_pool;
-    uint64_t buffer_used;
-    TAILQ_HEAD(, mirrored) pending, free_mirrored;
-    struct piece *free_pieces;
-    uint64_t low_since; /* since when the buffer has been low; 0: it is not */
-    unsigned failures;  /* chunks that failed to copy, one after the other */
-    struct xm_timer backoff;
-    int failed; /* -errno: the copy cannot succeed */
-    char why[300];
+    struct {
+        enum xm_mirror_mode mode;
+        bool lost;
+        struct xm_replica *replica;
+    } mirror;
 
-    /* What waits for the disk to come to something: */
+    /* Chunks on their way (copy.c): */
+    struct {
+        struct xm_copier *copier;
+        unsigned pauses; /* reasons why the copier is paused */
+        struct chunkmap map;
+        struct xm_bufpool *pool;
+        unsigned failures; /* chunks that failed to copy, one after the other */
+        struct xm_timer backoff;
+        int failed; /* -errno: the copy cannot succeed */
+        char why[300];
+    } copy;
+
+    /* Guest writes on their way (buffer.c): */
+    struct {
+        struct xm_bufpool *pool;
+        uint64_t used;
+        uint64_t low_since; /* since when it has been low; 0: it is not */
+        TAILQ_HEAD(, mirrored) pending, free;
+        struct piece *free_pieces;
+    } buffer;
+
+    /* What waits for the disk to come to something (quiesce.c, verify.c): */
     struct xm_timer progress;
-    void (*off_done)(void *);
-    void *off_arg;
-    void (*quiesce_done)(void *, int, const char *);
-    void *quiesce_arg;
-    bool quiesce_spoiled; /* the guest wrote meanwhile */
-    enum pivot_step pivot;
-    unsigned pivot_tries;
-    bool gate;
-    struct xm_timer gate_limit; /* of a closed gate; then of the wait before the next try */
-    struct xm_file *pivot_file;
-    int (*pivot_commit)(void *);
-    void (*pivot_done)(void *, int, const char *);
-    void *pivot_arg;
+    struct {
+        void (*done)(void *);
+        void *arg;
+    } off;
+    struct {
+        void (*done)(void *, int, const char *);
+        void *arg;
+        bool spoiled; /* the guest wrote meanwhile */
+    } quiesce;
+    struct {
+        enum pivot_step step;
+        unsigned tries;
+        bool gate;                  /* closed: new requests wait outside */
+        struct xm_timer gate_limit; /* of a closed gate; then of the wait before the next try */
+        struct xm_file *file;
+        int (*commit)(void *);
+        void (*done)(void *, int, const char *);
+        void *arg;
+    } pivot;
     struct verify *verify; /* under way, or NULL */
-    bool flushing;         /* `flush` is with the replica */
-    bool flushed;          /* and has come back well */
-    int flush_status;
-    struct xm_rreq flush;
+    struct {
+        bool busy; /* `request` is with the replica */
+        bool done; /* and has come back, with `status` */
+        int status;
+        struct xm_rreq request;
+    } flush;
 
     struct xm_disk_status stats; /* the counters of it */
 };
 
 static inline bool is_mirroring(const struct xm_disk *d)
 {
-    return d->mode == XM_MIRROR_ASYNC || d->mode == XM_MIRROR_SYNC;
+    return d->mirror.mode == XM_MIRROR_ASYNC || d->mirror.mode == XM_MIRROR_SYNC;
 }
 
 /* mode.c */

@@ -12,23 +12,23 @@
 void mode_update(struct xm_disk *d, uint64_t now)
 {
     uint64_t high = d->opts.mirror_buffer / 100 * HIGH_MARK, low = d->opts.mirror_buffer / 100 * LOW_MARK;
-    struct mirrored *oldest = TAILQ_FIRST(&d->pending);
+    struct mirrored *oldest = TAILQ_FIRST(&d->buffer.pending);
     uint64_t age = oldest && now > oldest->since ? now - oldest->since : 0;
     uint64_t behind = BEHIND_CAPS * d->opts.write_cap;
 
-    if (d->mode == XM_MIRROR_ASYNC) {
-        if (d->buffer_used <= high && age <= behind)
+    if (d->mirror.mode == XM_MIRROR_ASYNC) {
+        if (d->buffer.used <= high && age <= behind)
             return;
-        d->mode = XM_MIRROR_SYNC;
+        d->mirror.mode = XM_MIRROR_SYNC;
         d->stats.to_sync++;
-        d->low_since = 0;
-    } else if (d->mode == XM_MIRROR_SYNC) {
-        if (d->buffer_used >= low || age > behind / 2) {
-            d->low_since = 0;
-        } else if (d->low_since == 0) {
-            d->low_since = now;
-        } else if (now - d->low_since >= LOW_TIME) {
-            d->mode = XM_MIRROR_ASYNC;
+        d->buffer.low_since = 0;
+    } else if (d->mirror.mode == XM_MIRROR_SYNC) {
+        if (d->buffer.used >= low || age > behind / 2) {
+            d->buffer.low_since = 0;
+        } else if (d->buffer.low_since == 0) {
+            d->buffer.low_since = now;
+        } else if (now - d->buffer.low_since >= LOW_TIME) {
+            d->mirror.mode = XM_MIRROR_ASYNC;
             d->stats.to_async++;
         }
     }
@@ -39,14 +39,14 @@ void give_up_chunk(struct xm_disk *d, uint64_t chunk)
 {
     if (!is_mirroring(d))
         return;
-    switch (chunkmap_state(&d->map, chunk)) {
+    switch (chunkmap_state(&d->copy.map, chunk)) {
     case XM_CHUNK_PRESENT:
-        chunkmap_set_state(&d->map, chunk, XM_CHUNK_ABSENT);
+        chunkmap_set_state(&d->copy.map, chunk, XM_CHUNK_ABSENT);
         d->stats.given_up++;
         progress(d);
         break;
     case XM_CHUNK_COPYING:
-        chunkmap_set_stale(&d->map, chunk);
+        chunkmap_set_stale(&d->copy.map, chunk);
         break;
     case XM_CHUNK_ABSENT:
         break;
@@ -63,17 +63,17 @@ void xm_disk_replica_lost(struct xm_disk *d, bool lost)
 {
     struct mirrored *m;
 
-    if (!is_mirroring(d) && d->mode != XM_MIRROR_STARTING)
+    if (!is_mirroring(d) && d->mirror.mode != XM_MIRROR_STARTING)
         return;
-    if (d->lost == lost)
+    if (d->mirror.lost == lost)
         return;
-    d->lost = lost;
+    d->mirror.lost = lost;
     if (!lost) {
         copier_resume(d, PAUSE_LOST);
         return;
     }
     copier_pause(d, PAUSE_LOST);
-    TAILQ_FOREACH (m, &d->pending, link)
+    TAILQ_FOREACH (m, &d->buffer.pending, link)
         if (m->pending > 0)
             give_up_range(d, m->offset, m->length);
     request_release_all(d);

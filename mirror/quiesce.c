@@ -33,7 +33,7 @@ void progress(struct xm_disk *d)
 
 void progress_if_awaited(struct xm_disk *d)
 {
-    if (d->quiesce_done || d->pivot_done || d->off_done || d->verify || d->mode == XM_MIRROR_STARTING)
+    if (d->quiesce.done || d->pivot.done || d->off.done || d->verify || d->mirror.mode == XM_MIRROR_STARTING)
         progress(d);
 }
 
@@ -42,8 +42,8 @@ static void open_gate(struct xm_disk *d)
     struct disk_reqs gated = TAILQ_HEAD_INITIALIZER(gated);
     struct xm_disk_req *r;
 
-    d->gate = false;
-    TAILQ_CONCAT(&gated, &d->gated, wait);
+    d->pivot.gate = false;
+    TAILQ_CONCAT(&gated, &d->guest.gated, wait);
     while ((r = TAILQ_FIRST(&gated))) {
         struct xm_breq *b = r->breq;
         TAILQ_REMOVE(&gated, r, wait);
@@ -54,29 +54,29 @@ static void open_gate(struct xm_disk *d)
 
 static void quiesce_end(struct xm_disk *d, int status, const char *why)
 {
-    void (*done)(void *, int, const char *) = d->quiesce_done;
+    void (*done)(void *, int, const char *) = d->quiesce.done;
 
-    d->quiesce_done = NULL;
-    done(d->quiesce_arg, status, why);
+    d->quiesce.done = NULL;
+    done(d->quiesce.arg, status, why);
 }
 
 static void pivot_end(struct xm_disk *d, int status, const char *why)
 {
-    void (*done)(void *, int, const char *) = d->pivot_done;
+    void (*done)(void *, int, const char *) = d->pivot.done;
 
-    xm_engine_timer_cancel(d->engine, &d->gate_limit);
-    d->pivot_done = NULL;
-    d->pivot = PIVOT_NONE;
-    done(d->pivot_arg, status, why);
-    if (d->gate)
+    xm_engine_timer_cancel(d->engine, &d->pivot.gate_limit);
+    d->pivot.done = NULL;
+    d->pivot.step = PIVOT_NONE;
+    done(d->pivot.arg, status, why);
+    if (d->pivot.gate)
         open_gate(d);
 }
 
 void switch_fail(struct xm_disk *d, int status, const char *why)
 {
-    if (d->quiesce_done)
+    if (d->quiesce.done)
         quiesce_end(d, status, why);
-    if (d->pivot_done)
+    if (d->pivot.done)
         pivot_end(d, status, why);
     verify_fail(d, status, why);
 }
@@ -85,20 +85,20 @@ void switch_fail(struct xm_disk *d, int status, const char *why)
 
 static void flush_ended(struct xm_rreq *r, int status)
 {
-    struct xm_disk *d = xm_container_of(r, struct xm_disk, flush);
+    struct xm_disk *d = xm_container_of(r, struct xm_disk, flush.request);
 
-    d->flushing = false;
-    d->flushed = true;
-    d->flush_status = status;
+    d->flush.busy = false;
+    d->flush.done = true;
+    d->flush.status = status;
     progress(d);
 }
 
 static void flush_replica(struct xm_disk *d)
 {
-    d->flushed = false;
-    d->flushing = true;
-    d->flush = (struct xm_rreq){.op = XM_IO_FLUSH, .urgent = true, .done = flush_ended};
-    xm_replica_submit(d->replica, &d->flush);
+    d->flush.done = false;
+    d->flush.busy = true;
+    d->flush.request = (struct xm_rreq){.op = XM_IO_FLUSH, .urgent = true, .done = flush_ended};
+    xm_replica_submit(d->mirror.replica, &d->flush.request);
 }
 
 /* ---- quiesce ---- */
@@ -106,21 +106,21 @@ static void flush_replica(struct xm_disk *d)
 /* What invariant 10 asks for, but the flush. */
 static bool at_rest(const struct xm_disk *d)
 {
-    return d->requests == 0 && mirror_quiet(d) && d->buffer_used == 0 && xm_disk_in_step(d);
+    return d->guest.requests == 0 && mirror_quiet(d) && d->buffer.used == 0 && xm_disk_in_step(d);
 }
 
 static void quiesce_step(struct xm_disk *d)
 {
-    if (!d->quiesce_done || d->flushing)
+    if (!d->quiesce.done || d->flush.busy)
         return;
-    if (d->quiesce_spoiled) {
+    if (d->quiesce.spoiled) {
         quiesce_end(d, -EBUSY, "the guest wrote to the disk while it was being quiesced");
     } else if (!at_rest(d)) {
-        d->flushed = false;
-    } else if (!d->flushed) {
+        d->flush.done = false;
+    } else if (!d->flush.done) {
         flush_replica(d);
-    } else if (d->flush_status < 0) {
-        quiesce_end(d, d->flush_status, "flushing the disk at the destination failed");
+    } else if (d->flush.status < 0) {
+        quiesce_end(d, d->flush.status, "flushing the disk at the destination failed");
     } else {
         quiesce_end(d, 0, NULL);
     }
@@ -128,11 +128,11 @@ static void quiesce_step(struct xm_disk *d)
 
 void xm_disk_quiesce(struct xm_disk *d, void (*done)(void *, int status, const char *why), void *arg)
 {
-    assert(!d->quiesce_done && !d->pivot_done);
-    d->quiesce_done = done;
-    d->quiesce_arg = arg;
-    d->quiesce_spoiled = false;
-    d->flushed = false;
+    assert(!d->quiesce.done && !d->pivot.done);
+    d->quiesce.done = done;
+    d->quiesce.arg = arg;
+    d->quiesce.spoiled = false;
+    d->flush.done = false;
     progress(d);
 }
 
@@ -143,82 +143,82 @@ static void pivot_swap(struct xm_disk *d)
     int r;
 
     assert(at_rest(d));
-    if (d->pivot_commit && (r = d->pivot_commit(d->pivot_arg)) < 0) {
+    if (d->pivot.commit && (r = d->pivot.commit(d->pivot.arg)) < 0) {
         pivot_end(d, r, "the new file cannot be recorded as the disk's");
         return;
     }
-    d->file = d->pivot_file;
+    d->file = d->pivot.file;
     mirror_teardown(d);
     pivot_end(d, 0, NULL);
 }
 
 static void pivot_back(struct xm_disk *d, int status, const char *why)
 {
-    xm_engine_timer_cancel(d->engine, &d->gate_limit);
-    if (++d->pivot_tries >= PIVOT_TRIES) {
+    xm_engine_timer_cancel(d->engine, &d->pivot.gate_limit);
+    if (++d->pivot.tries >= PIVOT_TRIES) {
         pivot_end(d, status, why);
         return;
     }
-    d->pivot = PIVOT_IN_STEP;
+    d->pivot.step = PIVOT_IN_STEP;
     open_gate(d);
     progress(d);
 }
 
 static void gate_retry(struct xm_timer *t)
 {
-    progress(xm_container_of(t, struct xm_disk, gate_limit));
+    progress(xm_container_of(t, struct xm_disk, pivot.gate_limit));
 }
 
 /* The flush that was too slow goes on; what it brings does not count any more. */
 static void gate_too_long(struct xm_timer *t)
 {
-    struct xm_disk *d = xm_container_of(t, struct xm_disk, gate_limit);
+    struct xm_disk *d = xm_container_of(t, struct xm_disk, pivot.gate_limit);
 
     pivot_back(d, -ETIMEDOUT, "the new disk is too slow to switch to it while the guest waits");
-    if (!d->pivot_done)
+    if (!d->pivot.done)
         return;
-    d->gate_limit.fire = gate_retry;
-    xm_engine_timer_set(d->engine, &d->gate_limit, xm_engine_now(d->engine) + GATE_RETRY);
+    d->pivot.gate_limit.fire = gate_retry;
+    xm_engine_timer_set(d->engine, &d->pivot.gate_limit, xm_engine_now(d->engine) + GATE_RETRY);
 }
 
 static void close_gate(struct xm_disk *d)
 {
-    d->gate = true;
-    d->gate_limit.fire = gate_too_long;
-    xm_engine_timer_set(d->engine, &d->gate_limit, xm_engine_now(d->engine) + GATE_MAX);
+    d->pivot.gate = true;
+    d->pivot.gate_limit.fire = gate_too_long;
+    xm_engine_timer_set(d->engine, &d->pivot.gate_limit, xm_engine_now(d->engine) + GATE_MAX);
 }
 
 static void pivot_step(struct xm_disk *d)
 {
-    if (!d->pivot_done || d->flushing)
+    if (!d->pivot.done || d->flush.busy)
         return;
-    if (d->flushed && d->flush_status < 0) {
-        pivot_end(d, d->flush_status, "flushing the new disk failed");
+    if (d->flush.done && d->flush.status < 0) {
+        pivot_end(d, d->flush.status, "flushing the new disk failed");
         return;
     }
-    switch (d->pivot) {
+    switch (d->pivot.step) {
     case PIVOT_NONE:
         break;
     case PIVOT_IN_STEP:
-        if (!xm_disk_in_step(d) || d->gate_limit.armed)
+        if (!xm_disk_in_step(d) || d->pivot.gate_limit.armed)
             break;
-        d->pivot = PIVOT_PREFLUSH;
+        d->pivot.step = PIVOT_PREFLUSH;
         flush_replica(d);
         break;
     case PIVOT_PREFLUSH:
         close_gate(d);
-        d->pivot = PIVOT_DRAIN;
-        d->flushed = false;
+        d->pivot.step = PIVOT_DRAIN;
+        d->flush.done = false;
         progress(d);
         break;
     case PIVOT_DRAIN:
-        if (d->requests > 0 || !mirror_quiet(d))
+        if (d->guest.requests > 0 || !mirror_quiet(d))
             break;
         if (!xm_disk_in_step(d)) {
             pivot_back(d, -EIO, "the new disk keeps falling behind");
             break;
         }
-        d->pivot = PIVOT_FLUSH;
+        d->pivot.step = PIVOT_FLUSH;
         flush_replica(d);
         break;
     case PIVOT_FLUSH:
@@ -233,14 +233,14 @@ static void pivot_step(struct xm_disk *d)
 void xm_disk_pivot(struct xm_disk *d, struct xm_file *file, int (*commit)(void *arg),
                    void (*done)(void *, int status, const char *why), void *arg)
 {
-    assert(!d->quiesce_done && !d->pivot_done);
-    d->pivot_file = file;
-    d->pivot_commit = commit;
-    d->pivot_done = done;
-    d->pivot_arg = arg;
-    d->pivot = PIVOT_IN_STEP;
-    d->pivot_tries = 0;
-    d->flushed = false;
+    assert(!d->quiesce.done && !d->pivot.done);
+    d->pivot.file = file;
+    d->pivot.commit = commit;
+    d->pivot.done = done;
+    d->pivot.arg = arg;
+    d->pivot.step = PIVOT_IN_STEP;
+    d->pivot.tries = 0;
+    d->flush.done = false;
     progress(d);
 }
 
@@ -248,13 +248,13 @@ void xm_disk_pivot(struct xm_disk *d, struct xm_file *file, int (*commit)(void *
 
 static void check_hopeless(struct xm_disk *d)
 {
-    if (!d->quiesce_done && !d->pivot_done && !d->verify)
+    if (!d->quiesce.done && !d->pivot.done && !d->verify)
         return;
-    if (d->mode == XM_MIRROR_OFF)
+    if (d->mirror.mode == XM_MIRROR_OFF)
         switch_fail(d, -EINVAL, "the disk is not being mirrored");
-    else if (d->failed)
-        switch_fail(d, d->failed, d->why);
-    else if (d->lost)
+    else if (d->copy.failed)
+        switch_fail(d, d->copy.failed, d->copy.why);
+    else if (d->mirror.lost)
         switch_fail(d, -ENOLINK, "no link to the destination is up");
 }
 
@@ -262,16 +262,16 @@ void progress_fire(struct xm_timer *t)
 {
     struct xm_disk *d = xm_container_of(t, struct xm_disk, progress);
 
-    if (d->mode == XM_MIRROR_STARTING && d->untracked == 0)
+    if (d->mirror.mode == XM_MIRROR_STARTING && d->guest.untracked == 0)
         mirror_begin(d);
-    if (d->copier && d->pauses == 0)
-        xm_copier_pause(d->copier, false);
+    if (d->copy.copier && d->copy.pauses == 0)
+        xm_copier_pause(d->copy.copier, false);
     verify_step(d);
-    if (d->off_done && mirror_quiet(d)) {
-        void (*done)(void *) = d->off_done;
-        d->off_done = NULL;
+    if (d->off.done && mirror_quiet(d)) {
+        void (*done)(void *) = d->off.done;
+        d->off.done = NULL;
         mirror_teardown(d);
-        done(d->off_arg);
+        done(d->off.arg);
         return;
     }
     check_hopeless(d);

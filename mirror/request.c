@@ -41,19 +41,19 @@ static void wait_enter(struct xm_disk_req *r, enum req_state state)
     struct xm_disk_req *before;
 
     r->state = state;
-    d->held += state == REQ_HELD;
+    d->guest.held += state == REQ_HELD;
     r->wait_from = xm_engine_now(d->engine);
     r->deadline = r->wait_from + r->budget;
-    for (before = TAILQ_LAST(&d->waits, disk_reqs); before && before->deadline > r->deadline;)
+    for (before = TAILQ_LAST(&d->guest.waits, disk_reqs); before && before->deadline > r->deadline;)
         before = TAILQ_PREV(before, disk_reqs, wait);
     if (before)
-        TAILQ_INSERT_AFTER(&d->waits, before, r, wait);
+        TAILQ_INSERT_AFTER(&d->guest.waits, before, r, wait);
     else
-        TAILQ_INSERT_HEAD(&d->waits, r, wait);
+        TAILQ_INSERT_HEAD(&d->guest.waits, r, wait);
     if (state == REQ_NOBUF)
-        TAILQ_INSERT_TAIL(&d->nobuf, r, queue);
-    if (TAILQ_FIRST(&d->waits) == r)
-        xm_engine_timer_set(d->engine, &d->cap, r->deadline);
+        TAILQ_INSERT_TAIL(&d->guest.nobuf, r, queue);
+    if (TAILQ_FIRST(&d->guest.waits) == r)
+        xm_engine_timer_set(d->engine, &d->guest.cap, r->deadline);
 }
 
 static void wait_leave(struct xm_disk_req *r)
@@ -61,11 +61,11 @@ static void wait_leave(struct xm_disk_req *r)
     struct xm_disk *d = r->disk;
     uint64_t waited = xm_engine_now(d->engine) - r->wait_from;
 
-    TAILQ_REMOVE(&d->waits, r, wait);
+    TAILQ_REMOVE(&d->guest.waits, r, wait);
     if (r->state == REQ_NOBUF)
-        TAILQ_REMOVE(&d->nobuf, r, queue);
+        TAILQ_REMOVE(&d->guest.nobuf, r, queue);
     if (r->state == REQ_HELD) {
-        d->held--;
+        d->guest.held--;
         d->stats.held_ns_max = XM_MAX(d->stats.held_ns_max, waited);
     }
     r->budget -= XM_MIN(r->budget, waited);
@@ -74,12 +74,12 @@ static void wait_leave(struct xm_disk_req *r)
 /* The timer of disk->waits. It may fire early for one that has left: then it is set anew. */
 void request_cap_fire(struct xm_timer *t)
 {
-    struct xm_disk *d = xm_container_of(t, struct xm_disk, cap);
+    struct xm_disk *d = xm_container_of(t, struct xm_disk, guest.cap);
     struct xm_disk_req *r;
 
-    while ((r = TAILQ_FIRST(&d->waits))) {
+    while ((r = TAILQ_FIRST(&d->guest.waits))) {
         if (r->deadline > xm_engine_now(d->engine)) {
-            xm_engine_timer_set(d->engine, &d->cap, r->deadline);
+            xm_engine_timer_set(d->engine, &d->guest.cap, r->deadline);
             return;
         }
         request_event(r, REQ_EV_CAP, 0);
@@ -91,7 +91,7 @@ void request_release_all(struct xm_disk *d)
     struct disk_reqs all = TAILQ_HEAD_INITIALIZER(all);
     struct xm_disk_req *r;
 
-    TAILQ_FOREACH (r, &d->waits, wait)
+    TAILQ_FOREACH (r, &d->guest.waits, wait)
         TAILQ_INSERT_TAIL(&all, r, ready);
     request_event_all(&all, REQ_EV_CAP);
 }
@@ -213,11 +213,11 @@ static struct view look_at_chunks(const struct xm_disk_req *r)
     if (!is_mirroring(d))
         return v;
     for (uint64_t c = first_chunk(r); c <= last_chunk(r); c++) {
-        bool followed = chunkmap_is_followed(&d->map, c);
+        bool followed = chunkmap_is_followed(&d->copy.map, c);
         v.followed |= followed;
         /* A stale copy is not worth waiting for. */
-        v.reading |=
-            !followed && chunkmap_state(&d->map, c) == XM_CHUNK_COPYING && !chunkmap_is_stale(&d->map, c);
+        v.reading |= !followed && chunkmap_state(&d->copy.map, c) == XM_CHUNK_COPYING &&
+                     !chunkmap_is_stale(&d->copy.map, c);
     }
     return v;
 }
@@ -228,7 +228,7 @@ static void give_up_part(struct xm_disk_req *r)
     struct xm_disk *d = r->disk;
 
     for (uint64_t c = first_chunk(r); c <= last_chunk(r); c++)
-        if (!r->mirrored || !chunkmap_is_followed(&d->map, c))
+        if (!r->mirrored || !chunkmap_is_followed(&d->copy.map, c))
             give_up_chunk(d, c);
 }
 
@@ -238,15 +238,15 @@ static void route(struct xm_disk_req *r, bool first_in_queue)
 {
     struct xm_disk *d = r->disk;
     struct view v = look_at_chunks(r);
-    bool may_wait = r->budget > 0 && !d->lost;
+    bool may_wait = r->budget > 0 && !d->mirror.lost;
 
     if (v.reading && may_wait) {
         d->stats.held++;
         wait_enter(r, REQ_HELD);
         return;
     }
-    if (v.followed && !d->lost) {
-        bool queue_up = may_wait && !first_in_queue && !TAILQ_EMPTY(&d->nobuf);
+    if (v.followed && !d->mirror.lost) {
+        bool queue_up = may_wait && !first_in_queue && !TAILQ_EMPTY(&d->guest.nobuf);
         r->mirrored = queue_up ? NULL : mirrored_new(r);
         if (!r->mirrored && may_wait) {
             d->stats.buffer_waits++;
@@ -273,7 +273,7 @@ static void route(struct xm_disk_req *r, bool first_in_queue)
 /* True: the guest has to wait for the replica. */
 static bool must_sync(const struct xm_disk_req *r)
 {
-    return r->mirrored->pending > 0 && r->disk->mode == XM_MIRROR_SYNC && !r->disk->lost;
+    return r->mirrored->pending > 0 && r->disk->mirror.mode == XM_MIRROR_SYNC && !r->disk->mirror.lost;
 }
 
 static void local_done(struct xm_disk_req *r, int status)

@@ -114,7 +114,7 @@ static void lane_end(struct lane *l)
         lane_failed(l);
     if (is_mirroring(d)) {
         /* A stale one was written to here meanwhile: that it differs means nothing. */
-        v->differed += !same && l->status == 0 && !chunkmap_is_stale(&d->map, l->chunk);
+        v->differed += !same && l->status == 0 && !chunkmap_is_stale(&d->copy.map, l->chunk);
         chunk_release(d, l->chunk, same);
     }
     progress(d);
@@ -176,7 +176,7 @@ static void lane_begin(struct lane *l)
     l->io = (struct xm_io){.op = XM_IO_READ, .file = d->file, .iov = &l->iov, .iovcnt = 1, .done = read_done};
     l->ask = (struct xm_rreq){.urgent = true, .offset = l->at, .length = l->end - l->at, .done = asked};
     read_next(l);
-    xm_replica_hash(d->replica, &l->ask);
+    xm_replica_hash(d->mirror.replica, &l->ask);
 }
 
 void verify_step(struct xm_disk *d)
@@ -194,10 +194,10 @@ void verify_step(struct xm_disk *d)
         return; /* STARTING */
     for (unsigned i = 0; i < LANES; i++) {
         struct lane *l = &v->lane[i];
-        if (!l->busy && v->next < d->chunks && chunkmap_state(&d->map, v->next) == XM_CHUNK_PRESENT) {
+        if (!l->busy && v->next < d->chunks && chunkmap_state(&d->copy.map, v->next) == XM_CHUNK_PRESENT) {
             l->busy = true;
             l->chunk = v->next++;
-            chunkmap_set_state(&d->map, l->chunk, XM_CHUNK_COPYING);
+            chunkmap_set_state(&d->copy.map, l->chunk, XM_CHUNK_COPYING);
         }
         if (l->busy && !l->reading && !l->asking && busy_is_idle(d, l->chunk))
             lane_begin(l);
