@@ -25,7 +25,7 @@ static int serve_one(struct xm_vhost *d, struct vu_msg *m, struct xm_error *e)
     struct job j = {.dev = d, .msg = m, .e = e};
     enum answer answer = ANSWER_ACK;
     int fd = -1, err = vhost_msg_check(m, e);
-    bool ack = m->hdr.flags & VHOST_FLAG_NEED_REPLY && d->protocol >> VHOST_PROTOCOL_REPLY_ACK & 1;
+    bool ack = m->hdr.flags & VHOST_FLAG_NEED_REPLY && d->control.protocol >> VHOST_PROTOCOL_REPLY_ACK & 1;
 
     if (!err)
         err = vhost_handle(&j, &answer, &fd);
@@ -35,7 +35,7 @@ static int serve_one(struct xm_vhost *d, struct vu_msg *m, struct xm_error *e)
             m->p.u64 = err ? 1 : 0;
         }
         m->hdr.flags = VHOST_FLAG_VERSION | VHOST_FLAG_REPLY;
-        int sent = vhost_msg_send(d->sock, m, fd);
+        int sent = vhost_msg_send(d->control.sock, m, fd);
         if (sent && !err)
             err = xm_error_errno(e, -sent, "cannot answer vhost-user %s", vhost_msg_name(m->hdr.request));
     }
@@ -55,7 +55,7 @@ static int connection_begins(struct job *j)
 
 static int hang_up(struct job *j)
 {
-    __atomic_store_n(&j->dev->connected, false, __ATOMIC_RELEASE);
+    __atomic_store_n(&j->dev->any.connected, false, __ATOMIC_RELEASE);
     rings_hang_up(j->dev);
     return 0;
 }
@@ -82,10 +82,10 @@ static int forget(struct job *j)
     d->mem = NULL;
     j->log = d->log;
     d->log = (struct dirtylog){0};
-    j->map = d->inflight_map;
-    j->map_len = d->inflight_len;
-    d->inflight_map = NULL;
-    d->inflight = NULL;
+    j->map = d->inflight.map;
+    j->map_len = d->inflight.len;
+    d->inflight.map = NULL;
+    d->inflight.at = NULL;
     return 0;
 }
 
@@ -98,16 +98,16 @@ static void serve(struct xm_vhost *d)
 
     /* QEMU whose VM was stopped when the process before us died comes back without negotiating anew (seen with 7.2): it goes by what
      * it agreed on with that one, and it takes all that we offer. Others say what they want before they use it. */
-    d->protocol = vhost_protocol_features();
-    __atomic_store_n(&d->attached, true, __ATOMIC_RELEASE);
+    d->control.protocol = vhost_protocol_features();
+    __atomic_store_n(&d->any.attached, true, __ATOMIC_RELEASE);
     vhost_on_engine(&j, connection_begins);
-    while (!err && (got = vhost_msg_recv(d->sock, d->stop_fd, &m, &e)) == 1)
+    while (!err && (got = vhost_msg_recv(d->control.sock, d->control.stop_fd, &m, &e)) == 1)
         err = serve_one(d, &m, &e);
     if (got < 0 || err) {
-        __atomic_add_fetch(&d->broken_count, 1, __ATOMIC_RELAXED);
+        __atomic_add_fetch(&d->any.broken, 1, __ATOMIC_RELAXED);
         xm_log(XM_LOG_WARN, "%s: hanging up on the front end: %s", d->path, e.text);
     }
-    __atomic_store_n(&d->attached, false, __ATOMIC_RELEASE);
+    __atomic_store_n(&d->any.attached, false, __ATOMIC_RELEASE);
     vhost_on_engine(&j, hang_up);
     vhost_drain(&j, DRAIN_ALL);
     vhost_on_engine(&j, forget);
@@ -119,14 +119,15 @@ static void serve(struct xm_vhost *d)
 
 static void thread_gone(struct xm_post *p)
 {
-    struct xm_vhost *d = xm_container_of(p, struct xm_vhost, gone);
-    d->thread_gone = true;
+    struct xm_vhost *d = xm_container_of(p, struct xm_vhost, control.gone);
+    d->control.has_gone = true;
 }
 
 static void *control(void *arg)
 {
     struct xm_vhost *d = arg;
-    struct pollfd p[2] = {{.fd = d->listen_fd, .events = POLLIN}, {.fd = d->stop_fd, .events = POLLIN}};
+    struct pollfd p[2] = {{.fd = d->control.listen_fd, .events = POLLIN},
+                          {.fd = d->control.stop_fd, .events = POLLIN}};
 
     for (;;) {
         if (poll(p, 2, -1) < 0 && errno != EINTR)
@@ -135,13 +136,13 @@ static void *control(void *arg)
             break;
         if (!(p[0].revents & POLLIN))
             continue;
-        d->sock = accept4(d->listen_fd, NULL, NULL, SOCK_CLOEXEC);
-        if (d->sock < 0)
+        d->control.sock = accept4(d->control.listen_fd, NULL, NULL, SOCK_CLOEXEC);
+        if (d->control.sock < 0)
             continue;
         serve(d);
-        close(d->sock);
+        close(d->control.sock);
     }
-    xm_mailbox_post(&d->engine->mailbox, &d->gone);
+    xm_mailbox_post(&d->engine->mailbox, &d->control.gone);
     return NULL;
 }
 
@@ -162,12 +163,12 @@ static void destroy(struct xm_vhost *d)
 {
     if (d->turn)
         vhost_on_engine(&(struct job){.dev = d}, detach);
-    if (d->listen_fd >= 0) {
-        close(d->listen_fd);
+    if (d->control.listen_fd >= 0) {
+        close(d->control.listen_fd);
         unlink(d->path);
     }
-    if (d->stop_fd >= 0)
-        close(d->stop_fd);
+    if (d->control.stop_fd >= 0)
+        close(d->control.stop_fd);
     sem_destroy(&d->drained);
     free(d->path);
     free(d);
@@ -197,23 +198,23 @@ struct xm_vhost *xm_vhost_new(struct xm_disk *disk, const struct xm_vhost_opts *
     d->blk.sectors = file->size / d->blk.block * (d->blk.block / 512);
     if (o->serial)
         memcpy(d->blk.serial, o->serial, strnlen(o->serial, sizeof d->blk.serial));
-    d->gone.run = thread_gone;
-    d->listen_fd = d->stop_fd = -1;
+    d->control.gone.run = thread_gone;
+    d->control.listen_fd = d->control.stop_fd = -1;
     sem_init(&d->drained, 0, 0);
 
-    d->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (d->stop_fd < 0) {
+    d->control.stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (d->control.stop_fd < 0) {
         xm_error_errno(e, errno, "cannot make an eventfd");
         goto failed;
     }
-    d->listen_fd = xm_unix_listen(d->path, e);
-    if (d->listen_fd < 0)
+    d->control.listen_fd = xm_unix_listen(d->path, e);
+    if (d->control.listen_fd < 0)
         goto failed;
     if (vhost_on_engine(&(struct job){.dev = d}, attach)) {
         xm_error_set(e, ENOMEM, "no memory for the front end of %s", file->path);
         goto failed;
     }
-    int err = pthread_create(&d->thread, NULL, control, d);
+    int err = pthread_create(&d->control.thread, NULL, control, d);
     if (err) {
         xm_error_errno(e, err, "cannot start a thread for %s", d->path);
         goto failed;
@@ -226,34 +227,34 @@ failed:
 
 bool xm_vhost_attached(struct xm_vhost *d)
 {
-    return __atomic_load_n(&d->attached, __ATOMIC_ACQUIRE);
+    return __atomic_load_n(&d->any.attached, __ATOMIC_ACQUIRE);
 }
 
 bool xm_vhost_connected(struct xm_vhost *d)
 {
-    return __atomic_load_n(&d->connected, __ATOMIC_ACQUIRE);
+    return __atomic_load_n(&d->any.connected, __ATOMIC_ACQUIRE);
 }
 
 bool xm_vhost_stopped(struct xm_vhost *d)
 {
-    return !__atomic_load_n(&d->busy, __ATOMIC_ACQUIRE);
+    return !__atomic_load_n(&d->any.busy, __ATOMIC_ACQUIRE);
 }
 
 uint64_t xm_vhost_broken(struct xm_vhost *d)
 {
-    return __atomic_load_n(&d->broken_count, __ATOMIC_RELAXED);
+    return __atomic_load_n(&d->any.broken, __ATOMIC_RELAXED);
 }
 
 void xm_vhost_free(struct xm_vhost *d)
 {
     if (!d)
         return;
-    eventfd_write(d->stop_fd, 1);
+    eventfd_write(d->control.stop_fd, 1);
     /* The control thread needs the engine to end. On its own thread we turn it ourselves. */
     if (pthread_equal(d->engine->mailbox.owner, pthread_self())) {
-        while (!d->thread_gone)
+        while (!d->control.has_gone)
             xm_engine_turn(d->engine);
     }
-    pthread_join(d->thread, NULL);
+    pthread_join(d->control.thread, NULL);
     destroy(d);
 }

@@ -110,7 +110,7 @@ static int set_features(struct job *j)
     d->features = j->msg->p.u64;
     d->features_set = true;
     rings_apply_features(d);
-    __atomic_store_n(&d->connected, true, __ATOMIC_RELEASE);
+    __atomic_store_n(&d->any.connected, true, __ATOMIC_RELEASE);
     for (unsigned i = 0; i < d->queues; i++)
         ring_update(&d->ring[i]);
     return 0;
@@ -300,13 +300,13 @@ static int swap_inflight(struct job *j)
         if (!quiet_ring(j, i))
             return -EPROTO;
     }
-    void *old = d->inflight_map;
-    size_t old_len = d->inflight_len;
-    d->inflight_map = j->map;
-    d->inflight_len = j->map_len;
-    d->inflight = j->at;
-    d->inflight_queues = in->queues;
-    d->inflight_size = inflight_size(in);
+    void *old = d->inflight.map;
+    size_t old_len = d->inflight.len;
+    d->inflight.map = j->map;
+    d->inflight.len = j->map_len;
+    d->inflight.at = j->at;
+    d->inflight.queues = in->queues;
+    d->inflight.size = inflight_size(in);
     j->map = old;
     j->map_len = old_len;
     return 0;
@@ -440,7 +440,7 @@ int vhost_handle(struct job *j, enum answer *answer, int *fd)
             return xm_error_set(j->e, EPROTO,
                                 "the front end wants protocol features %#llx, which were not offered",
                                 (unsigned long long)(m->p.u64 & ~protocol_features));
-        j->dev->protocol = m->p.u64;
+        j->dev->control.protocol = m->p.u64;
         return 0;
     case VHOST_SET_OWNER:
     case VHOST_SET_LOG_FD: /* nobody needs to be told of each page */

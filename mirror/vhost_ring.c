@@ -13,7 +13,7 @@ static void count_busy(struct xm_vhost *d)
 
     for (unsigned i = 0; i < d->queues; i++)
         n += d->ring[i].in_flight + d->ring[i].running;
-    __atomic_store_n(&d->busy, n, __ATOMIC_RELEASE);
+    __atomic_store_n(&d->any.busy, n, __ATOMIC_RELEASE);
 }
 
 bool rings_idle(const struct xm_vhost *d, int which)
@@ -73,7 +73,7 @@ static void ring_done(struct blk_req *q, uint32_t len)
 
 void vhost_broken(struct xm_vhost *d, unsigned ring, const char *why)
 {
-    __atomic_add_fetch(&d->broken_count, 1, __ATOMIC_RELAXED);
+    __atomic_add_fetch(&d->any.broken, 1, __ATOMIC_RELAXED);
     /* A guest can do this as often as it likes: it shall not fill our log. */
     if (!d->complained || xm_now() - d->complained > XM_NS_PER_S) {
         xm_log(XM_LOG_WARN,
@@ -207,10 +207,10 @@ static int ring_start(struct ring *r, struct xm_error *e)
     r->vq.event_idx = d->features >> VIRTIO_RING_F_EVENT_IDX & 1;
     r->vq.indirect = d->features >> VIRTIO_RING_F_INDIRECT_DESC & 1;
     r->vq.track = NULL;
-    if (d->inflight) {
-        if (r->index >= d->inflight_queues || r->vq.num > d->inflight_size)
+    if (d->inflight.at) {
+        if (r->index >= d->inflight.queues || r->vq.num > d->inflight.size)
             return xm_error_set(e, EPROTO, "the in-flight region has no place for it");
-        r->vq.track = (void *)(d->inflight + r->index * vhost_inflight_bytes(d->inflight_size));
+        r->vq.track = (void *)(d->inflight.at + r->index * vhost_inflight_bytes(d->inflight.size));
     }
     if (r->slots < r->vq.num) {
         free(r->reqs);

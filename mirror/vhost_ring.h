@@ -2,7 +2,7 @@
 /* mirror/vhost_ring.h: the rings of a vhost-user-blk device as they run on the disk's engine.
  *
  * Everything here is the engine's thread's, reached from the control thread (vhost.c) by xm_mailbox_call, but
- * for the three numbers in struct xm_vhost that say so.
+ * for what struct xm_vhost calls `any` and `control`.
  *
  * A ring runs when its addresses and size are known, it has been given a kick descriptor and it is enabled.
  * Kicked, it takes what is available and gives it to the driver. Completions are written to the used ring at
@@ -49,16 +49,18 @@ struct xm_vhost {
     struct xm_guest_mem_ops mem_ops;
     char *path;
 
-    /* Of the engine's thread. */
+    /* The engine's thread's: */
     uint64_t features; /* what the front end has set */
     bool wce;
     bool features_set, broken, paused, hung_up;
     struct guestmem *mem;
     struct dirtylog log;
-    void *inflight_map;
-    size_t inflight_len;
-    uint8_t *inflight;
-    uint16_t inflight_queues, inflight_size; /* how many queues it has, and requests for each */
+    struct { /* the in-flight region (vhost_inflight.h) */
+        void *map;
+        size_t len;
+        uint8_t *at;           /* in map; NULL: none */
+        uint16_t queues, size; /* how many queues it has, and requests for each */
+    } inflight;
     unsigned queues;
     struct ring ring[VHOST_QUEUES_MAX];
     struct chain chain; /* scratch of one pop */
@@ -66,17 +68,21 @@ struct xm_vhost {
     sem_t drained;
     uint64_t complained; /* when a broken ring was last logged */
 
-    /* Of any thread, atomic. */
-    uint64_t broken_count;
-    unsigned busy; /* rings that run + requests in flight */
-    bool attached, connected;
+    /* Any thread's, atomic: */
+    struct {
+        uint64_t broken; /* how often */
+        unsigned busy;   /* rings that run + requests in flight */
+        bool attached, connected;
+    } any;
 
-    /* Of the control thread. */
-    pthread_t thread;
-    int listen_fd, stop_fd, sock;
-    uint64_t protocol;
-    struct xm_post gone;
-    bool thread_gone; /* engine's thread */
+    /* The control thread's: */
+    struct {
+        pthread_t thread;
+        int listen_fd, stop_fd, sock;
+        uint64_t protocol;
+        struct xm_post gone;
+        bool has_gone; /* the engine's thread's */
+    } control;
 };
 enum { DRAIN_NONE = -1, DRAIN_ALL = -2 };
 
