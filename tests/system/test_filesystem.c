@@ -9,7 +9,7 @@
 #include <string.h>
 
 #define FS_LAB                                                                                               \
-    "XM_LAB_FS=yes XM_LAB_APPEND='xm.disk=vda:rate=2M:span=256M:trim=32M:prefilled xm.mem=32M:rate=8M' "
+    "XM_LAB_FS=yes XM_LAB_APPEND='xm.disk=vda:rate=2M:span=64M:trim=8M:prefilled xm.mem=32M:rate=8M' "
 
 static int setup_uring(void **state)
 {
