@@ -87,7 +87,7 @@ static void merge_all(struct xm_bufpool *p)
 }
 
 /* The unit at which a block of this order begins, or NONE. */
-static uint32_t take(struct xm_bufpool *p, unsigned order)
+static uint32_t pool_take(struct xm_bufpool *p, unsigned order)
 {
     unsigned o = order;
 
@@ -169,10 +169,10 @@ void *xm_bufpool_get(struct xm_bufpool *p, size_t len)
     pthread_mutex_lock(&p->lock);
     bool may = p->used + (UNIT << order) <= p->max;
     if (may) {
-        at = take(p, order);
+        at = pool_take(p, order);
         if (at == NONE) {
             merge_all(p);
-            at = take(p, order);
+            at = pool_take(p, order);
         }
         p->used += UNIT << order;
     }

@@ -58,7 +58,7 @@ static bool read_point(char *text, struct point *p)
     return true;
 }
 
-static void arm(void)
+static void fault_arm(void)
 {
     const char *env = getenv("XMIGRATE_FAULT");
     char *copy = env ? strdup(env) : NULL;
@@ -84,7 +84,7 @@ static void arm(void)
 }
 
 /* True: fails. */
-static bool act(const struct point *p, unsigned n)
+static bool fault_act(const struct point *p, unsigned n)
 {
     xm_log(XM_LOG_WARN, "fault point %s, passage %u: acting as XMIGRATE_FAULT says", p->name, n);
     switch (p->action) {
@@ -131,7 +131,7 @@ static bool by_file(const char *name)
     bool here = good && !strcmp(p.name, name) && (++p.passed == p.nth || !p.nth);
     struct point acts = p;
     pthread_mutex_unlock(&lock);
-    return here && unlink(file) == 0 && act(&acts, acts.passed);
+    return here && unlink(file) == 0 && fault_act(&acts, acts.passed);
 }
 
 bool xm_fault(const char *name)
@@ -139,7 +139,7 @@ bool xm_fault(const char *name)
     bool fail = false;
 
     if (__atomic_load_n(&armed, __ATOMIC_ACQUIRE) == UNKNOWN)
-        pthread_once(&once, arm);
+        pthread_once(&once, fault_arm);
     switch (__atomic_load_n(&armed, __ATOMIC_ACQUIRE)) {
     case BY_FILE:
         return by_file(name);
@@ -155,7 +155,7 @@ bool xm_fault(const char *name)
         unsigned n = __atomic_add_fetch(&p->passed, 1, __ATOMIC_RELAXED);
         if (p->nth && n != p->nth)
             continue;
-        fail |= act(p, n);
+        fail |= fault_act(p, n);
     }
     return fail;
 }

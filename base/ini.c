@@ -45,7 +45,8 @@ struct parse {
 };
 
 /* Records the first error; what inih's callbacks return then. */
-__attribute__((format(printf, 3, 4))) static int fail(struct parse *p, unsigned line, const char *fmt, ...)
+__attribute__((format(printf, 3, 4))) static int ini_fail(struct parse *p, unsigned line, const char *fmt,
+                                                          ...)
 {
     char text[440];
     va_list ap;
@@ -68,22 +69,23 @@ static int check_line(struct parse *p, const char *text, size_t len)
     const char *end = text + len;
 
     if (len + 3 > LINE_MAX_)
-        return fail(p, p->line, "the line is longer than %u bytes", LINE_MAX_ - 3);
+        return ini_fail(p, p->line, "the line is longer than %u bytes", LINE_MAX_ - 3);
     while (text < end && isspace((unsigned char)*text))
         text++;
     if (text == end || *text != '[')
         return 1;
     const char *close = memchr(text, ']', (size_t)(end - text));
     if (!close)
-        return fail(p, p->line, "the section's name has no ] behind it");
+        return ini_fail(p, p->line, "the section's name has no ] behind it");
     if ((size_t)(close - text - 1) > SECTION_MAX_)
-        return fail(p, p->line, "the section's name is longer than %u bytes", SECTION_MAX_);
+        return ini_fail(p, p->line, "the section's name is longer than %u bytes", SECTION_MAX_);
     const char *after = close + 1;
     while (after < end && isspace((unsigned char)*after))
         after++;
     if (after < end && !is_comment(*after))
-        return fail(p, p->line, "what is \"%.*s\" behind the section's name? A key goes on a line of its own",
-                    (int)XM_MIN(end - after, 40), after);
+        return ini_fail(p, p->line,
+                        "what is \"%.*s\" behind the section's name? A key goes on a line of its own",
+                        (int)XM_MIN(end - after, 40), after);
     p->announce = true;
     return 1;
 }
@@ -121,7 +123,7 @@ static int finish_section(struct parse *p)
         return 1;
     for (unsigned i = 0; p->in->keys[i].name; i++) {
         if (p->in->keys[i].required && !(p->keys_seen >> i & 1))
-            return fail(p, p->title_line, "[%s] lacks the key \"%s\"", p->title, p->in->keys[i].name);
+            return ini_fail(p, p->title_line, "[%s] lacks the key \"%s\"", p->title, p->in->keys[i].name);
     }
     return 1;
 }
@@ -153,18 +155,18 @@ static int begin_section(struct parse *p, const char *title)
     p->in = &p->sections[i];
     if (!p->in->name) {
         p->in = NULL;
-        return fail(p, p->line, "there is no section [%s]", p->title);
+        return ini_fail(p, p->line, "there is no section [%s]", p->title);
     }
     if (!p->in->named && *name)
-        return fail(p, p->line, "[%s] takes no name", kind);
+        return ini_fail(p, p->line, "[%s] takes no name", kind);
     if (!p->in->named && (p->sections_seen >> i & 1))
-        return fail(p, p->line, "a second [%s]", kind);
+        return ini_fail(p, p->line, "a second [%s]", kind);
     if (p->in->named && !*name)
-        return fail(p, p->line, "[%s] needs a name, as in [%s NAME]", kind, kind);
+        return ini_fail(p, p->line, "[%s] needs a name, as in [%s NAME]", kind, kind);
     p->sections_seen |= 1ull << i;
     p->object = p->in->named ? p->in->open(p->root, name, &why) : (char *)p->root + p->in->offset;
     if (!p->object)
-        return fail(p, p->line, "[%s]: %s", p->title, why.text);
+        return ini_fail(p, p->line, "[%s]: %s", p->title, why.text);
     return 1;
 }
 
@@ -229,7 +231,7 @@ static int append_string(char ***list, const char *value, struct xm_error *e)
     return 0;
 }
 
-static int store(const struct xm_ini_key *k, void *at, const char *value, struct xm_error *e)
+static int ini_store(const struct xm_ini_key *k, void *at, const char *value, struct xm_error *e)
 {
     switch (k->type) {
     case XM_INI_STRING:
@@ -268,17 +270,17 @@ static int one_key(void *arg, const char *section, const char *name, const char 
     if (!strcmp(name, "\001"))
         return begin_section(p, section);
     if (!p->in)
-        return fail(p, p->line, "\"%.60s\" stands before the first [section]", name);
+        return ini_fail(p, p->line, "\"%.60s\" stands before the first [section]", name);
     while (p->in->keys[i].name && strcmp(p->in->keys[i].name, name))
         i++;
     const struct xm_ini_key *k = &p->in->keys[i];
     if (!k->name)
-        return fail(p, p->line, "[%s] has no key \"%.60s\"", p->title, name);
+        return ini_fail(p, p->line, "[%s] has no key \"%.60s\"", p->title, name);
     if ((p->keys_seen >> i & 1) && k->type != XM_INI_STRINGS)
-        return fail(p, p->line, "\"%s\" a second time in [%s]", name, p->title);
+        return ini_fail(p, p->line, "\"%s\" a second time in [%s]", name, p->title);
     p->keys_seen |= 1ull << i;
-    if (store(k, (char *)p->object + k->offset, value, &why) < 0)
-        return fail(p, p->line, "%s: %s", name, why.text);
+    if (ini_store(k, (char *)p->object + k->offset, value, &why) < 0)
+        return ini_fail(p, p->line, "%s: %s", name, why.text);
     return 1;
 }
 
@@ -319,11 +321,11 @@ int xm_ini_load(const char *path, const struct xm_ini_section *sections, void *r
     pthread_once(&once, set_up_inih);
     p.next = text;
     if (strlen(text) != len) {
-        fail(&p, 1, "the file holds a zero byte: it is no text");
+        ini_fail(&p, 1, "the file holds a zero byte: it is no text");
     } else {
         int bad = ini_parse_stream(next_line, &p, one_key, &p);
         if (bad && !p.err)
-            fail(&p, p.line, "this is neither [section], nor key = value, nor a comment (; or #)");
+            ini_fail(&p, p.line, "this is neither [section], nor key = value, nor a comment (; or #)");
     }
     if (!p.err)
         finish_section(&p);

@@ -10,7 +10,7 @@ void xm_meter_init(struct xm_meter *m, uint64_t window_ns, uint64_t now)
     m->first = m->slot_start = now;
 }
 
-static void advance(struct xm_meter *m, uint64_t now)
+static void meter_advance(struct xm_meter *m, uint64_t now)
 {
     uint64_t width = m->window / 10;
     for (unsigned moved = 0; now - m->slot_start >= width; moved++) {
@@ -26,7 +26,7 @@ static void advance(struct xm_meter *m, uint64_t now)
 
 void xm_meter_add(struct xm_meter *m, uint64_t bytes, uint64_t now)
 {
-    advance(m, now);
+    meter_advance(m, now);
     m->slot[m->at] += bytes;
     m->total += bytes;
 }
@@ -36,14 +36,14 @@ double xm_meter_rate(struct xm_meter *m, uint64_t now)
     uint64_t sum = 0;
     uint64_t width = m->window / 10;
 
-    advance(m, now);
+    meter_advance(m, now);
     for (int i = 0; i < 10; i++)
         sum += m->slot[i];
     uint64_t span = XM_MIN(now - m->first, 9 * width + (now - m->slot_start));
     return span ? (double)sum * 1e9 / (double)span : 0;
 }
 
-static double burst(const struct xm_bucket *b)
+static double bucket_burst(const struct xm_bucket *b)
 {
     return XM_MAX((double)b->rate / 100, 262144.0);
 }
@@ -51,14 +51,14 @@ static double burst(const struct xm_bucket *b)
 void xm_bucket_init(struct xm_bucket *b, uint64_t rate, uint64_t now)
 {
     *b = (struct xm_bucket){.rate = rate, .last = now};
-    b->tokens = burst(b);
+    b->tokens = bucket_burst(b);
 }
 
 void xm_bucket_set(struct xm_bucket *b, uint64_t rate, uint64_t now)
 {
     xm_bucket_take(b, 0, now);
     b->rate = rate;
-    b->tokens = XM_MIN(b->tokens, burst(b));
+    b->tokens = XM_MIN(b->tokens, bucket_burst(b));
 }
 
 uint64_t xm_bucket_take(struct xm_bucket *b, uint64_t bytes, uint64_t now)
@@ -68,7 +68,7 @@ uint64_t xm_bucket_take(struct xm_bucket *b, uint64_t bytes, uint64_t now)
         b->tokens = 0;
         return 0;
     }
-    b->tokens = XM_MIN(burst(b), b->tokens + (double)(now - b->last) * (double)b->rate / 1e9);
+    b->tokens = XM_MIN(bucket_burst(b), b->tokens + (double)(now - b->last) * (double)b->rate / 1e9);
     b->last = now;
     b->tokens -= (double)bytes;
     return b->tokens >= 0 ? 0 : (uint64_t)(-b->tokens * 1e9 / (double)b->rate) + 1;

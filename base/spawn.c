@@ -22,7 +22,7 @@
 #define ERR_MAX 4096u
 #define IN_MAX  (64u << 10) /* a pipe's size, pipe(7) */
 
-static pid_t reap(pid_t pid, int *status)
+static pid_t spawn_reap(pid_t pid, int *status)
 {
     pid_t got;
 
@@ -43,7 +43,7 @@ static void default_signals(void)
 }
 
 /* `in`, `out`, `err`: what becomes 0, 1, 2; all above 2. with_us: it is killed when the calling thread ends. */
-static pid_t start(const char *const argv[], int in, int out, int err, bool with_us, struct xm_error *e)
+static pid_t spawn_start(const char *const argv[], int in, int out, int err, bool with_us, struct xm_error *e)
 {
     int report[2];
     pid_t parent = getpid();
@@ -73,7 +73,7 @@ static pid_t start(const char *const argv[], int in, int out, int err, bool with
         if (n != sizeof why)
             why = 0;
         else
-            reap(pid, NULL);
+            spawn_reap(pid, NULL);
     }
     close(report[0]);
     return why ? xm_error_errno(e, why, "cannot start %s", argv[0]) : pid;
@@ -167,8 +167,8 @@ static bool gather_until_exit(int pidfd, struct gather *out, struct gather *err,
     }
 }
 
-static int judge(const char *name, int status, bool in_time, uint64_t timeout_ns, const char *said,
-                 struct xm_error *e)
+static int spawn_judge(const char *name, int status, bool in_time, uint64_t timeout_ns, const char *said,
+                       struct xm_error *e)
 {
     if (!in_time)
         return xm_error_set(e, ETIMEDOUT, "%s did not end within %s and was killed", name,
@@ -221,7 +221,7 @@ int xm_run_input(const char *const argv[], const struct xm_run_input *input, uin
     if (in < 0 || pipe2(o, O_CLOEXEC) < 0 || pipe2(r, O_CLOEXEC) < 0)
         err = xm_error_errno(e, in < -1 ? -in : errno, "cannot start %s", argv[0]);
     else
-        pid = start(argv, in, o[1], r[1], input != NULL, e);
+        pid = spawn_start(argv, in, o[1], r[1], input != NULL, e);
     close(in);
     close(o[1]);
     close(r[1]);
@@ -239,8 +239,8 @@ int xm_run_input(const char *const argv[], const struct xm_run_input *input, uin
     bool in_time = pidfd >= 0 && gather_until_exit(pidfd, &go, &ge, &feed, timeout_ns);
     if (!in_time)
         kill(-pid, SIGKILL); /* its group: a wrapper's program is a child of it */
-    reap(pid, &status);
-    err = judge(argv[0], status, in_time, timeout_ns, ge.text, e);
+    spawn_reap(pid, &status);
+    err = spawn_judge(argv[0], status, in_time, timeout_ns, ge.text, e);
     close(keep);
     close(pidfd);
     close(go.fd);

@@ -97,9 +97,9 @@ struct xm_copier {
     struct xm_copier_stats stats;
 };
 
-static void fill(struct xm_copier *c);
+static void copier_fill(struct xm_copier *c);
 static void more_fire(struct xm_timer *t);
-static void advance(struct job *j);
+static void job_advance(struct job *j);
 
 struct xm_copier *xm_copier_new(struct xm_engine *engine, struct xm_file *file, struct xm_replica *replica,
                                 struct xm_bufpool *pool, uint32_t chunk_size, bool target_zeroed,
@@ -197,28 +197,28 @@ static void step_put(struct xm_copier *c, struct step *s)
     c->free_steps = s;
 }
 
-static void fail(struct job *j, int status)
+static void job_fail(struct job *j, int status)
 {
     if (j->status == 0)
         j->status = status;
 }
 
-static void piece_ended(struct xm_rreq *r, int status)
+static void copy_piece_ended(struct xm_rreq *r, int status)
 {
     struct piece *p = xm_container_of(r, struct piece, rreq);
     struct job *j = p->job;
     struct xm_copier *c = j->copier;
 
     if (status < 0)
-        fail(j, status);
+        job_fail(j, status);
     else if (p->step)
         c->stats.bytes_data += r->length;
     if (p->step && --p->step->pieces == 0)
         step_put(c, p->step);
     piece_put(c, p);
     j->pending--;
-    advance(j);
-    fill(c);
+    job_advance(j);
+    copier_fill(c);
 }
 
 /* Sends [offset, offset+length) of the job: from the step's buffer, or as zeros. */
@@ -227,7 +227,7 @@ static void send_piece(struct job *j, struct step *s, uint64_t offset, uint64_t 
     struct piece *p = piece_get(j);
 
     if (!p) {
-        fail(j, -ENOMEM);
+        job_fail(j, -ENOMEM);
         return;
     }
     p->step = s;
@@ -236,7 +236,7 @@ static void send_piece(struct job *j, struct step *s, uint64_t offset, uint64_t 
                                .offset = offset,
                                .length = length,
                                .buf = s ? (char *)s->buf + (offset - s->io.offset) : NULL,
-                               .done = piece_ended};
+                               .done = copy_piece_ended};
     if (s) {
         s->pieces++;
         j->data += length;
@@ -275,7 +275,7 @@ static void find_zeros(struct job *j, const struct step *s)
             j->zeros |= granule_bit(j, at);
 }
 
-static void read_done(struct xm_io *io, int res)
+static void step_read(struct xm_io *io, int res)
 {
     struct step *s = xm_container_of(io, struct step, io);
     struct job *j = s->job;
@@ -288,7 +288,7 @@ static void read_done(struct xm_io *io, int res)
     s->pieces = 1; /* this function's hold on the buffer */
     if (res < 0) {
         c->stats.read_errors++;
-        fail(j, res);
+        job_fail(j, res);
     } else {
         find_zeros(j, s);
         send_runs(j, s, io->offset, io->offset + io->length, false);
@@ -297,8 +297,8 @@ static void read_done(struct xm_io *io, int res)
         step_put(c, s);
     j->reading--;
     c->reads--;
-    advance(j);
-    fill(c);
+    job_advance(j);
+    copier_fill(c);
 }
 
 static void count_zeros(struct job *j)
@@ -321,7 +321,7 @@ static void set_bare(struct job *j)
 }
 
 /* Moves a job on when something of it has ended. May free it. */
-static void advance(struct job *j)
+static void job_advance(struct job *j)
 {
     struct xm_copier *c = j->copier;
 
@@ -337,7 +337,7 @@ static void advance(struct job *j)
         set_bare(j);
     if (j->zeros && !j->skip_zeros && j->status == 0) {
         j->skip_zeros = true; /* once */
-        j->pending++;       /* this function's hold on the job */
+        j->pending++;         /* this function's hold on the job */
         send_runs(j, NULL, j->offset, j->end, true);
         j->pending--;
     }
@@ -397,14 +397,14 @@ static bool may_read(struct xm_copier *c)
 static bool start_step(struct xm_copier *c)
 {
     struct job *j = c->current;
-    /* NOLINTNEXTLINE(clang-analyzer-unix.Malloc): advance() takes a job out of `current` before it frees it */
+    /* NOLINTNEXTLINE(clang-analyzer-unix.Malloc): job_advance() takes a job out of `current` before it frees it */
     uint64_t offset = j->next, length = XM_MIN(j->end - offset, c->step_size);
     struct step *s = c->free_steps;
 
     if (j->data_end <= offset && is_hole(c, offset, length)) {
         mark_hole(j, offset, length);
         j->next += length;
-        advance(j);
+        job_advance(j);
         return true;
     }
     if (!may_read(c))
@@ -417,8 +417,8 @@ static bool start_step(struct xm_copier *c)
         c->free_steps = s->next_free;
     if (!buf || (!s && !(s = malloc(sizeof *s)))) {
         xm_bufpool_put(c->pool, buf, length);
-        fail(j, -ENOMEM);
-        advance(j);
+        job_fail(j, -ENOMEM);
+        job_advance(j);
         return true;
     }
     *s = (struct step){.job = j, .buf = buf, .iov = {.iov_base = buf, .iov_len = length}};
@@ -428,7 +428,7 @@ static bool start_step(struct xm_copier *c)
                            .length = length,
                            .iov = &s->iov,
                            .iovcnt = 1,
-                           .done = read_done};
+                           .done = step_read};
     c->steps_busy++;
     c->reads++;
     c->read_at = xm_engine_now(c->engine);
@@ -469,7 +469,7 @@ static bool start_job(struct xm_copier *c)
     if (is_hole(c, j->offset, j->end - j->offset)) {
         mark_hole(j, j->offset, j->end - j->offset);
         j->next = j->end;
-        advance(j);
+        job_advance(j);
     } else {
         depth_claimed(&c->depth, depth_used(c));
     }
@@ -477,7 +477,7 @@ static bool start_job(struct xm_copier *c)
 }
 
 /* Starts all that can be started now. What it calls may call it again. */
-static void fill(struct xm_copier *c)
+static void copier_fill(struct xm_copier *c)
 {
     c->refill = true;
     if (c->filling)
@@ -496,17 +496,17 @@ static void fill(struct xm_copier *c)
 
 static void more_fire(struct xm_timer *t)
 {
-    fill(xm_container_of(t, struct xm_copier, more));
+    copier_fill(xm_container_of(t, struct xm_copier, more));
 }
 
 void xm_copier_kick(struct xm_copier *c)
 {
-    fill(c);
+    copier_fill(c);
 }
 
 void xm_copier_pause(struct xm_copier *c, bool paused)
 {
     c->paused = paused;
     if (!paused)
-        fill(c);
+        copier_fill(c);
 }

@@ -51,7 +51,7 @@ void depth_claimed(struct depth *d, unsigned claimed)
     d->round.used = XM_MAX(d->round.used, claimed);
 }
 
-static void shrink(struct depth *d, uint64_t now)
+static void depth_shrink(struct depth *d, uint64_t now)
 {
     uint64_t base = d->round.latency - d->round.queued;
     unsigned used = XM_MAX(XM_MIN(d->round.used, d->now), 1u);
@@ -64,7 +64,7 @@ static void shrink(struct depth *d, uint64_t now)
     d->now = XM_MAX(XM_MIN(fits, d->ceiling), 1u);
 }
 
-static void grow(struct depth *d, uint64_t now)
+static void depth_grow(struct depth *d, uint64_t now)
 {
     unsigned to = d->now + (d->doubling ? d->now : 1);
 
@@ -73,7 +73,7 @@ static void grow(struct depth *d, uint64_t now)
     d->now = XM_MAX(XM_MIN(to, d->max), d->now);
 }
 
-static void probe(struct depth *d, uint64_t now)
+static void depth_probe(struct depth *d, uint64_t now)
 {
     d->probing = d->now;
     d->now = 1;
@@ -81,16 +81,16 @@ static void probe(struct depth *d, uint64_t now)
 }
 
 /* The way is another one: what is known of its depth is not true any more. */
-static void forget(struct depth *d)
+static void depth_forget(struct depth *d)
 {
     d->doubling = true;
     d->retry_at = 0;
 }
 
-static void probed(struct depth *d, uint64_t class, uint64_t latency, uint64_t now)
+static void depth_probed(struct depth *d, uint64_t class, uint64_t latency, uint64_t now)
 {
     if (d->base[class] == UINT64_MAX || latency > d->base[class] + d->target)
-        forget(d);
+        depth_forget(d);
     for (uint64_t i = 0; i < DEPTH_CLASSES; i++)
         d->base[i] = i <= class ? latency : UINT64_MAX;
     d->now = d->probing;
@@ -111,9 +111,9 @@ static void round_add(struct depth *d, uint64_t queued, uint64_t latency, uint64
     if (++d->round.copied < (late ? XM_MIN(whole, LATE) : whole))
         return;
     if (late)
-        shrink(d, now);
+        depth_shrink(d, now);
     else if (d->round.used >= d->now)
-        grow(d, now);
+        depth_grow(d, now);
     round_begin(d, now);
 }
 
@@ -125,18 +125,18 @@ void depth_copied(struct depth *d, uint64_t since, uint64_t now, uint64_t data, 
 
     if (d->probing) {
         if (judged) /* it was alone */
-            probed(d, class, latency, now);
+            depth_probed(d, class, latency, now);
         return;
     }
     if (d->base[class] != UINT64_MAX && latency < d->base[class] / 2)
-        forget(d);
+        depth_forget(d);
     for (uint64_t i = 0; i <= class; i++)
         d->base[i] = XM_MIN(d->base[i], latency);
     uint64_t queued = latency - d->base[class];
     if (queued <= d->target / 4)
         d->confirmed = now;
     if (now - d->confirmed > BASE_AGE)
-        probe(d, now);
+        depth_probe(d, now);
     else if (judged)
         round_add(d, queued, latency, now);
 }

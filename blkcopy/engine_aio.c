@@ -116,7 +116,7 @@ static void give_to_worker(struct aio *a, struct xm_io *io)
 /* ---- requests ---- */
 
 /* Gives the request's next step to the worker, or to the batch that the turn submits. */
-static void start(struct aio *a, struct xm_io *io)
+static void aio_start(struct aio *a, struct xm_io *io)
 {
     struct step s;
 
@@ -144,17 +144,17 @@ static void start(struct aio *a, struct xm_io *io)
     a->running++;
 }
 
-static void start_waiting(struct aio *a)
+static void aio_start_waiting(struct aio *a)
 {
     struct xm_io *io;
 
     while (a->running < a->depth && (io = TAILQ_FIRST(&a->waiting))) {
         TAILQ_REMOVE(&a->waiting, io, link);
-        start(a, io);
+        aio_start(a, io);
     }
 }
 
-static void request_completed(struct aio *a, struct xm_io *io, int64_t res)
+static void aio_completed(struct aio *a, struct xm_io *io, int64_t res)
 {
     a->running--;
     if (transfer_advance(io, res))
@@ -175,7 +175,7 @@ static void first_refused(struct aio *a, int code)
     if (io->way == WAY_SYNC && (code == -EINVAL || code == -EOPNOTSUPP)) {
         a->sync_by_worker = true;
         TAILQ_INSERT_HEAD(&a->waiting, io, link);
-        start_waiting(a);
+        aio_start_waiting(a);
         return;
     }
     transfer_drop(io);
@@ -211,7 +211,7 @@ static void aio_submit(struct xm_engine *e, struct xm_io *io)
         io->res = rc;
         TAILQ_INSERT_TAIL(&a->ended, io, link);
     } else if (a->running < a->depth && TAILQ_EMPTY(&a->waiting)) {
-        start(a, io);
+        aio_start(a, io);
     } else {
         TAILQ_INSERT_TAIL(&a->waiting, io, link);
     }
@@ -232,7 +232,7 @@ static void take_completions(struct aio *a)
         for (int i = 0; i < n; i++) {
             io = events[i].data;
             a->spare[a->spares++] = events[i].obj;
-            request_completed(a, io, (int64_t)events[i].res);
+            aio_completed(a, io, (int64_t)events[i].res);
         }
     } while (n == EVENTS_MAX);
     if (!a->have_worker)
@@ -242,7 +242,7 @@ static void take_completions(struct aio *a)
     pthread_mutex_unlock(&a->lock);
     while ((io = TAILQ_FIRST(&finished))) {
         TAILQ_REMOVE(&finished, io, link);
-        request_completed(a, io, io->res);
+        aio_completed(a, io, io->res);
     }
 }
 
@@ -251,7 +251,7 @@ static void completions_ready(struct xm_watch *w)
     take_completions(xm_container_of(w, struct aio, completions));
 }
 
-static void box_ready(struct xm_watch *w)
+static void aio_box_ready(struct xm_watch *w)
 {
     xm_mailbox_run(&xm_container_of(w, struct aio, box)->base.mailbox);
 }
@@ -284,7 +284,7 @@ static void aio_turn(struct xm_engine *e)
     struct epoll_event events[EVENTS_MAX];
     struct aio *a = aio_of(e);
 
-    start_waiting(a);
+    aio_start_waiting(a);
     if (e->before_wait)
         e->before_wait(e, e->before_wait_ctx);
     submit_batch(a);
@@ -369,7 +369,7 @@ static int set_up(struct aio *a, struct xm_error *e)
         a->base.ops = NULL;
         return xm_error_errno(e, -rc, "the I/O engine's mailbox cannot be made");
     }
-    a->box = (struct xm_watch){.fd = a->base.mailbox.fd, .ready = box_ready};
+    a->box = (struct xm_watch){.fd = a->base.mailbox.fd, .ready = aio_box_ready};
     rc = aio_watch(&a->base, &a->box);
     if (rc == 0)
         rc = aio_watch(&a->base, &a->completions);

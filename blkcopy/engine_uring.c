@@ -77,7 +77,7 @@ static struct uring *uring_of(struct xm_engine *e)
 }
 
 /* Gives the request's next step to the kernel, at the turn's enter or as soon as enough wait. */
-static void start(struct uring *u, struct xm_io *io)
+static void uring_start(struct uring *u, struct xm_io *io)
 {
     struct io_uring_sqe *sqe;
     struct step s;
@@ -122,13 +122,13 @@ static void start(struct uring *u, struct xm_io *io)
         io_uring_submit(&u->ring);
 }
 
-static void start_waiting(struct uring *u)
+static void uring_start_waiting(struct uring *u)
 {
     struct xm_io *io;
 
     while (u->running < u->depth && (io = TAILQ_FIRST(&u->waiting))) {
         TAILQ_REMOVE(&u->waiting, io, link);
-        start(u, io);
+        uring_start(u, io);
     }
 }
 
@@ -141,7 +141,7 @@ static void uring_submit(struct xm_engine *e, struct xm_io *io)
         io->res = rc;
         TAILQ_INSERT_TAIL(&u->ended, io, link);
     } else if (u->running < u->depth && TAILQ_EMPTY(&u->waiting)) {
-        start(u, io);
+        uring_start(u, io);
     } else {
         TAILQ_INSERT_TAIL(&u->waiting, io, link);
     }
@@ -207,7 +207,7 @@ static void watch_completed(struct uring *u, uint64_t key, int res, unsigned fla
     s->watch->ready(s->watch);
 }
 
-static void request_completed(struct uring *u, struct xm_io *io, int res)
+static void uring_completed(struct uring *u, struct xm_io *io, int res)
 {
     u->running--;
     if (transfer_advance(io, res))
@@ -218,7 +218,7 @@ static void request_completed(struct uring *u, struct xm_io *io, int res)
 
 /* Handles what has completed by now. Each entry is taken out of the ring before its callback, which may
  * submit, watch, unwatch. */
-static void reap(struct uring *u)
+static void uring_reap(struct uring *u)
 {
     for (unsigned n = io_uring_cq_ready(&u->ring); n; n--) {
         struct io_uring_cqe *cqe;
@@ -231,11 +231,11 @@ static void reap(struct uring *u)
         if (data & IS_WATCH)
             watch_completed(u, data, res, flags);
         else if (data != IGNORED)
-            request_completed(u, (struct xm_io *)(uintptr_t)data, res);
+            uring_completed(u, (struct xm_io *)(uintptr_t)data, res);
     }
 }
 
-static void complain(struct uring *u, const char *what, int rc)
+static void uring_complain(struct uring *u, const char *what, int rc)
 {
     if (rc == u->complained)
         return;
@@ -258,7 +258,7 @@ static bool something_came(struct uring *u)
 }
 
 /* Submits, and watches for a while. True: something came, and has been fetched. */
-static bool spin(struct uring *u, uint64_t patience)
+static bool uring_spin(struct uring *u, uint64_t patience)
 {
     uint64_t until = xm_now() + XM_MIN(patience, SPIN_NS);
 
@@ -281,7 +281,7 @@ static bool spin(struct uring *u, uint64_t patience)
     return false;
 }
 
-static void enter(struct uring *u, uint64_t patience)
+static void uring_enter(struct uring *u, uint64_t patience)
 {
     struct __kernel_timespec ts = {.tv_sec = (int64_t)(patience / XM_NS_PER_S),
                                    .tv_nsec = (long long)(patience % XM_NS_PER_S)};
@@ -290,7 +290,7 @@ static void enter(struct uring *u, uint64_t patience)
 
     bool watched = u->base.watched && patience && (u->ring.flags & IORING_SETUP_TASKRUN_FLAG);
     u->base.watched = false;
-    if (watched && u->credit && spin(u, patience))
+    if (watched && u->credit && uring_spin(u, patience))
         return;
     uint64_t slept = watched ? xm_now() : 0;
     if (patience == 0)
@@ -303,7 +303,7 @@ static void enter(struct uring *u, uint64_t patience)
     /* Short of memory, or completions that have to be taken first: the queue stays as it is until the next
      * turn. */
     if (rc < 0 && rc != -ETIME && rc != -EINTR && rc != -EAGAIN && rc != -EBUSY)
-        complain(u, "submitting", rc);
+        uring_complain(u, "submitting", rc);
 }
 
 static void uring_turn(struct xm_engine *e)
@@ -314,17 +314,17 @@ static void uring_turn(struct xm_engine *e)
         if (u->ring.flags & IORING_SETUP_R_DISABLED) {
             int rc = io_uring_register(u->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
             if (rc < 0)
-                complain(u, "enabling the ring", rc);
+                uring_complain(u, "enabling the ring", rc);
         }
         u->enabled = true;
     }
-    start_waiting(u);
+    uring_start_waiting(u);
     if (e->before_wait)
         e->before_wait(e, e->before_wait_ctx);
     if (u->arm)
         arm_watches(u);
-    enter(u, TAILQ_EMPTY(&u->ended) ? engine_patience(e) : 0);
-    reap(u);
+    uring_enter(u, TAILQ_EMPTY(&u->ended) ? engine_patience(e) : 0);
+    uring_reap(u);
     engine_end_all(e, &u->ended);
     xm_engine_fire_timers(e);
 }
@@ -348,7 +348,7 @@ static const struct xm_engine_ops uring_ops = {
     .free = uring_free,
 };
 
-static void box_ready(struct xm_watch *w)
+static void uring_box_ready(struct xm_watch *w)
 {
     xm_mailbox_run(&xm_container_of(w, struct uring, box)->base.mailbox);
 }
@@ -413,7 +413,7 @@ struct xm_engine *uring_open(unsigned depth, struct xm_error *e)
         xm_error_errno(e, -rc, "the I/O engine's mailbox cannot be made");
         goto no_base;
     }
-    u->box = (struct xm_watch){.fd = u->base.mailbox.fd, .ready = box_ready};
+    u->box = (struct xm_watch){.fd = u->base.mailbox.fd, .ready = uring_box_ready};
     rc = uring_watch(&u->base, &u->box);
     if (rc < 0) {
         xm_error_errno(e, -rc, "the I/O engine's mailbox cannot be watched");

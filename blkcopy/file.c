@@ -34,7 +34,7 @@ static int sync_directory(const char *path, struct xm_error *e)
     return rc;
 }
 
-static int create(struct xm_file *f, uint64_t size, struct xm_error *e)
+static int file_create(struct xm_file *f, uint64_t size, struct xm_error *e)
 {
     if (size == 0 || size % SECTOR || size > INT64_MAX)
         return xm_error_set(e, EINVAL,
@@ -225,7 +225,7 @@ int xm_file_open(struct xm_file *f, const char *path, unsigned flags, uint64_t s
     f->path = strdup(path);
     if (!f->path)
         return xm_error_set(e, ENOMEM, "no memory");
-    rc = creating ? create(f, size, e) : open_existing(f, flags, e);
+    rc = creating ? file_create(f, size, e) : open_existing(f, flags, e);
     if (rc == 0 && !(flags & XM_FILE_SHARED))
         rc = xm_file_lock(f, e);
     if (rc == 0)

@@ -35,7 +35,7 @@ struct xm_replica {
     uint32_t chunk_size;
     int dead; /* -errno of a transport that is lost for good */
     uint64_t last_seq;
-    uint64_t pending;           /* all requests not done, of any kind */
+    uint64_t pending;             /* all requests not done, of any kind */
     struct rreqs sent;            /* WRITE and ZERO with a number, lowest first (link) */
     struct rreqs waiting;         /* WRITE and ZERO that the window has no room for (link) */
     struct rreqs latest[BUCKETS]; /* by chunk: the latest pending one (by_chunk) */
@@ -108,7 +108,7 @@ static uint64_t chunk_of(const struct xm_rreq *r)
 }
 
 /* The latest pending request of r's chunk, or NULL. */
-static struct xm_rreq *predecessor(struct xm_replica *p, const struct xm_rreq *r)
+static struct xm_rreq *replica_predecessor(struct xm_replica *p, const struct xm_rreq *r)
 {
     struct xm_rreq *before;
 
@@ -120,22 +120,22 @@ static struct xm_rreq *predecessor(struct xm_replica *p, const struct xm_rreq *r
 
 /* r waits at the other side until `before` is applied. It must not overtake it on the way: it would fill a window that the
  * other needs. So in a chunk that always has a write under way, what follows its copy goes with the bulk for as long. */
-static void follow(struct xm_rreq *r, const struct xm_rreq *before)
+static void replica_follow(struct xm_rreq *r, const struct xm_rreq *before)
 {
     r->msg.after = before->msg.seq;
     r->msg.urgent = r->msg.urgent && before->msg.urgent;
 }
 
 /* Gives r its place in the order. */
-static void number(struct xm_replica *p, struct xm_rreq *r)
+static void replica_number(struct xm_replica *p, struct xm_rreq *r)
 {
     struct rreqs *bucket = &p->latest[chunk_of(r) % BUCKETS];
-    struct xm_rreq *before = predecessor(p, r);
+    struct xm_rreq *before = replica_predecessor(p, r);
 
     r->msg.seq = ++p->last_seq;
     r->msg.after = 0;
     if (before) {
-        follow(r, before);
+        replica_follow(r, before);
         before->latest = false;
         TAILQ_REMOVE(bucket, before, by_chunk);
     }
@@ -206,11 +206,11 @@ static void send_near(struct xm_replica *p, struct xm_rreq *r)
 static void send_one(struct xm_replica *p, struct xm_rreq *r)
 {
     if (is_ordered(r)) {
-        number(p, r);
+        replica_number(p, r);
     } else if (r->is_hash) {
-        struct xm_rreq *before = predecessor(p, r);
+        struct xm_rreq *before = replica_predecessor(p, r);
         if (before)
-            follow(r, before);
+            replica_follow(r, before);
     }
     if (p->transport)
         p->transport->submit(p->transport, &r->msg);
@@ -218,7 +218,7 @@ static void send_one(struct xm_replica *p, struct xm_rreq *r)
         send_near(p, r);
 }
 
-static bool has_room(const struct xm_replica *p)
+static bool replica_has_room(const struct xm_replica *p)
 {
     const struct xm_rreq *oldest = TAILQ_FIRST(&p->sent);
 
@@ -235,7 +235,7 @@ static void send_waiting(struct xm_replica *p)
 {
     struct xm_rreq *r;
 
-    while ((r = TAILQ_FIRST(&p->waiting)) && (p->dead || has_room(p))) {
+    while ((r = TAILQ_FIRST(&p->waiting)) && (p->dead || replica_has_room(p))) {
         TAILQ_REMOVE(&p->waiting, r, link);
         if (p->dead)
             fail_later(p, r);
@@ -245,18 +245,18 @@ static void send_waiting(struct xm_replica *p)
 }
 
 /* Those that keep an order wait when the window is full; a flush is for what has ended before it. */
-static void submit(struct xm_replica *p, struct xm_rreq *r)
+static void replica_submit(struct xm_replica *p, struct xm_rreq *r)
 {
     p->pending++;
     if (p->dead)
         fail_later(p, r);
-    else if (r->op != XM_IO_FLUSH && (!TAILQ_EMPTY(&p->waiting) || !has_room(p)))
+    else if (r->op != XM_IO_FLUSH && (!TAILQ_EMPTY(&p->waiting) || !replica_has_room(p)))
         TAILQ_INSERT_TAIL(&p->waiting, r, link);
     else
         send_one(p, r);
 }
 
-static void prepare(struct xm_replica *p, struct xm_rreq *r, uint8_t type)
+static void replica_prepare(struct xm_replica *p, struct xm_rreq *r, uint8_t type)
 {
     r->replica = p;
     r->latest = false;
@@ -275,10 +275,10 @@ static void prepare(struct xm_replica *p, struct xm_rreq *r, uint8_t type)
 void xm_replica_hash(struct xm_replica *p, struct xm_rreq *r)
 {
     r->op = XM_IO_READ;
-    prepare(p, r, XM_FRAME_DISK_HASH);
+    replica_prepare(p, r, XM_FRAME_DISK_HASH);
     r->msg.offset = r->offset;
     r->msg.extent = r->length;
-    submit(p, r);
+    replica_submit(p, r);
 }
 
 void xm_replica_submit(struct xm_replica *p, struct xm_rreq *r)
@@ -288,7 +288,7 @@ void xm_replica_submit(struct xm_replica *p, struct xm_rreq *r)
                                    [XM_IO_FLUSH] = XM_FRAME_DISK_FLUSH};
 
     assert(r->op != XM_IO_READ);
-    prepare(p, r, type[r->op]);
+    replica_prepare(p, r, type[r->op]);
     if (r->op != XM_IO_FLUSH)
         r->msg.offset = r->offset;
     if (r->op == XM_IO_WRITE) {
@@ -298,5 +298,5 @@ void xm_replica_submit(struct xm_replica *p, struct xm_rreq *r)
         r->msg.flags = r->unmap ? XM_FLAG_UNMAP : 0;
         r->msg.extent = r->length;
     }
-    submit(p, r);
+    replica_submit(p, r);
 }

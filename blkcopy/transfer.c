@@ -217,14 +217,14 @@ void transfer_drop(struct xm_io *io)
     io->bounce = NULL;
 }
 
-static bool over(struct xm_io *io, int res)
+static bool transfer_over(struct xm_io *io, int res)
 {
     transfer_drop(io);
     io->res = res;
     return true;
 }
 
-static bool failed(struct xm_io *io, int code)
+static bool transfer_failed(struct xm_io *io, int code)
 {
     if ((code == -EINTR || code == -EAGAIN) && io->retries < RETRIES_MAX) {
         io->retries++;
@@ -239,7 +239,7 @@ static bool failed(struct xm_io *io, int code)
         io->file->no_zero_range = true;
         return false;
     }
-    return over(io, code);
+    return transfer_over(io, code);
 }
 
 bool transfer_advance(struct xm_io *io, int64_t res)
@@ -247,9 +247,9 @@ bool transfer_advance(struct xm_io *io, int64_t res)
     uint32_t block = XM_MAX(io->file->block, 1u);
 
     if (res < 0)
-        return failed(io, (int)res);
+        return transfer_failed(io, (int)res);
     if (io->way == WAY_SYNC || io->way == WAY_PUNCH || io->way == WAY_ZERO_RANGE)
-        return over(io, 0);
+        return transfer_over(io, 0);
     /* What goes on after a short transfer has to begin at a block again; 0 bytes: the file has shrunk under
      * us. */
     uint64_t n = (uint64_t)res;
@@ -260,7 +260,7 @@ bool transfer_advance(struct xm_io *io, int64_t res)
     if (n < left)
         n = XM_ROUND_DOWN(n, block);
     if (n == 0)
-        return over(io, -EIO);
+        return transfer_over(io, -EIO);
     io->retries = 0;
     if (b) {
         b->got += n;
@@ -273,5 +273,5 @@ bool transfer_advance(struct xm_io *io, int64_t res)
         b->len = 0;
     }
     io->progress += n;
-    return io->progress == io->length && over(io, 0);
+    return io->progress == io->length && transfer_over(io, 0);
 }

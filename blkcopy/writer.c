@@ -108,13 +108,14 @@ static bool has_passed(struct xm_writer *w, uint64_t seq)
     return seq <= w->highest && *fate_of(w, seq) >= PASSED;
 }
 
-static void answer(struct xm_writer *w, struct xm_wreq *r, int status, const void *reply, uint32_t reply_len)
+static void writer_answer(struct xm_writer *w, struct xm_wreq *r, int status, const void *reply,
+                          uint32_t reply_len)
 {
     w->requests--;
     r->done(r, status, reply, reply_len);
 }
 
-static void write_done(struct xm_io *io, int res);
+static void writer_write_done(struct xm_io *io, int res);
 
 static void start_write(struct xm_writer *w, struct xm_wreq *r)
 {
@@ -128,7 +129,7 @@ static void start_write(struct xm_writer *w, struct xm_wreq *r)
                            .length = zero ? r->hdr.extent : r->hdr.length,
                            .iov = &r->iov,
                            .iovcnt = 1,
-                           .done = write_done};
+                           .done = writer_write_done};
     r->started = ++w->started;
     TAILQ_INSERT_TAIL(&w->flying, r, wait);
     xm_engine_submit(w->engine, &r->io);
@@ -137,7 +138,7 @@ static void start_write(struct xm_writer *w, struct xm_wreq *r)
 static void submit_hash(struct xm_writer *w, struct xm_wreq *r);
 
 /* Sets the fate of a number and starts who waited for it. */
-static void pass(struct xm_writer *w, uint64_t seq, int status)
+static void writer_pass(struct xm_writer *w, uint64_t seq, int status)
 {
     struct wreqs *bucket = &w->waiting[seq % BUCKETS];
 
@@ -171,11 +172,11 @@ static void answer_with_dups(struct xm_writer *w, struct xm_wreq *r, int status)
 {
     for (struct xm_wreq *next; r; r = next) {
         next = r->dups;
-        answer(w, r, status, NULL, 0);
+        writer_answer(w, r, status, NULL, 0);
     }
 }
 
-static void write_done(struct xm_io *io, int res)
+static void writer_write_done(struct xm_io *io, int res)
 {
     struct xm_wreq *r = xm_container_of(io, struct xm_wreq, io);
     struct xm_writer *w = r->writer;
@@ -184,7 +185,7 @@ static void write_done(struct xm_io *io, int res)
     TAILQ_REMOVE(&w->pending[r->hdr.seq % BUCKETS], r, link);
     if (res == 0)
         xm_digest_add(&w->digest, &r->hdr);
-    pass(w, r->hdr.seq, res);
+    writer_pass(w, r->hdr.seq, res);
     start_flushes(w);
     answer_with_dups(w, r, res);
 }
@@ -193,7 +194,7 @@ static void flush_done(struct xm_io *io, int res)
 {
     struct xm_wreq *r = xm_container_of(io, struct xm_wreq, io);
 
-    answer(r->writer, r, res, NULL, 0);
+    writer_answer(r->writer, r, res, NULL, 0);
 }
 
 static void hash_next(struct xm_writer *w);
@@ -219,7 +220,7 @@ static void hash_done(struct xm_io *io, int res)
     TAILQ_REMOVE(&w->hashes, r, wait);
     if (res == 0 && r->hdr.extent > 0)
         res = -ECANCELED;
-    answer(w, r, res, res == 0 ? &out : NULL, res == 0 ? (uint32_t)sizeof out : 0);
+    writer_answer(w, r, res, res == 0 ? &out : NULL, res == 0 ? (uint32_t)sizeof out : 0);
     hash_next(w);
 }
 
@@ -248,7 +249,7 @@ static void submit_hash(struct xm_writer *w, struct xm_wreq *r)
     if (!w->hash_buf && posix_memalign(&w->hash_buf, 4096, HASH_STEP) != 0)
         w->hash_buf = NULL;
     if (!w->hash_state || !w->hash_buf) {
-        answer(w, r, -ENOMEM, NULL, 0);
+        writer_answer(w, r, -ENOMEM, NULL, 0);
         return;
     }
     TAILQ_INSERT_TAIL(&w->hashes, r, wait);
@@ -269,7 +270,7 @@ static int accept_seq(struct xm_writer *w, struct xm_wreq *r)
         *fate_of(w, ++w->highest) = UNSEEN;
     uint8_t fate = *fate_of(w, seq);
     if (fate >= PASSED) {
-        answer(w, r, -(fate - PASSED), NULL, 0);
+        writer_answer(w, r, -(fate - PASSED), NULL, 0);
         return 0;
     }
     if (fate == PENDING) {
@@ -284,7 +285,7 @@ static int accept_seq(struct xm_writer *w, struct xm_wreq *r)
     return 1;
 }
 
-static bool within(const struct xm_writer *w, uint64_t offset, uint64_t length)
+static bool writer_is_within(const struct xm_writer *w, uint64_t offset, uint64_t length)
 {
     return length > 0 && length <= w->file->size && offset <= w->file->size - length;
 }
@@ -295,12 +296,12 @@ static void submit_write(struct xm_writer *w, struct xm_wreq *r)
     int rc = accept_seq(w, r);
 
     if (rc < 0)
-        answer(w, r, rc, NULL, 0);
+        writer_answer(w, r, rc, NULL, 0);
     if (rc <= 0)
         return;
-    if (!within(w, r->hdr.offset, zero ? r->hdr.extent : r->hdr.length)) {
-        pass(w, r->hdr.seq, -EINVAL);
-        answer(w, r, -EINVAL, NULL, 0);
+    if (!writer_is_within(w, r->hdr.offset, zero ? r->hdr.extent : r->hdr.length)) {
+        writer_pass(w, r->hdr.seq, -EINVAL);
+        writer_answer(w, r, -EINVAL, NULL, 0);
         return;
     }
     *fate_of(w, r->hdr.seq) = PENDING;
@@ -317,7 +318,7 @@ void xm_writer_submit(struct xm_writer *w, struct xm_wreq *r)
     r->writer = w;
     r->dups = NULL;
     if (w->cancelled) {
-        answer(w, r, -ECANCELED, NULL, 0);
+        writer_answer(w, r, -ECANCELED, NULL, 0);
         return;
     }
     switch (r->hdr.type) {
@@ -332,20 +333,20 @@ void xm_writer_submit(struct xm_writer *w, struct xm_wreq *r)
         start_flushes(w);
         break;
     case XM_FRAME_DISK_DIGEST:
-        answer(w, r, 0, &w->digest, sizeof w->digest);
+        writer_answer(w, r, 0, &w->digest, sizeof w->digest);
         break;
     case XM_FRAME_DISK_HASH:
-        if (!within(w, r->hdr.offset, r->hdr.extent))
-            answer(w, r, -EINVAL, NULL, 0);
+        if (!writer_is_within(w, r->hdr.offset, r->hdr.extent))
+            writer_answer(w, r, -EINVAL, NULL, 0);
         else if (r->hdr.after > w->floor + XM_WRITER_WINDOW)
-            answer(w, r, -EPROTO, NULL, 0);
+            writer_answer(w, r, -EPROTO, NULL, 0);
         else if (has_passed(w, r->hdr.after))
             submit_hash(w, r);
         else
             TAILQ_INSERT_TAIL(&w->waiting[r->hdr.after % BUCKETS], r, wait);
         break;
     default:
-        answer(w, r, -EPROTO, NULL, 0);
+        writer_answer(w, r, -EPROTO, NULL, 0);
     }
 }
 

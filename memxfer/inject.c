@@ -97,7 +97,8 @@ struct injection {
     struct xm_error error;
 };
 
-static long trace(const struct injection *j, enum __ptrace_request request, uintptr_t address, uintptr_t data)
+static long inject_trace(const struct injection *j, enum __ptrace_request request, uintptr_t address,
+                         uintptr_t data)
 {
     return ptrace(request, j->tid, (void *)address, (void *)data);
 }
@@ -128,7 +129,7 @@ static int wait_stop(struct injection *j, enum stop *stop, int *sig)
     uint64_t deadline = xm_now() + STOP_TIMEOUT;
     siginfo_t info;
 
-    for (unsigned i = 1; trace(j, PTRACE_GETSIGINFO, 0, (uintptr_t)&info) < 0; i++) {
+    for (unsigned i = 1; inject_trace(j, PTRACE_GETSIGINFO, 0, (uintptr_t)&info) < 0; i++) {
         if (errno != ESRCH)
             return ptrace_failed(j, "cannot look at its stop");
         if (i % 64 == 0 && thread_dead(j))
@@ -159,7 +160,7 @@ static int run_until(struct injection *j, enum __ptrace_request request, enum st
     int sig = 0;
 
     for (int i = 0; i < SIGNAL_TRIES; i++) {
-        if (trace(j, request, 0, (uintptr_t)sig) < 0)
+        if (inject_trace(j, request, 0, (uintptr_t)sig) < 0)
             return ptrace_failed(j, "cannot be resumed");
         int r = wait_stop(j, &stop, &sig);
         if (r < 0)
@@ -188,13 +189,13 @@ static int remote_syscall(struct injection *j, long nr, const uint64_t arg[3], i
     regs.rdi = arg[0];
     regs.rsi = arg[1];
     regs.rdx = arg[2];
-    if (trace(j, PTRACE_SETREGS, 0, (uintptr_t)&regs) < 0)
+    if (inject_trace(j, PTRACE_SETREGS, 0, (uintptr_t)&regs) < 0)
         return ptrace_failed(j, "cannot set its registers");
     j->away = true;
     if ((r = run_until(j, PTRACE_SYSCALL, STOP_SYSCALL)) < 0 ||
         (r = run_until(j, PTRACE_SYSCALL, STOP_SYSCALL)) < 0)
         return r;
-    if (trace(j, PTRACE_GETREGS, 0, (uintptr_t)&regs) < 0)
+    if (inject_trace(j, PTRACE_GETREGS, 0, (uintptr_t)&regs) < 0)
         return ptrace_failed(j, "cannot read its registers");
     *result = (int64_t)regs.rax;
     return 0;
@@ -208,10 +209,11 @@ static void save_rseq(struct injection *j)
 
     if ((int64_t)j->regs.orig_rax >= 0) /* never within a system call */
         return;
-    if (trace(j, PTRACE_GET_RSEQ_CONFIGURATION, sizeof conf, (uintptr_t)&conf) < 0 || !conf.rseq_abi_pointer)
+    if (inject_trace(j, PTRACE_GET_RSEQ_CONFIGURATION, sizeof conf, (uintptr_t)&conf) < 0 ||
+        !conf.rseq_abi_pointer)
         return;
     errno = 0;
-    long cs = trace(j, PTRACE_PEEKDATA, conf.rseq_abi_pointer + RSEQ_CS_AT, 0);
+    long cs = inject_trace(j, PTRACE_PEEKDATA, conf.rseq_abi_pointer + RSEQ_CS_AT, 0);
     if (!errno && cs) {
         j->rseq_at = conf.rseq_abi_pointer + RSEQ_CS_AT;
         j->rseq_cs = (uint64_t)cs;
@@ -241,23 +243,23 @@ static void rewind_syscall(struct user_regs_struct *regs)
 }
 
 /* Puts everything back and lets go. */
-static void restore(struct injection *j)
+static void inject_restore(struct injection *j)
 {
     struct user_regs_struct regs = j->regs;
     struct xm_error first = j->error;
 
     if (j->away) {
-        trace(j, PTRACE_INTERRUPT, 0, 0);
+        inject_trace(j, PTRACE_INTERRUPT, 0, 0);
         if (run_until(j, PTRACE_CONT, STOP_TRAP) < 0)
             rewind_syscall(&regs);
         j->error = first;
     }
     if (j->rseq_at)
-        trace(j, PTRACE_POKEDATA, j->rseq_at, j->rseq_cs);
-    if (trace(j, PTRACE_SETREGS, 0, (uintptr_t)&regs) < 0 && errno != ESRCH)
+        inject_trace(j, PTRACE_POKEDATA, j->rseq_at, j->rseq_cs);
+    if (inject_trace(j, PTRACE_SETREGS, 0, (uintptr_t)&regs) < 0 && errno != ESRCH)
         xm_log(XM_LOG_ERROR, "thread %d of process %d: its registers cannot be put back: %s", j->tid, j->pid,
                strerror(errno));
-    trace(j, PTRACE_SETSIGMASK, sizeof j->mask, (uintptr_t)&j->mask);
+    inject_trace(j, PTRACE_SETSIGMASK, sizeof j->mask, (uintptr_t)&j->mask);
 }
 
 static int take_uffd(struct injection *j)
@@ -296,28 +298,28 @@ static int do_calls(struct injection *j)
 }
 
 /* The thread is stopped at a place from which it can be restored. */
-static int borrow(struct injection *j)
+static int inject_borrow(struct injection *j)
 {
     uint64_t blocked = ~(1ull << (SIGTRAP - 1));
 
-    if (trace(j, PTRACE_GETREGS, 0, (uintptr_t)&j->regs) < 0)
+    if (inject_trace(j, PTRACE_GETREGS, 0, (uintptr_t)&j->regs) < 0)
         return ptrace_failed(j, "cannot read its registers");
     if (j->regs.cs != USER_CS_64)
         return xm_error_set(&j->error, ENOTSUP, "process %d is no 64-bit program", j->pid);
-    if (trace(j, PTRACE_GETSIGMASK, sizeof j->mask, (uintptr_t)&j->mask) < 0)
+    if (inject_trace(j, PTRACE_GETSIGMASK, sizeof j->mask, (uintptr_t)&j->mask) < 0)
         return ptrace_failed(j, "cannot read its signal mask");
     save_rseq(j);
-    int r = trace(j, PTRACE_SETSIGMASK, sizeof blocked, (uintptr_t)&blocked) < 0
+    int r = inject_trace(j, PTRACE_SETSIGMASK, sizeof blocked, (uintptr_t)&blocked) < 0
                 ? ptrace_failed(j, "cannot block its signals")
                 : 0;
     if (!r)
         r = j->job(j);
-    restore(j);
+    inject_restore(j);
     return r;
 }
 
 /* Attaches and gets the thread to where the kernel has stopped it for us, not for a signal. */
-static int seize(struct injection *j)
+static int inject_seize(struct injection *j)
 {
     long options = PTRACE_O_TRACESYSGOOD;
     enum stop stop = STOP_TRAP;
@@ -325,7 +327,7 @@ static int seize(struct injection *j)
 
     if (inject_thread_status(j->pid, j->tid, "Seccomp") > 0)
         options |= PTRACE_O_SUSPEND_SECCOMP;
-    if (trace(j, PTRACE_SEIZE, 0, (uintptr_t)options) < 0) {
+    if (inject_trace(j, PTRACE_SEIZE, 0, (uintptr_t)options) < 0) {
         int err = errno;
         long tracer = inject_thread_status(j->pid, j->tid, "TracerPid");
         if (err == ESRCH)
@@ -342,13 +344,13 @@ static int seize(struct injection *j)
                                   : " (run as root or with CAP_SYS_PTRACE; see kernel.yama.ptrace_scope)");
     }
     for (int i = 0; i < SIGNAL_TRIES; i++) {
-        if (trace(j, PTRACE_INTERRUPT, 0, 0) < 0)
+        if (inject_trace(j, PTRACE_INTERRUPT, 0, 0) < 0)
             return ptrace_failed(j, "cannot be interrupted");
         int r = wait_stop(j, &stop, &sig);
         if (r < 0 || stop == STOP_TRAP)
             return r;
         /* It was about to handle a signal: it shall, then we try again. */
-        if (trace(j, PTRACE_CONT, 0, stop == STOP_SIGNAL ? (uintptr_t)sig : 0) < 0)
+        if (inject_trace(j, PTRACE_CONT, 0, stop == STOP_SIGNAL ? (uintptr_t)sig : 0) < 0)
             return ptrace_failed(j, "cannot be resumed");
     }
     return xm_error_set(&j->error, EAGAIN, "thread %d of process %d is flooded with signals", j->tid, j->pid);
@@ -358,9 +360,9 @@ static void *inject_main(void *arg)
 {
     struct injection *j = arg;
 
-    if (seize(j) == 0)
-        borrow(j);
-    trace(j, PTRACE_DETACH, 0, 0);
+    if (inject_seize(j) == 0)
+        inject_borrow(j);
+    inject_trace(j, PTRACE_DETACH, 0, 0);
     return NULL; /* what is attached still is detached by the end of this thread */
 }
 

@@ -60,7 +60,7 @@ unsigned pages_room(const struct pages_frame *w, uint64_t page)
 }
 
 /* Appends to the last run or begins one. The caller knows that there is room. */
-static void append(struct pages_frame *w, uint64_t page, uint32_t n, uint32_t zero)
+static void pages_append(struct pages_frame *w, uint64_t page, uint32_t n, uint32_t zero)
 {
     if (!w->runs)
         w->base = page;
@@ -85,11 +85,11 @@ void pages_put(struct pages_frame *w, uint64_t page, unsigned n)
 
     for (unsigned i = 0; i < n; i++, from += XM_PAGE) {
         if (page_is_zero(from)) {
-            append(w, page + i, 1, PAGES_ZERO);
+            pages_append(w, page + i, 1, PAGES_ZERO);
             w->zero_pages++;
             continue;
         }
-        append(w, page + i, 1, 0);
+        pages_append(w, page + i, 1, 0);
         if (from != pages_tail(w)) /* a zero page before it has left a gap */
             memcpy(pages_tail(w), from, XM_PAGE);
         w->data++;
@@ -106,7 +106,7 @@ uint64_t pages_zero(struct pages_frame *w, uint64_t page, uint64_t n)
         if (reach >= UINT32_MAX - PAGES_COUNT_MAX)
             break;
         uint32_t part = (uint32_t)XM_MIN(n - took, PAGES_COUNT_MAX);
-        append(w, page + took, part, PAGES_ZERO);
+        pages_append(w, page + took, part, PAGES_ZERO);
         took += part;
     }
     w->zero_pages += took;

@@ -60,7 +60,7 @@ static bool memory_left(void)
 }
 
 /* Gives the tables of [from, to) back. */
-static void unmap(struct populate *p, uint64_t from, uint64_t to)
+static void populate_unmap(struct populate *p, uint64_t from, uint64_t to)
 {
     for (unsigned i = 0; i < p->ram->blocks; i++) {
         const struct xm_ram_block *b = &p->ram->block[i];
@@ -73,12 +73,12 @@ static void unmap(struct populate *p, uint64_t from, uint64_t to)
 }
 
 /* Until `place` may be mapped. Meanwhile, gives back what lies behind. False: stop. */
-static bool wait_for(struct populate *p, uint64_t place, uint64_t *given_back)
+static bool populate_wait(struct populate *p, uint64_t place, uint64_t *given_back)
 {
     for (;;) {
         uint64_t passed = atomic_load(&p->passed);
         if (p->total > p->ahead && passed >= *given_back + 2 * p->slack) {
-            unmap(p, *given_back, *given_back + p->slack);
+            populate_unmap(p, *given_back, *given_back + p->slack);
             *given_back += p->slack;
             continue;
         }
@@ -102,7 +102,7 @@ static void *populate_main(void *arg)
     for (unsigned i = 0; i < p->ram->blocks; i++) {
         const struct xm_ram_block *b = &p->ram->block[i];
         for (uint64_t pos = 0; pos < b->size; pos += STEP) {
-            if (!wait_for(p, p->first[i] + pos, &given_back))
+            if (!populate_wait(p, p->first[i] + pos, &given_back))
                 return NULL;
             memory = memory && (pos / STEP % LOOK_EVERY != 0 || memory_left());
             /* No more where the data was faster, or where there are none. */
@@ -117,7 +117,8 @@ static void *populate_main(void *arg)
         }
     }
     if (p->total > p->ahead)
-        wait_for(p, p->total + p->ahead, &given_back); /* the last of it to be given back; ends by stop */
+        populate_wait(p, p->total + p->ahead,
+                      &given_back); /* the last of it to be given back; ends by stop */
     return NULL;
 }
 

@@ -106,7 +106,7 @@ static void pages_answered(struct xm_post *post)
 }
 
 /* 0, or why the round has to end. */
-static int trouble(struct xm_precopy *pc)
+static int precopy_trouble(struct xm_precopy *pc)
 {
     if (!pc->error.code && pc->abort && atomic_load_explicit(pc->abort, memory_order_relaxed))
         xm_error_set(&pc->error, ECANCELED, "the migration was aborted");
@@ -116,7 +116,7 @@ static int trouble(struct xm_precopy *pc)
 }
 
 /* Twice what is under way on a way that is just kept busy: the rate so far, times the way's length. */
-static void allow(struct xm_precopy *pc)
+static void precopy_allow(struct xm_precopy *pc)
 {
     uint64_t elapsed = xm_now() - pc->first_submit;
 
@@ -131,9 +131,9 @@ static void allow(struct xm_precopy *pc)
 static struct slot *take_slot(struct xm_precopy *pc)
 {
     for (;;) {
-        if (trouble(pc) < 0)
+        if (precopy_trouble(pc) < 0)
             return NULL;
-        allow(pc);
+        precopy_allow(pc);
         struct slot *oldest = TAILQ_FIRST(&pc->flight), *s = TAILQ_FIRST(&pc->free);
         if (s && pc->flying < pc->allowed && (!oldest || pc->order - oldest->order < WINDOW_SLACK)) {
             TAILQ_REMOVE(&pc->free, s, link);
@@ -276,7 +276,7 @@ static int send_dirty(struct xm_precopy *pc)
 }
 
 /* What was written since the last collect is in pc->dirty afterwards, all of it re-armed. */
-static int collect(struct xm_precopy *pc)
+static int precopy_collect(struct xm_precopy *pc)
 {
     uint64_t ignored;
 
@@ -341,9 +341,9 @@ int xm_precopy_round(struct xm_precopy *pc, bool final, const _Atomic bool *abor
     pc->abort = abort;
     pc->first_submit = 0;
     pc->way_ns = 0; /* links may have changed */
-    r = trouble(pc);
+    r = precopy_trouble(pc);
     if (!r)
-        r = collect(pc);
+        r = precopy_collect(pc);
     if (!r) {
         begin_progress(pc);
         r = pc->number == 1 ? send_everything(pc) : send_dirty(pc);
@@ -352,9 +352,9 @@ int xm_precopy_round(struct xm_precopy *pc, bool final, const _Atomic bool *abor
         submit_open(pc);
     while (!r && !TAILQ_EMPTY(&pc->flight)) {
         xm_mailbox_wait(&pc->mailbox, ABORT_LOOK);
-        r = trouble(pc);
+        r = precopy_trouble(pc);
     }
-    r = r ? r : trouble(pc);
+    r = r ? r : precopy_trouble(pc);
     pc->round = NULL;
     pc->abort = NULL;
     uint64_t end = xm_now();

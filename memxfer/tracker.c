@@ -59,8 +59,8 @@ static int no_process(struct xm_tracker *t, struct xm_error *e)
 }
 
 /* One call; retried when interrupted. Returns how many regions, or -errno. */
-static int scan(struct xm_tracker *t, uint64_t start, uint64_t end, uint64_t flags, struct scan_region *vec,
-                uint64_t *walk_end, struct xm_error *e)
+static int tracker_scan(struct xm_tracker *t, uint64_t start, uint64_t end, uint64_t flags,
+                        struct scan_region *vec, uint64_t *walk_end, struct xm_error *e)
 {
     struct scan_arg arg = {
         .size = sizeof arg,
@@ -105,11 +105,11 @@ static int register_memory(struct xm_tracker *t, uint64_t start, uint64_t end, s
 }
 
 /* Re-arms [start, end), at most WINDOW or one huge page, and reports what was written in it. */
-static int rearm(struct xm_tracker *t, const struct tracked *r, uint64_t start, uint64_t end,
-                 struct xm_bitmap *dirty, uint64_t *pages, struct xm_error *e)
+static int tracker_rearm(struct xm_tracker *t, const struct tracked *r, uint64_t start, uint64_t end,
+                         struct xm_bitmap *dirty, uint64_t *pages, struct xm_error *e)
 {
     while (start < end) {
-        int n = scan(t, start, end, SCAN_WP_MATCHING, t->armed, &start, e);
+        int n = tracker_scan(t, start, end, SCAN_WP_MATCHING, t->armed, &start, e);
         if (n < 0)
             return n;
         for (int i = 0; i < n; i++) {
@@ -131,7 +131,7 @@ static int collect_range(struct xm_tracker *t, const struct tracked *r, bool arm
 
     for (uint64_t pos = r->va; pos < r->end;) {
         uint64_t span = XM_MIN(r->end, XM_ROUND_DOWN(pos + LOOK_SPAN, LOOK_SPAN));
-        int n = scan(t, pos, span, 0, t->look, &pos, e);
+        int n = tracker_scan(t, pos, span, 0, t->look, &pos, e);
         if (n < 0)
             return n;
         for (int i = 0; i < n; i++) {
@@ -149,7 +149,7 @@ static int collect_range(struct xm_tracker *t, const struct tracked *r, bool arm
                     end = t->look[i].end;
                     stop = XM_MIN(end, limit);
                 }
-                int err = rearm(t, r, start, stop, dirty, pages, e);
+                int err = tracker_rearm(t, r, start, stop, dirty, pages, e);
                 if (err < 0)
                     return err;
                 start = stop;
@@ -191,7 +191,7 @@ int tracker_peek(struct xm_tracker *t, uint64_t *pages, struct xm_error *e)
     return 0;
 }
 
-static int protect(struct xm_tracker *t, uint64_t start, uint64_t end, struct xm_error *e)
+static int tracker_protect(struct xm_tracker *t, uint64_t start, uint64_t end, struct xm_error *e)
 {
     struct uffdio_writeprotect wp = {.range = {start, end - start}, .mode = UFFDIO_WRITEPROTECT_MODE_WP};
 
@@ -220,7 +220,7 @@ static int arm_populated(struct xm_tracker *t, const struct tracked *r, struct x
         uint64_t end = hole < 0 ? size : XM_MIN(size, XM_ROUND_UP((uint64_t)hole - r->off, window));
         for (start = XM_MAX(start, pos); start < end; start = pos) {
             pos = XM_MIN(end, start + window);
-            int err = protect(t, r->va + start, r->va + pos, e);
+            int err = tracker_protect(t, r->va + start, r->va + pos, e);
             if (err < 0)
                 return err;
         }

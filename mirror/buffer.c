@@ -100,10 +100,10 @@ static void free_if_done(struct mirrored *m)
     TAILQ_INSERT_HEAD(&d->buffer.free, m, link);
     mode_update(d, xm_engine_now(d->engine));
     buffer_wake(d);
-    progress_if_awaited(d);
+    disk_progress_if_awaited(d);
 }
 
-static void piece_ended(struct xm_rreq *rr, int status)
+static void mirrored_piece_ended(struct xm_rreq *rr, int status)
 {
     struct piece *p = xm_container_of(rr, struct piece, rreq);
     struct mirrored *m = p->mirrored;
@@ -159,7 +159,7 @@ void mirrored_send(struct mirrored *m)
                                    .offset = at,
                                    .length = to - at,
                                    .buf = m->buf ? (char *)m->buf + (at - m->offset) : NULL,
-                                   .done = piece_ended};
+                                   .done = mirrored_piece_ended};
         m->pending++;
         xm_replica_submit(d->mirror.replica, &p->rreq);
     }

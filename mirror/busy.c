@@ -27,7 +27,7 @@ void busy_destroy(struct busy_table *f)
     }
 }
 
-static struct busy_chunk *find(struct busy_table *f, uint64_t chunk)
+static struct busy_chunk *busy_find(struct busy_table *f, uint64_t chunk)
 {
     struct busy_chunk *b;
 
@@ -37,9 +37,9 @@ static struct busy_chunk *find(struct busy_table *f, uint64_t chunk)
     return NULL;
 }
 
-static struct busy_chunk *find_or_add(struct busy_table *f, uint64_t chunk)
+static struct busy_chunk *busy_find_or_add(struct busy_table *f, uint64_t chunk)
 {
-    struct busy_chunk *b = find(f, chunk);
+    struct busy_chunk *b = busy_find(f, chunk);
 
     if (b)
         return b;
@@ -63,7 +63,7 @@ static void drop_if_idle(struct busy_table *f, struct busy_chunk *b)
     LIST_INSERT_HEAD(&f->free, b, link);
 }
 
-static bool overlap(const struct chunk_ref *a, const struct chunk_ref *b)
+static bool refs_overlap(const struct chunk_ref *a, const struct chunk_ref *b)
 {
     return a->start < b->end && b->start < a->end;
 }
@@ -85,7 +85,7 @@ int busy_enter(struct xm_disk_req *r)
     }
     for (uint64_t chunk = first; chunk <= last; chunk++) {
         struct chunk_ref *ref = &r->refs[r->nrefs];
-        struct busy_chunk *b = find_or_add(&d->guest.busy, chunk);
+        struct busy_chunk *b = busy_find_or_add(&d->guest.busy, chunk);
         if (!b) {
             struct disk_reqs none = TAILQ_HEAD_INITIALIZER(none);
             busy_leave(r, &none);
@@ -96,7 +96,7 @@ int busy_enter(struct xm_disk_req *r)
                                   .start = XM_MAX(r->offset, chunk << d->chunk_shift),
                                   .end = XM_MIN(end, (chunk + 1) << d->chunk_shift)};
         TAILQ_FOREACH (other, &b->refs, link)
-            r->blockers += overlap(other, ref);
+            r->blockers += refs_overlap(other, ref);
         TAILQ_INSERT_TAIL(&b->refs, ref, link);
         r->nrefs++;
     }
@@ -128,7 +128,7 @@ bool busy_leave(struct xm_disk_req *r, struct disk_reqs *unblocked)
         struct chunk_ref *ref = &r->refs[i], *later = ref;
         struct busy_chunk *b = ref->busy;
         while ((later = TAILQ_NEXT(later, link)))
-            if (overlap(ref, later) && --later->req->blockers == 0)
+            if (refs_overlap(ref, later) && --later->req->blockers == 0)
                 TAILQ_INSERT_TAIL(unblocked, later->req, ready);
         TAILQ_REMOVE(&b->refs, ref, link);
         if (r->active && --b->active == 0 && b->draining) {
@@ -147,7 +147,7 @@ bool busy_leave(struct xm_disk_req *r, struct disk_reqs *unblocked)
 
 void busy_held(struct xm_disk *d, uint64_t chunk, struct disk_reqs *list)
 {
-    struct busy_chunk *b = find(&d->guest.busy, chunk);
+    struct busy_chunk *b = busy_find(&d->guest.busy, chunk);
     struct chunk_ref *ref;
 
     if (!b)
@@ -159,7 +159,7 @@ void busy_held(struct xm_disk *d, uint64_t chunk, struct disk_reqs *list)
 
 bool busy_drain(struct xm_disk *d, uint64_t chunk, bool fresh)
 {
-    struct busy_chunk *b = find(&d->guest.busy, chunk);
+    struct busy_chunk *b = busy_find(&d->guest.busy, chunk);
 
     if (!b || b->active == 0)
         return true;
@@ -172,7 +172,7 @@ bool busy_drain(struct xm_disk *d, uint64_t chunk, bool fresh)
 
 bool busy_is_idle(struct xm_disk *d, uint64_t chunk)
 {
-    struct busy_chunk *b = find(&d->guest.busy, chunk);
+    struct busy_chunk *b = busy_find(&d->guest.busy, chunk);
 
     return !b || b->active == 0;
 }

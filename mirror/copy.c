@@ -18,12 +18,12 @@ void copier_pause(struct xm_disk *d, unsigned reason)
         xm_copier_pause(d->copy.copier, true);
 }
 
-/* What can be claimed now is claimed by progress_fire, not here: whoever calls may be about to start a write.
+/* What can be claimed now is claimed by disk_progress_fire, not here: whoever calls may be about to start a write.
  */
 void copier_resume(struct xm_disk *d, unsigned reason)
 {
     d->copy.pauses &= ~reason;
-    progress(d);
+    disk_progress(d);
 }
 
 /* Invariant 2: the chunk is `copying`, and no write is with the engine in it, before the copier looks at it.
@@ -84,7 +84,7 @@ void chunk_release(struct xm_disk *d, uint64_t chunk, bool ok)
     chunkmap_set_state(&d->copy.map, chunk, ok && !stale ? XM_CHUNK_PRESENT : XM_CHUNK_ABSENT);
     d->stats.given_up += stale;
     if (!ok || stale)
-        progress(d);
+        disk_progress(d);
     busy_held(d, chunk, &held);
     request_event_all(&held, REQ_EV_RETRY);
 }
@@ -107,7 +107,7 @@ static void copy_ended(void *ctx, int64_t copied, int status)
     struct xm_disk *d = ctx;
     uint64_t chunk = (uint64_t)copied;
 
-    progress_if_awaited(d);
+    disk_progress_if_awaited(d);
     if (!is_mirroring(d))
         return;
     if (status == 0)
@@ -174,7 +174,7 @@ int xm_disk_mirror_on(struct xm_disk *d, struct xm_replica *replica, bool target
     copier_pause(d, PAUSE_STARTING);
     /* From now on writes are tracked; those before it are waited for (invariant 1). */
     d->mirror.mode = XM_MIRROR_STARTING;
-    progress(d);
+    disk_progress(d);
     return 0;
 }
 
@@ -219,7 +219,7 @@ void xm_disk_mirror_off(struct xm_disk *d, void (*done)(void *), void *arg)
         switch_fail(d, -ECANCELED, "the mirror was turned off");
         request_release_all(d);
     }
-    progress(d);
+    disk_progress(d);
 }
 
 bool xm_disk_in_step(const struct xm_disk *d)

@@ -61,7 +61,7 @@ struct xm_disk *xm_disk_new(struct xm_engine *engine, struct xm_file *file, cons
     TAILQ_INIT(&d->buffer.pending);
     TAILQ_INIT(&d->buffer.free);
     busy_init(&d->guest.busy);
-    d->progress.fire = progress_fire;
+    d->progress.fire = disk_progress_fire;
     d->guest.cap.fire = request_cap_fire;
     return d;
 }
@@ -140,7 +140,7 @@ void request_complete(struct xm_disk_req *r, int status)
         s->write_bytes += b->length;
     }
     d->guest.requests--;
-    progress_if_awaited(d);
+    disk_progress_if_awaited(d);
     request_free(r);
     b->done(b, status);
 }

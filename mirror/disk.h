@@ -266,10 +266,10 @@ bool mirror_quiet(const struct xm_disk *); /* nothing under way to the replica *
 
 /* quiesce.c: something happened that the copier, quiesce, pivot, mirror off or on may wait for; looked at in
  * the next turn. */
-void progress(struct xm_disk *);
+void disk_progress(struct xm_disk *);
 /* Something ended that only those wait for, not the copier. */
-void progress_if_awaited(struct xm_disk *);
-void progress_fire(struct xm_timer *);
+void disk_progress_if_awaited(struct xm_disk *);
+void disk_progress_fire(struct xm_timer *);
 /* Ends quiesce and pivot with an error. */
 void switch_fail(struct xm_disk *, int status, const char *why);
 

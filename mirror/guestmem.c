@@ -56,7 +56,7 @@ void dirtylog_mark(const struct dirtylog *l, uint64_t gpa, uint64_t len)
         __atomic_fetch_or(&l->base[page / 8], (uint8_t)(1u << (page % 8)), __ATOMIC_RELEASE);
 }
 
-static bool overlap(uint64_t a, uint64_t alen, uint64_t b, uint64_t blen)
+static bool regions_overlap(uint64_t a, uint64_t alen, uint64_t b, uint64_t blen)
 {
     return a < b + blen && b < a + alen;
 }
@@ -71,7 +71,7 @@ static int region_init(struct guestmem *m, const struct vhost_region *v, int fd,
         return xm_error_set(e, EINVAL, "guest memory of %llu bytes at %#llx is no range",
                             (unsigned long long)v->size, (unsigned long long)v->gpa);
     for (unsigned i = 0; i < m->count; i++) {
-        if (overlap(v->gpa, v->size, m->region[i].gpa, m->region[i].size))
+        if (regions_overlap(v->gpa, v->size, m->region[i].gpa, m->region[i].size))
             return xm_error_set(e, EINVAL, "guest memory at %#llx is given twice",
                                 (unsigned long long)v->gpa);
     }

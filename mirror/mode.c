@@ -43,7 +43,7 @@ void give_up_chunk(struct xm_disk *d, uint64_t chunk)
     case XM_CHUNK_PRESENT:
         chunkmap_set_state(&d->copy.map, chunk, XM_CHUNK_ABSENT);
         d->stats.given_up++;
-        progress(d);
+        disk_progress(d);
         break;
     case XM_CHUNK_COPYING:
         chunkmap_set_stale(&d->copy.map, chunk);
@@ -77,5 +77,5 @@ void xm_disk_replica_lost(struct xm_disk *d, bool lost)
         if (m->pending > 0)
             give_up_range(d, m->offset, m->length);
     request_release_all(d);
-    progress(d);
+    disk_progress(d);
 }

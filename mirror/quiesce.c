@@ -2,7 +2,7 @@
 /* Coming to rest: quiescing before the switch, the pivot of storage-only, mirror on and off.
  *
  * Whoever waits for the disk to come to something says so here; whatever may bring it nearer calls
- * progress(), which has progress_fire() look at everything once, from the top of a turn, with no request half
+ * disk_progress(), which has disk_progress_fire() look at everything once, from the top of a turn, with no request half
  * handled.
  *
  * Quiesce: the guest is stopped. When its last request, the mirror buffer and the copier have ended and all
@@ -25,16 +25,16 @@
 #define GATE_MAX   XM_NS_PER_S
 #define GATE_RETRY XM_NS_PER_S
 
-void progress(struct xm_disk *d)
+void disk_progress(struct xm_disk *d)
 {
     if (!d->progress.armed)
         xm_engine_timer_set(d->engine, &d->progress, xm_engine_now(d->engine));
 }
 
-void progress_if_awaited(struct xm_disk *d)
+void disk_progress_if_awaited(struct xm_disk *d)
 {
     if (d->quiesce.done || d->pivot.done || d->off.done || d->verify || d->mirror.mode == XM_MIRROR_STARTING)
-        progress(d);
+        disk_progress(d);
 }
 
 static void open_gate(struct xm_disk *d)
@@ -90,7 +90,7 @@ static void flush_ended(struct xm_rreq *r, int status)
     d->flush.busy = false;
     d->flush.done = true;
     d->flush.status = status;
-    progress(d);
+    disk_progress(d);
 }
 
 static void flush_replica(struct xm_disk *d)
@@ -133,7 +133,7 @@ void xm_disk_quiesce(struct xm_disk *d, void (*done)(void *, int status, const c
     d->quiesce.arg = arg;
     d->quiesce.spoiled = false;
     d->flush.done = false;
-    progress(d);
+    disk_progress(d);
 }
 
 /* ---- pivot ---- */
@@ -161,12 +161,12 @@ static void pivot_back(struct xm_disk *d, int status, const char *why)
     }
     d->pivot.step = PIVOT_IN_STEP;
     open_gate(d);
-    progress(d);
+    disk_progress(d);
 }
 
 static void gate_retry(struct xm_timer *t)
 {
-    progress(xm_container_of(t, struct xm_disk, pivot.gate_limit));
+    disk_progress(xm_container_of(t, struct xm_disk, pivot.gate_limit));
 }
 
 /* The flush that was too slow goes on; what it brings does not count any more. */
@@ -209,7 +209,7 @@ static void pivot_step(struct xm_disk *d)
         close_gate(d);
         d->pivot.step = PIVOT_DRAIN;
         d->flush.done = false;
-        progress(d);
+        disk_progress(d);
         break;
     case PIVOT_DRAIN:
         if (d->guest.requests > 0 || !mirror_quiet(d))
@@ -241,7 +241,7 @@ void xm_disk_pivot(struct xm_disk *d, struct xm_file *file, int (*commit)(void *
     d->pivot.step = PIVOT_IN_STEP;
     d->pivot.tries = 0;
     d->flush.done = false;
-    progress(d);
+    disk_progress(d);
 }
 
 /* ---- all of them ---- */
@@ -258,7 +258,7 @@ static void check_hopeless(struct xm_disk *d)
         switch_fail(d, -ENOLINK, "no link to the destination is up");
 }
 
-void progress_fire(struct xm_timer *t)
+void disk_progress_fire(struct xm_timer *t)
 {
     struct xm_disk *d = xm_container_of(t, struct xm_disk, progress);
 

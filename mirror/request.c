@@ -21,7 +21,7 @@
 #include <assert.h>
 #include <stdlib.h>
 
-static void route(struct xm_disk_req *r, bool first_in_queue);
+static void request_route(struct xm_disk_req *r, bool first_in_queue);
 
 static uint64_t first_chunk(const struct xm_disk_req *r)
 {
@@ -127,7 +127,7 @@ static void part_begin(struct xm_disk_req *r)
     if (r->blockers > 0)
         r->state = REQ_BLOCKED;
     else
-        route(r, false);
+        request_route(r, false);
 }
 
 static void part_end(struct xm_disk_req *r)
@@ -234,7 +234,7 @@ static void give_up_part(struct xm_disk_req *r)
 
 /* Decides what becomes of the part, from nothing but the state of its chunks now. Who needs room in the
  * buffer waits behind those that wait for it already, unless it was the first of them. */
-static void route(struct xm_disk_req *r, bool first_in_queue)
+static void request_route(struct xm_disk_req *r, bool first_in_queue)
 {
     struct xm_disk *d = r->disk;
     struct view v = look_at_chunks(r);
@@ -304,7 +304,7 @@ static void local_done(struct xm_disk_req *r, int status)
         mirrored_local_done(m);
     request_event_all(&unblocked, REQ_EV_UNBLOCKED);
     if (drained)
-        progress(d);
+        disk_progress(d);
     if (!waits)
         part_end(r);
 }
@@ -318,19 +318,19 @@ void request_event(struct xm_disk_req *r, enum req_event event, int status)
         part_begin(r);
         break;
     case REQ_EV_UNBLOCKED:
-        route(r, false);
+        request_route(r, false);
         break;
     case REQ_EV_RETRY:
         if (!waits)
             break;
         wait_leave(r);
-        route(r, r->state == REQ_NOBUF);
+        request_route(r, r->state == REQ_NOBUF);
         break;
     case REQ_EV_CAP:
         if (waits) {
             wait_leave(r);
             r->budget = 0;
-            route(r, false);
+            request_route(r, false);
         } else if (r->state == REQ_SYNC) {
             wait_leave(r);
             r->budget = 0;

@@ -117,10 +117,10 @@ static void lane_end(struct lane *l)
         v->differed += !same && l->status == 0 && !chunkmap_is_stale(&d->copy.map, l->chunk);
         chunk_release(d, l->chunk, same);
     }
-    progress(d);
+    disk_progress(d);
 }
 
-static void fail(struct lane *l, int status, bool remote)
+static void lane_fail(struct lane *l, int status, bool remote)
 {
     if (status < 0 && l->status == 0) {
         l->status = status;
@@ -128,7 +128,7 @@ static void fail(struct lane *l, int status, bool remote)
     }
 }
 
-static void read_next(struct lane *l)
+static void lane_read_next(struct lane *l)
 {
     struct xm_disk *d = l->verify->disk;
 
@@ -138,28 +138,28 @@ static void read_next(struct lane *l)
     xm_engine_submit(d->engine, &l->io);
 }
 
-static void read_done(struct xm_io *io, int res)
+static void lane_read(struct xm_io *io, int res)
 {
     struct lane *l = xm_container_of(io, struct lane, io);
 
-    fail(l, res, false);
+    lane_fail(l, res, false);
     if (res == 0) {
         XXH3_128bits_update(l->hash, l->buf, io->length);
         l->at += io->length;
     }
     if (l->status == 0 && l->at < l->end) {
-        read_next(l);
+        lane_read_next(l);
         return;
     }
     l->reading = false;
     lane_end(l);
 }
 
-static void asked(struct xm_rreq *r, int status)
+static void lane_asked(struct xm_rreq *r, int status)
 {
     struct lane *l = xm_container_of(r, struct lane, ask);
 
-    fail(l, status, true);
+    lane_fail(l, status, true);
     l->asking = false;
     lane_end(l);
 }
@@ -173,9 +173,9 @@ static void lane_begin(struct lane *l)
     l->status = 0;
     l->reading = l->asking = true;
     XXH3_128bits_reset(l->hash);
-    l->io = (struct xm_io){.op = XM_IO_READ, .file = d->file, .iov = &l->iov, .iovcnt = 1, .done = read_done};
-    l->ask = (struct xm_rreq){.urgent = true, .offset = l->at, .length = l->end - l->at, .done = asked};
-    read_next(l);
+    l->io = (struct xm_io){.op = XM_IO_READ, .file = d->file, .iov = &l->iov, .iovcnt = 1, .done = lane_read};
+    l->ask = (struct xm_rreq){.urgent = true, .offset = l->at, .length = l->end - l->at, .done = lane_asked};
+    lane_read_next(l);
     xm_replica_hash(d->mirror.replica, &l->ask);
 }
 
@@ -231,5 +231,5 @@ void xm_disk_verify(struct xm_disk *d, void (*done)(void *, int status, uint64_t
     d->verify = v;
     if (!ok)
         verify_fail(d, -ENOMEM, "no memory to verify the disk");
-    progress(d);
+    disk_progress(d);
 }

@@ -53,7 +53,7 @@ static int connection_begins(struct job *j)
     return 0;
 }
 
-static int hang_up(struct job *j)
+static int vhost_hang_up(struct job *j)
 {
     __atomic_store_n(&j->dev->any.connected, false, __ATOMIC_RELEASE);
     rings_hang_up(j->dev);
@@ -61,7 +61,7 @@ static int hang_up(struct job *j)
 }
 
 /* Drained: as new. */
-static int forget(struct job *j)
+static int vhost_forget(struct job *j)
 {
     struct xm_vhost *d = j->dev;
 
@@ -89,7 +89,7 @@ static int forget(struct job *j)
     return 0;
 }
 
-static void serve(struct xm_vhost *d)
+static void vhost_serve(struct xm_vhost *d)
 {
     struct job j = {.dev = d};
     struct vu_msg m;
@@ -108,9 +108,9 @@ static void serve(struct xm_vhost *d)
         xm_log(XM_LOG_WARN, "%s: hanging up on the front end: %s", d->path, e.text);
     }
     __atomic_store_n(&d->any.attached, false, __ATOMIC_RELEASE);
-    vhost_on_engine(&j, hang_up);
+    vhost_on_engine(&j, vhost_hang_up);
     vhost_drain(&j, DRAIN_ALL);
-    vhost_on_engine(&j, forget);
+    vhost_on_engine(&j, vhost_forget);
     guestmem_free(j.mem);
     dirtylog_unmap(&j.log);
     if (j.map)
@@ -123,7 +123,7 @@ static void thread_gone(struct xm_post *p)
     d->control.has_gone = true;
 }
 
-static void *control(void *arg)
+static void *vhost_control(void *arg)
 {
     struct xm_vhost *d = arg;
     struct pollfd p[2] = {{.fd = d->control.listen_fd, .events = POLLIN},
@@ -139,7 +139,7 @@ static void *control(void *arg)
         d->control.sock = accept4(d->control.listen_fd, NULL, NULL, SOCK_CLOEXEC);
         if (d->control.sock < 0)
             continue;
-        serve(d);
+        vhost_serve(d);
         close(d->control.sock);
     }
     xm_mailbox_post(&d->engine->mailbox, &d->control.gone);
@@ -148,21 +148,21 @@ static void *control(void *arg)
 
 /* ---- public ---- */
 
-static int attach(struct job *j)
+static int vhost_attach(struct job *j)
 {
     return rings_init(j->dev);
 }
 
-static int detach(struct job *j)
+static int vhost_detach(struct job *j)
 {
     rings_destroy(j->dev);
     return 0;
 }
 
-static void destroy(struct xm_vhost *d)
+static void vhost_destroy(struct xm_vhost *d)
 {
     if (d->turn)
-        vhost_on_engine(&(struct job){.dev = d}, detach);
+        vhost_on_engine(&(struct job){.dev = d}, vhost_detach);
     if (d->control.listen_fd >= 0) {
         close(d->control.listen_fd);
         unlink(d->path);
@@ -210,18 +210,18 @@ struct xm_vhost *xm_vhost_new(struct xm_disk *disk, const struct xm_vhost_opts *
     d->control.listen_fd = xm_unix_listen(d->path, e);
     if (d->control.listen_fd < 0)
         goto failed;
-    if (vhost_on_engine(&(struct job){.dev = d}, attach)) {
+    if (vhost_on_engine(&(struct job){.dev = d}, vhost_attach)) {
         xm_error_set(e, ENOMEM, "no memory for the front end of %s", file->path);
         goto failed;
     }
-    int err = pthread_create(&d->control.thread, NULL, control, d);
+    int err = pthread_create(&d->control.thread, NULL, vhost_control, d);
     if (err) {
         xm_error_errno(e, err, "cannot start a thread for %s", d->path);
         goto failed;
     }
     return d;
 failed:
-    destroy(d);
+    vhost_destroy(d);
     return NULL;
 }
 
@@ -256,5 +256,5 @@ void xm_vhost_free(struct xm_vhost *d)
             xm_engine_turn(d->engine);
     }
     pthread_join(d->control.thread, NULL);
-    destroy(d);
+    vhost_destroy(d);
 }

@@ -30,7 +30,7 @@ uint64_t vhost_protocol_features(void)
     return protocol_features;
 }
 
-static uint64_t offered(const struct xm_vhost *d)
+static uint64_t vhost_offered(const struct xm_vhost *d)
 {
     return blk_features(&d->blk) | 1ull << VIRTIO_RING_F_INDIRECT_DESC | 1ull << VIRTIO_RING_F_EVENT_IDX |
            1ull << VHOST_F_LOG_ALL | 1ull << VHOST_F_PROTOCOL_FEATURES;
@@ -104,9 +104,9 @@ static int set_features(struct job *j)
 {
     struct xm_vhost *d = j->dev;
 
-    if (j->msg->p.u64 & ~offered(d))
+    if (j->msg->p.u64 & ~vhost_offered(d))
         return xm_error_set(j->e, EPROTO, "the front end wants features %#llx, which were not offered",
-                            (unsigned long long)(j->msg->p.u64 & ~offered(d)));
+                            (unsigned long long)(j->msg->p.u64 & ~vhost_offered(d)));
     d->features = j->msg->p.u64;
     d->features_set = true;
     rings_apply_features(d);
@@ -429,7 +429,7 @@ int vhost_handle(struct job *j, enum answer *answer, int *fd)
     case VHOST_GET_QUEUE_NUM:
         *answer = ANSWER_REPLY;
         m->hdr.size = 8;
-        m->p.u64 = m->hdr.request == VHOST_GET_FEATURES            ? offered(j->dev)
+        m->p.u64 = m->hdr.request == VHOST_GET_FEATURES            ? vhost_offered(j->dev)
                    : m->hdr.request == VHOST_GET_PROTOCOL_FEATURES ? protocol_features
                                                                    : j->dev->queues;
         return 0;

@@ -95,7 +95,7 @@ static bool wait_readable(int sock, int stop_fd)
     return !p[1].revents;
 }
 
-static int take_fds(struct vu_msg *m, struct msghdr *h, struct xm_error *e)
+static int msg_take_fds(struct vu_msg *m, struct msghdr *h, struct xm_error *e)
 {
     for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c; c = CMSG_NXTHDR(h, c)) {
         if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
@@ -117,7 +117,7 @@ static int take_fds(struct vu_msg *m, struct msghdr *h, struct xm_error *e)
 }
 
 /* Reads exactly len bytes. 1, 0 (closed or stop) or -errno. */
-static int recv_all(int sock, int stop_fd, struct vu_msg *m, void *to, size_t len, struct xm_error *e)
+static int msg_recv_all(int sock, int stop_fd, struct vu_msg *m, void *to, size_t len, struct xm_error *e)
 {
     union {
         char buf[CMSG_SPACE(sizeof(int) * VHOST_MSG_MAX_FDS)];
@@ -135,7 +135,7 @@ static int recv_all(int sock, int stop_fd, struct vu_msg *m, void *to, size_t le
             continue;
         if (n < 0 && errno != ECONNRESET)
             return xm_error_errno(e, errno, "cannot read from the vhost-user socket");
-        int err = n > 0 ? take_fds(m, &h, e) : 0;
+        int err = n > 0 ? msg_take_fds(m, &h, e) : 0;
         if (err)
             return err;
         if (n <= 0)
@@ -148,7 +148,7 @@ static int recv_all(int sock, int stop_fd, struct vu_msg *m, void *to, size_t le
 int vhost_msg_recv(int sock, int stop_fd, struct vu_msg *m, struct xm_error *e)
 {
     memset(m, 0, sizeof *m);
-    int ret = recv_all(sock, stop_fd, m, &m->hdr, sizeof m->hdr, e);
+    int ret = msg_recv_all(sock, stop_fd, m, &m->hdr, sizeof m->hdr, e);
     if (ret == 1 && (m->hdr.flags & VHOST_FLAG_VERSION_MASK) != VHOST_FLAG_VERSION)
         ret = xm_error_set(e, EPROTO, "a vhost-user message has version %u",
                            m->hdr.flags & VHOST_FLAG_VERSION_MASK);
@@ -156,7 +156,7 @@ int vhost_msg_recv(int sock, int stop_fd, struct vu_msg *m, struct xm_error *e)
         ret = xm_error_set(e, EPROTO, "vhost-user %s says %u bytes", vhost_msg_name(m->hdr.request),
                            m->hdr.size);
     if (ret == 1)
-        ret = recv_all(sock, stop_fd, m, &m->p, m->hdr.size, e);
+        ret = msg_recv_all(sock, stop_fd, m, &m->p, m->hdr.size, e);
     if (ret != 1)
         vhost_msg_close_fds(m);
     return ret;

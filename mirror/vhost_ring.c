@@ -26,7 +26,7 @@ bool rings_idle(const struct xm_vhost *d, int which)
 }
 
 /* Requests have left: is that what the control thread waits for? */
-static void left(struct xm_vhost *d)
+static void rings_left(struct xm_vhost *d)
 {
     count_busy(d);
     if (d->drain != DRAIN_NONE && rings_idle(d, d->drain)) {
@@ -40,12 +40,12 @@ static bool ring_enabled(const struct ring *r)
     return r->enabled || !(r->dev->features >> VHOST_F_PROTOCOL_FEATURES & 1);
 }
 
-static bool live(const struct ring *r)
+static bool ring_is_live(const struct ring *r)
 {
     return r->running && !r->dev->paused && ring_enabled(r);
 }
 
-static void publish(struct ring *r)
+static void ring_publish(struct ring *r)
 {
     unsigned n = (uint16_t)(r->vq.used_idx - r->vq.published);
 
@@ -53,7 +53,7 @@ static void publish(struct ring *r)
         eventfd_write(r->call_fd, 1);
     if (n) {
         r->in_flight -= n;
-        left(r->dev);
+        rings_left(r->dev);
     }
 }
 
@@ -64,7 +64,7 @@ static void ring_done(struct blk_req *q, uint32_t len)
     if (r->dev->hung_up) {
         virtqueue_drop(&r->vq, q->head);
         r->in_flight--;
-        left(r->dev);
+        rings_left(r->dev);
         return;
     }
     virtqueue_push(&r->vq, q->head, len);
@@ -90,13 +90,13 @@ void vhost_broken(struct xm_vhost *d, unsigned ring, const char *why)
 }
 
 /* Takes at most a ring's length of requests. How many it were. */
-static unsigned process(struct ring *r)
+static unsigned ring_process(struct ring *r)
 {
     struct xm_vhost *d = r->dev;
     struct xm_error e = {0};
     unsigned n = 0;
 
-    while (n < r->vq.num && live(r)) {
+    while (n < r->vq.num && ring_is_live(r)) {
         int got = virtqueue_pop(&r->vq, &d->chain, &e);
         if (got == 0)
             break;
@@ -120,7 +120,7 @@ static unsigned process(struct ring *r)
         }
     }
     if (n)
-        left(d);
+        rings_left(d);
     return n;
 }
 
@@ -129,8 +129,8 @@ static void go_on(struct xm_post *p)
     struct ring *r = xm_container_of(p, struct ring, again);
 
     r->again_posted = false;
-    if (live(r)) {
-        process(r);
+    if (ring_is_live(r)) {
+        ring_process(r);
         turn_add(r->dev->turn, r);
     }
 }
@@ -146,7 +146,7 @@ static void post_again(struct ring *r)
 
 bool ring_has_work(const struct ring *r)
 {
-    return live(r) && virtqueue_has_more(&r->vq);
+    return ring_is_live(r) && virtqueue_has_more(&r->vq);
 }
 
 bool ring_waits(const struct ring *r)
@@ -156,34 +156,34 @@ bool ring_waits(const struct ring *r)
 
 bool ring_catch_up(struct ring *r, bool watched)
 {
-    if (watched && live(r))
+    if (watched && ring_is_live(r))
         virtqueue_want_kick(&r->vq, false);
-    publish(r);
-    if (!live(r) || !process(r))
+    ring_publish(r);
+    if (!ring_is_live(r) || !ring_process(r))
         return false;
-    publish(r); /* what was done at once */
+    ring_publish(r); /* what was done at once */
     return true;
 }
 
 void ring_sleep(struct ring *r)
 {
     /* A guest that adds and adds does not keep us here: the engine has others. */
-    if (live(r) && virtqueue_want_kick(&r->vq, true))
+    if (ring_is_live(r) && virtqueue_want_kick(&r->vq, true))
         post_again(r);
 }
 
-static void kicked(struct xm_watch *w)
+static void ring_kicked(struct xm_watch *w)
 {
     struct ring *r = xm_container_of(w, struct ring, kick);
 
     turn_woken(r->dev->turn);
-    if (live(r)) {
-        process(r);
+    if (ring_is_live(r)) {
+        ring_process(r);
         turn_add(r->dev->turn, r);
     }
 }
 
-static void watch(struct ring *r, bool on)
+static void ring_watch(struct ring *r, bool on)
 {
     if (!on && r->kick.fd >= 0) {
         xm_engine_unwatch(r->dev->engine, &r->kick);
@@ -191,7 +191,7 @@ static void watch(struct ring *r, bool on)
     }
     if (on && r->kick.fd < 0) {
         r->kick.fd = r->kick_fd;
-        r->kick.ready = kicked;
+        r->kick.ready = ring_kicked;
         if (xm_engine_watch(r->dev->engine, &r->kick) < 0) {
             r->kick.fd = -1;
             vhost_broken(r->dev, r->index, "its kick descriptor cannot be watched");
@@ -239,11 +239,11 @@ void ring_update(struct ring *r)
         r->running = true;
         turn_running(d->turn, r, true);
         count_busy(d);
-        watch(r, true);
+        ring_watch(r, true);
     }
     /* Once without a kick: it may have come before us. The call for the other side is in virtqueue_start. */
-    if (live(r)) {
-        process(r);
+    if (ring_is_live(r)) {
+        ring_process(r);
         turn_add(r->dev->turn, r);
     }
 }
@@ -254,8 +254,8 @@ void ring_stop(struct ring *r)
         r->running = false;
         turn_running(r->dev->turn, r, false);
         r->base = r->vq.last_avail;
-        watch(r, false);
-        publish(r);
+        ring_watch(r, false);
+        ring_publish(r);
         count_busy(r->dev);
     }
 }
@@ -264,13 +264,13 @@ void ring_set_kick(struct ring *r, int fd)
 {
     bool was = r->running;
 
-    watch(r, false);
+    ring_watch(r, false);
     if (r->kick_fd >= 0)
         close(r->kick_fd);
     r->kick_fd = fd;
     r->started = fd >= 0;
     if (was && fd >= 0)
-        watch(r, true);
+        ring_watch(r, true);
     else
         ring_update(r);
 }
@@ -289,8 +289,8 @@ void rings_pause(struct xm_vhost *d, bool on)
 {
     d->paused = on;
     for (unsigned i = 0; i < d->queues; i++) {
-        if (!on && live(&d->ring[i])) {
-            process(&d->ring[i]);
+        if (!on && ring_is_live(&d->ring[i])) {
+            ring_process(&d->ring[i]);
             turn_add(d->turn, &d->ring[i]);
         }
     }
@@ -306,7 +306,7 @@ void rings_remap(struct xm_vhost *d)
             /* Not even to publish: its memory has gone. */
             r->running = false;
             turn_running(d->turn, r, false);
-            watch(r, false);
+            ring_watch(r, false);
             vhost_broken(d, i, "its rings are not in the new memory table");
         }
     }
@@ -317,7 +317,7 @@ void rings_hang_up(struct xm_vhost *d)
 {
     for (unsigned i = 0; i < d->queues; i++) {
         if (!d->hung_up)
-            publish(&d->ring[i]);
+            ring_publish(&d->ring[i]);
         ring_stop(&d->ring[i]);
         turn_remove(d->turn, &d->ring[i]);
     }

@@ -73,7 +73,7 @@ static uint8_t *take_last(struct pieces *p)
 
 /* ---- the end of a request ---- */
 
-static void finish(struct blk_req *r, uint8_t status)
+static void blk_finish(struct blk_req *r, uint8_t status)
 {
     uint32_t len = 1;
 
@@ -93,7 +93,7 @@ static void finish(struct blk_req *r, uint8_t status)
     r->done(r, len);
 }
 
-static void submit(struct blk_req *r, enum xm_io_op op, void (*done)(struct xm_breq *, int))
+static void blk_submit(struct blk_req *r, enum xm_io_op op, void (*done)(struct xm_breq *, int))
 {
     r->b.op = op;
     r->b.done = done;
@@ -103,7 +103,7 @@ static void submit(struct blk_req *r, enum xm_io_op op, void (*done)(struct xm_b
 static void io_done(struct xm_breq *b, int status)
 {
     struct blk_req *r = xm_container_of(b, struct blk_req, b);
-    finish(r, status ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK);
+    blk_finish(r, status ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK);
 }
 
 /* ---- read, write, flush ---- */
@@ -113,11 +113,11 @@ static void start_flush(struct blk_req *r)
     r->b.offset = r->b.length = 0;
     r->b.iov = NULL;
     r->b.iovcnt = 0;
-    submit(r, XM_IO_FLUSH, io_done);
+    blk_submit(r, XM_IO_FLUSH, io_done);
 }
 
 /* Without a write-back cache a write is durable before it is done. */
-static void write_done(struct xm_breq *b, int status)
+static void blk_write_done(struct xm_breq *b, int status)
 {
     struct blk_req *r = xm_container_of(b, struct blk_req, b);
 
@@ -137,18 +137,18 @@ static void start_io(struct blk_req *r, uint64_t sector, uint64_t len)
     bool write = r->type == VIRTIO_BLK_T_OUT;
 
     if (len % SECTOR || !in_disk(r->dev, sector, len / SECTOR) || (write && r->dev->read_only)) {
-        finish(r, VIRTIO_BLK_S_IOERR);
+        blk_finish(r, VIRTIO_BLK_S_IOERR);
         return;
     }
     if (!len) {
-        finish(r, VIRTIO_BLK_S_OK);
+        blk_finish(r, VIRTIO_BLK_S_OK);
         return;
     }
     r->b.offset = sector * SECTOR;
     r->b.length = len;
     r->b.iov = r->iov;
     r->b.iovcnt = r->iovcnt;
-    submit(r, write ? XM_IO_WRITE : XM_IO_READ, write ? write_done : io_done);
+    blk_submit(r, write ? XM_IO_WRITE : XM_IO_READ, write ? blk_write_done : io_done);
 }
 
 /* ---- discard, write zeroes: one segment after the other ---- */
@@ -160,7 +160,7 @@ static void segment_done(struct xm_breq *b, int status)
     struct blk_req *r = xm_container_of(b, struct blk_req, b);
 
     if (status)
-        finish(r, VIRTIO_BLK_S_IOERR);
+        blk_finish(r, VIRTIO_BLK_S_IOERR);
     else
         next_segment(r);
 }
@@ -171,7 +171,7 @@ static void next_segment(struct blk_req *r)
         r->seg++;
     if (r->seg == r->segs) {
         if (r->dev->writeback)
-            finish(r, VIRTIO_BLK_S_OK);
+            blk_finish(r, VIRTIO_BLK_S_OK);
         else
             start_flush(r);
         return;
@@ -182,7 +182,7 @@ static void next_segment(struct blk_req *r)
     r->b.length = (uint64_t)s->num_sectors * SECTOR;
     r->b.iov = NULL;
     r->b.iovcnt = 0;
-    submit(r, XM_IO_ZERO, segment_done);
+    blk_submit(r, XM_IO_ZERO, segment_done);
 }
 
 static uint8_t check_segments(const struct blk_req *r)
@@ -204,20 +204,20 @@ static void start_segments(struct blk_req *r, struct pieces *out, uint64_t len)
     size_t one = sizeof(struct virtio_blk_discard_write_zeroes);
 
     if (r->dev->read_only || !len || len % one || len / one > BLK_ZERO_MAX_SEGS) {
-        finish(r, VIRTIO_BLK_S_IOERR);
+        blk_finish(r, VIRTIO_BLK_S_IOERR);
         return;
     }
     r->segs = (unsigned)(len / one);
     r->seg = 0;
     r->seg_list = malloc(len);
     if (!r->seg_list) {
-        finish(r, VIRTIO_BLK_S_IOERR);
+        blk_finish(r, VIRTIO_BLK_S_IOERR);
         return;
     }
     take_front(out, r->seg_list, len);
     uint8_t status = check_segments(r);
     if (status != VIRTIO_BLK_S_OK)
-        finish(r, status);
+        blk_finish(r, status);
     else
         next_segment(r);
 }
@@ -239,7 +239,7 @@ static void start_get_id(struct blk_req *r)
             r->iovcnt = i + 1;
     }
     r->in_len = VIRTIO_BLK_ID_BYTES - (uint32_t)left;
-    finish(r, VIRTIO_BLK_S_OK);
+    blk_finish(r, VIRTIO_BLK_S_OK);
 }
 
 /* The pieces of the chain are in scratch memory; the request keeps its own. */
@@ -287,7 +287,7 @@ int blk_start(struct blk_req *r, const struct blk_dev *dev, const struct guestme
     case VIRTIO_BLK_T_OUT:
     case VIRTIO_BLK_T_GET_ID:
         if (!keep_pieces(r, h.type == VIRTIO_BLK_T_OUT ? &out : &in))
-            finish(r, VIRTIO_BLK_S_IOERR);
+            blk_finish(r, VIRTIO_BLK_S_IOERR);
         else if (h.type == VIRTIO_BLK_T_GET_ID)
             start_get_id(r);
         else
@@ -301,7 +301,7 @@ int blk_start(struct blk_req *r, const struct blk_dev *dev, const struct guestme
         start_segments(r, &out, chain->out_len - sizeof h);
         break;
     default:
-        finish(r, VIRTIO_BLK_S_UNSUPP);
+        blk_finish(r, VIRTIO_BLK_S_UNSUPP);
         break;
     }
     return 0;

@@ -73,7 +73,7 @@ struct walk {
     struct xm_error *e;
 };
 
-static struct vring_desc fetch(const struct vring_desc *table, unsigned i)
+static struct vring_desc virtqueue_fetch(const struct vring_desc *table, unsigned i)
 {
     struct vring_desc d;
     memcpy(&d, &table[i], sizeof d);
@@ -113,7 +113,7 @@ static int walk_table(struct walk *w, const struct vring_desc *table, unsigned s
             return xm_error_set(w->e, EPROTO, "descriptor %u is beyond its table of %u", at, size);
         if (++w->seen > w->q->num)
             return xm_error_set(w->e, EPROTO, "a chain is longer than the ring, or is a loop");
-        struct vring_desc d = fetch(table, at);
+        struct vring_desc d = virtqueue_fetch(table, at);
         if (d.flags & VRING_DESC_F_INDIRECT) {
             if (!w->q->indirect || nested || (d.flags & VRING_DESC_F_NEXT))
                 return xm_error_set(w->e, EPROTO, "an indirect descriptor is where none may be");

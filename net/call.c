@@ -52,7 +52,7 @@ void calls_sweep(void)
 #define ASK_EVERY 200 /* ms */
 
 /* Until the answer is there, or the deadline, or `over` says so. */
-static void await(struct call *c, uint64_t deadline, bool (*over)(void *), void *ctx)
+static void call_await(struct call *c, uint64_t deadline, bool (*over)(void *), void *ctx)
 {
     for (uint64_t now; !c->ended && (now = xm_now()) < deadline;) {
         uint64_t ms = XM_MIN((deadline - now) / XM_NS_PER_MS + 1, over ? ASK_EVERY : 3600000u);
@@ -62,8 +62,8 @@ static void await(struct call *c, uint64_t deadline, bool (*over)(void *), void 
     }
 }
 
-static int call(struct xm_transport *t, struct xm_msg *m, uint64_t timeout_ns, bool (*over)(void *),
-                void *ctx, struct xm_error *e)
+static int call_run(struct xm_transport *t, struct xm_msg *m, uint64_t timeout_ns, bool (*over)(void *),
+                    void *ctx, struct xm_error *e)
 {
     const struct frame_kind *k = frame_kind(m->type);
     const char *name = k ? k->name : "unknown";
@@ -88,7 +88,7 @@ static int call(struct xm_transport *t, struct xm_msg *m, uint64_t timeout_ns, b
         c->msg.payload = c->payload;
     }
     t->submit(t, &c->msg);
-    await(c, deadline, over, ctx);
+    call_await(c, deadline, over, ctx);
     if (!c->ended) {
         pthread_mutex_lock(&lock);
         LIST_INSERT_HEAD(&orphans, c, link);
@@ -113,11 +113,11 @@ static int call(struct xm_transport *t, struct xm_msg *m, uint64_t timeout_ns, b
 
 int xm_transport_call(struct xm_transport *t, struct xm_msg *m, uint64_t timeout_ns, struct xm_error *e)
 {
-    return call(t, m, timeout_ns, NULL, NULL, e);
+    return call_run(t, m, timeout_ns, NULL, NULL, e);
 }
 
 int xm_transport_call_until(struct xm_transport *t, struct xm_msg *m, bool (*over)(void *), void *ctx,
                             struct xm_error *e)
 {
-    return call(t, m, UINT64_MAX, over, ctx, e);
+    return call_run(t, m, UINT64_MAX, over, ctx, e);
 }

@@ -144,7 +144,7 @@ static int wait_for_work(struct link *l)
     return 0;
 }
 
-static int turn(struct link *l)
+static int link_turn(struct link *l)
 {
     int received = rx_receive(l);
     bool moved = received > 0;
@@ -175,7 +175,7 @@ static int turn(struct link *l)
 }
 
 /* Sends what is queued, for GOODBYE_TIME at most; when freed, also the answers that handlers still give. */
-static void flush(struct link *l, bool answers)
+static void link_flush(struct link *l, bool answers)
 {
     uint64_t deadline = xm_now() + GOODBYE_TIME;
     bool timed_out = false;
@@ -193,7 +193,7 @@ static void flush(struct link *l, bool answers)
     }
 }
 
-static void linger(struct link *l)
+static void link_linger(struct link *l)
 {
     uint64_t deadline = xm_now() + GOODBYE_TIME;
 
@@ -223,12 +223,12 @@ static void say_goodbye(struct link *l)
         tx_frame(l, XM_FRAME_ABORT, (uint64_t)why.code, why.text,
                  XM_MAX((uint32_t)strnlen(why.text, ABORT_MAX), 1u));
     }
-    flush(l, !lost);
-    linger(l);
+    link_flush(l, !lost);
+    link_linger(l);
 }
 
 /* Unanswered messages: back to the queue, or, when the bundle has ended, to their owners. */
-static void give_back(struct link *l)
+static void link_give_back(struct link *l)
 {
     struct xm_links *b = l->bundle;
     struct msgs back = STAILQ_HEAD_INITIALIZER(back);
@@ -322,7 +322,7 @@ void *link_main(void *arg)
     link_set_tid(l, gettid());
     if (b->opts.event)
         b->opts.event(b->opts.event_ctx, l->number, XM_LINK_UP, &(struct xm_error){0});
-    while (!atomic_load_explicit(&b->ending, memory_order_relaxed) && turn(l) == 0) {
+    while (!atomic_load_explicit(&b->ending, memory_order_relaxed) && link_turn(l) == 0) {
     }
     bool ended = atomic_load(&b->ending);
     if (ended)
@@ -338,7 +338,7 @@ void *link_main(void *arg)
     else
         xm_error_prefix(&l->why, "link %s", l->name);
     pthread_mutex_unlock(&b->lock);
-    give_back(l);
+    link_give_back(l);
     queue_kick(b);
     if (b->opts.event)
         b->opts.event(b->opts.event_ctx, l->number, XM_LINK_DOWN, &l->why);

@@ -27,7 +27,7 @@
 #define STATUS_MAX 4095
 
 /* "DISK_DATA frame of object 3 at offset 4096" */
-static const char *told(char text[static 100], const struct xm_frame_hdr *h)
+static const char *frame_told(char text[static 100], const struct xm_frame_hdr *h)
 {
     snprintf(text, 100, "%s frame of object %u at offset %llu", frame_kind(h->type)->name, h->object,
              (unsigned long long)h->offset);
@@ -101,7 +101,7 @@ static int on_abort(struct link *l)
 }
 
 /* A whole frame is there. */
-static int finish(struct link *l)
+static int rx_finish(struct link *l)
 {
     char what[100];
     bool intact =
@@ -110,7 +110,7 @@ static int finish(struct link *l)
     if (!intact)
         return link_violation(l, EBADMSG,
                               "the payload of a %s does not have its checksum: damaged on the way",
-                              told(what, &l->rx.hdr));
+                              frame_told(what, &l->rx.hdr));
     l->rx.state = RX_HEADER;
     atomic_fetch_add_explicit(&l->any.frames_rx, 1, memory_order_relaxed);
     switch (l->rx.hdr.type) {
@@ -212,13 +212,13 @@ static int begin_request(struct link *l)
 
     if (!b->opts.sink.frame)
         return link_violation(l, EPROTO, "%s is refused: this side asks, and serves nothing",
-                              told(what, &l->rx.hdr));
+                              frame_told(what, &l->rx.hdr));
     int err = judge_window(l);
     if (err < 0)
         return err;
     if (b->opts.sink.check && b->opts.sink.check(b->opts.sink.ctx, &l->rx.hdr, &e) < 0)
-        return link_violation(l, e.code ? e.code : EPROTO, "%s is refused: %.300s", told(what, &l->rx.hdr),
-                              e.text);
+        return link_violation(l, e.code ? e.code : EPROTO, "%s is refused: %.300s",
+                              frame_told(what, &l->rx.hdr), e.text);
     l->rx.frame = calloc(1, sizeof *l->rx.frame);
     if (!l->rx.frame)
         return xm_error_set(&l->why, ENOMEM, "no memory for a frame");
@@ -252,7 +252,7 @@ static int begin_reply(struct link *l)
 }
 
 /* A header has come. */
-static int begin(struct link *l)
+static int rx_begin(struct link *l)
 {
     struct xm_error e = {0};
     uint8_t *wire = l->rx.ahead + l->rx.ahead_at;
@@ -300,8 +300,8 @@ static int cannot_place(struct link *l, int err)
     char what[100];
 
     if (err == EFAULT)
-        return link_violation(l, ENOMEM, "there is no memory where a %s goes", told(what, &l->rx.hdr));
-    return link_violation(l, err, "a %s cannot be put where it goes: %s", told(what, &l->rx.hdr),
+        return link_violation(l, ENOMEM, "there is no memory where a %s goes", frame_told(what, &l->rx.hdr));
+    return link_violation(l, err, "a %s cannot be put where it goes: %s", frame_told(what, &l->rx.hdr),
                           strerror(err));
 }
 
@@ -331,14 +331,14 @@ static int take_ahead(struct link *l)
 }
 
 /* Works off what was read ahead. */
-static int consume(struct link *l)
+static int rx_consume(struct link *l)
 {
     for (;;) {
         int err = 0;
         if (l->rx.state == RX_HEADER) {
             if (l->rx.ahead_n < FRAME_HDR)
                 return 0;
-            err = begin(l);
+            err = rx_begin(l);
         }
         if (!err && l->rx.state == RX_BUFFER && !find_buffer(l))
             return 0;
@@ -351,13 +351,13 @@ static int consume(struct link *l)
                 return 0;
         }
         if (!err)
-            err = finish(l);
+            err = rx_finish(l);
         if (err)
             return err;
     }
 }
 
-static ssize_t receive(struct link *l, size_t *asked)
+static ssize_t rx_read(struct link *l, size_t *asked)
 {
     struct iovec piece[XM_PIECES_MAX + 1];
     struct msghdr msg = {.msg_iov = piece};
@@ -394,10 +394,10 @@ static ssize_t receive(struct link *l, size_t *asked)
 int rx_receive(struct link *l)
 {
     size_t all = 0, asked;
-    int err = consume(l); /* it may have waited for a buffer */
+    int err = rx_consume(l); /* it may have waited for a buffer */
 
     while (!err && !l->rx.starved && all < TURN_BYTES) {
-        ssize_t n = receive(l, &asked);
+        ssize_t n = rx_read(l, &asked);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0 && errno == EAGAIN)
@@ -412,7 +412,7 @@ int rx_receive(struct link *l)
                                     ? "the other side closed the connection"
                                     : "the connection ended in the middle of a frame");
         all += (size_t)n;
-        err = consume(l);
+        err = rx_consume(l);
         if ((size_t)n < asked)
             break;
     }

@@ -27,7 +27,7 @@ size_t tx_unsent(const struct link *l)
     return bytes - l->tx.done;
 }
 
-static struct out *add(struct link *l, const struct xm_frame_hdr *h, const void *payload)
+static struct out *tx_add(struct link *l, const struct xm_frame_hdr *h, const void *payload)
 {
     struct out *o = &l->tx.out[l->tx.n++];
 
@@ -40,10 +40,10 @@ void tx_frame(struct link *l, uint8_t type, uint64_t extent, const void *payload
 {
     if (l->tx.n == OUT_MAX)
         return;
-    add(l,
-        &(struct xm_frame_hdr){
-            .type = type, .extent = extent, .length = len, .hash = frame_hash(payload, len)},
-        payload);
+    tx_add(l,
+           &(struct xm_frame_hdr){
+               .type = type, .extent = extent, .length = len, .hash = frame_hash(payload, len)},
+           payload);
 }
 
 /* Takes what handlers have answered since the last time, oldest first. */
@@ -79,13 +79,13 @@ void tx_answers(struct link *l)
         if (rx->payload) {
             if (l->tx.n + 1 >= OUT_MAX)
                 break;
-            struct out *o = add(l,
-                                &(struct xm_frame_hdr){.type = XM_FRAME_REPLY,
-                                                       .id = rx->hdr.id,
-                                                       .extent = (uint32_t)rx->status,
-                                                       .length = rx->hdr.length,
-                                                       .hash = frame_hash(rx->payload, rx->hdr.length)},
-                                rx->payload);
+            struct out *o = tx_add(l,
+                                   &(struct xm_frame_hdr){.type = XM_FRAME_REPLY,
+                                                          .id = rx->hdr.id,
+                                                          .extent = (uint32_t)rx->status,
+                                                          .length = rx->hdr.length,
+                                                          .hash = frame_hash(rx->payload, rx->hdr.length)},
+                                   rx->payload);
             o->owned = rx->payload;
         } else {
             if (!may_ack || acks == ACKS_MAX)
@@ -108,7 +108,7 @@ void tx_answers(struct link *l)
 
 /* Slots come in blocks that never move and are never fewer: an id finds its slot, and other slots may point
  * to it. */
-static bool grow(struct link *l)
+static bool slots_grow(struct link *l)
 {
     if (l->slots.n + SLOT_BLOCK > SLOTS_MAX)
         return false;
@@ -137,7 +137,7 @@ struct slot *link_slot_of(struct link *l, uint32_t id)
     return s->msg && s->generation == id >> 16 && s->sent ? s : NULL;
 }
 
-static void count(struct room *r, const struct xm_msg *m, int one)
+static void room_count(struct room *r, const struct xm_msg *m, int one)
 {
     r->frames += (unsigned)one;
     *(m->urgent ? &r->urgent : &r->bulk) += (unsigned)one;
@@ -148,7 +148,7 @@ struct xm_msg *link_slot_take(struct link *l, struct slot *s)
 {
     struct xm_msg *m = s->msg;
 
-    count(&l->slots.room, m, -1);
+    room_count(&l->slots.room, m, -1);
     s->msg = NULL;
     s->generation++;
     TAILQ_REMOVE(&l->slots.flying, s, order);
@@ -165,7 +165,7 @@ void tx_messages(struct link *l)
     queue_take(l, &taken);
     while ((m = STAILQ_FIRST(&taken))) {
         STAILQ_REMOVE_HEAD(&taken, link);
-        if (TAILQ_EMPTY(&l->slots.idle) && !grow(l)) {
+        if (TAILQ_EMPTY(&l->slots.idle) && !slots_grow(l)) {
             msg_end(m, -ENOMEM);
             continue;
         }
@@ -174,12 +174,12 @@ void tx_messages(struct link *l)
         TAILQ_INSERT_TAIL(&l->slots.flying, s, order);
         s->msg = m;
         s->sent = false;
-        count(&l->slots.room, m, 1);
+        room_count(&l->slots.room, m, 1);
         m->wire_id = (uint32_t)s->generation << 16 | s->index;
         m->hash = frame_hash(m->payload, m->length);
         struct xm_frame_hdr h;
         xm_frame_of_msg(&h, m, m->wire_id, m->hash);
-        add(l, &h, m->payload)->slot = s;
+        tx_add(l, &h, m->payload)->slot = s;
     }
 }
 
@@ -206,7 +206,7 @@ void tx_drop(struct link *l)
 }
 
 /* `n` more bytes are sent. */
-static void advance(struct link *l, size_t n)
+static void tx_advance(struct link *l, size_t n)
 {
     unsigned frames = 0;
 
@@ -228,7 +228,7 @@ static void advance(struct link *l, size_t n)
     atomic_fetch_add_explicit(&l->any.frames_tx, frames, memory_order_relaxed);
 }
 
-static void part(struct iovec **at, const void *base, size_t len, size_t *skip)
+static void tx_part(struct iovec **at, const void *base, size_t len, size_t *skip)
 {
     if (*skip >= len) {
         *skip -= len;
@@ -247,8 +247,8 @@ int tx_send(struct link *l)
         struct iovec *at = iov;
         size_t skip = l->tx.done, all = 0;
         for (unsigned i = l->tx.first; i < l->tx.n; i++) {
-            part(&at, l->tx.out[i].hdr, FRAME_HDR, &skip);
-            part(&at, l->tx.out[i].payload, l->tx.out[i].length, &skip);
+            tx_part(&at, l->tx.out[i].hdr, FRAME_HDR, &skip);
+            tx_part(&at, l->tx.out[i].payload, l->tx.out[i].length, &skip);
             all += FRAME_HDR + l->tx.out[i].length;
         }
         all -= l->tx.done;
@@ -259,7 +259,7 @@ int tx_send(struct link *l)
         if (n < 0 && errno != EAGAIN)
             return -errno;
         if (n > 0)
-            advance(l, (size_t)n);
+            tx_advance(l, (size_t)n);
         if (n < 0 || (size_t)n < all) {
             l->tx.blocked = true;
             return 0;

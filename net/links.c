@@ -66,7 +66,7 @@ static void join_ended(struct xm_links *b)
     }
 }
 
-static int start(struct xm_links *b, struct link *l, struct xm_error *e)
+static int link_start(struct xm_links *b, struct link *l, struct xm_error *e)
 {
     int err = 0;
 
@@ -109,7 +109,7 @@ int xm_links_add(struct xm_links *b, int fd, bool client, const char *name, stru
         l->window_bytes = (size_t)XM_MIN((uint64_t)b->opts.window_bytes, peer.window_bytes);
         l->window_frames = XM_MIN(XM_MIN(b->opts.window_frames, peer.window_frames), SLOTS_MAX);
         l->rx.heard = l->tx.spoke = xm_now();
-        err = start(b, l, e);
+        err = link_start(b, l, e);
     }
     if (err < 0)
         link_free(l);
@@ -148,8 +148,8 @@ static void msgs_end(struct msgs *list, int status)
     }
 }
 
-static void lose(struct xm_links *b, int status, bool tell_peer, const struct xm_error *why,
-                 const struct xm_error *peer_said)
+static void bundle_set_lost(struct xm_links *b, int status, bool tell_peer, const struct xm_error *why,
+                            const struct xm_error *peer_said)
 {
     struct msgs queued = STAILQ_HEAD_INITIALIZER(queued);
 
@@ -180,12 +180,12 @@ static void lose(struct xm_links *b, int status, bool tell_peer, const struct xm
 
 void bundle_lose(struct xm_links *b, int status, bool tell_peer, const struct xm_error *why)
 {
-    lose(b, status, tell_peer, why, NULL);
+    bundle_set_lost(b, status, tell_peer, why, NULL);
 }
 
 void bundle_ended_by_peer(struct xm_links *b, const struct xm_error *said)
 {
-    lose(b, -ECANCELED, false, NULL, said);
+    bundle_set_lost(b, -ECANCELED, false, NULL, said);
 }
 
 void xm_links_abort(struct xm_links *b, const char *reason)

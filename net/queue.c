@@ -14,7 +14,7 @@
  */
 #include "net/bundle.h"
 
-static bool fits(const struct link *l, const struct room *r, uint32_t length)
+static bool room_fits(const struct link *l, const struct room *r, uint32_t length)
 {
     return r->frames < l->window_frames && (r->bytes + length <= l->window_bytes || !r->bytes);
 }
@@ -28,9 +28,9 @@ static struct msgs *next_queue(struct xm_links *b, const struct link *l, const s
         return NULL;
     if (!STAILQ_EMPTY(&b->queue.again))
         return &b->queue.again;
-    if ((m = STAILQ_FIRST(&b->queue.urgent)) && (fits(l, r, m->length) || !r->urgent))
+    if ((m = STAILQ_FIRST(&b->queue.urgent)) && (room_fits(l, r, m->length) || !r->urgent))
         return &b->queue.urgent;
-    if ((m = STAILQ_FIRST(&b->queue.bulk)) && (fits(l, r, m->length) || !r->bulk))
+    if ((m = STAILQ_FIRST(&b->queue.bulk)) && (room_fits(l, r, m->length) || !r->bulk))
         return &b->queue.bulk;
     return NULL;
 }
@@ -50,7 +50,7 @@ static struct link *pick_sleeper(struct xm_links *b, const struct link * not )
     return NULL;
 }
 
-static bool anything(const struct xm_links *b)
+static bool queue_has_any(const struct xm_links *b)
 {
     return !STAILQ_EMPTY(&b->queue.again) || !STAILQ_EMPTY(&b->queue.urgent) || !STAILQ_EMPTY(&b->queue.bulk);
 }
@@ -121,7 +121,7 @@ void queue_take(struct link *l, struct msgs *to)
     if (n) {
         b->queue.bytes -= bytes;
         xm_meter_add(&l->locked.meter, bytes + n * FRAME_HDR, now ? now : xm_now());
-        if (anything(b))
+        if (queue_has_any(b))
             sleeper = pick_sleeper(b, l);
     }
     pthread_mutex_unlock(&b->lock);
@@ -162,7 +162,7 @@ void queue_answered(struct xm_links *b, uint64_t bytes)
 void queue_kick(struct xm_links *b)
 {
     pthread_mutex_lock(&b->lock);
-    struct link *sleeper = anything(b) ? pick_sleeper(b, NULL) : NULL;
+    struct link *sleeper = queue_has_any(b) ? pick_sleeper(b, NULL) : NULL;
     pthread_mutex_unlock(&b->lock);
     if (sleeper)
         link_wake(sleeper);

@@ -12,8 +12,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-static int resolve(const char *host, uint16_t port, int family, int flags, struct addrinfo **found,
-                   struct xm_error *e)
+static int tcp_resolve(const char *host, uint16_t port, int family, int flags, struct addrinfo **found,
+                       struct xm_error *e)
 {
     struct addrinfo hints = {
         .ai_family = family, .ai_socktype = SOCK_STREAM, .ai_flags = flags | AI_NUMERICSERV};
@@ -33,7 +33,7 @@ static int bind_local(int fd, const char *local, int family, struct xm_error *e)
 
     if (!local || !*local)
         return 0;
-    int err = resolve(local, 0, family, AI_NUMERICHOST, &ai, e);
+    int err = tcp_resolve(local, 0, family, AI_NUMERICHOST, &ai, e);
     if (!err && bind(fd, ai->ai_addr, ai->ai_addrlen) < 0)
         err = xm_error_errno(e, errno, "binding to the local address %s", local);
     if (ai)
@@ -87,7 +87,7 @@ int xm_tcp_connect(const char *local, const char *remote, uint16_t port, uint64_
 {
     uint64_t now = xm_now(), deadline = timeout_ns > UINT64_MAX - now ? UINT64_MAX : now + timeout_ns;
     struct addrinfo *found = NULL;
-    int fd = resolve(remote, port, AF_UNSPEC, 0, &found, e);
+    int fd = tcp_resolve(remote, port, AF_UNSPEC, 0, &found, e);
 
     if (fd < 0)
         return fd;
@@ -103,7 +103,7 @@ int xm_tcp_connect(const char *local, const char *remote, uint16_t port, uint64_
 int xm_tcp_listen(const char *address, uint16_t port, struct xm_error *e)
 {
     struct addrinfo *ai = NULL;
-    int one = 1, err = resolve(address, port, AF_UNSPEC, AI_PASSIVE, &ai, e);
+    int one = 1, err = tcp_resolve(address, port, AF_UNSPEC, AI_PASSIVE, &ai, e);
 
     if (err < 0)
         return err;
