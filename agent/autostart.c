@@ -14,9 +14,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 
-#define ASK_NS (5 * XM_NS_PER_S)
+#define ASK_NS     (5 * XM_NS_PER_S)
+#define BOOT_BYTES 8
 
 static void read_boot_id(char *id, size_t size)
 {
@@ -53,11 +53,7 @@ int inventory_boot(struct agent *a, struct xm_error *e)
         snprintf(a->boot, sizeof a->boot, "%s", boot);
         a->autostart_due = !xm_json_bool(o, "autostart", false);
     } else {
-        unsigned char raw[8];
-        if (getrandom(raw, sizeof raw, 0) != (ssize_t)sizeof raw)
-            r = xm_error_errno(e, errno, "no random numbers");
-        for (size_t i = 0; i < sizeof raw; i++)
-            snprintf(a->boot + 2 * i, 3, "%02x", raw[i]);
+        r = xm_hex_random(a->boot, BOOT_BYTES, e);
         a->autostart_due = true;
         if (!r)
             r = boot_save(a, false, e);

@@ -23,7 +23,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -283,17 +282,6 @@ json_t *verb_peer_check(struct conn *c, const json_t *request)
 
 /* ---- prepare ---- */
 
-static int make_token(char hex[2 * TOKEN_BYTES + 1], struct xm_error *e)
-{
-    unsigned char raw[TOKEN_BYTES];
-
-    if (getrandom(raw, sizeof raw, 0) != (ssize_t)sizeof raw)
-        return xm_error_errno(e, errno, "no random numbers");
-    for (int i = 0; i < TOKEN_BYTES; i++)
-        snprintf(hex + 2 * (size_t)i, 3, "%02x", raw[i]);
-    return 0;
-}
-
 /* What is to be known about it as long as it is expected. */
 static json_t *incoming_record(struct agent *a, const struct asked *q, int datastore, uint64_t others,
                                const char *token)
@@ -490,7 +478,7 @@ static json_t *prepare(struct agent *a, struct asked *q)
     outside_judge(&q->spec, &a->conf, q->req.source, reasons);
     gather(a, &q->req, true, &g);
     json_t *spec = vm_spec_to_json(&q->spec);
-    int r = make_token(token, &e);
+    int r = xm_hex_random(token, TOKEN_BYTES, &e);
     agent_lock(a);
     judge(a, &q->req, &g, reasons, &datastore);
     if (!r && !json_array_size(reasons) && (vm = vm_claim(a, q->spec.name, spec, &e)))

@@ -19,23 +19,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 #define CHECK_NS (30 * XM_NS_PER_S)
 
 /* ---- probes ---- */
-
-static int random_hex(char *to, size_t digits)
-{
-    unsigned char raw[32];
-
-    if (getrandom(raw, digits / 2, 0) != (ssize_t)(digits / 2))
-        return -EIO;
-    for (size_t i = 0; i < digits / 2; i++)
-        snprintf(to + 2 * i, 3, "%02x", raw[i]);
-    return 0;
-}
 
 static json_t *make_probe(struct move *m, unsigned i)
 {
@@ -46,7 +34,7 @@ static json_t *make_probe(struct move *m, unsigned i)
     char name[17], content[33];
     struct xm_error e = {0};
 
-    if (!ds || random_hex(name, 16) < 0 || random_hex(content, 32) < 0)
+    if (!ds || xm_hex_random(name, 8, NULL) < 0 || xm_hex_random(content, 16, NULL) < 0)
         return json_null(); /* the destination finds nothing, and says so */
     p->path = xm_printf("%s/.xmigrate-probe-%s", ds->path, name);
     if (xm_file_replace(p->path, content, 32, &e) < 0) {

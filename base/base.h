@@ -15,6 +15,7 @@
 #include "base/sched.h"
 #include "base/file.h"
 #include "base/fault.h"
+#include "base/hex.h"
 #include "base/jsonl.h"
 #include "base/ini.h"
 #include "base/spawn.h"

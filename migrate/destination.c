@@ -224,13 +224,8 @@ int destination_decide(struct destination *dst, bool mine, struct xm_error *e)
 
 static int read_token(struct destination *dst, const char *hex, struct xm_error *e)
 {
-    for (unsigned i = 0; i < XM_TOKEN_BYTES; i++) {
-        unsigned byte;
-        if (strlen(hex) != 2 * XM_TOKEN_BYTES || sscanf(hex + 2 * (size_t)i, "%2x", &byte) != 1)
-            return xm_error_set(e, EINVAL, "no usable token");
-        dst->token[i] = (uint8_t)byte;
-    }
-    return 0;
+    return xm_hex_get(dst->token, sizeof dst->token, hex) < 0 ? xm_error_set(e, EINVAL, "no usable token")
+                                                              : 0;
 }
 
 struct destination *destination_new(struct machine *vm, const json_t *o, migrate_ended *ended,

@@ -138,20 +138,6 @@ static int add_link(struct source *m, const char *local, const char *remote, uin
     return -e.code;
 }
 
-static int token_of(const char *hex, uint8_t *out)
-{
-    if (!hex || strlen(hex) != 2 * XM_TOKEN_BYTES)
-        return -EINVAL;
-    for (unsigned i = 0; i < XM_TOKEN_BYTES; i++) {
-        char two[3] = {hex[2 * i], hex[2 * i + 1], 0};
-        char *end;
-        out[i] = (uint8_t)strtoul(two, &end, 16);
-        if (*end)
-            return -EINVAL;
-    }
-    return 0;
-}
-
 /* Tells the destination what comes, so that both sides number disks and RAM blocks alike; learns which disks
  * read as zeros. */
 static int begin(struct source *m)
@@ -191,7 +177,7 @@ static int prepare(struct source *m)
     size_t i;
     int up = 0;
 
-    if (token_of(token, o.token) < 0)
+    if (xm_hex_get(o.token, sizeof o.token, token) < 0)
         return xm_error_set(&m->error, EINVAL, "the agent gave no usable token");
     m->links = xm_links_new(&o, &m->error);
     if (!m->links)
