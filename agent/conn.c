@@ -80,12 +80,11 @@ static int first_line(int fd, char line[FIRST_LINE_MAX], struct xm_error *e)
     size_t have = 0;
 
     for (;;) {
-        uint64_t now = xm_now();
-        struct pollfd p = {.fd = fd, .events = POLLIN};
-        if (now >= deadline)
+        int waited = xm_wait_fd(fd, POLLIN, deadline);
+        if (waited == -ETIMEDOUT)
             return xm_error_set(e, ETIMEDOUT, "it did not say what it is within 5 s");
-        if (poll(&p, 1, (int)((deadline - now) / XM_NS_PER_MS + 1)) <= 0)
-            continue;
+        if (waited < 0)
+            return xm_error_errno(e, -waited, "its first line cannot be waited for");
         ssize_t n = recv(fd, line + have, FIRST_LINE_MAX - have, MSG_PEEK | MSG_DONTWAIT);
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
             continue;

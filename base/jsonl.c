@@ -5,7 +5,6 @@
 #include "base/base.h"
 
 #include <fcntl.h>
-#include <limits.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -191,17 +190,6 @@ json_t *xm_jsonl_next(struct xm_jsonl *j, bool *bad, struct xm_error *e)
 }
 
 /* Milliseconds until the deadline, rounded up; -1: no deadline. */
-static int ms_until(uint64_t deadline)
-{
-    uint64_t now = xm_now();
-
-    if (deadline == UINT64_MAX)
-        return -1;
-    if (now >= deadline)
-        return 0;
-    return (int)XM_MIN((deadline - now + XM_NS_PER_MS - 1) / XM_NS_PER_MS, INT_MAX);
-}
-
 json_t *xm_jsonl_recv(struct xm_jsonl *j, uint64_t deadline, struct xm_error *e)
 {
     for (;;) {
@@ -213,18 +201,15 @@ json_t *xm_jsonl_recv(struct xm_jsonl *j, uint64_t deadline, struct xm_error *e)
             xm_error_set(e, ENOTCONN, "the connection is closed");
             return NULL;
         }
-        struct pollfd p = {.fd = j->fd, .events = POLLIN};
-        int n = poll(&p, 1, ms_until(deadline));
-        if (n < 0 && errno != EINTR) {
-            xm_error_errno(e, errno, "cannot wait for an answer");
-            return NULL;
-        }
-        if (n == 0 && xm_now() >= deadline) {
+        int waited = xm_wait_fd(j->fd, POLLIN, deadline);
+        if (waited == -ETIMEDOUT) {
             xm_error_set(e, ETIMEDOUT, "no answer in time");
             return NULL;
         }
-        if (n <= 0)
-            continue;
+        if (waited < 0) {
+            xm_error_errno(e, -waited, "cannot wait for an answer");
+            return NULL;
+        }
         int got = xm_jsonl_fill(j, e);
         if (got < 0)
             return NULL;
@@ -275,9 +260,11 @@ static int send_all(int fd, const char *data, size_t len, int pass_fd, struct xm
             continue;
         if (errno != EAGAIN && errno != EWOULDBLOCK)
             return xm_error_errno(e, errno, "cannot send");
-        struct pollfd p = {.fd = fd, .events = POLLOUT};
-        if (poll(&p, 1, ms_until(deadline)) == 0 && xm_now() >= deadline)
+        int waited = xm_wait_fd(fd, POLLOUT, deadline);
+        if (waited == -ETIMEDOUT)
             return xm_error_set(e, ETIMEDOUT, "the peer does not read what it is sent");
+        if (waited < 0)
+            return xm_error_errno(e, -waited, "cannot wait until the peer reads");
     }
     return 0;
 }

@@ -242,8 +242,6 @@ void place_free(struct link *);
 /* hello.c */
 int hello_exchange(int fd, bool client, const struct xm_links_opts *, const char *name, struct hello *peer,
                    struct xm_error *);
-/* All of len bytes by the deadline. 0 or -errno (ETIMEDOUT, EPIPE...). */
-int send_all(int fd, const void *, size_t len, uint64_t deadline);
 
 /* call.c */
 void calls_sweep(void);

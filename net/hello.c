@@ -34,22 +34,7 @@ struct wire_hello {
 };
 _Static_assert(sizeof(struct wire_hello) == HELLO_BYTES, "HELLO on the wire");
 
-static int wait_for(int fd, short events, uint64_t deadline)
-{
-    for (;;) {
-        uint64_t now = xm_now();
-        if (now >= deadline)
-            return -ETIMEDOUT;
-        struct pollfd p = {.fd = fd, .events = events};
-        int n = poll(&p, 1, (int)((deadline - now) / XM_NS_PER_MS) + 1);
-        if (n > 0)
-            return 0;
-        if (n < 0 && errno != EINTR)
-            return -errno;
-    }
-}
-
-int send_all(int fd, const void *data, size_t len, uint64_t deadline)
+static int hello_send(int fd, const void *data, size_t len, uint64_t deadline)
 {
     for (const uint8_t *p = data; len;) {
         ssize_t n = send(fd, p, len, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -57,7 +42,7 @@ int send_all(int fd, const void *data, size_t len, uint64_t deadline)
             p += n;
             len -= (size_t)n;
         } else if (errno == EAGAIN) {
-            int err = wait_for(fd, POLLOUT, deadline);
+            int err = xm_wait_fd(fd, POLLOUT, deadline);
             if (err < 0)
                 return err;
         } else if (errno != EINTR) {
@@ -67,7 +52,7 @@ int send_all(int fd, const void *data, size_t len, uint64_t deadline)
     return 0;
 }
 
-static int recv_all(int fd, void *data, size_t len, uint64_t deadline)
+static int hello_recv(int fd, void *data, size_t len, uint64_t deadline)
 {
     for (uint8_t *p = data; len;) {
         ssize_t n = recv(fd, p, len, MSG_DONTWAIT);
@@ -77,7 +62,7 @@ static int recv_all(int fd, void *data, size_t len, uint64_t deadline)
         } else if (n == 0) {
             return -ECONNRESET;
         } else if (errno == EAGAIN) {
-            int err = wait_for(fd, POLLIN, deadline);
+            int err = xm_wait_fd(fd, POLLIN, deadline);
             if (err < 0)
                 return err;
         } else if (errno != EINTR) {
@@ -95,7 +80,7 @@ static int send_frame(int fd, uint8_t type, uint64_t extent, const void *payload
     frame_encode(wire, &(struct xm_frame_hdr){
                            .type = type, .extent = extent, .length = len, .hash = frame_hash(payload, len)});
     memcpy(wire + FRAME_HDR, payload, len);
-    return send_all(fd, wire, FRAME_HDR + len, deadline);
+    return hello_send(fd, wire, FRAME_HDR + len, deadline);
 }
 
 static int send_hello(int fd, const struct xm_links_opts *o, uint64_t deadline)
@@ -154,7 +139,7 @@ static int recv_hello(int fd, const struct xm_links_opts *o, struct hello *peer,
 {
     uint8_t wire[FRAME_HDR], payload[HELLO_MAX];
     struct xm_frame_hdr h;
-    int err = recv_all(fd, wire, sizeof wire, deadline);
+    int err = hello_recv(fd, wire, sizeof wire, deadline);
 
     *spoken = false;
     if (err < 0)
@@ -166,7 +151,7 @@ static int recv_hello(int fd, const struct xm_links_opts *o, struct hello *peer,
         return err;
     if (h.type != XM_FRAME_HELLO && h.type != XM_FRAME_ABORT)
         return xm_error_set(e, EPROTO, "a %s frame where HELLO was expected", frame_kind(h.type)->name);
-    err = recv_all(fd, payload, h.length, deadline); /* at most HELLO_MAX: frame_decode saw to that */
+    err = hello_recv(fd, payload, h.length, deadline); /* at most HELLO_MAX: frame_decode saw to that */
     if (err < 0)
         return xm_error_errno(e, -err, "receiving the other side's HELLO");
     if (h.hash != frame_hash(payload, h.length))

@@ -198,10 +198,7 @@ static void link_linger(struct link *l)
     uint64_t deadline = xm_now() + GOODBYE_TIME;
 
     shutdown(l->fd, SHUT_WR);
-    for (uint64_t now; (now = xm_now()) < deadline;) {
-        struct pollfd p = {.fd = l->fd, .events = POLLIN};
-        if (poll(&p, 1, (int)((deadline - now) / XM_NS_PER_MS) + 1) <= 0)
-            continue;
+    while (xm_now() < deadline && !xm_wait_fd(l->fd, POLLIN, deadline)) {
         ssize_t n = recv(l->fd, l->rx.ahead, sizeof l->rx.ahead, MSG_DONTWAIT);
         if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
             return;

@@ -43,21 +43,13 @@ static int bind_local(int fd, const char *local, int family, struct xm_error *e)
 
 static int finish_connect(int fd, uint64_t deadline)
 {
-    for (;;) {
-        uint64_t now = xm_now();
-        struct pollfd p = {.fd = fd, .events = POLLOUT};
-        int n = now < deadline ? poll(&p, 1, (int)XM_MIN((deadline - now) / XM_NS_PER_MS + 1, 3600000u)) : 0;
-        if (n > 0) {
-            int err = 0;
-            socklen_t len = sizeof err;
-            getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len);
-            return -err;
-        }
-        if (n == 0 && xm_now() >= deadline)
-            return -ETIMEDOUT;
-        if (n < 0 && errno != EINTR)
-            return -errno;
-    }
+    int waited = xm_wait_fd(fd, POLLOUT, deadline), err = 0;
+    socklen_t len = sizeof err;
+
+    if (waited < 0)
+        return waited;
+    getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len);
+    return -err;
 }
 
 static int connect_one(const struct addrinfo *ai, const char *local, const char *remote, uint16_t port,
