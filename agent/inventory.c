@@ -5,7 +5,6 @@
 #include "agent/storage.h"
 
 #include <dirent.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -295,14 +294,8 @@ int inventory_remove(struct agent *a, const char *name, uint64_t epoch, struct x
     }
     json_decref(o);
     pthread_mutex_unlock(&one);
-    if (!r && unlink(record) < 0 && errno != ENOENT)
-        r = xm_error_errno(e, errno, "cannot remove %s", record);
-    int fd = r ? -1 : open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd >= 0) {
-        if (fsync(fd) < 0)
-            r = xm_error_errno(e, errno, "cannot make the removal of %s durable", record);
-        close(fd);
-    }
+    if (!r)
+        r = xm_file_remove(record, e);
     if (!r)
         r = xm_rmdir_files(dir, e);
     free(path);

@@ -16,8 +16,9 @@ void xm_room_keep(const char *path, size_t bytes);
 void xm_room_use(const char *path);
 /* Reads a file of at most max bytes; *text is malloc'ed, with a 0 behind its *len bytes. */
 int xm_file_read(const char *path, size_t max, char **text, size_t *len, struct xm_error *e);
+/* fsyncs the directory that path lies in: what was made or removed there is durable when it returns 0. */
+int xm_sync_directory_of(const char *path, struct xm_error *);
 /* Removes it, durably. Missing is fine. */
-int xm_sync_directory_of(const char *path, struct xm_error *); /* what was made or removed there is durable */
 int xm_file_remove(const char *path, struct xm_error *e);
 /* mkdir -p with mode 0700; durable when it returns 0. */
 int xm_mkdir_all(const char *path, struct xm_error *e);

@@ -5,7 +5,6 @@
 #include "base/base.h"
 
 #include <fcntl.h>
-#include <libgen.h>
 #include <linux/fs.h>
 #include <linux/stat.h>
 #include <stdlib.h>
@@ -17,22 +16,6 @@
 
 #define SECTOR    512u
 #define BLOCK_MAX 4096u
-
-/* fsyncs the directory that holds path: a new name in it is durable then. */
-static int sync_directory(const char *path, struct xm_error *e)
-{
-    char *copy = strdup(path);
-    if (!copy)
-        return xm_error_set(e, ENOMEM, "no memory");
-    const char *dir = dirname(copy);
-    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc = 0;
-    if (fd < 0 || fsync(fd) < 0)
-        rc = xm_error_errno(e, errno, "the directory %s cannot be synced", dir);
-    if (fd >= 0)
-        close(fd);
-    free(copy);
-    return rc;
-}
 
 static int file_create(struct xm_file *f, uint64_t size, struct xm_error *e)
 {
@@ -50,7 +33,7 @@ static int file_create(struct xm_file *f, uint64_t size, struct xm_error *e)
     if (fsync(f->fd) < 0)
         return xm_error_errno(e, errno, "%s cannot be synced", f->path);
     f->reads_zero_new = true;
-    return sync_directory(f->path, e);
+    return xm_sync_directory_of(f->path, e);
 }
 
 /* What is looked at is what is opened: first a descriptor that reads and writes nothing (opening a FIFO would wait,
