@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /* A buddy allocator over one mapping of the bound's size.
  *
- * The mapping asks for huge pages: the kernel then takes a whole buffer as one piece when it pins it for O_DIRECT,
- * instead of 64 pages of 4 KiB (7 % of all CPU time of a disk copy between loop devices in memory).
+ * The mapping asks for huge pages: the kernel then takes a whole buffer as one piece when it pins it for
+ * O_DIRECT, instead of 64 pages of 4 KiB (7 % of all CPU time of a disk copy between loop devices in memory).
  *
- * A buffer that comes back keeps its size and is the first to be used again, since it is in the cache. Neighbours
- * become one only when a size has run out. What lies scattered then may leave no room in one piece although the bound
- * is not reached: such a buffer gets a mapping of its own until it comes back.
+ * A buffer that comes back keeps its size and is the first to be used again, since it is in the cache.
+ * Neighbours become one only when a size has run out. What lies scattered then may leave no room in one piece
+ * although the bound is not reached: such a buffer gets a mapping of its own until it comes back.
  */
 #include "base/bufpool.h"
 
@@ -132,7 +132,8 @@ struct xm_bufpool *xm_bufpool_new(size_t max_bytes)
     }
     for (unsigned o = 0; o < ORDERS; o++)
         p->head[o] = NONE;
-    /* From the end, so that the beginning is used first; what is left over beside the whole ones is there too. */
+    /* From the end, so that the beginning is used first; what is left over beside the whole ones is there
+     * too. */
     uint32_t whole = p->units >> (ORDERS - 1) << (ORDERS - 1), at = whole;
     for (unsigned o = ORDERS - 1; o-- > 0;) {
         if (p->units >> o & 1) {

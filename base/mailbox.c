@@ -53,7 +53,8 @@ unsigned xm_mailbox_run(struct xm_mailbox *m)
     eventfd_t ignored;
     unsigned n = 0;
 
-    /* First: what is posted after this writes again. And always: a write may come when its post has been run. */
+    /* First: what is posted after this writes again. And always: a write may come when its post has been
+     * run. */
     eventfd_read(m->fd, &ignored);
     pthread_mutex_lock(&m->lock);
     STAILQ_CONCAT(&todo, &m->posts);

@@ -24,7 +24,8 @@ struct xm_post {
 struct xm_mailbox {
     pthread_mutex_t lock; /* protects posts */
     STAILQ_HEAD(, xm_post) posts;
-    int fd; /* eventfd, O_NONBLOCK: written when the first post arrives in an empty box, soon after the post itself */
+    /* eventfd, O_NONBLOCK: written when the first post arrives in an empty box, soon after the post itself */
+    int fd;
     atomic_uint waking; /* posters between their post and that: destroy waits for them */
     pthread_t owner;
 };

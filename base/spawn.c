@@ -42,7 +42,8 @@ static void default_signals(void)
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-/* `in`, `out`, `err`: what becomes 0, 1, 2; all above 2. with_us: it is killed when the calling thread ends. */
+/* `in`, `out`, `err`: what becomes 0, 1, 2; all above 2. with_us: it is killed when the calling thread
+ * ends. */
 static pid_t spawn_start(const char *const argv[], int in, int out, int err, bool with_us, struct xm_error *e)
 {
     int report[2];

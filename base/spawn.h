@@ -16,13 +16,14 @@
  * that it leaves behind. out, unless NULL: malloc'ed text of its output (the first MiB), also on failure;
  * NULL when it was not started. Any thread. */
 int xm_run(const char *const argv[], uint64_t timeout_ns, char **out, struct xm_error *e);
-/* What a program is told on its standard input, which stays open until the program ends: `first` at once; `last`
- * when its output (of which the first MiB is looked at) has a whole line with `until` in it. until NULL:
- * `last` is not told. At most 64 KiB together. The process ignores SIGPIPE. */
+/* What a program is told on its standard input, which stays open until the program ends: `first` at once;
+ * `last` when its output (of which the first MiB is looked at) has a whole line with `until` in it. until
+ * NULL: `last` is not told. At most 64 KiB together. The process ignores SIGPIPE. */
 struct xm_run_input {
     const char *first, *until, *last;
 };
-/* xm_run with an input; the program is killed when the calling thread ends. NULL: /dev/null, and it is not. */
+/* xm_run with an input; the program is killed when the calling thread ends. NULL: /dev/null, and it is
+ * not. */
 int xm_run_input(const char *const argv[], const struct xm_run_input *, uint64_t timeout_ns, char **out,
                  struct xm_error *e);
 

@@ -5,8 +5,9 @@
 
 #include <stdint.h>
 
-/* Until `events` (poll's; an error or a hang-up counts) are there. 0, -ETIMEDOUT, or -errno of poll; signals do not end
- * it. A deadline that has passed already: looks once. UINT64_MAX: for as long as it takes. */
+/* Until `events` (poll's; an error or a hang-up counts) are there. 0, -ETIMEDOUT, or -errno of poll;
+ * signals do not end it. A deadline that has passed already: looks once. UINT64_MAX: for as long as it
+ * takes. */
 int xm_wait_fd(int fd, short events, uint64_t deadline);
 
 #endif

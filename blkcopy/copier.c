@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /* The bulk copier: brings chunks to the replica, several at a time.
  *
- * Happy path: a chunk is claimed from the driver (from then on, until it has been read, guest writes to it are held), and only then
- * looked at (invariant 2). A hole is not read. The rest is read in steps, each into a buffer of its own; what
- * is not zero of a step goes to the replica at once, without waiting for the chunk's other steps. When all of
- * the chunk has been read, its zeros and holes follow as ZERO requests with UNMAP, neighbours as one, so that
- * a thin disk stays thin; none at all where the target is known to read as zeros. When the replica has
- * acknowledged every piece the chunk is copied, and counted (invariant 9).
+ * Happy path: a chunk is claimed from the driver (from then on, until it has been read, guest writes to it
+ * are held), and only then looked at (invariant 2). A hole is not read. The rest is read in steps, each into
+ * a buffer of its own; what is not zero of a step goes to the replica at once, without waiting for the
+ * chunk's other steps. When all of the chunk has been read, its zeros and holes follow as ZERO requests with
+ * UNMAP, neighbours as one, so that a thin disk stays thin; none at all where the target is known to read as
+ * zeros. When the replica has acknowledged every piece the chunk is copied, and counted (invariant 9).
  *
  * What can happen instead:
  * - A read fails: it is tried again at once, READ_TRIES times in all; then its copy ends with the error,
@@ -26,13 +26,13 @@
 
 /* 256 KiB reads beat larger ones by staying in the cache (docs/facts.md, «io_uring»). */
 #define STEP_MAX (256u << 10)
-/* Reads in the disk's queue are in the way of the guest's requests, and hold its writes to their chunks. From 2 to 64 of
- * them a copy takes the same time within the noise, between loop devices in memory (1.76 to 2.15 GB/s) as between files of
- * the real disk (0.57 to 0.70); one alone loses up to a third there. */
+/* Reads in the disk's queue are in the way of the guest's requests, and hold its writes to their chunks.
+ * From 2 to 64 of them a copy takes the same time within the noise, between loop devices in memory (1.76
+ * to 2.15 GB/s) as between files of the real disk (0.57 to 0.70); one alone loses up to a third there. */
 #define READS_MAX 4u
-/* Beside a guest: one at a time, begun no more often than that: 1.3 GB/s, more than a link of 10 Gbit/s carries. A guest
- * that writes 4 KiB at depth 1 beside a copy that takes both processors: p99 0.3 to 0.8 ms, 0.7 to 6.3 without the gap,
- * 9.8 with 64 reads (bench/guestio -s 0 0 4). */
+/* Beside a guest: one at a time, begun no more often than that: 1.3 GB/s, more than a link of 10 Gbit/s
+ * carries. A guest that writes 4 KiB at depth 1 beside a copy that takes both processors: p99 0.3 to 0.8
+ * ms, 0.7 to 6.3 without the gap, 9.8 with 64 reads (bench/guestio -s 0 0 4). */
 #define READ_GAP   (200 * XM_NS_PER_US)
 #define GRANULE    4u /* a step is looked at for zeros in so many parts */
 #define READ_TRIES 3u
@@ -42,7 +42,8 @@
 /* Holes cost a system call and no waiting: after so many chunks and steps the guest's requests get their
  * turn. */
 #define LOOKS_MAX 256u
-/* Chunks without data are tiny on the wire and do not count as depth. On a round trip of 100 ms so many are 2.5 GB of holes a second. */
+/* Chunks without data are tiny on the wire and do not count as depth. On a round trip of 100 ms so many
+ * are 2.5 GB of holes a second. */
 #define BARE_MAX 256u
 /* Half of the driver's default write cap. */
 #define DELAY_DEFAULT (25 * XM_NS_PER_MS)
@@ -397,7 +398,7 @@ static bool may_read(struct xm_copier *c)
 static bool start_step(struct xm_copier *c)
 {
     struct job *j = c->current;
-    /* NOLINTNEXTLINE(clang-analyzer-unix.Malloc): job_advance() takes a job out of `current` before it frees it */
+    /* NOLINTNEXTLINE(clang-analyzer-unix.Malloc): a job is out of `current` before job_advance frees it */
     uint64_t offset = j->next, length = XM_MIN(j->end - offset, c->step_size);
     struct step *s = c->free_steps;
 

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
-/* How many chunks the copier may have claimed at once: as many as keep the way to the replica busy, and no more.
+/* How many chunks the copier may have claimed at once: as many as keep the way to the replica busy, and no
+ * more.
  *
- * What the guest writes to a claimed chunk follows the chunk's copy; in sync mode, or with a full mirror buffer,
- * the guest waits for that, for the write cap at most; past it the copy is worth nothing and is made again. On a
- * way of 20 MB/s, 16 MiB of chunks are 0.8 s of queue: each chunk written to meanwhile was sent in vain. So what is bounded is the time that a chunk waits for others: its latency,
- * from claimed to copied, less the shortest latency seen (`base`). A long round trip is in both, and does not
- * count.
+ * What the guest writes to a claimed chunk follows the chunk's copy; in sync mode, or with a full mirror
+ * buffer, the guest waits for that, for the write cap at most; past it the copy is worth nothing and is made
+ * again. On a way of 20 MB/s, 16 MiB of chunks are 0.8 s of queue: each chunk written to meanwhile was sent
+ * in vain. So what is bounded is the time that a chunk waits for others: its latency, from claimed to copied,
+ * less the shortest latency seen (`base`). A long round trip is in both, and does not count.
  *
  * Happy path: rounds of as many chunks as the depth, all claimed in the same round. When even the one that
  * waited for the shortest time has waited for less than the target, and the depth was used, the next round is

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* The I/O engine on io_uring. One system call a turn: io_uring_enter submits what is queued and waits for
- * what comes. Of many requests the first go before that (SUBMIT_MIN), and of many completions the kernel's wait takes one, the rest
- * with a call of its own: the guest gets them all at once, and so its next requests come at once.
+ * what comes. Of many requests the first go before that (SUBMIT_MIN), and of many completions the kernel's
+ * wait takes one, the rest with a call of its own: the guest gets them all at once, and so its next requests
+ * come at once.
  *
  * The ring is made disabled and enabled in the first turn, by the thread that owns it from then on
  * (SINGLE_ISSUER with DEFER_TASKRUN: completions are processed within our own enter and interrupt nobody).
@@ -13,9 +14,9 @@
  * counter. A poll that ends (no CQE_F_MORE) is armed again in the next turn, and fires at once if the counter
  * is not 0, so that no write is lost in between.
  *
- * Where somebody waits for a request that is likely to be done soon (xm_engine.watched), the kernel's word that there is
- * something for us (SQ_TASKRUN) is watched for up to SPIN_NS before we sleep: that saves both sides a wake-up. After
- * some times in vain it is left, until sleeps turn out to have been short.
+ * Where somebody waits for a request that is likely to be done soon (xm_engine.watched), the kernel's word
+ * that there is something for us (SQ_TASKRUN) is watched for up to SPIN_NS before we sleep: that saves both
+ * sides a wake-up. After some times in vain it is left, until sleeps turn out to have been short.
  *
  * user_data: a pointer to the xm_io, or a watch's key with bit 0 set, or IGNORED.
  */
@@ -33,25 +34,29 @@
 #define IGNORED  2u
 /* Room in the queues for the watches' polls beside the requests. */
 #define WATCH_ROOM 64u
-/* A 4 KiB request to a loop device over a file in memory takes 15 to 25 us, to the real disk here 70 us: there it is in
- * vain, and left. */
+/* A 4 KiB request to a loop device over a file in memory takes 15 to 25 us, to the real disk here 70 us:
+ * there it is in vain, and left. */
 #define SPIN_NS     32000u
 #define SPIN_CREDIT 4u
-/* In vain, too, where the worker that does the request was put on the processor that we watch on: then it begins only when we
- * sleep, and each such sleep is short (sched traces; a front end that stays awake has the other processor). So each time in
- * vain doubles how many short sleeps it takes until the next try. Without: bench-vhost in memory and on loop devices, depth 1,
- * medians of 14 in turn: 94,500 and 54,400 IOPS reading, 78,200 and 46,800 writing; with it 102,400 and 59,900, 92,400 and
- * 50,600; p99 (96, 85, 81, 99) 53, 72, 60, 83 us. */
+/* In vain, too, where the worker that does the request was put on the processor that we watch on: then it
+ * begins only when we sleep, and each such sleep is short (sched traces; a front end that stays awake has
+ * the other processor). So each time in vain doubles how many short sleeps it takes until the next try.
+ * Without: bench-vhost in memory and on loop devices, depth 1, medians of 14 in turn: 94,500 and 54,400
+ * IOPS reading, 78,200 and 46,800 writing; with it 102,400 and 59,900, 92,400 and 50,600; p99 (96, 85, 81,
+ * 99) 53, 72, 60, 83 us. */
 #define SPIN_WARY_MAX 256u
-/* Who sleeps no longer than that would have seen it by watching: half of it is waking up, the other side's and ours. */
+/* Who sleeps no longer than that would have seen it by watching: half of it is waking up, the other side's
+ * and ours. */
 #define QUICK_NS 64000u
-/* What is submitted together reaches the disk together, when the kernel has made the last of it; requests that came back together
- * leave the disk standing still until then. So as many go as the kernel has already, MIN to MAX: the less the disk has to do, the
- * sooner the next ones. bench-vhost on the real disk, 4 KiB at depth 32, medians in turn: all at the turn's end 46,200 IOPS reading
- * and 44,500 writing, every 4 55,400 and 54,600, every 8 57,200 and 48,600, every 16 50,700 and 48,300; in later series every 8
- * 58,900 and 89,700, 62,400 and 92,900, 67,500 and 109,000, beside 2 to 8 with take_the_rest() 61,900 and 101,700, 62,200 and
- * 102,700, 69,700 and 114,700 (fio in the last two 69,500 and 96,100, 80,300 and 125,100). A MIN of 1 or a MAX of 4 on the real
- * disk the same within the noise. In memory and on loop devices 4 costs a tenth, 8 and 2 to 8 nothing. */
+/* What is submitted together reaches the disk together, when the kernel has made the last of it; requests
+ * that came back together leave the disk standing still until then. So as many go as the kernel has
+ * already, MIN to MAX: the less the disk has to do, the sooner the next ones. bench-vhost on the real
+ * disk, 4 KiB at depth 32, medians in turn: all at the turn's end 46,200 IOPS reading and 44,500 writing,
+ * every 4 55,400 and 54,600, every 8 57,200 and 48,600, every 16 50,700 and 48,300; in later series every
+ * 8 58,900 and 89,700, 62,400 and 92,900, 67,500 and 109,000, beside 2 to 8 with take_the_rest() 61,900
+ * and 101,700, 62,200 and 102,700, 69,700 and 114,700 (fio in the last two 69,500 and 96,100, 80,300 and
+ * 125,100). A MIN of 1 or a MAX of 4 on the real disk the same within the noise. In memory and on loop
+ * devices 4 costs a tenth, 8 and 2 to 8 nothing. */
 #define SUBMIT_MIN 2u
 #define SUBMIT_MAX 8u
 /* What the kernel does in one go is less than 2 GiB anyway. */
@@ -243,7 +248,8 @@ static void uring_complain(struct uring *u, const char *what, int rc)
     xm_log(XM_LOG_ERROR, "io_uring: %s: %s", what, strerror(-rc));
 }
 
-/* DEFER_TASKRUN: of the completions that are there the kernel's wait takes no more than it was told to wait for. */
+/* DEFER_TASKRUN: of the completions that are there the kernel's wait takes no more than it was told to
+ * wait for. */
 static void take_the_rest(struct uring *u)
 {
     if (u->ring.flags & IORING_SETUP_TASKRUN_FLAG &&

@@ -36,9 +36,9 @@ static int file_create(struct xm_file *f, uint64_t size, struct xm_error *e)
     return xm_sync_directory_of(f->path, e);
 }
 
-/* What is looked at is what is opened: first a descriptor that reads and writes nothing (opening a FIFO would wait,
- * opening a device of another kind may do things), then the same file through it. Whoever may write in its
- * directory cannot put another one, or a link, in between. */
+/* What is looked at is what is opened: first a descriptor that reads and writes nothing (opening a FIFO
+ * would wait, opening a device of another kind may do things), then the same file through it. Whoever may
+ * write in its directory cannot put another one, or a link, in between. */
 static int open_existing(struct xm_file *f, unsigned how, struct xm_error *e)
 {
     bool plain = how & XM_FILE_PLAIN;
@@ -153,7 +153,8 @@ static bool find_alignment(struct xm_file *f)
 }
 
 /* O_DIRECT is set on the open descriptor: where the file system refuses it, open would have created the file
- * all the same. Blocks larger than block_max are no use: the page cache reads and writes the rest of such a block. */
+ * all the same. Blocks larger than block_max are no use: the page cache reads and writes the rest of such
+ * a block. */
 static void make_direct(struct xm_file *f, uint32_t block_max)
 {
     int flags = fcntl(f->fd, F_GETFL);

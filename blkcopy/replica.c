@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The sending proxy of a disk's second copy, which is what the driver and the copier see of it: requests go in, and
- * come back with a status. What it sends is applied at the destination by the writer (writer.c).
+/* The sending proxy of a disk's second copy, which is what the driver and the copier see of it: requests go
+ * in, and come back with a status. What it sends is applied at the destination by the writer (writer.c).
  *
  * Far: each request becomes a message for the transport. Near: a request of a writer on the same engine.
  * Either way it gets a number, and the number of the latest request of its chunk that is still pending: the
@@ -118,8 +118,9 @@ static struct xm_rreq *replica_predecessor(struct xm_replica *p, const struct xm
     return before;
 }
 
-/* r waits at the other side until `before` is applied. It must not overtake it on the way: it would fill a window that the
- * other needs. So in a chunk that always has a write under way, what follows its copy goes with the bulk for as long. */
+/* r waits at the other side until `before` is applied. It must not overtake it on the way: it would fill a
+ * window that the other needs. So in a chunk that always has a write under way, what follows its copy goes
+ * with the bulk for as long. */
 static void replica_follow(struct xm_rreq *r, const struct xm_rreq *before)
 {
     r->msg.after = before->msg.seq;

@@ -7,8 +7,8 @@
  * Frames of different chunks pass each other freely.
  *
  * What can happen instead:
- * - The frame fails to apply. It is answered with the error and has «passed»: what waits for it goes on. The
- * sender marks the chunk absent and sends all of it again later, with later numbers.
+ * - The frame fails to apply. It is answered with the error and has «passed»: what waits for it goes on.
+ * The sender marks the chunk absent and sends all of it again later, with later numbers.
  * - It comes again, because a link failed before its answer was through. If the first copy is done, the
  * second gets the same answer, the error too if it was one: the sender must not count as applied what never
  * was. If the first is held or in flight, the second waits for it. A frame counts once in the digest.

@@ -71,7 +71,8 @@ struct pages_run {
     bool zero;
     const uint8_t *data; /* where it would be right behind the table */
 };
-/* How many bytes of the payload come before the data, by the header alone; a table of another length is refused by pages_check. */
+/* How many bytes of the payload come before the data, by the header alone; a table of another length is
+ * refused by pages_check. */
 uint32_t pages_head(const struct xm_frame_hdr *);
 /* The whole judgement of a header (without knowing the block's size beyond `block_bytes`), and of a payload
  * against its header: it looks at the head alone. Nothing of a payload may be used before. */

@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: MIT */
 /* memxfer/populate.c: MADV_POPULATE_WRITE on our mapping, step by step, in a thread that nobody waits for.
  *
- * recvmsg into pages that are there and mapped takes half the time of pwrite into pages that are there, and a third of what it
- * takes where each page has to be faulted in on the way (ramsink.c has figures). Populated pages read as zeros, so this is
- * invisible to who receives pages or punches holes meanwhile. Zero runs give the pages back; steps that were wholly in such a run
- * before are left out. A step that loses this race costs memory until the guest uses it, nothing else.
+ * recvmsg into pages that are there and mapped takes half the time of pwrite into pages that are there, and a
+ * third of what it takes where each page has to be faulted in on the way (ramsink.c has figures). Populated
+ * pages read as zeros, so this is invisible to who receives pages or punches holes meanwhile. Zero runs give
+ * the pages back; steps that were wholly in such a run before are left out. A step that loses this race costs
+ * memory until the guest uses it, nothing else.
  *
- * Page tables take 0.2 % of what is mapped. Beyond POPULATE_AHEAD the thread keeps, in the first round, that much mapped before the
- * place where data comes, and gives the tables behind it back (by mapping the same again: works on all kernels, and a page that
- * is still to come there is faulted in). In later rounds of such a guest pages are faulted in as they come.
+ * Page tables take 0.2 % of what is mapped. Beyond POPULATE_AHEAD the thread keeps, in the first round, that
+ * much mapped before the place where data comes, and gives the tables behind it back (by mapping the same
+ * again: works on all kernels, and a page that is still to come there is faulted in). In later rounds of such
+ * a guest pages are faulted in as they come.
  *
- * No memory: nothing is populated any more; what is to come says so, where it matters. Tables are given back all the same.
+ * No memory: nothing is populated any more; what is to come says so, where it matters. Tables are given back
+ * all the same.
  */
 #include "memxfer/populate.h"
 

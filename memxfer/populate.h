@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* memxfer/populate.h: gives the destination's RAM its pages, and our mapping of it its page tables, ahead of the data. Private
- * to memxfer. */
+/* memxfer/populate.h: gives the destination's RAM its pages, and our mapping of it its page tables, ahead
+ * of the data. Private to memxfer. */
 #ifndef XM_MEMXFER_POPULATE_H
 #define XM_MEMXFER_POPULATE_H
 
@@ -8,7 +8,8 @@
 
 struct populate;
 #define POPULATE_AHEAD (16ull << 30)
-/* ahead: bytes that are mapped at once at most, before what was passed last; a multiple of 2 MiB. NULL: no memory. */
+/* ahead: bytes that are mapped at once at most, before what was passed last; a multiple of 2 MiB. NULL: no
+ * memory. */
 struct populate *populate_new(struct xm_ram *, uint64_t ahead);
 void populate_start(struct populate *); /* the thread; once */
 /* The range was said to be zeros: it needs no pages. Any thread. */

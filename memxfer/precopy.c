@@ -28,9 +28,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* How many frames may be under way: NEAR as a rule, since what is read, hashed and sent soon after stays in the cache (two
- * links of a veth pair: 2.2 to 2.8 GB/s with 64 frames, 2.9 to 3.2 with 8 to 32); up to SLOTS where the way is so long that
- * it takes more to keep it busy. */
+/* How many frames may be under way: NEAR as a rule, since what is read, hashed and sent soon after stays
+ * in the cache (two links of a veth pair: 2.2 to 2.8 GB/s with 64 frames, 2.9 to 3.2 with 8 to 32); up to
+ * SLOTS where the way is so long that it takes more to keep it busy. */
 #define SLOTS        64u
 #define SLOTS_NEAR   16u
 #define ABORT_LOOK   20           /* ms: how long a wait may overlook an abort */

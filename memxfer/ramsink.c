@@ -2,33 +2,38 @@
 /* memxfer/ramsink.c: the destination of guest RAM. QEMU there is stopped and not tracked; pages are written
  * behind its back.
  *
- * Happy path of a frame, on the link thread that receives it: its header was judged by check(); when its table has come it is
- * judged as a whole (ramsink_place), and the pages behind it are received where they belong, through our mapping of the RAM; no byte of
- * them is copied again. When all has come and has its hash, zero runs are applied by punching holes, so that memory stays as
- * thin as it was, and the frame counts. (Two processes over a veth pair, pages read with pread at the source: 4.2 to 4.8 GB/s
- * in place, 2.8 to 3.4 with a buffer and pwrite; in place without pages populated and mapped ahead it would be 2.2 to 2.5:
+ * Happy path of a frame, on the link thread that receives it: its header was judged by check(); when its
+ * table has come it is judged as a whole (ramsink_place), and the pages behind it are received where they
+ * belong, through our mapping of the RAM; no byte of them is copied again. When all has come and has its
+ * hash, zero runs are applied by punching holes, so that memory stays as thin as it was, and the frame
+ * counts. (Two processes over a veth pair, pages read with pread at the source: 4.2 to 4.8 GB/s in place, 2.8
+ * to 3.4 with a buffer and pwrite; in place without pages populated and mapped ahead it would be 2.2 to 2.5:
  * see populate.c.)
  *
- * Frames of one round concern different pages, so any number of them may be received at once. A link failure makes the other
- * side send frames again; the first copy may turn up before the second, in the middle of it, or much later, and may be half
- * received by a link that has not noticed yet. The first copy that is whole is the one that counts. Never may an old page land
- * on a newer one, or on a VM that runs already:
+ * Frames of one round concern different pages, so any number of them may be received at once. A link failure
+ * makes the other side send frames again; the first copy may turn up before the second, in the middle of it,
+ * or much later, and may be half received by a link that has not noticed yet. The first copy that is whole is
+ * the one that counts. Never may an old page land on a newer one, or on a VM that runs already:
  *
- * -  who receives into RAM holds the claim on (block, seq), and there is one at most. A copy that begins meanwhile is received
- *    into memory of its own; if it is whole first, it takes the claim away (xm_rx_cut: the other link writes nothing any more when
- *    this returns) and is written from there;
+ * -  who receives into RAM holds the claim on (block, seq), and there is one at most. A copy that begins
+ *    meanwhile is received into memory of its own; if it is whole first, it takes the claim away (xm_rx_cut:
+ *    the other link writes nothing any more when this returns) and is written from there;
  *
- * -  a frame that is applied, or of an older round than the newest seen, is a duplicate: thrown away as it comes, and answered
- *    only when its first copy has been applied, so that to be answered means to be in RAM;
+ * -  a frame that is applied, or of an older round than the newest seen, is a duplicate: thrown away as it
+ *    comes, and answered only when its first copy has been applied, so that to be answered means to be in
+ *    RAM;
  *
- * -  a newer round takes back what is open of older ones, as the digest does with everything; an honest source has nothing open
- *    then, since a round, and the digest, begin when all before is answered. After the digest no frame is taken any more.
+ * -  a newer round takes back what is open of older ones, as the digest does with everything; an honest
+ *    source has nothing open then, since a round, and the digest, begin when all before is answered. After
+ *    the digest no frame is taken any more.
  *
- * Failures: a bad table, a sequence number out of the window, a write error: answered with -errno, which ends the migration at the
- * source. A link that dies with a frame half received gives the claim up: those pages are garbage until the frame comes again,
- * which the round at the source waits for. No memory where pages go: the link says so, and the bundle is lost.
+ * Failures: a bad table, a sequence number out of the window, a write error: answered with -errno, which ends
+ * the migration at the source. A link that dies with a frame half received gives the claim up: those pages
+ * are garbage until the frame comes again, which the round at the source waits for. No memory where pages go:
+ * the link says so, and the bundle is lost.
  *
- * Lock: one mutex, held for a few instructions per frame, and while a place is taken back (which takes the link's place.lock).
+ * Lock: one mutex, held for a few instructions per frame, and while a place is taken back (which takes the
+ * link's place.lock).
  */
 #include "memxfer/pages.h"
 #include "memxfer/populate.h"
@@ -39,7 +44,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* A frame that is being received, or applied. Belongs to the link thread that has the frame; others change it under the lock. */
+/* A frame that is being received, or applied. Belongs to the link thread that has the frame; others change
+ * it under the lock. */
 struct claim {
     LIST_ENTRY(claim) link; /* while it is held */
     struct xm_rx *rx;
@@ -162,8 +168,9 @@ static int claim_begin(struct xm_ramsink *s, struct claim *c, struct xm_error *e
     return r;
 }
 
-/* All of it has come. As judge_order; 1: it is the first, and holds the claim until claim_end. (Its data are in place or in its
- * copy then: who lost a place is a duplicate of who took it, or of an older round, or too late.) */
+/* All of it has come. As judge_order; 1: it is the first, and holds the claim until claim_end. (Its data
+ * are in place or in its copy then: who lost a place is a duplicate of who took it, or of an older round,
+ * or too late.) */
 static int claim_whole(struct xm_ramsink *s, struct claim *c, struct xm_error *e)
 {
     pthread_mutex_lock(&s->lock);
@@ -347,7 +354,8 @@ static unsigned pieces_of(const struct xm_ram_block *b, const struct xm_rx *rx, 
     return n;
 }
 
-/* What is wrong with a frame, or what it is a duplicate of, is found again and told in frame(), when all of it has come. */
+/* What is wrong with a frame, or what it is a duplicate of, is found again and told in frame(), when all
+ * of it has come. */
 static unsigned ramsink_place(void *ctx, struct xm_rx *rx, struct iovec *piece)
 {
     struct xm_ramsink *s = ctx;

@@ -10,8 +10,9 @@ enum {
     CHUNK_SENT = 4, /* something of it was sent once: the other side need not read as zeros there any more */
     /* copying only: what is being copied is out of date already; it goes absent when its copy ends */
     CHUNK_STALE = 8,
-    /* copying only: all of it has been read and has its place in the order of the replica; what is sent after it
-     * lands on top of it. Every change of state clears it: a chunk that is copying to be compared has none. */
+    /* copying only: all of it has been read and has its place in the order of the replica; what is sent
+     * after it lands on top of it. Every change of state clears it: a chunk that is copying to be compared
+     * has none. */
     CHUNK_READ = 16
 };
 
@@ -26,7 +27,8 @@ struct chunkmap {
 int chunkmap_init(struct chunkmap *, uint64_t chunks); /* all absent and never sent; 0 or -ENOMEM */
 void chunkmap_destroy(struct chunkmap *);
 enum xm_chunk_state chunkmap_state(const struct chunkmap *, uint64_t chunk);
-/* The one setter. Legal: absent -> copying -> present or absent; present -> absent, or copying (to be verified). */
+/* The one setter. Legal: absent -> copying -> present or absent; present -> absent, or copying (to be
+ * verified). */
 void chunkmap_set_state(struct chunkmap *, uint64_t chunk, enum xm_chunk_state);
 bool chunkmap_is_stale(const struct chunkmap *, uint64_t chunk);
 void chunkmap_set_stale(struct chunkmap *, uint64_t chunk); /* copying only */

@@ -18,7 +18,8 @@ void copier_pause(struct xm_disk *d, unsigned reason)
         xm_copier_pause(d->copy.copier, true);
 }
 
-/* What can be claimed now is claimed by disk_progress_fire, not here: whoever calls may be about to start a write.
+/* What can be claimed now is claimed by disk_progress_fire, not here: whoever calls may be about to start a
+ * write.
  */
 void copier_resume(struct xm_disk *d, unsigned reason)
 {
@@ -41,8 +42,8 @@ static int64_t next_chunk(void *ctx, bool *fresh)
         *fresh = f->drained[f->ndrained].fresh;
         return (int64_t)f->drained[f->ndrained].chunk;
     }
-    /* What drains is `copying` as well: it has its place in the copier's depth, so that its copy can start as soon
-     * as it has drained. */
+    /* What drains is `copying` as well: it has its place in the copier's depth, so that its copy can start
+     * as soon as it has drained. */
     while (f->draining < XM_MIN(DRAIN_MAX, xm_copier_room(d->copy.copier))) {
         chunk = chunkmap_claim_next(&d->copy.map, fresh);
         if (chunk < 0 || busy_drain(d, (uint64_t)chunk, *fresh))
@@ -117,7 +118,8 @@ static void copy_ended(void *ctx, int64_t copied, int status)
     chunk_release(d, chunk, status == 0);
 }
 
-/* A guest that was there just now will be there again. One that waits for a chunk to be read is served best by reading it. */
+/* A guest that was there just now will be there again. One that waits for a chunk to be read is served
+ * best by reading it. */
 static bool guest_is_there(void *ctx)
 {
     struct xm_disk *d = ctx;

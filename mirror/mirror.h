@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
-/* mirror/mirror.h: the block driver. A disk that guests read and write, that can have a second side, and its front end, vhost-user-blk.
+/* mirror/mirror.h: the block driver. A disk that guests read and write, that can have a second side, and its
+ * front end, vhost-user-blk.
  *
  * docs/design.md, «The storage plane», has the chunk states, what a guest write does in each, the modes and
  * the ten things that must always hold.
  *
- * Threads: everything of a disk on its engine's thread. xm_disk_* below may be called from any thread only where it says so
- * (they go through the engine's mailbox and wait).
+ * Threads: everything of a disk on its engine's thread. xm_disk_* below may be called from any thread only
+ * where it says so (they go through the engine's mailbox and wait).
  */
 #ifndef XM_MIRROR_H
 #define XM_MIRROR_H
@@ -21,8 +22,9 @@ struct xm_breq {
     uint64_t offset, length;
     struct iovec *iov; /* guest memory; may change under us at any time (invariant 4) */
     int iovcnt;
-    /* 0 or -errno of the local disk, never of the replica (invariant 6). May be called within xm_disk_submit when the request is
-     * refused (it lies outside the disk) or empty. May submit; must not call the functions below. */
+    /* 0 or -errno of the local disk, never of the replica (invariant 6). May be called within
+     * xm_disk_submit when the request is refused (it lies outside the disk) or empty. May submit; must not
+     * call the functions below. */
     void (*done)(struct xm_breq *, int status);
     /* The driver's own: */
     struct xm_disk_req *priv;
@@ -65,36 +67,42 @@ struct xm_file *xm_disk_file(struct xm_disk *);
 struct xm_engine *xm_disk_engine(struct xm_disk *);
 void xm_disk_free(struct xm_disk *); /* mirror off, nothing in flight */
 
-/* Turns the mirror on: waits for the requests that began before (invariant 1), then starts the bulk copy of all chunks.
- * The replica is the caller's, and must live until xm_disk_mirror_off has called back. Engine's thread. */
+/* Turns the mirror on: waits for the requests that began before (invariant 1), then starts the bulk copy
+ * of all chunks. The replica is the caller's, and must live until xm_disk_mirror_off has called back.
+ * Engine's thread. */
 int xm_disk_mirror_on(struct xm_disk *, struct xm_replica *, bool target_zeroed, struct xm_error *);
-/* Off again: guest writes go local only at once; `done` when nothing is in flight to the replica. Engine's thread. */
+/* Off again: guest writes go local only at once; `done` when nothing is in flight to the replica. Engine's
+ * thread. */
 void xm_disk_mirror_off(struct xm_disk *, void (*done)(void *), void *arg);
 /* Engine's thread. True when no chunk is absent or copying. */
 bool xm_disk_in_step(const struct xm_disk *);
-/* Engine's thread. Calls back once: 0 when nothing of the guest is in flight, mirror buffer empty, every chunk present and the
- * replica flushed: invariant 10, checked. -errno with a sentence when it cannot come to that. The guest must be stopped (no new
- * requests), and stay so. */
+/* Engine's thread. Calls back once: 0 when nothing of the guest is in flight, mirror buffer empty, every
+ * chunk present and the replica flushed: invariant 10, checked. -errno with a sentence when it cannot come
+ * to that. The guest must be stopped (no new requests), and stay so. */
 void xm_disk_quiesce(struct xm_disk *, void (*done)(void *, int status, const char *why), void *arg);
-/* Storage-only: from now on the disk is `file` (the near replica's); the old one is the caller's again. While the guest
- * runs: holds new requests for the moment that it takes to finish what is in flight and flush, then swaps; never longer than 1 s at a time, and after 10 such tries it says -ETIMEDOUT. Engine's thread.
- * commit (may be NULL): called at that moment, when both files hold all that the guest has written and nothing is in flight: it makes
- * the new file durably known as the disk's, before the first write that only it has. An error leaves the disk as it was. */
+/* Storage-only: from now on the disk is `file` (the near replica's); the old one is the caller's again.
+ * While the guest runs: holds new requests for the moment that it takes to finish what is in flight and
+ * flush, then swaps; never longer than 1 s at a time, and after 10 such tries it says -ETIMEDOUT. Engine's
+ * thread. commit (may be NULL): called at that moment, when both files hold all that the guest has written
+ * and nothing is in flight: it makes the new file durably known as the disk's, before the first write that
+ * only it has. An error leaves the disk as it was. */
 void xm_disk_pivot(struct xm_disk *, struct xm_file *file, int (*commit)(void *arg),
                    void (*done)(void *, int status, const char *why), void *arg);
-/* Compares both sides chunk by chunk (XXH3-128), while the guest runs and the mirror is on: each chunk is held for it as for a
- * copy. A chunk that differs goes absent and is copied again. Calls back once: 0 and how many differed, or -errno with a
- * sentence. Engine's thread. */
+/* Compares both sides chunk by chunk (XXH3-128), while the guest runs and the mirror is on: each chunk is
+ * held for it as for a copy. A chunk that differs goes absent and is copied again. Calls back once: 0 and
+ * how many differed, or -errno with a sentence. Engine's thread. */
 void xm_disk_verify(struct xm_disk *, void (*done)(void *, int status, uint64_t differed, const char *why),
                     void *arg);
 void xm_disk_status(struct xm_disk *, struct xm_disk_status *); /* any thread */
-/* Links are all gone (true) or back (false): in-flight gives up, chunks go absent; the copier pauses. Engine's thread. */
+/* Links are all gone (true) or back (false): in-flight gives up, chunks go absent; the copier pauses.
+ * Engine's thread. */
 void xm_disk_replica_lost(struct xm_disk *, bool lost);
 
 /* ---- vhost-user-blk ---- */
 
-/* A guest's memory as a front end gave it to us is written by us behind QEMU's back. Whoever tracks dirty pages gives, per
- * memfd, a bitmap (bit: 4 KiB page of the memfd) in which the front end sets what it has written, after writing it. */
+/* A guest's memory as a front end gave it to us is written by us behind QEMU's back. Whoever tracks dirty
+ * pages gives, per memfd, a bitmap (bit: 4 KiB page of the memfd) in which the front end sets what it has
+ * written, after writing it. */
 struct xm_guest_mem_ops {
     /* NULL: not tracked. Any front end's thread */
     struct xm_bitmap *(*bitmap)(void *ctx, int memfd, uint64_t size);
@@ -110,7 +118,8 @@ struct xm_vhost_opts {
     struct xm_guest_mem_ops mem;
 };
 
-/* One vhost-user-blk device in front of a disk. It has a control thread (the socket's) of its own; rings run on the disk's engine. */
+/* One vhost-user-blk device in front of a disk. It has a control thread (the socket's) of its own; rings
+ * run on the disk's engine. */
 struct xm_vhost;
 struct xm_vhost *xm_vhost_new(struct xm_disk *, const struct xm_vhost_opts *, struct xm_error *);
 bool xm_vhost_attached(struct xm_vhost *);  /* a front end is there */

@@ -2,8 +2,8 @@
 /* Coming to rest: quiescing before the switch, the pivot of storage-only, mirror on and off.
  *
  * Whoever waits for the disk to come to something says so here; whatever may bring it nearer calls
- * disk_progress(), which has disk_progress_fire() look at everything once, from the top of a turn, with no request half
- * handled.
+ * disk_progress(), which has disk_progress_fire() look at everything once, from the top of a turn, with no
+ * request half handled.
  *
  * Quiesce: the guest is stopped. When its last request, the mirror buffer and the copier have ended and all
  * chunks are present, the replica is flushed; when all of that still holds after the flush, it is quiesced
@@ -12,8 +12,8 @@
  * Pivot: the guest runs on. IN_STEP waits for all chunks; PREFLUSH flushes the replica while the guest still
  * writes, so that the flush at the end is short; DRAIN holds new requests outside and lets the others end;
  * FLUSH; then the files are swapped and the held requests go to the new one. A chunk that is given up
- * meanwhile sends it back to IN_STEP, with the gate open, and so does a gate that stays closed for GATE_MAX: at
- * most PIVOT_TRIES times. Any failure opens the gate, with the disk where it was.
+ * meanwhile sends it back to IN_STEP, with the gate open, and so does a gate that stays closed for GATE_MAX:
+ * at most PIVOT_TRIES times. Any failure opens the gate, with the disk where it was.
  */
 #include "mirror/disk.h"
 

@@ -1,21 +1,26 @@
 /* SPDX-License-Identifier: MIT */
 /* The life of a guest write while the mirror is on.
  *
- *   START ─> enter the chunks it touches ─(overlaps an earlier write)─> BLOCKED ─UNBLOCKED─┐
- *              └───────────────────────────────────────────────────────────────────────────┴─> route
+ *   START: it enters the chunks that it touches
+ *     overlaps an earlier write              ─> BLOCKED ─UNBLOCKED─> route
+ *     else                                   ─> route
  *   route:
- *     a chunk of it is being read            ─> HELD, until all of it is (RETRY) or the cap has passed (CAP)
+ *     a chunk of it is being read            ─> HELD, until all of it is (RETRY) or past the cap (CAP)
  *     a chunk of it is followed, no buffer   ─> NOBUF, likewise
  *     else                                   ─> LOCAL: with the engine, and its pieces with the replica
- *   A chunk is followed when it is present, or when its copy has been read and is on its way: pieces land per chunk in the order
- *   in which the replica got them (invariant 5), so those of a write that begins now land on top of the copy's. Only a write
- *   that begins while the chunk is being read must not: a read that has begun may still see the disk as it was before it.
- *   LOCAL ─> the guest gets its answer; in sync mode ─> SYNC until the replica is done with it (MIRRORED) or the cap has passed
+ *   A chunk is followed when it is present, or when its copy has been read and is on its way: pieces land per
+ *   chunk in the order in which the replica got them (invariant 5), so those of a write that begins now land
+ *   on top of the copy's. Only a write that begins while the chunk is being read must not: a read that has
+ *   begun may still see the disk as it was before it.
+ *   LOCAL ─> the guest gets its answer; in sync mode ─> SYNC until the replica is
+ *   done with it (MIRRORED) or the cap has passed
  *
- * Past the cap the guest does not wait any more, whatever it waits for: a chunk whose copy is under way becomes stale, a present chunk is
- * given up; the copier brings both again (invariant 6). Each request has one budget of write_cap for all its waiting.
+ * Past the cap the guest does not wait any more, whatever it waits for: a chunk whose copy is under way
+ * becomes stale, a present chunk is given up; the copier brings both again (invariant 6). Each request has
+ * one budget of write_cap for all its waiting.
  *
- * The local write's error is the guest's, and makes the chunks absent: what is on either side is not known then. */
+ * The local write's error is the guest's, and makes the chunks absent: what is on either side is not known
+ * then. */
 #include "mirror/disk.h"
 
 #include <assert.h>
@@ -222,7 +227,8 @@ static struct view look_at_chunks(const struct xm_disk_req *r)
     return v;
 }
 
-/* Gives up the part's chunks that will not get it: those that are being read, and, unless it is mirrored, the others. */
+/* Gives up the part's chunks that will not get it: those that are being read, and, unless it is mirrored,
+ * the others. */
 static void give_up_part(struct xm_disk_req *r)
 {
     struct xm_disk *d = r->disk;

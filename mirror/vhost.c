@@ -96,8 +96,9 @@ static void vhost_serve(struct xm_vhost *d)
     struct xm_error e = {0};
     int got = 1, err = 0;
 
-    /* QEMU whose VM was stopped when the process before us died comes back without negotiating anew (seen with 7.2): it goes by what
-     * it agreed on with that one, and it takes all that we offer. Others say what they want before they use it. */
+    /* QEMU whose VM was stopped when the process before us died comes back without negotiating anew (seen
+     * with 7.2): it goes by what it agreed on with that one, and it takes all that we offer. Others say
+     * what they want before they use it. */
     d->control.protocol = vhost_protocol_features();
     __atomic_store_n(&d->any.attached, true, __ATOMIC_RELEASE);
     vhost_on_engine(&j, connection_begins);

@@ -61,7 +61,8 @@ enum { /* protocol features, bit numbers */
 #define VHOST_MSG_MAX_REGIONS 8
 #define VHOST_MSG_MAX_CONFIG  256
 #define VHOST_MSG_NO_FD       0x100 /* in the u64 of SET_VRING_KICK, CALL, ERR */
-#define VHOST_LOG_USED        1 /* flag of a vring's address: log writes to the used ring (VHOST_VRING_F_LOG) */
+/* flag of a vring's address: log writes to the used ring (VHOST_VRING_F_LOG) */
+#define VHOST_LOG_USED 1
 
 struct vhost_vring_index {
     uint32_t index, num;

@@ -6,7 +6,7 @@
  * translated with their length. Whatever breaks the rules ends in -EPROTO with a sentence, and the caller
  * stops the device.
  *
- * A life: virtqueue_start, then pop … push … publish in any number, then virtqueue_stop when nothing is in
+ * A life: virtqueue_start, then pop, push, publish in any number, then virtqueue_stop when nothing is in
  * flight. Engine's thread.
  */
 #ifndef XM_MIRROR_VIRTQUEUE_H

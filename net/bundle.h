@@ -3,8 +3,8 @@
  *
  * Threads: a link has one thread, which alone touches what stands under «the link thread's own». Anybody
  * submits, answers (xm_rx_done) and aborts. Locks, in this order: bundle.lock; then a mailbox's or the pool's
- * own. A place's lock (link_place.c) is taken under a sink's, and nothing under it. No callback is called and no
- * message is ended with bundle.lock held.
+ * own. A place's lock (link_place.c) is taken under a sink's, and nothing under it. No callback is called and
+ * no message is ended with bundle.lock held.
  */
 #ifndef NET_BUNDLE_H
 #define NET_BUNDLE_H
@@ -21,13 +21,14 @@
 #define POOL_LINKS 16                  /* windows' worth of received payload that may be worked on */
 #define OUT_MAX    64u                 /* frames given to one sendmsg */
 #define OUT_BYTES  ((size_t)256 << 10) /* hashed at once, so that it is in the cache when it is copied */
-/* What is taken from the queue and not on its way yet, in the socket (cubic fills it) and in link.tx.out alike:
- * urgent frames wait for it. At 20 MB/s under 16 MiB of bulk they wait 28 ms (tests/unit/net_slow.c); 75 to 95 ms
- * without the bound, 58 to 72 with link.tx.out alone bounded. The bench on unshaped links sees no difference. */
+/* What is taken from the queue and not on its way yet, in the socket (cubic fills it) and in link.tx.out
+ * alike: urgent frames wait for it. At 20 MB/s under 16 MiB of bulk they wait 28 ms
+ * (tests/unit/net_slow.c); 75 to 95 ms without the bound, 58 to 72 with link.tx.out alone bounded. The
+ * bench on unshaped links sees no difference. */
 #define UNSENT_BYTES ((size_t)128 << 10)
-/* Not the host's default, which may be bbr: that paces by a timer, which costs more than the sending. Two unshaped links
- * of a veth pair, both ends on two cores: 5.5 to 7.3 GB/s and 0.27 to 0.35 CPU s a GB with cubic, 2.6 to 3.2 and 0.60
- * to 0.75 with bbr. */
+/* Not the host's default, which may be bbr: that paces by a timer, which costs more than the sending. Two
+ * unshaped links of a veth pair, both ends on two cores: 5.5 to 7.3 GB/s and 0.27 to 0.35 CPU s a GB with
+ * cubic, 2.6 to 3.2 and 0.60 to 0.75 with bbr. */
 #define CONGESTION      "cubic"
 #define AHEAD_BYTES     ((size_t)16 << 10)
 #define DEFAULT_WINDOW  ((size_t)8 << 20)
@@ -79,7 +80,6 @@ enum rx_state {
     RX_PLACE    /* the rest, in place (link_place.c) */
 };
 
-/* `any`, `locked` and the rest lie apart: what other threads write is not in the link thread's cache lines. */
 struct link {
     struct xm_links *bundle;
     int number, fd, wake;
@@ -232,7 +232,8 @@ void rx_drop(struct link *); /* what was half received */
 
 /* link_place.c */
 int place_begin(struct link *); /* the head is there: RX_PLACE. 0 or -ENOMEM (link.why) */
-/* Where the rest goes: iovecs from piece[0] on, at most XM_PIECES_MAX; returns how many. From a place_lock to a place_took. */
+/* Where the rest goes: iovecs from piece[0] on, at most XM_PIECES_MAX; returns how many. From a place_lock
+ * to a place_took. */
 unsigned place_lock(struct link *, struct iovec *piece);
 void place_took(struct link *, size_t n); /* so many bytes are there */
 bool place_intact(const struct link *);   /* all is there: does it have its hash (or was it cut)? */

@@ -13,8 +13,8 @@
  * - It was the last link: its thread stays for link_timeout to see whether another one comes, then the bundle
  * is lost (-ENOLINK).
  * - The peer breaks the protocol, or bytes were damaged: the bundle is lost, the peer is told why.
- * - The bundle is lost or freed: what we owe is said within GOODBYE_TIME, then every message ends. The socket is
- * closed only after the other side has (or GOODBYE_TIME later), since closing with unread bytes resets the
+ * - The bundle is lost or freed: what we owe is said within GOODBYE_TIME, then every message ends. The socket
+ * is closed only after the other side has (or GOODBYE_TIME later), since closing with unread bytes resets the
  * connection, and the peer might not get to read our ABORT.
  */
 #include "net/bundle.h"

@@ -1,20 +1,24 @@
 /* SPDX-License-Identifier: MIT */
 /* net/link_place.c: payloads that are received where they stay.
  *
- * Happy path, on the link's thread: the head of a payload is in its buffer, the sink's place() says where the rest goes, and
- * recvmsg puts it there, piece after piece; its hash is made of each part right behind, while the part is in the cache.
+ * Happy path, on the link's thread: the head of a payload is in its buffer, the sink's place() says where the
+ * rest goes, and recvmsg puts it there, piece after piece; its hash is made of each part right behind, while
+ * the part is in the cache.
  *
  * Failures:
- * - The link ends in the middle: dropped() tells the sink; what has been written stays, and nobody counts on it.
- * - Another link brings the same frame, since the sender has given this link up (its own end may be down for long before ours
- *   notices): the sink takes the place back with xm_rx_cut. That waits for the recvmsg that may be under way, which never
- *   blocks; from then on this link's bytes go nowhere, and a newer page is safe from them.
- * - The hash is wrong: the whole bundle is lost, like for any frame (link_rx.c), and dropped() comes. What lies in the place is
- *   garbage then: the sink must not need it before frame() has come. What came after a cut is not hashed.
+ * - The link ends in the middle: dropped() tells the sink; what has been written stays, and nobody counts on
+ *   it.
+ * - Another link brings the same frame, since the sender has given this link up (its own end may be down for
+ *   long before ours notices): the sink takes the place back with xm_rx_cut. That waits for the recvmsg that
+ *   may be under way, which never blocks; from then on this link's bytes go nowhere, and a newer page is safe
+ *   from them.
+ * - The hash is wrong: the whole bundle is lost, like for any frame (link_rx.c), and dropped() comes. What
+ *   lies in the place is garbage then: the sink must not need it before frame() has come. What came after a
+ *   cut is not hashed.
  * - No memory in the place (EFAULT): the bundle is lost, and the peer is told so.
  *
- * Lock: place.lock is held while bytes are written, and protects xm_rx.is_cut. Taken with locks of the sink held (xm_rx_cut), and
- * no callback is called under it.
+ * Lock: place.lock is held while bytes are written, and protects xm_rx.is_cut. Taken with locks of the sink
+ * held (xm_rx_cut), and no callback is called under it.
  */
 #include "net/bundle.h"
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /* net/link_rx.c: what a link receives.
  *
- * Many small frames come with one recv into link.rx.ahead; a large payload is received where it will stay, in an
- * aligned buffer of the pool (or where the sink has a place for it: link_place.c), and the same recv takes the next
- * header along into link.rx.ahead. So the bytes of large payloads are copied once, by the kernel, and a header costs no
- * system call of its own.
+ * Many small frames come with one recv into link.rx.ahead; a large payload is received where it will stay, in
+ * an aligned buffer of the pool (or where the sink has a place for it: link_place.c), and the same recv takes
+ * the next header along into link.rx.ahead. So the bytes of large payloads are copied once, by the kernel,
+ * and a header costs no system call of its own.
  *
  * Everything that comes is judged before it has an effect: the header by frame_decode and the sink's check(),
  * the payload by its hash, an answer by the frame that it names (which must be under way and wholly sent).
@@ -362,8 +362,8 @@ static ssize_t rx_read(struct link *l, size_t *asked)
     struct iovec piece[XM_PIECES_MAX + 1];
     struct msghdr msg = {.msg_iov = piece};
     bool place = l->rx.state == RX_PLACE;
-    /* After a large payload only the next header (and the table of a RAM frame), so that not much of the payload behind it
-     * has to be copied. */
+    /* After a large payload only the next header (and the table of a RAM frame), so that not much of the
+     * payload behind it has to be copied. */
     size_t ahead = l->rx.hdr.length >= LARGE ? FRAME_HDR + (place ? HEAD_MIN : 0) : AHEAD_BYTES, rest = 0;
 
     if (l->rx.ahead_n)

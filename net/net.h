@@ -1,18 +1,21 @@
 /* SPDX-License-Identifier: MIT */
 /* net/net.h: links. Messages go to the other side over whichever link has room, and come back ended.
  *
- * Both ends of a migration hold one `xm_links`: a bundle of TCP connections (one or more per pair of addresses) that carry frames.
- * It is symmetric: either side submits messages and serves those of the other. What the frames mean is the business of the
- * folders above (a disk's writer, guest RAM); net moves and checks them.
+ * Both ends of a migration hold one `xm_links`: a bundle of TCP connections (one or more per pair of
+ * addresses) that carry frames. It is symmetric: either side submits messages and serves those of the other.
+ * What the frames mean is the business of the folders above (a disk's writer, guest RAM); net moves and
+ * checks them.
  *
- * A message's life: its owner fills an xm_msg and submits it. From then on message and payload are the bundle's. They wait in the
- * one shared queue (urgent ones in front of bulk), are taken by a link that has room in its window, hashed, sent, and kept by
- * that link until the peer has answered: an ACK (status) or a REPLY (status and bytes). Then the message is posted to its home
- * mailbox. A link that fails gives its unanswered messages back to the head of the queue, and another link sends them again;
- * the receiver may thus see one twice, and (object, seq) tells it so. Without any link left for `link_timeout` (or at once when
- * the bundle is closed or aborted) messages end with -ENOLINK / -ECANCELED / the peer's reason.
+ * A message's life: its owner fills an xm_msg and submits it. From then on message and payload are the
+ * bundle's. They wait in the one shared queue (urgent ones in front of bulk), are taken by a link that has
+ * room in its window, hashed, sent, and kept by that link until the peer has answered: an ACK (status) or a
+ * REPLY (status and bytes). Then the message is posted to its home mailbox. A link that fails gives its
+ * unanswered messages back to the head of the queue, and another link sends them again; the receiver may thus
+ * see one twice, and (object, seq) tells it so. Without any link left for `link_timeout` (or at once when the
+ * bundle is closed or aborted) messages end with -ENOLINK / -ECANCELED / the peer's reason.
  *
- * The queue is bounded by its submitters (each has a bounded number of bytes it may have under way); sum and high-water mark are kept.
+ * The queue is bounded by its submitters (each has a bounded number of bytes it may have under way); sum and
+ * high-water mark are kept.
  *
  * Wire: see man/xmigrate-protocol.7. All integers little endian.
  */
@@ -28,7 +31,8 @@
 #define XM_PAYLOAD_MAX      (1u << 20)  /* bytes of payload of one frame */
 #define XM_OBJECTS_MAX      256         /* disks of a VM; RAM blocks of a VM */
 
-/* Kinds of frames. The table in net/frame.c says, for each, the payload's bounds and which fields are used. */
+/* Kinds of frames. The table in net/frame.c says, for each, the payload's bounds and which fields are
+ * used. */
 enum xm_frame_type {
     XM_FRAME_HELLO = 1, /* net's own: version, features, token */
     XM_FRAME_ABORT,     /* net's own: the reason, as text; ends the bundle on both sides */
@@ -71,8 +75,9 @@ struct xm_frame_hdr {
     uint64_t check; /* XXH3-64 of the 56 bytes before */
 };
 
-/* Order-independent digest of what was sent and applied: each side adds up the same numbers for the same frames, in whatever
- * order they ended. Equal sums mean that what one side counts as sent is what the other has applied. */
+/* Order-independent digest of what was sent and applied: each side adds up the same numbers for the same
+ * frames, in whatever order they ended. Equal sums mean that what one side counts as sent is what the
+ * other has applied. */
 struct xm_digest {
     /* sum: of XXH3-64(type, object, offset, extent, seq, payload hash), modulo 2^64 */
     uint64_t frames, bytes, sum;
@@ -107,14 +112,16 @@ struct xm_transport {
     void *ctx;
 };
 
-/* The header that goes on the wire for a message (id is the link's; hash as computed). Also what digests are made of. */
+/* The header that goes on the wire for a message (id is the link's; hash as computed). Also what digests
+ * are made of. */
 void xm_frame_of_msg(struct xm_frame_hdr *, const struct xm_msg *, uint32_t id, uint64_t hash);
 
-/* A frame that has come in. The handler owns it until xm_rx_done, which it may call later and from any thread. */
+/* A frame that has come in. The handler owns it until xm_rx_done, which it may call later and from any
+ * thread. */
 struct xm_rx {
     struct xm_frame_hdr hdr;
-    /* hdr.length bytes (its head, where the rest was received in place), 4 KiB aligned, from the bundle's pool; writable; NULL
-     * without one */
+    /* hdr.length bytes (its head, where the rest was received in place), 4 KiB aligned, from the bundle's
+     * pool; writable; NULL without one */
     void *payload;
     struct xm_post post; /* for the handler: to hand the frame on to an owner thread */
     void *owner;         /* for the handler */
@@ -129,34 +136,36 @@ struct xm_rx {
     int32_t status;
     struct xm_rx *next_ack;
 };
-/* Answers the frame: status 0 or -errno, and bytes when the type is answered with some. Frees rx and its payload.
- * Must be called once for each frame, also after the link it came by has gone. Any thread. */
+/* Answers the frame: status 0 or -errno, and bytes when the type is answered with some. Frees rx and its
+ * payload. Must be called once for each frame, also after the link it came by has gone. Any thread. */
 void xm_rx_done(struct xm_rx *, int status, const void *reply, uint32_t reply_len);
 
-/* Payloads that are received where they stay, and not into a buffer: copied once, by the kernel. On link threads, like all of
- * a sink. The bytes are written before their hash is known, and a link may die in the middle of them. */
+/* Payloads that are received where they stay, and not into a buffer: copied once, by the kernel. On link
+ * threads, like all of a sink. The bytes are written before their hash is known, and a link may die in the
+ * middle of them. */
 #define XM_PIECES_MAX 256u
 struct xm_placer {
-    /* How many bytes of this frame's payload come into a buffer first (rx->payload), for place() to tell from; as many as there
-     * are: all of it. NULL: always all of it. */
+    /* How many bytes of this frame's payload come into a buffer first (rx->payload), for place() to tell
+     * from; as many as there are: all of it. NULL: always all of it. */
     uint32_t (*head)(void *ctx, const struct xm_frame_hdr *);
-    /* The head is there. Fills in at most XM_PIECES_MAX pieces of memory, as long together as the rest, and returns how many:
-     * the link writes there from now on until frame() or dropped(), or until xm_rx_cut() has returned. 0: nobody wants the rest,
-     * it is received, hashed and thrown away. */
+    /* The head is there. Fills in at most XM_PIECES_MAX pieces of memory, as long together as the rest,
+     * and returns how many: the link writes there from now on until frame() or dropped(), or until
+     * xm_rx_cut() has returned. 0: nobody wants the rest, it is received, hashed and thrown away. */
     unsigned (*place)(void *ctx, struct xm_rx *, struct iovec *piece);
-    /* Instead of frame(), after place(): the link has ended before all of the frame had come, or its hash was wrong; rx is freed
-     * afterwards. */
+    /* Instead of frame(), after place(): the link has ended before all of the frame had come, or its hash
+     * was wrong; rx is freed afterwards. */
     void (*dropped)(void *ctx, struct xm_rx *);
     void *ctx;
 };
-/* Takes the place back, from another thread than the link's, before frame() or dropped() have returned: no byte is written there
- * any more. The rest is thrown away, and frame() comes all the same, with nothing of the payload hashed. */
+/* Takes the place back, from another thread than the link's, before frame() or dropped() have returned: no
+ * byte is written there any more. The rest is thrown away, and frame() comes all the same, with nothing of
+ * the payload hashed. */
 void xm_rx_cut(struct xm_rx *);
 
 /* Who serves the peer's frames. Called on link threads, several at once; must not block for long. */
 struct xm_sink {
-    /* Judges a header before its payload is received: object exists, offset and extent lie in it, the type is welcome now.
-     * 0, or -errno with a sentence: the whole bundle is aborted with it. */
+    /* Judges a header before its payload is received: object exists, offset and extent lie in it, the type
+     * is welcome now. 0, or -errno with a sentence: the whole bundle is aborted with it. */
     int (*check)(void *ctx, const struct xm_frame_hdr *, struct xm_error *);
     /* A whole frame, hash-checked unless it was cut (xm_rx_cut). Takes ownership. */
     void (*frame)(void *ctx, struct xm_rx *); /* NULL: this side only asks; a request is a violation */
@@ -182,15 +191,17 @@ struct xm_links_opts {
     /* ns without any link until messages fail; 0: at once. Before the first link they just wait */
     uint64_t link_timeout;
     uint64_t silence; /* ns without a sign of life until a link counts as failed; 0: 10 s */
-    /* Called on a link thread when a link goes up or down (e: why), and once with link -1 when the bundle is lost for good. */
+    /* Called on a link thread when a link goes up or down (e: why), and once with link -1 when the bundle
+     * is lost for good. */
     void (*event)(void *ctx, int link, enum xm_link_state, const struct xm_error *e);
     void *event_ctx;
 };
 
 struct xm_links;
 struct xm_links *xm_links_new(const struct xm_links_opts *, struct xm_error *);
-/* Adds a connected stream socket (owned from now on, also on failure): shakes hands (client speaks first; at most 5 s), starts
- * its thread. Returns the link's number or -errno: another version, another token, no answer. Any thread. */
+/* Adds a connected stream socket (owned from now on, also on failure): shakes hands (client speaks first;
+ * at most 5 s), starts its thread. Returns the link's number or -errno: another version, another token, no
+ * answer. Any thread. */
 int xm_links_add(struct xm_links *, int fd, bool client, const char *name, struct xm_error *);
 struct xm_transport *xm_links_transport(struct xm_links *);
 int xm_links_up(struct xm_links *);                                      /* how many are up */
@@ -198,8 +209,9 @@ int xm_links_info(struct xm_links *, struct xm_link_info *out, int max); /* retu
 double xm_links_rate(struct xm_links *); /* payload bytes a second answered lately, all links */
 /* limit of what is sent, all links together; 0: none */
 void xm_links_set_rate(struct xm_links *, uint64_t bytes_per_s);
-/* Whether the links' threads, present and future, give way to others (base/sched.h). A migration's bulk shall not take the
- * processors from the guests; what happens while the guest is stopped shall have them. Not at first. */
+/* Whether the links' threads, present and future, give way to others (base/sched.h). A migration's bulk
+ * shall not take the processors from the guests; what happens while the guest is stopped shall have them.
+ * Not at first. */
 void xm_links_set_background(struct xm_links *, bool background);
 uint64_t xm_links_wire_bytes(struct xm_links *); /* sent and received so far */
 /* payload bytes that no link has taken; the most there ever were */
@@ -212,13 +224,16 @@ void xm_links_abort(struct xm_links *, const char *reason);
 void xm_links_error(struct xm_links *, struct xm_error *out);
 /* When it was the peer that ended it: its own words alone; else code 0. */
 void xm_links_peer_said(struct xm_links *, struct xm_error *out);
-/* Ends all messages, joins the threads, frees. Frames handed to the sink are all done by then (it waits), so whoever keeps one for
- * another that never came has to let go of it before (a disk's writer: xm_writer_cancel). Not from a link thread. */
+/* Ends all messages, joins the threads, frees. Frames handed to the sink are all done by then (it waits),
+ * so whoever keeps one for another that never came has to let go of it before (a disk's writer:
+ * xm_writer_cancel). Not from a link thread. */
 void xm_links_free(struct xm_links *);
 
-/* Submits and waits for the answer: for owners without a mailbox of their own. Returns the status. reply as in xm_msg. */
+/* Submits and waits for the answer: for owners without a mailbox of their own. Returns the status. reply
+ * as in xm_msg. */
 int xm_transport_call(struct xm_transport *, struct xm_msg *, uint64_t timeout_ns, struct xm_error *);
-/* The same for as long as it takes, until over(ctx), asked several times a second, is true: then -ECANCELED. */
+/* The same for as long as it takes, until over(ctx), asked several times a second, is true: then
+ * -ECANCELED. */
 int xm_transport_call_until(struct xm_transport *, struct xm_msg *, bool (*over)(void *), void *ctx,
                             struct xm_error *);
 
