@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /* What a VM is stands in one place: after moves, stops, agents' ends and boots, `start NAME` on its owner boots
- * the disks that it has, and nothing else does. The tests go on with one guest, each where the one before has
- * left it: at a, b, a, b, a.
+ * the disks that it has, and nothing else does. The tests go on with one guest, the one without an operating system,
+ * each where the one before has left it: at a, b, a, b, a. One with Linux is there for what needs one: its
+ * console, and that it powers off.
  *
- * Which disk it is tell marks that were written to each when it was new, behind what the guest uses. */
+ * Which disk it is tell marks that were written to each when it was new, behind what the guest uses; and the
+ * guest finds there what it had been told to be written. */
 #include "tests/system/harness.h"
+#include "tests/system/small.h"
 
 #include <fcntl.h>
 #include <pty.h>
@@ -18,25 +21,37 @@
 
 #include "tests/progress.h"
 
-#define MARK_AT 200 /* MiB */
+#define MARK_AT 2 /* MiB, of 4 */
 
-LAB_GROUP("inventory", "XM_LAB_VM=no XM_LAB_SYSTEM=256M XM_LAB_DATA=256M XM_LAB_APPEND='"
-                       "xm.disk=vda:rate=2M:span=64M:name=system xm.disk=vdb:rate=2M:span=32M:name=data "
-                       "xm.mem=32M:rate=8M'")
+SMALL_GROUP("inventory", "")
 
 /* ---- words ---- */
 
-static void must_be(const char *host, const char *state, const char *why)
+static void vm_must_be(const char *host, const char *name, const char *state, const char *why)
 {
     json_t *o = NULL;
     const json_t *vm;
 
-    assert_int_equal(xmigrate_run(host, 0, &o, "--json show web1"), 0);
+    assert_int_equal(xmigrate_run(host, 0, &o, "--json show %s", name), 0);
     vm = json_object_get(o, "vm");
     assert_string_equal(string(vm, "state"), state);
     if (*why)
         assert_string_equal(string(json_object_get(vm, "ended"), "why"), why);
     json_decref(o);
+}
+
+static void must_be(const char *host, const char *state, const char *why)
+{
+    vm_must_be(host, "web1", state, why);
+}
+
+static void must_stop(const char *host, const char *name, const char *why)
+{
+    char is[32] = "";
+
+    for (struct limit l = limit_start(20); strcmp(is, "stopped") && limit_wait(&l);)
+        vm_state(host, name, is, sizeof(is));
+    vm_must_be(host, name, "stopped", why);
 }
 
 /* Refused with exit status 3, in a sentence with both texts. */
@@ -62,28 +77,27 @@ static const char *spec_path(const char *host)
 {
     static char path[600];
 
-    snprintf(path, sizeof(path), "%s/%s/ds1/web1-system.img", lab_store_dir(), host);
+    snprintf(path, sizeof(path), "%s/%s/ds1/web1-1.img", lab_store_dir(), host);
     return path;
 }
 
-/* The neighbours' entries of the VM that was here before are another MAC's, at another port of the bridge. */
 static void must_come(const char *host)
 {
-    assert_int_equal(sh(NULL, 10, "ip -n %s-client neigh flush all", lab_prefix()), 0);
-    guest_must_come(host, "web1");
+    small_must_be_whole(&guest, host);
     vm_must_run_at(host, "web1");
 }
 
 static void disks_must_be_right(const char *host)
 {
-    const char *const disks[] = {"system", "data"};
+    const char *const disks[] = {"one", "two"};
 
     for (size_t i = 0; i < 2; i++) {
         char path[512];
         disk_path(host, "web1", disks[i], path, sizeof(path));
         if (sh(NULL, 10,
-               "dd if=%s bs=1M skip=%d count=1 iflag=direct status=none | head -c 40 | grep -q 'mark of %s'",
-               path, MARK_AT, disks[i]) != 0)
+               "dd if=%s bs=1M skip=%d count=1 iflag=direct status=none | head -c 40 | grep -q 'mark of disk "
+               "%zu'",
+               path, MARK_AT, i + 1) != 0)
             fail_msg("%s is not the disk '%s' that the VM had", path, disks[i]);
     }
 }
@@ -118,15 +132,7 @@ static void moved_and_stopped_it_starts_at_its_owner(void **state)
     need_lab();
     assert_int_equal(
         sh(NULL, 10,
-           "sed -i 's|^path = /dev/loop.*|datastore = ds1\\nfile = web1-system.img\\nsize = 256M|' "
-           "%s/web1.ini",
-           lab_run_dir()),
-        0);
-    assert_int_equal(xmigrate_run("a", 0, NULL, "%s", start_spec()), 0);
-    must_come("a");
-    assert_int_equal(
-        sh(NULL, 10,
-           "for d in system data; do { echo \"mark of $d\"; head -c 1M /dev/zero; } | head -c 1M | "
+           "for d in 1 2; do { echo \"mark of disk $d\"; head -c 1M /dev/zero; } | head -c 1M | "
            "dd of=%s/a/ds1/web1-$d.img bs=1M seek=%d conv=notrunc oflag=direct iflag=fullblock status=none "
            "|| "
            "exit 1; done",
@@ -134,12 +140,12 @@ static void moved_and_stopped_it_starts_at_its_owner(void **state)
         0);
     disks_must_be_right("a");
     assert_int_equal(xmigrate_run("a", 0, NULL, "--with-storage web1 hostb:ds1"), 0);
-    assert_int_equal(xmigrate_run("b", 0, NULL, "stop web1"), 0);
-    must_be("b", "stopped", "user");
+    assert_int_equal(xmigrate_run("b", 0, NULL, "stop --force web1"), 0);
+    must_be("b", "stopped", "forced");
 
     must_refuse("a", "start web1", "hostb", "epoch 2");
     must_refuse("a", start_spec(), "hostb", "epoch 2");
-    must_refuse("b", start_spec(), spec_path("b"), "/web1-system.raw in the record");
+    must_refuse("b", start_spec(), spec_path("b"), "/web1-one.raw in the record");
     assert_int_equal(sh(NULL, 5, "test -e %s", spec_path("b")), 1);
     assert_int_equal(sh(NULL, 5, "test -e %s", spec_path("a")), 1);
 
@@ -159,7 +165,7 @@ static void moved_back_and_after_a_boot_likewise(void **state)
     assert_int_equal(xmigrate_run("a", 0, NULL, "--storage-only web1 ds1"), 0);
     reboot("a");
     must_be("a", "stopped", "reboot");
-    must_refuse("a", start_spec(), spec_path("a"), "/web1-system.raw in the record");
+    must_refuse("a", start_spec(), spec_path("a"), "/web1-one.raw in the record");
     must_refuse("b", "start web1", "hosta", "epoch 3");
     assert_int_equal(xmigrate_run("a", 0, NULL, "start web1"), 0);
     must_come("a");
@@ -193,7 +199,7 @@ static void with_its_datastore_unmounted_nothing_is_made(void **state)
 
     (void)state;
     need_lab();
-    disk_path("b", "web1", "system", path, sizeof(path));
+    disk_path("b", "web1", "one", path, sizeof(path));
     ds = strstr(path, "/ds2/") ? "ds2" : "ds1";
     assert_int_equal(sh(NULL, 10, "umount %s/b/%s", lab_store_dir(), ds), 0);
     must_refuse("b", "start web1", path, "mounted");
@@ -229,6 +235,21 @@ static bool terminal_says(int fd, char *all, size_t size, const char *text)
     return false;
 }
 
+/* One with Linux, in a second VM. */
+static void start_linux(const char *host)
+{
+    assert_int_equal(sh(NULL, 5,
+                        "printf '[vm]\\nname = linux1\\nmemory = 256M\\nvcpus = 1\\naccel = tcg\\nkernel = "
+                        "%%s\\ninitrd = %%s\\n"
+                        "append = console=ttyS0 quiet no_timer_check xm.seed=7 xm.ip=" GUEST "/24\\n"
+                        "[nic lan]\\nbridge = br0\\n' $PWD/build/guest/kernel/vmlinuz "
+                        "$PWD/build/guest/initramfs >%s/linux1.ini",
+                        lab_run_dir()),
+                     0);
+    assert_int_equal(xmigrate_run(host, 0, NULL, "start %s/linux1.ini", lab_run_dir()), 0);
+    guest_must_come(host, "linux1");
+}
+
 static void the_console_is_a_terminal_until_its_escape(void **state)
 {
     char all[65536] = "", *out = NULL;
@@ -237,9 +258,10 @@ static void the_console_is_a_terminal_until_its_escape(void **state)
 
     (void)state;
     need_lab();
+    start_linux("b");
     pid_t pid = forkpty(&fd, NULL, NULL, NULL);
     if (pid == 0) {
-        execl("/bin/sh", "sh", "-c", xmigrate("b", "console web1"), (char *)NULL);
+        execl("/bin/sh", "sh", "-c", xmigrate("b", "console linux1"), (char *)NULL);
         _exit(127);
     }
     assert_true(pid > 0);
@@ -249,7 +271,7 @@ static void the_console_is_a_terminal_until_its_escape(void **state)
         ;
     assert_true(write(fd, "status\n", 7) == 7);
     bool answered = terminal_says(fd, all, sizeof(all), "uptime_ms");
-    int second = sh(&out, 10, "%s", xmigrate("b", "console web1"));
+    int second = sh(&out, 10, "%s", xmigrate("b", "console linux1"));
     assert_true(write(fd, "\x1d", 1) == 1);
     terminal_says(fd, all, sizeof(all), "the VM runs on");
     for (struct limit l = limit_start(10); waitpid(pid, &status, WNOHANG) == 0;) {
@@ -260,43 +282,35 @@ static void the_console_is_a_terminal_until_its_escape(void **state)
     if (!connected || !answered || !WIFEXITED(status) || WEXITSTATUS(status))
         fail_msg("status %#x; it said: %s", status, all);
     assert_int_equal(second, 1);
-    assert_non_null(strstr(out, "another `xmigrate console web1` is connected"));
+    assert_non_null(strstr(out, "another `xmigrate console linux1` is connected"));
     free(out);
-    vm_must_run_at("b", "web1");
+    vm_must_run_at("b", "linux1");
 }
 
-static void the_guests_own_end_and_qemus_are_told_apart(void **state)
+static void the_ends_of_a_guest_are_told_apart(void **state)
 {
     char *out = NULL;
 
     (void)state;
     need_lab();
     /* Not a terminal: what is written goes in, what the guest says comes out until it ends. */
-    assert_int_equal(sh(&out, 60, "echo quit | %s", xmigrate("b", "console web1")), 0);
+    assert_int_equal(sh(&out, 60, "echo quit | %s", xmigrate("b", "console linux1")), 0);
     assert_non_null(strstr(out, "the console was closed"));
     free(out);
-    for (struct limit l = limit_start(20); limit_wait(&l);) {
-        char is[32];
-        vm_state("b", "web1", is, sizeof(is));
-        if (!strcmp(is, "stopped"))
-            break;
-    }
-    must_be("b", "stopped", "guest");
-    assert_int_equal(sh(&out, 10, "%s", xmigrate("b", "log web1")), 0);
-    assert_non_null(strstr(out, "web1-console.log <=="));
+    must_stop("b", "linux1", "guest");
+    assert_int_equal(sh(&out, 10, "%s", xmigrate("b", "log linux1")), 0);
+    assert_non_null(strstr(out, "linux1-console.log <=="));
     assert_non_null(strstr(out, "XMGUEST READY"));
     free(out);
 
-    assert_int_equal(xmigrate_run("b", 0, NULL, "start web1"), 0);
-    must_come("b");
+    assert_int_equal(xmigrate_run("b", 0, NULL, "start linux1"), 0);
+    guest_must_come("b", "linux1");
+    assert_int_equal(xmigrate_run("b", 0, NULL, "stop linux1"), 0);
+    vm_must_be("b", "linux1", "stopped", "user");
+    assert_int_equal(xmigrate_run("b", 0, NULL, "undefine linux1"), 0);
+
     assert_int_equal(sh(NULL, 5, "kill -9 $(cat %s/b/run/vms/web1/qemu.pid)", lab_run_dir()), 0);
-    for (struct limit l = limit_start(20); limit_wait(&l);) {
-        char is[32];
-        vm_state("b", "web1", is, sizeof(is));
-        if (!strcmp(is, "stopped"))
-            break;
-    }
-    must_be("b", "stopped", "died");
+    must_stop("b", "web1", "died");
 }
 
 static void edit_changes_the_definition_of_a_stopped_one(void **state)
@@ -305,10 +319,10 @@ static void edit_changes_the_definition_of_a_stopped_one(void **state)
 
     (void)state;
     need_lab();
-    assert_int_equal(sh(&out, 20, "EDITOR='sed -i s/512M/384M/' %s", xmigrate("b", "edit web1")), 0);
+    assert_int_equal(sh(&out, 20, "EDITOR='sed -i s/16M/24M/' %s", xmigrate("b", "edit web1")), 0);
     free(out);
-    assert_int_equal(sh(NULL, 20, "%s | grep -q 'memory = 384M'", xmigrate("b", "dump web1")), 0);
-    assert_int_equal(sh(&out, 20, "EDITOR='sed -i s/384M/nonsense/' %s", xmigrate("b", "edit web1")), 2);
+    assert_int_equal(sh(NULL, 20, "%s | grep -q 'memory = 24M'", xmigrate("b", "dump web1")), 0);
+    assert_int_equal(sh(&out, 20, "EDITOR='sed -i s/24M/nonsense/' %s", xmigrate("b", "edit web1")), 2);
     assert_non_null(strstr(out, "What you wrote is in "));
     assert_int_equal(sh(NULL, 5, "rm $(sed -n 's/^What you wrote is in //p' <<EOF\n%s\nEOF\n)", out), 0);
     free(out);
@@ -318,7 +332,7 @@ static void edit_changes_the_definition_of_a_stopped_one(void **state)
     assert_int_equal(xmigrate_run("b", 0, NULL, "start web1"), 0);
     must_come("b");
     disks_must_be_right("b");
-    assert_int_equal(sh(&out, 20, "EDITOR='sed -i s/384M/512M/' %s", xmigrate("b", "edit web1")), 3);
+    assert_int_equal(sh(&out, 20, "EDITOR='sed -i s/24M/16M/' %s", xmigrate("b", "edit web1")), 3);
     assert_non_null(strstr(out, "when it is stopped"));
     assert_int_equal(sh(NULL, 5, "rm $(sed -n 's/^What you wrote is in //p' <<EOF\n%s\nEOF\n)", out), 0);
     free(out);
@@ -351,7 +365,7 @@ int main(void)
         cmocka_unit_test(autostart_goes_with_it),
         cmocka_unit_test(with_its_datastore_unmounted_nothing_is_made),
         cmocka_unit_test(the_console_is_a_terminal_until_its_escape),
-        cmocka_unit_test(the_guests_own_end_and_qemus_are_told_apart),
+        cmocka_unit_test(the_ends_of_a_guest_are_told_apart),
         cmocka_unit_test(edit_changes_the_definition_of_a_stopped_one),
         cmocka_unit_test(undefined_and_defined_again_it_is_whole),
     };
