@@ -84,13 +84,14 @@ static int open_boot(struct hand *h, const struct vm_spec *vm, const struct qemu
 
     if (!r)
         r = open_readable(h, QEMU_FD_INITRD, vm->initrd, at->user, e);
-    if (!r && vm->firmware && !vm->nvram)
+    if (r || !vm->firmware)
+        return r;
+    if (!vm->nvram)
         return open_readable(h, QEMU_FD_FIRMWARE, vm->firmware, at->user, e);
-    if (!r && vm->nvram)
-        r = open_file(h, QEMU_FD_FIRMWARE, vm->firmware, O_RDONLY, e);
-    if (!r && vm->nvram)
+    r = open_file(h, QEMU_FD_FIRMWARE, vm->firmware, O_RDONLY, e);
+    if (!r)
         r = open_file(h, QEMU_FD_NVRAM, at->nvram, O_RDWR, e);
-    if (!r && vm->nvram)
+    if (!r)
         r = open_file(h, QEMU_FD_NVRAM_READ, at->nvram, O_RDONLY, e);
     return r;
 }

@@ -141,10 +141,9 @@ static void firmware_with_variables_is_flash(void **state)
     vm.nvram = (char *)"/f/VARS.fd";
     a = qemu_arguments(&vm, &knows, &at);
     assert_false(has(a, "-bios", ""));
-    assert_true(has(
-        a, "-drive", "if=pflash,unit=0,format=raw,readonly=on,file.driver=file,file.filename=/dev/fdset/12"));
-    assert_true(
-        has(a, "-drive", "if=pflash,unit=1,format=raw,file.driver=file,file.filename=/dev/fdset/13"));
+    assert_true(has(a, "-drive",
+                    "if=pflash,unit=0,format=raw,readonly=on,file.driver=file,file.filename=/dev/fdset/12"));
+    assert_true(has(a, "-drive", "if=pflash,unit=1,format=raw,file.driver=file,file.filename=/dev/fdset/13"));
     for (size_t i = 0; a[i]; i++)
         assert_null(strstr(a[i], "VARS")); /* the template is nobody's to write to */
     qemu_arguments_free(a);
