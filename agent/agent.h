@@ -49,6 +49,7 @@ struct vm {
     json_t *spec; /* replaced as a whole */
     uint64_t memory;
     char job[16];     /* the job that holds it; "": none; "-": one that is about to be made */
+    bool closing;     /* what its last migration left open is being closed: the next one waits for that moment */
     bool job_assumed; /* its shim could not be asked whether it works on that job */
     json_t
         *moving;  /* while its disks move on this host: {"datastore", "reserve": [{path, used}]}; else NULL */

@@ -7,15 +7,17 @@
  * nothing.
  *
  * A VM is started by itself when its definition says so, its record says «mine», no peer that answers owns a
- * higher epoch, and it has not run in this boot yet. The agent is killed in the middle: the next one goes on
- * with the others. */
+ * higher epoch, and it has not run in this boot yet. One that another host may have taken over waits until
+ * that host has been asked (agent/returned.h). The agent is killed in the middle: the next one goes on with
+ * the others. */
 #include "agent/inventory.h"
+#include "agent/returned.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define ASK_NS     (5 * XM_NS_PER_S)
+#define AGAIN_NS   (5 * XM_NS_PER_S)
 #define BOOT_BYTES 8
 
 static void read_boot_id(char *id, size_t size)
@@ -63,79 +65,74 @@ int inventory_boot(struct agent *a, struct xm_error *e)
     return r;
 }
 
-/* Peers that did not answer are not asked again for the next VM. */
-struct silence {
-    bool peer[CONFIG_MANY];
-};
-
-/* NULL, or the peer that owns a higher epoch. One that cannot be asked decides nothing: our record does. */
-static const struct conf_peer *newer_owner(struct agent *a, const struct inventory_vm *v,
-                                           struct silence *silent)
-{
-    for (unsigned i = 0; i < a->conf.peers; i++) {
-        const struct conf_peer *p = &a->conf.peer[i];
-        struct xm_error e = {0};
-        json_t *reasons = NULL;
-        int status;
-        if (silent->peer[i])
-            continue;
-        json_t *o = peer_call_agent(a, p, json_pack("{s:s, s:s}", "verb", "peer.owner", "vm", v->name),
-                                    ASK_NS, &status, &reasons, NULL, &e);
-        json_decref(reasons);
-        silent->peer[i] = !o && status != EXIT_UNKNOWN; /* «ask again» is an answer */
-        bool newer = !strcmp(xm_json_str(o, "owner", ""), "mine") &&
-                     xm_json_int(o, "epoch", 0) > (int64_t)v->rec.epoch;
-        json_decref(o);
-        if (newer)
-            return p;
-    }
-    return NULL;
-}
-
-static void start_one(struct agent *a, const char *name, struct silence *silent)
+/* False: who may have taken it over does not answer; it is to be tried again. first: nothing has been said of
+ * that. */
+static bool start_one(struct agent *a, const char *name, bool *silent, bool first)
 {
     struct inventory_vm v;
+    struct xm_error e = {0};
 
     if (inventory_read(a, name, &v) < 0)
-        return;
+        return true;
     agent_lock(a);
     bool there = vm_find(a, name) != NULL;
     agent_unlock(a);
     bool wanted = !there && owner_may_run(&v.rec) && json_is_true(json_object_get(v.spec, "autostart")) &&
                   (v.life.state == LIFE_NEVER || strcmp(v.life.boot, a->boot) != 0);
-    const struct conf_peer *p = wanted ? newer_owner(a, &v, silent) : NULL;
-    if (p) {
-        xm_log(XM_LOG_WARN,
-               "VM %s: not started by itself: %s owns a newer epoch of it; see `xmigrate recover %s`", name,
-               p->name, name);
-    } else if (wanted) {
-        json_t *answer = start_again(a, name);
-        if (xm_json_bool(answer, "ok", false))
-            xm_log(XM_LOG_INFO, "VM %s: started by itself (autostart)", name);
-        else
-            xm_log(XM_LOG_ERROR, "VM %s: could not be started by itself: %s", name,
-                   xm_json_str(answer, "error", ""));
-        json_decref(answer);
-    }
     inventory_free(&v);
+    if (!wanted)
+        return true;
+    if (returned_judge(a, name, silent, &e) != RETURNED_OURS) {
+        bool later = e.code == EHOSTUNREACH || e.code == EBUSY;
+        if (first || !later)
+            xm_log(XM_LOG_WARN, "VM %s: not started by itself%s: %s", name,
+                   later ? " before that is known" : "", e.text);
+        return !later;
+    }
+    json_t *answer = start_again(a, name);
+    if (xm_json_bool(answer, "ok", false))
+        xm_log(XM_LOG_INFO, "VM %s: started by itself (autostart)", name);
+    else
+        xm_log(XM_LOG_ERROR, "VM %s: could not be started by itself: %s", name,
+               xm_json_str(answer, "error", ""));
+    json_decref(answer);
+    return true;
 }
 
-static void *autostart_main(void *arg)
+/* Takes those out of `names` that are done with. True: the agent ends. */
+static bool start_all(struct agent *a, json_t *names, bool *silent, bool first)
 {
-    struct agent *a = arg;
-    struct silence silent = {{false}};
-    struct xm_error e = {0};
-    json_t *names = inventory_names(a), *name;
     bool ending = false;
-    size_t i;
 
-    json_array_foreach (names, i, name) {
+    for (size_t i = 0; i < json_array_size(names);) {
         agent_lock(a);
         ending = a->ending;
         agent_unlock(a);
         if (ending)
             break;
-        start_one(a, json_string_value(name), &silent);
+        if (start_one(a, json_string_value(json_array_get(names, i)), silent, first))
+            json_array_remove(names, i);
+        else
+            i++;
+    }
+    return ending;
+}
+
+static void *autostart_main(void *arg)
+{
+    struct agent *a = arg;
+    bool silent[CONFIG_MANY] = {false};
+    struct xm_error e = {0};
+    json_t *names = inventory_names(a);
+    bool ending = start_all(a, names, silent, true);
+
+    while (!ending && json_array_size(names)) {
+        agent_lock(a);
+        uint64_t until = xm_now() + AGAIN_NS;
+        while (agent_wait(a, until))
+            ;
+        agent_unlock(a);
+        ending = start_all(a, names, silent, false);
     }
     json_decref(names);
     if (!ending && boot_save(a, true, &e) < 0)

@@ -8,7 +8,11 @@ int known_here(struct agent *a, const char *vm, struct known *k, struct xm_error
 {
     memset(k, 0, sizeof *k);
     struct xm_error why = {0};
-    int r = owner_read(a, vm, &k->rec, &why);
+    char *dir = vm_state_path(a, vm, NULL);
+    int r = owner_sync(dir, &why);
+    free(dir);
+    if (!r)
+        r = owner_read(a, vm, &k->rec, &why);
     if (r && r != -ENOENT)
         return xm_error_set(e, -r, "%s", why.text);
     agent_lock(a);

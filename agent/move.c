@@ -73,6 +73,9 @@ static json_t *read_move(struct agent *a, const json_t *o, struct move *m)
     return NULL;
 }
 
+/* What is asked of a peer meanwhile has 3 s (agent/returned.c). */
+#define CLOSING_NS (10 * XM_NS_PER_S)
+
 /* Holds the VM and takes a copy of what is known of it. NULL, or the refusal. */
 static json_t *hold(struct move *m, bool for_real)
 {
@@ -82,9 +85,15 @@ static json_t *hold(struct move *m, bool for_real)
     bool absent = false;
 
     agent_lock(a);
-    struct vm *vm = vm_find(a, m->vm);
+    uint64_t until = xm_now() + CLOSING_NS;
+    struct vm *vm;
+    while ((vm = vm_find(a, m->vm)) && vm->closing && agent_wait(a, until))
+        ;
     if (!vm)
         absent = true;
+    else if (vm->closing)
+        no = refusal(EXIT_REFUSED,
+                     "what the last migration of VM %s left open is just being closed: try again", m->vm);
     else if (vm->phase != VM_UP || vm->incoming)
         no = refusal(EXIT_REFUSED, "VM %s is not running here yet", m->vm);
     else if (vm->job[0])

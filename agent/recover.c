@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /* recover: whose is this VM? (docs/design.md, «Ownership»)
  *
- * What is open of its last hand-off is settled (settle.c). Else the records are told: here, and, where this host
- * has none or its VM does not run, at all peers. A VM that is this host's and was stopped is not started. Whoever
- * cannot be asked keeps the question open: exit status 4 and nothing is changed. */
+ * What is open of its last hand-off is settled (settle.c). Else the records are told: here, and, where this
+ * host has none or its VM does not run, at all peers. A VM that is this host's and was stopped is not
+ * started. Whoever cannot be asked keeps the question open: exit status 4 and nothing is changed. */
 #include "agent/known.h"
+#include "agent/returned.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -42,6 +43,38 @@ static json_t *say(const char *vm, const char *owner, uint64_t epoch, const char
     return answer;
 }
 
+static json_t *told(const char *text)
+{
+    json_t *answer = ok_answer();
+
+    json_object_set_new(answer, "text", json_string(text));
+    return answer;
+}
+
+/* A VM of ours that another host may have taken over (agent/returned.h), which will not be back. */
+static json_t *by_word(struct agent *a, const char *vm)
+{
+    struct xm_error e = {0};
+    char text[300];
+
+    switch (returned_judge(a, vm, NULL, &e)) {
+    case RETURNED_THEIRS:
+        return told(e.text);
+    case RETURNED_OURS:
+        break;
+    case RETURNED_UNKNOWN:
+        if (e.code != EHOSTUNREACH)
+            return refusal(EXIT_UNKNOWN, "%s", e.text);
+        if (returned_by_word(a, vm, &e) < 0)
+            return refusal(EXIT_FAILED, "VM %s: %s", vm, e.text);
+        snprintf(text, sizeof text, "VM %s is %s's on its operator's word; start it with `xmigrate start %s`",
+                 vm, a->conf.name, vm);
+        return told(text);
+    }
+    return refusal(EXIT_USAGE, "VM %s: nothing of a hand-off is open here that a peer would have to settle",
+                   vm);
+}
+
 /* Nobody may own a higher epoch than ours. NULL: nobody does. */
 static json_t *ask_all(struct agent *a, const char *vm, const struct known *here)
 {
@@ -69,8 +102,7 @@ static json_t *recover(struct agent *a, const char *vm, bool peer_is_dead)
     if (verdict_open(&here.rec))
         return settle(a, vm, peer_is_dead, SETTLE_PATIENCE);
     if (peer_is_dead)
-        return refusal(EXIT_USAGE,
-                       "VM %s: nothing of a hand-off is open here that a peer would have to settle", vm);
+        return by_word(a, vm);
     if (here.present && !strcmp(here.role, "incoming"))
         return refusal(EXIT_FAILED, "VM %s is on its way from %s: nothing is undecided", vm, here.source);
     if (here.rec.owner == OWNER_GIVEN)
@@ -81,6 +113,11 @@ static json_t *recover(struct agent *a, const char *vm, bool peer_is_dead)
     }
     if (here.rec.owner == OWNER_MINE && vm_process(a, vm, "qemu.pid"))
         return settle(a, vm, false, SETTLE_PATIENCE);
+    enum returned is = returned_judge(a, vm, NULL, &e);
+    if (is == RETURNED_UNKNOWN)
+        return refusal(EXIT_UNKNOWN, "%s", e.text);
+    if (is == RETURNED_THEIRS)
+        return told(e.text);
     json_t *answer = ask_all(a, vm, &here);
     if (answer)
         return answer;

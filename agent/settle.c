@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-/* A hand-off that was cut in the middle is brought to its end: for `recover`, for a peer that asks, and by itself
- * (tidy.c).
+/* A hand-off that was cut in the middle is brought to its end: for `recover`, for a peer that asks, and by
+ * itself (tidy.c).
  *
  * What is done follows from both hosts' records (vm/verdict.h), and each step is durable before the next: the
- * record first, then the guest or the deletion. Killed in between, the next pass goes on from what stands there.
- * A QEMU that still has the guest goes on with it; only where there is none the VM starts from its disks.
+ * record first, then the guest or the deletion. Killed in between, the next pass goes on from what stands
+ * there. A QEMU that still has the guest goes on with it; only where there is none the VM starts from its
+ * disks.
  *
  * One thread at a time works on a VM (settle_claim). It may wait for the peer, whose thread may wait for
  * us: so a peer that asks does not wait long for a claim, and other VMs have nothing to do with it. */
@@ -126,7 +127,7 @@ static json_t *run_here(struct agent *a, const char *vm, const char *how, const 
 /* ---- the verdicts ---- */
 
 static json_t *take(struct agent *a, const char *vm, const struct known *here, uint64_t epoch,
-                    const char *how)
+                    const char *how, bool by_word)
 {
     struct owner_record rec = {.epoch = epoch, .owner = OWNER_MINE};
     struct xm_error e = {0};
@@ -146,7 +147,9 @@ static json_t *take(struct agent *a, const char *vm, const struct known *here, u
     if (xm_json_bool(answer, "ok", false)) {
         char *dir = vm_state_path(a, vm, NULL);
         rec.settled = true;
-        if (owner_write(a, vm, &rec, &e) < 0 || journal_end(dir, &e) < 0)
+        /* The journal names the other host until that one knows of it, too (tidy.c); a dead one never will.
+         */
+        if (owner_write(a, vm, &rec, &e) < 0 || (by_word && journal_end(dir, &e) < 0))
             xm_log(XM_LOG_WARN, "VM %s: %s", vm, e.text);
         free(dir);
     }
@@ -212,15 +215,27 @@ static json_t *tell_to_settle(struct agent *a, const char *vm, const struct conf
     return answer;
 }
 
-/* The operator says that the peer will never be back. What it may still have done had one epoch (it took what was
- * given) or two (it handed it back): ours is above, so that it is of the past when it comes back all the same. */
+/* The operator says that the peer will never be back. What it may still have done had one epoch (it took what
+ * was given) or two (it handed it back): ours is above, so that it is of the past when it comes back all the
+ * same. */
 static json_t *without_peer(struct agent *a, const char *vm, const struct known *here)
 {
     uint64_t epoch = here->rec.epoch + (here->rec.owner == OWNER_GIVEN ? 2 : 0);
 
+    /* It may have given the VM to a third host before it died. */
+    for (unsigned i = 0; i < a->conf.peers; i++) {
+        const struct conf_peer *p = &a->conf.peer[i];
+        struct xm_error e = {0};
+        struct known there;
+        if (strcmp(p->name, verdict_peer(&here->rec)) != 0 && known_there_soon(a, p, vm, &there, &e) == 0 &&
+            there.rec.owner == OWNER_MINE && there.rec.epoch >= here->rec.epoch)
+            return refusal(EXIT_FAILED, "VM %s is %s's (epoch %llu), and not taken from it", vm, p->name,
+                           (unsigned long long)there.rec.epoch);
+    }
+
     xm_log(XM_LOG_WARN, "VM %s: %s is declared dead by an operator; taken with epoch %llu", vm,
            verdict_peer(&here->rec), (unsigned long long)epoch);
-    return take(a, vm, here, epoch, "was taken on its operator's word");
+    return take(a, vm, here, epoch, "was taken on its operator's word", true);
 }
 
 static json_t *judge_it(struct agent *a, const char *vm, const struct known *here, bool peer_is_dead)
@@ -240,9 +255,9 @@ static json_t *judge_it(struct agent *a, const char *vm, const struct known *her
         return cannot_ask(vm, name, e.text);
     switch (verdict_of(a->conf.name, &here->rec, &there.rec, !strcmp(there.state, "running"), &epoch, &e)) {
     case VERDICT_TAKE:
-        return take(a, vm, here, epoch, "was given to this host");
+        return take(a, vm, here, epoch, "was given to this host", false);
     case VERDICT_BACK:
-        return take(a, vm, here, epoch, "was handed back to this host");
+        return take(a, vm, here, epoch, "was handed back to this host", false);
     case VERDICT_DISCARD:
         return discard(a, vm, here);
     case VERDICT_SETTLED:
@@ -329,6 +344,8 @@ json_t *settle_claimed(struct agent *a, const char *vm, bool peer_is_dead)
                         here.rec.epoch); /* its shim was lost once too often */
     if (here.rec.owner == OWNER_MINE)
         return say("VM %s is this host's: %s", vm, here.present ? here.state : "stopped");
+    if (!verdict_open(&here.rec)) /* whoever had the claim before us has settled it */
+        return say("VM %s: nothing is open any more", vm);
     return judge_it(a, vm, &here, peer_is_dead);
 }
 

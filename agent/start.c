@@ -11,6 +11,7 @@
  */
 #include "agent/inventory.h"
 #include "agent/nvram.h"
+#include "agent/returned.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -111,6 +112,27 @@ static json_t *start_spec(struct agent *a, struct vm_spec *s, const json_t *reco
     return answer;
 }
 
+/* Another host may have taken it over while this one was away. NULL: none has. */
+static json_t *gone(struct agent *a, const char *name)
+{
+    struct xm_error e = {0};
+
+    agent_lock(a);
+    bool there = vm_find(a, name) != NULL;
+    agent_unlock(a);
+    if (there)
+        return NULL;
+    switch (returned_judge(a, name, NULL, &e)) {
+    case RETURNED_THEIRS:
+        return refusal(EXIT_REFUSED, "%s", e.text);
+    case RETURNED_UNKNOWN:
+        return refusal(EXIT_UNKNOWN, "%s", e.text);
+    case RETURNED_OURS:
+        break;
+    }
+    return NULL;
+}
+
 static json_t *start_file(struct agent *a, const char *path)
 {
     struct vm_spec s = {0};
@@ -120,6 +142,8 @@ static json_t *start_file(struct agent *a, const char *path)
 
     if (vm_spec_load(&s, path, &e) < 0)
         answer = refusal(EXIT_USAGE, "%s", e.text);
+    else if ((answer = gone(a, s.name)))
+        ;
     else if (define_allowed(a, s.name, &d, &e) < 0 || resolve_spec(a, &s, &note, &e) < 0)
         answer = refusal(EXIT_REFUSED, "%s", e.text);
     else
@@ -136,8 +160,10 @@ json_t *verb_start(struct conn *c, const json_t *request)
 {
     const char *path = xm_json_str(request, "spec", NULL), *name = xm_json_str(request, "vm", NULL);
 
-    if (name && !path)
-        return start_again(c->agent, name);
+    if (name && !path) {
+        json_t *no = gone(c->agent, name);
+        return no ? no : start_again(c->agent, name);
+    }
     if (!path || path[0] != '/')
         return refusal(EXIT_USAGE, "start needs a VM, or the whole path of a specification, and got '%s'",
                        path ? path : "");

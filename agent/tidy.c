@@ -8,6 +8,7 @@
  * alone.
  */
 #include "agent/known.h"
+#include "agent/returned.h"
 
 #include <dirent.h>
 #include <stdio.h>
@@ -143,8 +144,10 @@ static void look_at(struct agent *a, const char *name)
         json_decref(answer);
     } else if (!r && rec.owner == OWNER_MINE && j.side == JOURNAL_STORAGE) {
         r = journal_sweep(dir, name, &e);
+    } else if (!r && rec.owner == OWNER_MINE && j.side == JOURNAL_SOURCE && rec.epoch >= j.epoch) {
+        r = journal_end(dir, &e); /* it was handed back */
     } else if (!r && rec.owner == OWNER_MINE && (j.side == JOURNAL_SOURCE || rec.epoch >= j.epoch)) {
-        r = journal_end(dir, &e); /* it stayed, or it has come */
+        returned_judge_claimed(a, name, &e); /* it stayed, or it has come: does the other host know that? */
     } else if (!r && rec.owner == OWNER_GIVEN && rec.settled && j.side == JOURNAL_SOURCE) {
         r = settle_end_here(a, name, &e); /* whoever recorded that was ended before it came to this */
     } else if (j.side == JOURNAL_DESTINATION && here) {

@@ -265,7 +265,8 @@ static int do_handoff(struct destination *dst, const json_t *o, json_t *reply, s
     return 0;
 }
 
-/* After the source has its answer: the guest runs here, durably known; what was made for it is its own. */
+/* After the source has its answer: the guest runs here, durably known; what was made for it is its own. The journal
+ * goes when the agent has seen that the source knows it, too (agent/tidy.c). */
 static void settle(struct destination *dst)
 {
     struct machine *vm = dst->machine;
@@ -274,7 +275,7 @@ static void settle(struct destination *dst)
 
     rec.settled = true;
     xm_fault("came-begin");
-    if (owner_save(vm->state_dir, vm->spec.name, &rec, &e) < 0 || journal_end(vm->state_dir, &e) < 0)
+    if (owner_save(vm->state_dir, vm->spec.name, &rec, &e) < 0)
         xm_log(XM_LOG_WARN, "VM %s: %s", vm->spec.name, e.text);
     dst->handoff.record.settled = true;
 }

@@ -245,12 +245,13 @@ static void let_go(struct source *m)
         xm_log(XM_LOG_WARN, "job %s: %s", m->job, e.text);
 }
 
-/* The VM stays. */
+/* The VM stays. A destination that may have promised to take it is asked first (agent/tidy.c): its operator may take
+ * this host for dead. */
 static void keep(struct source *m)
 {
     struct xm_error e = {0};
 
-    if (!m->local && journal_end(m->machine->state_dir, &e) < 0)
+    if (!m->local && !m->may_be_promised && journal_end(m->machine->state_dir, &e) < 0)
         xm_log(XM_LOG_WARN, "job %s: %s", m->job, e.text);
 }
 

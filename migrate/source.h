@@ -74,6 +74,7 @@ struct source {
     struct xm_transport *to;
     struct xm_precopy *precopy;
     struct stream *stream;
+    bool may_be_promised; /* the destination may have recorded that the VM is promised to it */
     struct handoff handoff;
     struct xm_meter meter;
     struct source_report report;

@@ -183,6 +183,7 @@ static int start_qemu_migration(struct source *m)
     if (!r)
         r = qemu_other_ram(&m->machine->qemu, &m->machine->ram, &m->other_ram, &m->error);
     if (!r) {
+        m->may_be_promised = true;
         bool described = !suppress_description(m);
         reply = call_destination(m->links, json_pack("{s:s s:b}", "call", "incoming", "described", described),
                                  QEMU_TIMEOUT, &m->error);

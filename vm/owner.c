@@ -213,6 +213,19 @@ int owner_load(const char *dir, const char *vm, struct owner_record *rec, struct
     return r;
 }
 
+int owner_sync(const char *dir, struct xm_error *e)
+{
+    char *path = path_of(dir);
+    int fd = open(path, O_RDONLY | O_CLOEXEC), r = 0;
+
+    if (fd < 0 ? errno != ENOENT : fsync(fd) < 0)
+        r = xm_error_errno(e, errno, "%s", path);
+    if (fd >= 0)
+        close(fd);
+    free(path);
+    return r;
+}
+
 int owner_restore(const char *dir, const char *vm, const struct owner_record *before, struct xm_error *e)
 {
     char *path = path_of(dir);

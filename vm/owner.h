@@ -12,8 +12,8 @@
 
 #include "base/base.h"
 
-/* PROMISED: a whole VM is here or about to be, and `from` may give it to us with this epoch at any moment: what
- * is here may be the only copy, and only the record of `from` says so. */
+/* PROMISED: a whole VM is here or about to be, and `from` may give it to us with this epoch at any moment:
+ * what is here may be the only copy, and only the record of `from` says so. */
 enum owner_side { OWNER_NONE, OWNER_MINE, OWNER_GIVEN, OWNER_PROMISED };
 
 struct owner_record {
@@ -21,8 +21,8 @@ struct owner_record {
     enum owner_side owner;
     char to[64];   /* GIVEN: the host it was given to */
     char from[64]; /* MINE, PROMISED: the host it comes from; "" when it was started here */
-    /* GIVEN: the other host has said that the guest runs there: our copy may go. MINE: the guest has been seen
-     * to run here (or was started here): the copy that it came from may go. */
+    /* GIVEN: the other host has said that the guest runs there: our copy may go. MINE: the guest has been
+     * seen to run here (or was started here): the copy that it came from may go. */
     bool settled;
 };
 
@@ -35,7 +35,11 @@ int owner_prepare(const char *dir, struct xm_error *);
 /* -ENOENT: no record (then there is no owner here). A file that cannot be read or understood is an error that
  * names it: then nothing is known, which is not the same as «not ours». */
 int owner_load(const char *dir, const char *vm, struct owner_record *, struct xm_error *);
-/* What was before a promise that came to nothing: `before`, or no record (NULL). Durable when it returns 0. */
+/* What owner_load reads is durable when it returns 0: a writer that was killed has left it to the kernel. For
+ * who acts on the record, or tells it to others. No record is 0. */
+int owner_sync(const char *dir, struct xm_error *);
+/* What was before a promise that came to nothing: `before`, or no record (NULL). Durable when it returns 0.
+ */
 int owner_restore(const char *dir, const char *vm, const struct owner_record *before, struct xm_error *);
 bool owner_may_run(const struct owner_record *);
 const char *owner_side_name(enum owner_side);

@@ -101,12 +101,15 @@ const char *check_unrest(struct host *h)
 
 struct host *check_owner(void)
 {
+    struct host *owner = NULL;
+
     read_records();
-    for (int i = 0; i < HOSTS; i++) {
-        if (!readable[i] && record[i].owner == OWNER_MINE)
-            return &w.host[i];
+    for (int i = 0; i < HOSTS; i++) { /* the newest: one that was declared dead may not know it yet */
+        if (!readable[i] && record[i].owner == OWNER_MINE &&
+            (!owner || record[i].epoch > record[owner->number].epoch))
+            owner = &w.host[i];
     }
-    return NULL;
+    return owner;
 }
 
 bool check_runs(struct host *h)
@@ -128,7 +131,7 @@ static void stray(struct host *h, const char *path, struct inode *i, void *arg)
     (void)i;
     if (l->disk && !strcmp(path, l->disk))
         l->owners++;
-    else
+    else if (!w.word_given) /* what a host had that was declared dead is kept */
         sim_violated("%s has been left on %s", path, h->name);
 }
 

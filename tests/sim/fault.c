@@ -5,10 +5,10 @@
 
 #include <string.h>
 
-const char *const fault_names[FAULTS] = {"kill agent", "kill shim",  "kill QEMU", "end shim",
-                                         "end QEMU",   "stop agent", "stop shim", "stop QEMU",
-                                         "power cut",  "partition",  "guest off", "force",
-                                         "abort",      "recover",    "start",     "kill command"};
+const char *const fault_names[FAULTS] = {
+    "kill agent", "kill shim", "kill QEMU", "end shim",     "end QEMU",     "stop agent",
+    "stop shim",  "stop QEMU", "power cut", "partition",    "guest off",    "force",
+    "abort",      "recover",   "start",     "kill command", "declared dead"};
 
 struct planned plan[PLANNED_MAX];
 unsigned planned;
@@ -90,6 +90,40 @@ static void stop(struct proc *p)
     w.may_hang |= p->kind != AGENT;
     after(a_while(), goes_on, p);
     proc_stop(p, true);
+}
+
+static void declared(void *arg)
+{
+    struct host *other = other_host(arg);
+
+    if (w.ending || !other->on)
+        return;
+    w.word_given = true;
+    operator_asks(other, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", VM, "peer_is_dead", 1));
+}
+
+/* It may not reach the other one at first, and its operator knows of nothing. */
+static void returns(void *arg)
+{
+    set_partition(!w.ending && w.points % 2);
+    power_back(arg);
+}
+
+static void started(void *arg)
+{
+    if (!w.ending)
+        command(arg, "start", false);
+}
+
+static void declare_dead(struct host *h)
+{
+    w.may_be_stopped = true;
+    w.busy_until = sim_time() + 60 * SEC;
+    after(12 * SEC, declared, h);
+    after(45 * SEC, returns, h);
+    after(46 * SEC, started, h);
+    after(57 * SEC, network_back, NULL);
+    host_cut(h); /* does not return to who runs there */
 }
 
 static void kill_agent(struct host *h)
@@ -174,6 +208,9 @@ void fault_do(enum fault f, struct host *h)
             proc_kill(p, "by a fault");
         break;
     }
+    case DECLARED_DEAD:
+        declare_dead(h);
+        break;
     case FAULTS:
         break;
     }
@@ -189,7 +226,7 @@ void fault_point(const char *what)
             fault_do(plan[i].fault, &w.host[plan[i].host]);
     }
     if (left && w.points >= next_at) {
-        enum fault f = (enum fault)below(FAULTS);
+        enum fault f = (enum fault)below(DECLARED_DEAD);
         struct host *h = &w.host[below(HOSTS)];
         /* Some faults come in pairs, a few steps apart. */
         next_at = w.points + 1 + (chance(400) ? below(20) : below(500));

@@ -166,6 +166,7 @@ static void one_command(void)
         break;
     case 6:
         /* Only of a host that is dead indeed, as far as anybody can see. */
+        h = w.host[0].on ? &w.host[0] : &w.host[1];
         if (!other_host(h)->on) {
             w.word_given = true;
             operator_asks(h, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", VM, "peer_is_dead", 1));
@@ -197,6 +198,8 @@ void operator_script(void)
         move(&w.host[0]);
         wait_answer(60 * SEC);
         tasks_run(sim_time() + between(1, 10) * SEC, NULL);
+        if (w.busy_until > sim_time())
+            tasks_run(w.busy_until, NULL);
         return;
     }
     for (unsigned i = 0; i < commands && !w.failed; i++) {

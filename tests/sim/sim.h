@@ -202,7 +202,8 @@ struct world {
     struct host host[HOSTS];
     struct proc *procs;
     bool partitioned;
-    bool ending; /* the world is healed: nothing new goes wrong */
+    uint64_t busy_until; /* a fault that takes longer: the script does not end before */
+    bool ending;         /* the world is healed: nothing new goes wrong */
     bool failed;
     char violation[600];
     /* The guest. */
@@ -286,6 +287,8 @@ enum fault {
     RECOVER,
     START,
     KILL_CLI,
+    DECLARED_DEAD, /* a power cut; the other host's operator says that it is dead, and then it is back. Not by
+                      chance */
     FAULTS
 };
 extern const char *const fault_names[];

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT */
+/* agent/returned.h: a VM that is this host's by its record, and may be another's by now: this host was away,
+ * an operator declared it dead (`recover --peer-is-dead` there), and the VM was taken over with a higher
+ * epoch.
+ *
+ * Who can have done that is known: the other host of a hand-off that is not known to be over there. The
+ * journal stays, and names it, until it has been asked (tidy.c); so a VM without a journal needs nobody's
+ * word to be started. */
+#ifndef XM_AGENT_RETURNED_H
+#define XM_AGENT_RETURNED_H
+
+#include "agent/agent.h"
+
+enum returned {
+    RETURNED_OURS,
+    RETURNED_THEIRS,  /* it was taken over, and this host has given way; the sentence says to whom */
+    RETURNED_UNKNOWN, /* who may have taken it over does not answer; the sentence says who, and what to do */
+};
+
+/* Before a VM is started, and for `recover`; its record says that it is ours, or there is none. Waits for
+ * peers. silent (CONFIG_MANY of them; may be NULL): every peer is asked, not only who may have taken it, but
+ * those that did not answer before. UNKNOWN with -EEXIST: one that had no part in it says that it owns the
+ * VM. */
+enum returned returned_judge(struct agent *, const char *vm, bool *silent, struct xm_error *);
+/* The VM is claimed (settle_claim). When nobody can have taken it, nor can any more, its journal ends. */
+enum returned returned_judge_claimed(struct agent *, const char *vm, struct xm_error *);
+/* The operator's word that who may have taken it is gone for good: the VM is ours with an epoch above all
+ * that host can have used. -ENOENT: nobody may have taken it. */
+int returned_by_word(struct agent *, const char *vm, struct xm_error *);
+
+#endif

@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: MIT */
+/* A host that was declared dead returns, and its record still says that a VM is its own: it asks who may have
+ * taken it before it is started, by hand or by itself. The agent is a real one; hostb is this program. */
+#include "tests/unit/lib_agent.h"
+#include "probe/probe.h"
+#include "tests/progress.h"
+#include "net/net.h"
+#include "vm/vm.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static struct test_agent agent;
+static struct test_agent *const t = &agent;
+static int hostb = -1; /* listens where the agent has its peer */
+
+/* web1 is ours with epoch 1, and a migration of it to hostb was under way when the power went. */
+static int set_up(void **state)
+{
+    struct owner_record mine = {.epoch = 1, .owner = OWNER_MINE, .settled = true};
+    struct sockaddr_storage ss;
+    socklen_t len = sizeof ss;
+    json_t *files = json_array();
+
+    (void)state;
+    hostb = xm_tcp_listen("127.0.0.2", 0, NULL);
+    getsockname(hostb, (struct sockaddr *)&ss, &len);
+    if (test_agent_make(t, ntohs(((struct sockaddr_in *)(void *)&ss)->sin_port)) < 0)
+        return -1;
+    json_t *spec =
+        json_pack("{s:s, s:i, s:i, s:s, s:s, s:s, s:s, s:b, s:[{s:s, s:s, s:i, s:s, s:i}], s:[]}", "name",
+                  "web1", "memory", 16 << 20, "vcpus", 1, "qemu", "qemu-system-x86_64", "machine", "q35",
+                  "accel", "tcg", "cpu", "max", "autostart", 0, "disks", "name", "root", "path",
+                  in_dir(t, "ds/web1.raw"), "size", 1 << 20, "datastore", "ds", "queues", 1, "nics");
+    json_array_append_new(files, json_string(in_dir(t, "ds/web1.raw")));
+    int fd = open(in_dir(t, "ds/web1.raw"), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    int r = fd < 0 || ftruncate(fd, 1 << 20) || xm_mkdir_all(in_dir(t, "state/vms/web1"), NULL) ||
+            owner_save(in_dir(t, "state/vms/web1"), "web1", &mine, NULL) ||
+            journal_write(in_dir(t, "state/vms/web1"), JOURNAL_SOURCE, 2, "hostb", NULL, files, NULL) ||
+            xm_json_save(in_dir(t, "state/vms/web1/spec.json"), spec, NULL);
+    close(fd);
+    json_decref(files);
+    json_decref(spec);
+    chmod(in_dir(t, "state"), 0700);
+    chmod(in_dir(t, "state/vms"), 0700);
+    return r ? -1 : 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    if (hostb >= 0)
+        close(hostb);
+    test_agent_remove(t);
+    return 0;
+}
+
+static void need_qemu(void)
+{
+    if (!qemu_facts("qemu-system-x86_64", NULL)) {
+        print_message("skipped: qemu-system-x86_64 is not installed\n");
+        skip();
+    }
+}
+
+static void must_say(json_t *answer, int exit, const char *part)
+{
+    char *text = json_dumps(answer, 0);
+
+    if (!text || !strstr(text, part) || xm_json_int(answer, "exit", 0) != exit)
+        fail_msg("%s", text ? text : "no answer");
+    free(text);
+    json_decref(answer);
+}
+
+/* Answers what is asked, until that file is there, or not there. */
+static void hostb_says(const char *owner, int epoch, const char *file, bool there)
+{
+    struct limit l = limit_start(30);
+    struct pollfd p = {.fd = hostb, .events = POLLIN};
+    char hello[15];
+
+    while (!limit_over(&l) && exists(t, file) != there) {
+        struct xm_jsonl js;
+        if (poll(&p, 1, 10) != 1)
+            continue;
+        int fd = accept(hostb, NULL, NULL);
+        if (recv(fd, hello, sizeof hello, MSG_WAITALL) != sizeof hello) {
+            close(fd);
+            continue;
+        }
+        xm_jsonl_init(&js, fd);
+        json_decref(xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL));
+        xm_jsonl_send(fd,
+                      json_pack("{s:b, s:s, s:i, s:s, s:b, s:b, s:s, s:s, s:s}", "ok", 1, "owner", owner,
+                                "epoch", epoch, "to", "", "settled", 1, "present", 1, "role", "owner",
+                                "state", "running", "job", ""),
+                      -1, NULL);
+        xm_jsonl_close(&js);
+    }
+}
+
+static struct owner_record record(void)
+{
+    struct owner_record rec;
+
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    return rec;
+}
+
+static json_t *start(void)
+{
+    return ask(t, json_pack("{s:s, s:s}", "verb", "start", "vm", "web1"));
+}
+
+static void who_was_taken_for_dead_gives_way(void **state)
+{
+    (void)state;
+    assert_int_equal(test_agent_start(t), 0);
+    hostb_says("mine", 2, "state/vms/web1/journal.json", false);
+    struct owner_record rec = record();
+    assert_int_equal(rec.owner, OWNER_GIVEN);
+    assert_int_equal(rec.epoch, 2);
+    assert_string_equal(rec.to, "hostb");
+    assert_false(exists(t, "state/vms/web1/journal.json"));
+    assert_true(exists(t, "ds/web1.raw")); /* what its guest wrote last may be here alone */
+    close(hostb);
+    hostb = -1;
+    must_say(start(), 3, "gave it to hostb");
+}
+
+/* What broke: `start` asked nobody. The advice is followed, and leads on. */
+static void it_is_not_started_before_the_other_host_has_been_asked(void **state)
+{
+    (void)state;
+    need_qemu();
+    close(hostb);
+    hostb = -1;
+    assert_int_equal(test_agent_start(t), 0);
+    must_say(start(), 4, "if hostb is lost for good, `xmigrate recover web1 --peer-is-dead`");
+    must_say(ask(t, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1")), 4, "--peer-is-dead`");
+    must_say(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", "web1", "peer_is_dead", 1)), 0,
+             "start it with `xmigrate start web1`");
+    assert_int_equal(record().epoch, 5); /* above what hostb may have made of it */
+    must_say(start(), 0, "has been started");
+    must_say(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0, "true");
+    must_say(start(), 0, "has been started"); /* nobody is in question any more */
+    must_say(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0, "true");
+}
+
+/* By itself it is started as soon as hostb has been asked, and did not take it. */
+static void autostart_waits_for_the_answer(void **state)
+{
+    char *log;
+    size_t len;
+    (void)state;
+    need_qemu();
+
+    json_t *spec = json_load_file(in_dir(t, "state/vms/web1/spec.json"), 0, NULL);
+    json_object_set_new(spec, "autostart", json_true());
+    assert_int_equal(xm_json_save(in_dir(t, "state/vms/web1/spec.json"), spec, NULL), 0);
+    json_decref(spec);
+    assert_int_equal(test_agent_start(t), 0);
+    for (struct limit l = limit_start(20); limit_wait(&l);) { /* connections are taken, and not answered */
+        assert_int_equal(xm_file_read(in_dir(t, "agent.log"), 1 << 20, &log, &len, NULL), 0);
+        bool said = strstr(log, "VM web1: not started by itself before that is known: ");
+        free(log);
+        if (said)
+            break;
+    }
+    assert_false(exists(t, "run/vms/web1/shim.pid"));
+    hostb_says("none", 0, "run/vms/web1/shim.pid", true);
+    assert_true(exists(t, "run/vms/web1/shim.pid"));
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(who_was_taken_for_dead_gives_way),
+        TEST(it_is_not_started_before_the_other_host_has_been_asked),
+        TEST(autostart_waits_for_the_answer),
+    };
+    int status;
+
+    if (fake_shim_main(argc, argv, &status))
+        return status;
+    signal(SIGPIPE, SIG_IGN);
+    return cmocka_run_group_tests_name("agent: a host that returns", tests, NULL, NULL);
+}
