@@ -4,7 +4,6 @@
 #include "tests/unit/lib_agent.h"
 #include "agent/admission.h"
 #include "agent/storage.h"
-#include "probe/probe.h"
 #include "vm/journal.h"
 
 #include <setjmp.h>
@@ -22,8 +21,7 @@
 #include <unistd.h>
 #include "tests/progress.h"
 
-static struct test_agent agent;
-static struct test_agent *const t = &agent;
+static struct test_agent *const t = &test_agent;
 static int fuse = -1;
 static char dead[200]; /* the directory that hangs; "": this machine has none */
 
@@ -79,17 +77,6 @@ static void must_hang(void)
     }
 }
 
-static void must(json_t *answer, int want_exit)
-{
-    bool ok = xm_json_bool(answer, "ok", false);
-
-    if (!answer)
-        fail_msg("no answer");
-    if (want_exit ? ok || xm_json_int(answer, "exit", 0) != want_exit : !ok)
-        fail_msg("%s", json_dumps(answer, 0));
-    json_decref(answer);
-}
-
 static void must_say(json_t *answer, const char *part)
 {
     char *text = json_dumps(answer, 0);
@@ -132,14 +119,6 @@ static void who_asks_again_is_told_at_once(void **state)
 }
 
 /* ---- the agent ---- */
-
-static void need_qemu(void)
-{
-    if (!qemu_facts("qemu-system-x86_64", NULL)) {
-        print_message("skipped: qemu-system-x86_64 is not installed\n");
-        skip();
-    }
-}
 
 static json_t *check_request(const char *datastore)
 {

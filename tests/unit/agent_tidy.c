@@ -1,16 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /* What migrations leave behind is taken away within seconds, by an agent that asks the other one; and two
  * agents that ask each other do not wait for each other. The agent is a real one in a process of its own;
- * hostb is this program; shims are make-believe (lib_agent.c). */
+ * hostb is this program; shims are make-believe (lib_shim.c). */
 #include "tests/unit/lib_agent.h"
-#include "agent/admission.h"
-#include "probe/probe.h"
 #include "vm/journal.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -18,52 +15,20 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
-#include "net/net.h"
 #include "tests/progress.h"
 
-static struct test_agent agent;
-static struct test_agent *const t = &agent;
+static struct test_agent *const t = &test_agent;
+/* ---- hostb ---- */
+
 static int hostb; /* listens where the agent has its peer */
 
 static int set_up(void **state)
 {
-    struct sockaddr_storage ss;
-    socklen_t len = sizeof ss;
+    int r = peer_set_up(state);
 
-    (void)state;
-    hostb = xm_tcp_listen("127.0.0.2", 0, NULL);
-    getsockname(hostb, (struct sockaddr *)&ss, &len);
-    return test_agent_make(t, ntohs(((struct sockaddr_in *)(void *)&ss)->sin_port)) || test_agent_start(t);
+    hostb = *(int *)*state;
+    return r;
 }
-
-static int tear_down(void **state)
-{
-    (void)state;
-    close(hostb);
-    test_agent_remove(t);
-    return 0;
-}
-
-static void need_qemu(void)
-{
-    if (!qemu_facts("qemu-system-x86_64", NULL)) {
-        print_message("skipped: qemu-system-x86_64 is not installed\n");
-        skip();
-    }
-}
-
-static void must(json_t *answer, int want_exit)
-{
-    bool ok = xm_json_bool(answer, "ok", false);
-
-    if (!answer)
-        fail_msg("no answer");
-    if (want_exit ? ok || xm_json_int(answer, "exit", 0) != want_exit : !ok)
-        fail_msg("%s", json_dumps(answer, 0));
-    json_decref(answer);
-}
-
-/* ---- hostb ---- */
 
 /* The agent's next request. NULL: none comes within these seconds. */
 static json_t *asked(struct xm_jsonl *js, double seconds)
@@ -128,17 +93,6 @@ static json_t *answer_of(struct xm_jsonl *js)
 
     xm_jsonl_close(js);
     return o;
-}
-
-static json_t *prepare_request(const char *job)
-{
-    return json_pack("{s:s, s:b, s:i, s:i, s:s, s:[i], s:s, s:{s:s, s:i, s:i, s:s, s:s, s:s, s:s, s:[{s:s, "
-                     "s:s, s:i, s:s, s:i}], s:[]}}",
-                     "verb", "peer.prepare", "storage", 1, "epoch", 1, "protocol", AGENT_PROTOCOL, "job", job,
-                     "used", 4096, "datastore", "ds", "vm", "name", "web1", "memory", 16 << 20, "vcpus", 1,
-                     "qemu", "qemu-system-x86_64", "machine", "q35", "accel", "tcg", "cpu", "max", "disks",
-                     "name", "root", "path", "/dev/loop0", "size", 1 << 20, "datastore", "", "queues", 1,
-                     "nics");
 }
 
 /* ---- expected in vain ---- */
@@ -330,9 +284,7 @@ static void a_job_that_a_shim_may_still_take_is_not_over(void **state)
     json_decref(o);
     pid_t shim = shim_pid(t, "web1");
     kill(shim, SIGSTOP);
-    answer(&its, json_pack("{s:b, s:s, s:i, s:[], s:[{s:s, s:s}]}", "ok", 1, "token",
-                           "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff", "port", 7070,
-                           "links", "disks", "name", "root", "path", "/ds/x"));
+    answer(&its, prepared());
     /* The agent has asked the shim when it is killed: its socket holds the request. */
     char path[300];
     snprintf(path, sizeof path, "ss -xH src %s | awk '$3 > 0' | grep -q .",
@@ -351,7 +303,7 @@ static void a_job_that_a_shim_may_still_take_is_not_over(void **state)
     must(ask(t, json_pack("{s:s, s:s}", "verb", "watch", "job", "1")), 0);
 }
 
-#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, peer_tear_down)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {

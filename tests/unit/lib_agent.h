@@ -39,4 +39,29 @@ pid_t shim_pid(const struct test_agent *, const char *vm);
 bool until_gone(const struct test_agent *, const char *below);
 bool until_no_vm(struct test_agent *, const char *vm);
 
+/* ---- one agent a program: these are about it ---- */
+
+extern struct test_agent test_agent;
+int agent_set_up(void **state); /* of a test: made and started; at its peer there is nobody */
+int agent_tear_down(void **state);
+int peer_set_up(void **state); /* at its peer listens this program: *state is that socket (int *) */
+int peer_tear_down(void **state);
+void need_qemu(void); /* skips the test where there is none */
+int agent_socket(void);
+
+/* Take the answer: ok, or (want_exit) refused with that status; and each of the texts (NULL ends them) in its sentence. */
+void must(json_t *answer, int want_exit);
+void must_refuse(json_t *answer, int want_exit, ...) __attribute__((sentinel));
+json_t *last_of(struct xm_jsonl *);   /* of a request's events and answer: the answer */
+json_t *start_request(void);          /* of web1, by spec.ini */
+const char *state_of(const char *vm); /* "": it is not there; static */
+unsigned files_in_ds(void);
+
+/* This program as hostb. A request to prepare web1, and an answer to one. */
+json_t *prepare_request(const char *job);
+json_t *prepared(void);
+/* The next request; its answer is the caller's, or this one. */
+json_t *serve_begin(int listener, struct xm_jsonl *);
+json_t *serve_one(int listener, json_t *answer);
+
 #endif

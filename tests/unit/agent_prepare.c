@@ -1,0 +1,303 @@
+/* SPDX-License-Identifier: MIT */
+/* What a peer may have prepared for a VM that is to come, and that nothing of it is lost or left when the agent
+ * is killed. A real agent, with make-believe shims (lib_shim.c). */
+#include "tests/unit/lib_agent.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "tests/progress.h"
+
+static struct test_agent *const t = &test_agent;
+
+static void must_live(void)
+{
+    must(ask(t, json_pack("{s:s}", "verb", "list")), 0);
+}
+
+static bool closed_without_a_word(int fd, const char *text, size_t len)
+{
+    char c;
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+
+    send(fd, text, len, MSG_NOSIGNAL);
+    bool closed = poll(&p, 1, LIMIT_HANG_MS) == 1 && recv(fd, &c, 1, 0) <= 0;
+    close(fd);
+    return closed;
+}
+
+static void hostile_requests_to_prepare_make_nothing(void **state)
+{
+    static const struct {
+        const char *path; /* in the request, parts separated by '/' */
+        const char *value;
+        int exit;
+    } bad[] = {
+        {"vm/name", "\"../web1\"", 2},
+        {"vm/name", "\"a/b\"", 2},
+        {"vm/qemu", "\"/bin/sh\"", 3},
+        {"vm/machine", "\"no-such\"", 3},
+        {"vm/machine", "\"q35,dumpdtb=x\"", 3},
+        {"vm/kernel", "\"/etc/shadow\"", 3},
+        {"vm/memory", "-1", 2},
+        {"vm/memory", "70368744177664", 3},
+        {"vm/machine", "\"q35 -S\"", 2},
+        {"vm/cpu", "\"max,x=/etc/shadow\"", 3},
+        {"vm/accel", "\"kvm,device=/dev/sda\"", 3},
+        {"vm/initrd", "\"/a,/etc/shadow\"", 2},
+        {"vm/firmware", "\"/etc/passwd\"", 3},
+        {"vm/nics", "[{\"name\":\"n\",\"bridge\":\"lo\",\"mac\":\"52:54:00:00:00:01\",\"tap\":\"t0\"}]", 3},
+        {"vm/cdroms", "[{\"name\":\"c\",\"path\":\"/etc/shadow\"}]", 3},
+        {"vm/cdroms", "[{\"name\":\"c\",\"path\":\"json:{}\"}]", 2},
+        {"vm/devices", "{\"vnc\":\"0.0.0.0:1\"}", 2},
+        {"vm/devices", "{\"vnc\":\"1\",\"vnc_password\":\"x\"}", 3}, /* this host has no address for it */
+        {"vm/extra", "[\"-incoming\",\"exec:id\"]", 3},
+        {"vm/extra", "[\"-device\",\"{\\\"driver\\\":\\\"virtio-rng-pci\\\"}\"]", 3},
+        {"vm/extra", "[\"-no-reboot\"]", 3},
+        {"vm/disks", "{}", 2},
+        {"vm/disks", "[]", 2},
+        {"used", "[-1]", 2},
+        {"used", "[9223372036854775807]", 2},
+        {"used", "\"x\"", 2},
+        {"epoch", "0", 2},
+        {"epoch", "\"1\"", 2},
+        {"protocol", "99", 3},
+        {"datastore", "\"../../tmp\"", 3},
+        {"job", "\"../5\"", 2},
+        {"links", "[{}]", 2},
+        {"links", "[{\"name\":\"l\",\"address\":\"host\"}]", 2},
+        {"storage", "false", 3},
+        {"vm", "7", 2},
+    };
+    (void)state;
+    need_qemu();
+
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        json_t *o = prepare_request("5");
+        const char *slash = strchr(bad[i].path, '/');
+        json_object_set_new(slash ? json_object_get(o, "vm") : o, slash ? slash + 1 : bad[i].path,
+                            json_loads(bad[i].value, JSON_DECODE_ANY, NULL));
+        json_t *answer = ask_as_peer(t, o);
+        if (!answer || xm_json_bool(answer, "ok", true) || xm_json_int(answer, "exit", 0) != bad[i].exit)
+            fail_msg("%s = %s: %s", bad[i].path, bad[i].value, json_dumps(answer, 0));
+        json_decref(answer);
+    }
+    assert_int_equal(files_in_ds(), 0);
+    assert_false(exists(t, "run/vms/web1"));
+    must_live();
+}
+
+/* A file that others may not read could come to light in the guest of a hostile peer. */
+static void a_probe_decides_what_is_shared(void **state)
+{
+    static const char content[] = "0123456789abcdef0123456789abcdef";
+    json_t *o, *probe;
+    (void)state;
+    need_qemu();
+
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/.xmigrate-probe-00112233aabbccdd"), content, 32, NULL), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/disk.raw"), "", 0, NULL), 0);
+    assert_int_equal(truncate(in_dir(t, "ds/disk.raw"), 1 << 20), 0);
+    assert_int_equal(symlink("disk.raw", in_dir(t, "ds/link.raw")), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/short.raw"), "x", 1, NULL), 0);
+    assert_int_equal(mkfifo(in_dir(t, "ds/fifo"), 0600), 0);
+    assert_int_equal(
+        symlink(".xmigrate-probe-00112233aabbccdd", in_dir(t, "ds/.xmigrate-probe-00112233aabbccee")), 0);
+    for (int i = 0; i < 9; i++) {
+        o = prepare_request("5");
+        json_object_set_new(o, "verb", json_string("peer.check"));
+        json_object_set_new(o, "storage", json_false());
+        probe = json_pack("{s:s, s:s, s:s, s:s}", "datastore", "ds", "file",
+                          i == 1   ? "../disk.raw"
+                          : i == 2 ? "web.raw"
+                          : i == 5 ? "link.raw"
+                          : i == 6 ? "short.raw"
+                          : i == 7 ? "fifo"
+                                   : "disk.raw",
+                          "probe",
+                          i == 3   ? "../../../../etc/x"
+                          : i == 8 ? "00112233aabbccee"
+                                   : "00112233aabbccdd",
+                          "content", i == 4 ? "ffffffffffffffffffffffffffffffff" : content);
+        json_object_set_new(o, "probes", json_pack("[o]", probe));
+        json_t *answer = ask_as_peer(t, o);
+        assert_true(xm_json_bool(answer, "ok", false));
+        if ((json_array_size(json_object_get(answer, "reasons")) == 0) != (i == 0))
+            fail_msg("%d: %s", i, json_dumps(answer, 0));
+        json_decref(answer);
+    }
+}
+
+static json_t *must_prepare(void)
+{
+    json_t *answer = ask_as_peer(t, prepare_request("5"));
+
+    if (!xm_json_bool(answer, "ok", false))
+        fail_msg("%s", json_dumps(answer, 0));
+    return answer;
+}
+
+static void prepare_makes_disks_and_cancel_takes_all_away(void **state)
+{
+    struct stat st;
+    (void)state;
+    need_qemu();
+
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/web1-root.raw"), "mine", 4, NULL), 0);
+    json_t *answer = must_prepare();
+    const char *path = xm_json_str(json_array_get(json_object_get(answer, "disks"), 0), "path", "");
+    assert_string_equal(path, in_dir(t, "ds/web1-root.1.raw")); /* a name that is taken is left alone */
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_size, 1 << 20);
+    assert_int_equal(st.st_blocks, 0);
+    assert_int_equal(strlen(xm_json_str(answer, "token", "")), 64);
+    must(ask_as_peer(t, prepare_request("5")), 3); /* it is here already */
+    must(ask_as_peer(t, json_pack("{s:s, s:s, s:s}", "verb", "peer.cancel", "vm", "web1", "token", "00")), 1);
+    assert_true(exists(t, "ds/web1-root.1.raw"));
+    must(ask_as_peer(t, json_pack("{s:s, s:s, s:O}", "verb", "peer.cancel", "vm", "web1", "token",
+                                  json_object_get(answer, "token"))),
+         0);
+    assert_false(exists(t, "ds/web1-root.1.raw"));
+    assert_true(exists(t, "ds/web1-root.raw"));
+    assert_false(exists(t, "run/vms/web1"));
+    json_decref(answer);
+}
+
+static json_t *with_nvram(json_t *nvram)
+{
+    json_t *o = prepare_request("5"), *vm = json_object_get(o, "vm");
+
+    json_object_set_new(vm, "firmware", json_string("/usr/share/OVMF/OVMF_CODE_4M.fd"));
+    json_object_set_new(vm, "nvram", json_string("/no/such/template")); /* the VM has its own already */
+    json_object_set_new(o, "nvram", nvram);
+    return o;
+}
+
+static void the_firmwares_variables_come_with_the_request(void **state)
+{
+    static const char *const bad[] = {"null",
+                                      "{\"size\":8192}",
+                                      "{\"size\":1073741824,\"pieces\":[]}",
+                                      "{\"size\":8191,\"pieces\":[]}",
+                                      "{\"size\":8192,\"pieces\":[[8192,\"AAAA\"]]}",
+                                      "{\"size\":8192,\"pieces\":[[-1,\"AAAA\"]]}",
+                                      "{\"size\":8192,\"pieces\":[[8190,\"AAAA\"]]}",
+                                      "{\"size\":8192,\"pieces\":[[0,\"AAA\"]]}",
+                                      "{\"size\":8192,\"pieces\":[[0,\"A===\"]]}",
+                                      "{\"size\":8192,\"pieces\":[[0,\"AA=A\"]]}",
+                                      "{\"size\":8192,\"pieces\":[[0,\"AA==AAAA\"]]}",
+                                      "{\"size\":8192,\"pieces\":[[0,\"A*AA\"]]}",
+                                      "{\"size\":8192,\"pieces\":[[0]]}",
+                                      "{\"size\":8192,\"pieces\":[7]}"};
+    char *text;
+    size_t len;
+    (void)state;
+    need_qemu();
+    if (access("/usr/share/OVMF/OVMF_CODE_4M.fd", R_OK)) {
+        print_message("skipped: there is no OVMF\n");
+        skip();
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        json_t *answer = ask_as_peer(t, with_nvram(json_loads(bad[i], JSON_DECODE_ANY, NULL)));
+        if (xm_json_bool(answer, "ok", true) || xm_json_int(answer, "exit", 0) != 2)
+            fail_msg("%s: %s", bad[i], json_dumps(answer, 0));
+        json_decref(answer);
+    }
+    assert_false(exists(t, "state/vms/web1/nvram.fd"));
+    /* What an earlier stay has left is not what the VM has now. */
+    assert_int_equal(xm_mkdir_all(in_dir(t, "state/vms/web1"), NULL), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "state/vms/web1/nvram.fd"), "old", 3, NULL), 0);
+    json_t *answer = ask_as_peer(t, with_nvram(json_pack("{s:i, s:[[i, s], [i, s]]}", "size", 8192, "pieces",
+                                                         1, "SGVsbG8=", 8189, "AAEC")));
+    if (!xm_json_bool(answer, "ok", false))
+        fail_msg("%s", json_dumps(answer, 0));
+    assert_int_equal(xm_file_read(in_dir(t, "state/vms/web1/nvram.fd"), 1 << 20, &text, &len, NULL), 0);
+    assert_int_equal(len, 8192);
+    assert_memory_equal(text, "\xffHello\xff", 7);
+    assert_memory_equal(text + 8188, "\xff\0\1\2", 4);
+    free(text);
+    must(ask_as_peer(t, json_pack("{s:s, s:s, s:O}", "verb", "peer.cancel", "vm", "web1", "token",
+                                  json_object_get(answer, "token"))),
+         0);
+    assert_false(exists(t, "state/vms/web1/nvram.fd"));
+    json_decref(answer);
+}
+
+static void a_link_with_the_token_gets_to_the_shim(void **state)
+{
+    char line[200], c = 0;
+    (void)state;
+    need_qemu();
+
+    json_t *answer = must_prepare();
+    snprintf(line, sizeof line, "XMIG/1 link %064d l1\n", 0);
+    assert_true(closed_without_a_word(connect_from("127.0.0.2", t->port), line, strlen(line)));
+    snprintf(line, sizeof line, "XMIG/1 link %s 127.0.0.2\n", xm_json_str(answer, "token", ""));
+    assert_true(closed_without_a_word(connect_from("127.0.0.3", t->port), line, strlen(line)));
+    int fd = connect_from("127.0.0.2", t->port);
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    assert_int_equal(send(fd, line, strlen(line), MSG_NOSIGNAL), strlen(line));
+    assert_int_equal(poll(&p, 1, LIMIT_HANG_MS), 1);
+    assert_int_equal(recv(fd, &c, 1, 0), 1);
+    assert_int_equal(c, '!');
+    close(fd);
+    json_decref(answer);
+}
+
+static void what_was_made_for_a_dead_migration_is_deleted_by_the_next_agent(void **state)
+{
+    (void)state;
+    need_qemu();
+    json_decref(must_prepare());
+    test_agent_stop(t, SIGKILL);
+    kill(shim_pid(t, "web1"), SIGKILL);
+    assert_true(exists(t, "ds/web1-root.raw"));
+    assert_int_equal(test_agent_start(t), 0);
+    assert_true(until_no_vm(t, "web1"));
+    assert_true(until_gone(t, "run/vms/web1"));
+    assert_false(exists(t, "ds/web1-root.raw"));
+}
+
+static void an_incoming_vm_is_still_expected_by_the_next_agent(void **state)
+{
+    (void)state;
+    need_qemu();
+    json_t *answer = must_prepare();
+    test_agent_stop(t, SIGKILL);
+    assert_int_equal(test_agent_start(t), 0);
+    must(ask_as_peer(t, prepare_request("5")), 3);
+    must(ask_as_peer(t, json_pack("{s:s, s:s, s:O}", "verb", "peer.cancel", "vm", "web1", "token",
+                                  json_object_get(answer, "token"))),
+         0);
+    assert_false(exists(t, "ds/web1-root.raw"));
+    json_decref(answer);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, agent_set_up, agent_tear_down)
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(hostile_requests_to_prepare_make_nothing),
+        TEST(a_probe_decides_what_is_shared),
+        TEST(prepare_makes_disks_and_cancel_takes_all_away),
+        TEST(the_firmwares_variables_come_with_the_request),
+        TEST(a_link_with_the_token_gets_to_the_shim),
+        TEST(what_was_made_for_a_dead_migration_is_deleted_by_the_next_agent),
+        TEST(an_incoming_vm_is_still_expected_by_the_next_agent),
+    };
+    int status;
+
+    if (fake_shim_main(argc, argv, &status))
+        return status;
+    signal(SIGPIPE, SIG_IGN);
+    return cmocka_run_group_tests_name("agent: what a peer has prepared", tests, NULL, NULL);
+}

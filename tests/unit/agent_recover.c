@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: MIT */
+/* What `recover` makes of both sides' records. This program is the other agent; shims are make-believe
+ * (lib_shim.c). */
+#include "tests/unit/lib_agent.h"
+#include "vm/owner.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#include "tests/progress.h"
+
+static struct test_agent *const t = &test_agent;
+
+/* What hostb says of VM web1, and how recover ends here. */
+static json_t *recover_with(int listener, json_t *said)
+{
+    struct xm_jsonl js;
+
+    xm_jsonl_init(&js, agent_socket());
+    xm_jsonl_send(js.fd, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1"), -1, NULL);
+    json_decref(serve_one(listener, said));
+    json_t *o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL);
+    xm_jsonl_close(&js);
+    return o;
+}
+
+static json_t *owner_answer(const char *owner, int epoch)
+{
+    return json_pack("{s:b, s:s, s:i, s:s, s:b, s:b, s:s}", "ok", 1, "owner", owner, "epoch", epoch, "to", "",
+                     "settled", 1, "present", 0, "role", "");
+}
+
+static void given_away(void)
+{
+    struct owner_record rec = {.epoch = 4, .owner = OWNER_GIVEN, .to = "hostb"};
+
+    must(ask(t, start_request()), 0); /* leaves a spec, and a disk */
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+}
+
+static void recover_says_that_the_other_side_has_it(void **state)
+{
+    need_qemu();
+    given_away();
+    must(recover_with(*(int *)*state, owner_answer("mine", 4)), 0);
+    assert_string_equal(state_of("web1"), "");
+}
+
+/* It must have had one: before this host gave the VM away, the other one had recorded that it is promised. */
+static void a_peer_that_has_lost_its_record_is_not_taken_for_one_without_the_vm(void **state)
+{
+    struct owner_record rec;
+    need_qemu();
+
+    given_away();
+    must(recover_with(*(int *)*state, owner_answer("none", 0)), 4);
+    assert_string_equal(state_of("web1"), "");
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_GIVEN);
+}
+
+static void an_operator_takes_back_what_a_dead_peer_had(void **state)
+{
+    struct owner_record rec;
+    need_qemu();
+
+    given_away();
+    shutdown(*(int *)*state, SHUT_RDWR);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", "web1", "peer_is_dead", 1)), 0);
+    assert_string_equal(state_of("web1"), "running");
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_MINE);
+    assert_int_equal(rec.epoch, 6); /* above what the other one may have made of it */
+}
+
+/* Who cannot be asked, or makes no sense, decides nothing. */
+static void recover_changes_nothing_while_the_other_side_is_silent(void **state)
+{
+    struct owner_record rec;
+    int listener = *(int *)*state;
+    need_qemu();
+
+    given_away();
+    must(recover_with(listener, json_pack("{s:b, s:s}", "ok", 1, "owner", "who knows")), 4);
+    must(recover_with(listener, json_pack("{s:b, s:s}", "ok", 0, "error", "no")), 4);
+    shutdown(listener, SHUT_RDWR);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1")), 4);
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_GIVEN);
+    assert_int_equal(rec.epoch, 4);
+    assert_string_equal(state_of("web1"), "");
+}
+
+/* A VM that was stopped is started by whoever wants it to run, not by a question. */
+static void recover_starts_nothing_that_was_stopped(void **state)
+{
+    need_qemu();
+    must(ask(t, start_request()), 0);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    must(recover_with(*(int *)*state, owner_answer("mine", 2)), 0);
+    assert_string_equal(state_of("web1"), "stopped");
+    must(recover_with(*(int *)*state, owner_answer("none", 0)), 0);
+    assert_string_equal(state_of("web1"), "stopped");
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", "web1", "peer_is_dead", 1)), 2);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, peer_set_up, peer_tear_down)
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(recover_says_that_the_other_side_has_it),
+        TEST(a_peer_that_has_lost_its_record_is_not_taken_for_one_without_the_vm),
+        TEST(an_operator_takes_back_what_a_dead_peer_had),
+        TEST(recover_changes_nothing_while_the_other_side_is_silent),
+        TEST(recover_starts_nothing_that_was_stopped),
+    };
+    int status;
+
+    if (fake_shim_main(argc, argv, &status))
+        return status;
+    signal(SIGPIPE, SIG_IGN);
+    return cmocka_run_group_tests_name("agent: recover", tests, NULL, NULL);
+}

@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: MIT */
+/* A VM that is started: with which disks, and what is refused. A real agent, with make-believe shims
+ * (lib_shim.c). */
+#include "tests/unit/lib_agent.h"
+#include "vm/owner.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "tests/progress.h"
+
+static struct test_agent *const t = &test_agent;
+
+static void a_vm_is_started_found_again_and_stopped(void **state)
+{
+    (void)state;
+    need_qemu();
+    must(ask(t, start_request()), 0);
+    assert_true(exists(t, "ds/web1.raw"));
+    assert_true(exists(t, "state/vms/web1/owner.json"));
+    assert_string_equal(state_of("web1"), "running");
+    must(ask(t, start_request()), 3); /* twice is once too often */
+    test_agent_stop(t, SIGKILL);
+    assert_int_equal(test_agent_start(t), 0);
+    assert_string_equal(state_of("web1"), "running");
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    assert_string_equal(state_of("web1"), "stopped");
+    assert_false(exists(t, "run/vms/web1"));
+    assert_true(exists(t, "ds/web1.raw"));
+    must(ask(t, start_request()), 0); /* and again, with the disk that it has */
+}
+
+/* Seen: a disk was made below the mount point of a datastore that was not mounted, and hidden by the next mount. */
+static void nothing_is_made_where_a_datastore_is_not_mounted(void **state)
+{
+    char away[256], here[256];
+    (void)state;
+    need_qemu();
+
+    snprintf(here, sizeof here, "%s", in_dir(t, "ds"));
+    snprintf(away, sizeof away, "%s", in_dir(t, "ds.mounted"));
+    must(ask(t, start_request()), 0); /* the first use */
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "undefine", "vm", "web1")), 0);
+    assert_int_equal(rename(here, away), 0);
+    assert_int_equal(mkdir(here, 0700), 0);
+    json_t *o = ask(t, start_request());
+    if (!strstr(xm_json_str(o, "error", ""), "is it mounted?"))
+        fail_msg("%s", json_dumps(o, 0));
+    must(o, 3);
+    assert_int_equal(files_in_ds(), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "state/datastores.json"), "{", 1, NULL), 0);
+    must(ask(t, start_request()), 3); /* what it was is not known: not a first use */
+    assert_int_equal(unlink(in_dir(t, "state/datastores.json")), 0);
+    assert_int_equal(rmdir(here), 0); /* nothing at all */
+    assert_int_equal(rename(away, here), 0);
+    must(ask(t, start_request()), 0);
+}
+
+static void edit_spec(const char *how)
+{
+    const char *const argv[] = {"sed", "-i", how, in_dir(t, "spec.ini"), NULL};
+
+    assert_int_equal(xm_run(argv, LIMIT_HANG_NS, NULL, NULL), 0);
+}
+
+static void must_refuse_disk(const char *part)
+{
+    json_t *answer = ask(t, start_request());
+
+    if (!strstr(xm_json_str(answer, "error", ""), part))
+        fail_msg("%s", json_dumps(answer, 0));
+    must(answer, 3);
+}
+
+/* Seen: taken as raw, silently. What a guest has written to a disk in use is its own business. */
+static void an_image_of_another_format_is_no_disk(void **state)
+{
+    (void)state;
+    need_qemu();
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/web1.raw"), "QFI\xfb\0\0\0\3", 8, NULL), 0);
+    assert_int_equal(truncate(in_dir(t, "ds/web1.raw"), 1000), 0); /* a qcow2 file has any size */
+    must_refuse_disk(
+        "looks like a qcow2 image, and disks are raw here: convert it by qemu-img, or write «format = raw»");
+    assert_int_equal(truncate(in_dir(t, "ds/web1.raw"), 1 << 20), 0);
+    must_refuse_disk("looks like a qcow2 image");
+    edit_spec("$aformat = raw");
+    must(ask(t, start_request()), 0);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    edit_spec("$d");
+    must(ask(t, start_request()), 0); /* it has been in use as raw */
+}
+
+static void the_firmwares_variables_are_made_once(void **state)
+{
+    char *text = NULL, *insert;
+    size_t len;
+    (void)state;
+    need_qemu();
+    json_t *stop = json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1);
+    assert_int_equal(xm_file_replace(in_dir(t, "vars"), "no multiple", 11, NULL), 0);
+    insert = xm_printf("/^accel/a firmware = %s\\nnvram = %s", in_dir(t, "vars"), in_dir(t, "vars"));
+    edit_spec(insert);
+    free(insert);
+    must(ask(t, start_request()), 1);
+    assert_false(exists(t, "state/vms/web1"));
+    assert_int_equal(truncate(in_dir(t, "vars"), 8192), 0);
+    must(ask(t, start_request()), 0);
+    must(ask(t, json_incref(stop)), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "state/vms/web1/nvram.fd"), "set", 3, NULL), 0);
+    must(ask(t, start_request()), 0);
+    must(ask(t, stop), 0);
+    assert_int_equal(xm_file_read(in_dir(t, "state/vms/web1/nvram.fd"), 1 << 20, &text, &len, NULL), 0);
+    assert_string_equal(text, "set");
+    free(text);
+    assert_int_equal(unlink(in_dir(t, "state/vms/web1/nvram.fd")), 0);
+    json_t *answer = ask(t, start_request()); /* no guess */
+    assert_non_null(
+        strstr(xm_json_str(answer, "error", ""), "the variables of its firmware, has gone: put a copy"));
+    must(answer, 1);
+}
+
+static void a_disk_in_a_datastore_is_no_link(void **state)
+{
+    (void)state;
+    need_qemu();
+    assert_int_equal(xm_file_replace(in_dir(t, "elsewhere"), "", 0, NULL), 0);
+    assert_int_equal(truncate(in_dir(t, "elsewhere"), 1 << 20), 0);
+    assert_int_equal(symlink(in_dir(t, "elsewhere"), in_dir(t, "ds/web1.raw")), 0);
+    must_refuse_disk("ds/web1.raw is a link, and a disk in a datastore is a plain file");
+}
+
+static void a_start_that_fails_leaves_nothing(void **state)
+{
+    (void)state;
+    need_qemu();
+
+    edit_spec("s/web1$/broken/");
+    json_t *answer = ask(t, start_request());
+    assert_string_equal(xm_json_str(answer, "error", ""), "VM broken: it does not want to");
+    must(answer, 1);
+    assert_int_equal(files_in_ds(), 0);
+    assert_false(exists(t, "run/vms/broken"));
+    assert_false(exists(t, "state/vms/broken"));
+}
+
+static void a_vm_that_was_given_away_is_not_started(void **state)
+{
+    struct owner_record rec = {.epoch = 4, .owner = OWNER_GIVEN, .to = "hostb"};
+    (void)state;
+    need_qemu();
+
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    must(ask(t, start_request()), 3);
+    assert_int_equal(files_in_ds(), 0);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, agent_set_up, agent_tear_down)
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(a_vm_is_started_found_again_and_stopped), TEST(nothing_is_made_where_a_datastore_is_not_mounted),
+        TEST(an_image_of_another_format_is_no_disk),   TEST(the_firmwares_variables_are_made_once),
+        TEST(a_disk_in_a_datastore_is_no_link),        TEST(a_start_that_fails_leaves_nothing),
+        TEST(a_vm_that_was_given_away_is_not_started),
+    };
+    int status;
+
+    if (fake_shim_main(argc, argv, &status))
+        return status;
+    signal(SIGPIPE, SIG_IGN);
+    return cmocka_run_group_tests_name("agent: VMs of its own", tests, NULL, NULL);
+}
