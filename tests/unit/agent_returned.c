@@ -2,7 +2,6 @@
 /* A host that was declared dead returns, and its record still says that a VM is its own: it asks who may have
  * taken it before it is started, by hand or by itself. The agent is a real one; hostb is this program. */
 #include "tests/unit/lib_agent.h"
-#include "probe/probe.h"
 #include "tests/progress.h"
 #include "net/net.h"
 #include "vm/vm.h"
@@ -22,8 +21,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static struct test_agent agent;
-static struct test_agent *const t = &agent;
+static struct test_agent *const t = &test_agent;
 static int hostb = -1; /* listens where the agent has its peer */
 
 /* web1 is ours with epoch 1, and a migration of it to hostb was under way when the power went. */
@@ -65,14 +63,6 @@ static int tear_down(void **state)
         close(hostb);
     test_agent_remove(t);
     return 0;
-}
-
-static void need_qemu(void)
-{
-    if (!qemu_facts("qemu-system-x86_64", NULL)) {
-        print_message("skipped: qemu-system-x86_64 is not installed\n");
-        skip();
-    }
 }
 
 static void must_say(json_t *answer, int exit, const char *part)
