@@ -287,11 +287,13 @@ static void a_job_that_a_shim_may_still_take_is_not_over(void **state)
     answer(&its, prepared());
     /* The agent has asked the shim when it is killed: its socket holds the request. */
     char path[300];
-    snprintf(path, sizeof path, "ss -xH src %s | awk '$3 > 0' | grep -q .",
+    bool holds = false;
+    snprintf(path, sizeof path, "ss -xHl src %s | awk '$3 > 0' | grep -q .",
              in_dir(t, "run/vms/web1/shim.sock"));
     const char *const ss[] = {"sh", "-c", path, NULL};
-    for (struct limit l = limit_start(10); xm_run(ss, LIMIT_HANG_NS, NULL, NULL) < 0 && limit_wait(&l);)
-        ;
+    for (struct limit l = limit_start(10); !holds && limit_wait(&l);)
+        holds = xm_run(ss, LIMIT_HANG_NS, NULL, NULL) == 0;
+    assert_true(holds);
     test_agent_stop(t, SIGKILL);
     xm_jsonl_close(&js);
     assert_int_equal(test_agent_start(t), 0);
