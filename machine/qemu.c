@@ -251,38 +251,53 @@ static bool names_dir(const char *cmdline, size_t len, const char *run_dir)
     return is;
 }
 
-int qemu_adopt(struct qemu *q, const char *run_dir, struct xm_error *e)
+/* 0: there is none. *pidfd is the caller's otherwise. */
+static pid_t find_left(const char *run_dir, int *pidfd)
 {
-    char *path = xm_printf("%s/qemu.pid", run_dir);
-    char *text = NULL;
-    char *cmdline = NULL;
+    char *path = xm_printf("%s/qemu.pid", run_dir), *text = NULL, *cmdline = NULL;
     size_t len = 0;
-    int r = xm_file_read(path, 64, &text, &len, NULL) < 0 ? -ESRCH : 0;
-    pid_t pid = r ? 0 : (pid_t)atoi(text);
+    pid_t pid = xm_file_read(path, 64, &text, &len, NULL) < 0 ? 0 : (pid_t)atoi(text);
 
     free(path);
     free(text);
-    if (r || pid <= 1)
-        return -ESRCH;
+    *pidfd = pid > 1 ? pidfd_open_(pid) : -1;
+    if (*pidfd < 0)
+        return 0;
     /* A number may have been given to somebody else since: our QEMU names our directory on its command line.
      */
     path = xm_printf("/proc/%d/cmdline", pid);
-    q->pidfd = pidfd_open_(pid);
-    if (q->pidfd < 0 || xm_file_read(path, 1 << 20, &cmdline, &len, NULL) < 0 ||
-        !names_dir(cmdline, len, run_dir))
-        r = -ESRCH;
+    if (xm_file_read(path, 1 << 20, &cmdline, &len, NULL) < 0 || !names_dir(cmdline, len, run_dir)) {
+        close(*pidfd);
+        *pidfd = -1;
+        pid = 0;
+    }
     free(path);
     free(cmdline);
-    if (r) {
-        if (q->pidfd >= 0)
-            close(q->pidfd);
-        q->pidfd = -1;
-        return r;
-    }
+    return pid;
+}
+
+bool qemu_is_left(const char *run_dir)
+{
+    int pidfd;
+    bool is = find_left(run_dir, &pidfd) > 0;
+
+    if (is)
+        close(pidfd);
+    return is;
+}
+
+int qemu_adopt(struct qemu *q, const char *run_dir, struct xm_error *e)
+{
+    int pidfd;
+    pid_t pid = find_left(run_dir, &pidfd);
+
+    if (!pid)
+        return -ESRCH;
+    q->pidfd = pidfd;
     q->pid = pid;
     q->child = false;
-    path = xm_printf("%s/qmp.sock", run_dir);
-    r = qmp_open(&q->qmp, path, xm_now() + START_TIMEOUT, alive_cb, q, e);
+    char *path = xm_printf("%s/qmp.sock", run_dir);
+    int r = qmp_open(&q->qmp, path, xm_now() + START_TIMEOUT, alive_cb, q, e);
     free(path);
     if (r) /* it hangs, perhaps; its guest is not to end for that */
         qemu_leave(q);

@@ -61,6 +61,8 @@ void qemu_arguments_free(char **);
  * monitor. Its stdout and stderr go to run_dir/qemu.log, whose last line is part of the sentence when it does
  * not come up; with `incoming` the sentence goes to another host, and only says where that log is. */
 int qemu_start(struct qemu *, const struct vm_spec *, const struct qemu_place *, struct xm_error *);
+/* A QEMU that an earlier shim of this VM has started runs still. */
+bool qemu_is_left(const char *run_dir);
 /* Takes over a QEMU that an earlier shim of this VM left running. -ESRCH: there is none. */
 int qemu_adopt(struct qemu *, const char *run_dir, struct xm_error *);
 /* Bytes of RAM that it has besides the guest's: ROMs, a VGA's. */

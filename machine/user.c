@@ -5,14 +5,14 @@
  * nobody else (probe/user.c): it owns no file, can neither trace nor signal another VM's QEMU, and has no
  * group but that of /dev/kvm. There is no account for it, and nothing to set up.
  *
- * Which one: the number stands in the file qemu.user of the VM's run directory, and so belongs to the VM as
- * long as that directory is there, which is as long as its QEMU. All these files together say what is taken;
+ * Which one: the number stands in the file qemu.user of the VM's run directory, and is what the VM's QEMU is,
+ * as long as that runs, whatever the configuration says by then; after it the number is chosen anew. All these files together say what is taken;
  * who looks for a free number holds a lock on the directory of them all. A number that a process has is taken
  * besides, whatever that process is: another agent's VM, what a removed directory has left.
  *
  * It is tried before it is said: a child becomes that user and opens what QEMU will have to open by name.
  * All else QEMU is handed as a descriptor (hand.c). */
-#include "machine/user.h"
+#include "machine/qemu.h"
 
 #include <ctype.h>
 #include <dirent.h>
@@ -166,10 +166,8 @@ int qemu_user_choose(const struct vm_spec *vm, const char *run_dir, const char *
 {
     struct qemu_users p = {0};
     struct xm_error why = {0};
-    char *pid = xm_printf("%s/qemu.pid", run_dir);
-    bool left = access(pid, F_OK) == 0; /* an earlier shim's */
+    bool left = qemu_is_left(run_dir);
 
-    free(pid);
     memset(u, 0, sizeof *u);
     if (geteuid())
         return 0;

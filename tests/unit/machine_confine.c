@@ -205,6 +205,8 @@ static void each_vm_has_another_and_keeps_it(void **state)
     start();
     choose(NULL, &again); /* by the shim that comes after one that was killed */
     assert_int_equal(again.uid, user.uid);
+    choose("root", &again); /* as somebody has changed his mind meanwhile: it is what it is */
+    assert_int_equal(again.uid, user.uid);
     make_run_dir("other");
     /* There is one only that is free. */
     char range[40];
@@ -218,6 +220,12 @@ static void each_vm_has_another_and_keeps_it(void **state)
     /* By the process alone. */
     assert_int_equal(unlink(tmpdir_path("confined/qemu.user")), 0);
     assert_int_equal(qemu_user_choose(&spec, run_dir, range, &again, &e), -EAGAIN);
+    /* What an ended QEMU has left says nothing of the next one. */
+    qemu_end(&qemu, &spec);
+    snprintf(run_dir, sizeof run_dir, "%s", tmpdir_path("confined"));
+    assert_int_equal(access(in_run_dir("qemu.pid"), F_OK), 0);
+    choose(range, &again);
+    assert_int_equal(again.uid, user.uid);
 }
 
 /* It is said, where somebody wants it; and where nobody does, QEMU runs, as before there was such a user. */
