@@ -2,6 +2,7 @@
 #include "agent/facts.h"
 #include "agent/address.h"
 #include "agent/storage.h"
+#include "probe/probe.h"
 
 #include <ctype.h>
 #include <fcntl.h>
@@ -161,4 +162,19 @@ uint64_t facts_file_size(const char *path)
     struct stat st;
 
     return storage_stat(path, &st) < 0 ? 0 : (uint64_t)st.st_size;
+}
+
+/* ---- QEMU's user ---- */
+
+int facts_qemu_user(const char *wanted, const char *program, bool kvm, struct xm_error *e)
+{
+    struct qemu_users u;
+    char *path = program ? qemu_path(program) : NULL; /* that it is not there is another matter */
+    int r = qemu_users_find(wanted, &u, e);
+
+    if (!r && u.last)
+        r = qemu_user_try(&u.first_one, path, kvm, e);
+    qemu_users_free(&u);
+    free(path);
+    return r && !wanted ? 1 : r;
 }

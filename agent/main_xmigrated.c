@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* xmigrated: the agent of one host. agent/agent.h has the map of its threads. */
 #include "agent/agent.h"
+#include "agent/facts.h"
 #include "probe/probe.h"
 
 #include <fcntl.h>
@@ -26,23 +27,21 @@ static void say_user(const struct config *c, bool always)
     const char *wanted = c->qemu_user, *else_ = wanted ? "will not be started" : "run as root's user";
     struct qemu_users u = {0};
     struct xm_error e = {0};
-    int r = c->qemu_rights ? 0 : qemu_users_find(wanted, &u, &e);
-    bool kvm = !r && u.last && access("/dev/kvm", F_OK) == 0;
+    int r = c->qemu_rights ? 0 : facts_qemu_user(wanted, NULL, false, &e);
 
-    if (!r && u.last)
-        r = qemu_user_try(&u.first_one, NULL, false, &e);
-    bool other = !r && kvm && qemu_user_try(&u.first_one, NULL, true, &e) < 0;
     if (r)
         fprintf(stderr, "xmigrated: VMs %s: %s\n", else_, e.text);
-    else if (always && !u.last)
+    else if (!c->qemu_rights && access("/dev/kvm", F_OK) == 0 && facts_qemu_user(wanted, NULL, true, &e))
+        fprintf(stderr, "xmigrated: VMs with KVM %s: %s\n", else_, e.text);
+    if (r || !always)
+        return;
+    if (c->qemu_rights || qemu_users_find(wanted, &u, &e) < 0 || !u.last)
         printf("QEMU runs as root%s\n",
                c->qemu_rights ? ", with all rights" : "'s user, without capabilities");
-    else if (always && u.name)
+    else if (u.name)
         printf("QEMU runs as %s\n", u.name);
-    else if (always)
+    else
         printf("each VM's QEMU runs as a user of its own, of %u to %u\n", u.first, u.last);
-    if (other)
-        fprintf(stderr, "xmigrated: VMs with KVM %s: %s\n", else_, e.text);
     qemu_users_free(&u);
 }
 

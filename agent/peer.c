@@ -15,6 +15,7 @@
  */
 #include "agent/datastore.h"
 #include "agent/agent.h"
+#include "agent/facts.h"
 #include "agent/nvram.h"
 #include "agent/outside.h"
 #include "agent/storage.h"
@@ -239,15 +240,27 @@ json_t *verb_peer_hello(struct conn *c, const json_t *request)
     return answer;
 }
 
-static json_t *block_notes(struct agent *a, const struct vm_spec *s, const struct fact_datastore *to)
+static void block_notes(struct agent *a, const struct vm_spec *s, const struct fact_datastore *to,
+                        json_t *notes)
 {
     char *where = xm_printf("datastore '%s' of %s", to->name, a->conf.name);
-    json_t *notes = json_array();
 
     for (unsigned i = 0; i < s->disks; i++)
         admit_note_block(&s->disk[i], s->name, where, to->block, notes);
     free(where);
-    return notes;
+}
+
+/* Who the VM's QEMU would be here. */
+static void judge_user(struct agent *a, const struct vm_spec *s, json_t *reasons, json_t *notes)
+{
+    struct xm_error why = {0};
+    bool kvm = s->accel && !strncmp(s->accel, "kvm", 3);
+    int r = a->conf.qemu_rights ? 0 : facts_qemu_user(a->conf.qemu_user, s->qemu, kvm, &why);
+
+    if (r)
+        json_array_append_new(r > 0 ? notes : reasons,
+                              json_sprintf("%s of %s %s: %s", r > 0 ? "QEMU" : "qemu_user", a->conf.name,
+                                           r > 0 ? "will be root's user" : "cannot run it", why.text));
 }
 
 json_t *verb_peer_check(struct conn *c, const json_t *request)
@@ -270,10 +283,13 @@ json_t *verb_peer_check(struct conn *c, const json_t *request)
         agent_unlock(a);
         answer = ok_answer();
         json_object_set_new(answer, "reasons", reasons);
+        json_t *notes = json_array();
         if (datastore >= 0) {
             json_object_set_new(answer, "datastore", json_string(a->conf.datastore[datastore].name));
-            json_object_set_new(answer, "notes", block_notes(a, &q.spec, &g.datastore[datastore]));
+            block_notes(a, &q.spec, &g.datastore[datastore], notes);
         }
+        judge_user(a, &q.spec, reasons, notes);
+        json_object_set_new(answer, "notes", notes);
         gathered_free(&g);
     }
     vm_spec_free(&q.spec);

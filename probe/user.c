@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -119,8 +120,10 @@ void qemu_users_free(struct qemu_users *u)
 
 bool qemu_user_become(const struct qemu_user *u)
 {
-    return setgroups(u->groups, u->group) == 0 && setresgid(u->gid, u->gid, u->gid) == 0 &&
-           setresuid(u->uid, u->uid, u->uid) == 0;
+    /* Not libc's, which would look after other threads. */
+    return syscall(SYS_setgroups, (size_t)u->groups, u->group) == 0 &&
+           syscall(SYS_setresgid, u->gid, u->gid, u->gid) == 0 &&
+           syscall(SYS_setresuid, u->uid, u->uid, u->uid) == 0;
 }
 
 /* ---- is it of use? ---- */

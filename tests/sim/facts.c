@@ -72,6 +72,12 @@ int __wrap_kvm_probe(struct xm_error *e)
     return KVM_NONE;
 }
 
+int __wrap_facts_qemu_user(const char *wanted, const char *program, bool kvm, struct xm_error *e)
+{
+    (void)wanted, (void)program, (void)kvm, (void)e;
+    return 0;
+}
+
 const char *__wrap_facts_cpu_flags(void)
 {
     return "";

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* xmigrated.conf: defaults, and the sentence for each thing that can be wrong. */
 #include "agent/config.h"
+#include "agent/facts.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -8,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static char path[64];
@@ -118,12 +120,32 @@ static void what_is_wrong_is_said_with_file_and_line(void **state)
     }
 }
 
+/* Where nobody has said who QEMU is to be, it is root's user when it can be nobody else. */
+static void who_qemu_can_be_is_told(void **state)
+{
+    struct xm_error e = {0};
+    (void)state;
+
+    if (geteuid()) {
+        print_message("skipped: only root can become another user\n");
+        skip();
+    }
+    assert_int_equal(facts_qemu_user(NULL, "/bin/sh", false, &e), 0);
+    assert_int_equal(facts_qemu_user("root", path, false, &e), 0);
+    assert_int_equal(chmod(path, 0700), 0);
+    assert_int_equal(facts_qemu_user(NULL, path, false, &e), 1);
+    assert_non_null(strstr(e.text, "may not run /tmp/xmt-conf-"));
+    assert_int_equal(facts_qemu_user("70000-70001", path, false, &e), -EACCES);
+    assert_non_null(strstr(e.text, "user 70000 may not run"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(an_empty_file_is_all_defaults, set_up, tear_down),
         cmocka_unit_test_setup_teardown(everything_can_be_said, set_up, tear_down),
         cmocka_unit_test_setup_teardown(what_is_wrong_is_said_with_file_and_line, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(who_qemu_can_be_is_told, set_up, tear_down),
     };
     return cmocka_run_group_tests_name("host: the agent's configuration", tests, NULL, NULL);
 }
