@@ -95,14 +95,14 @@ static void serve(const struct backend *b, bool sync)
         _exit(1);
     }
     for (;;) {
-        if (d->mode == XM_MIRROR_OFF && eventfd_read(b->start, &v) == 0 &&
+        if (d->mirror.mode == XM_MIRROR_OFF && eventfd_read(b->start, &v) == 0 &&
             xm_disk_mirror_on(d, r, true, &e) < 0)
             _exit(1);
-        if (sync && d->mode == XM_MIRROR_ASYNC) { /* the driver would go back by itself */
-            d->mode = XM_MIRROR_SYNC;
-            d->low_since = 0;
+        if (sync && d->mirror.mode == XM_MIRROR_ASYNC) { /* the driver would go back by itself */
+            d->mirror.mode = XM_MIRROR_SYNC;
+            d->buffer.low_since = 0;
         }
-        if (!told && d->mode > XM_MIRROR_STARTING && xm_disk_in_step(d)) {
+        if (!told && d->mirror.mode > XM_MIRROR_STARTING && xm_disk_in_step(d)) {
             told = true;
             eventfd_write(b->copied, 1);
         }
