@@ -17,13 +17,13 @@
 #include <string.h>
 #include <unistd.h>
 
-#define MEMORY  64 /* MiB */
-#define CPU     "host,-arch-capabilities"
-#define APPEND  "ram=0 disk=0"
-#define KERNEL  "build/guest/kvmguest"
-#define BLOCK   3  /* moves */
-#define SETTLED 3  /* lines: 0.75 s between two moves */
-#define BUDGET  15 /* ms */
+#define MEMORY 64 /* MiB */
+#define CPU    "host,-arch-capabilities"
+#define APPEND "ram=0 disk=0"
+#define KERNEL "build/guest/kvmguest"
+#define BLOCK  3  /* moves */
+#define STEADY 3  /* lines: 0.75 s between two moves */
+#define BUDGET 15 /* ms */
 
 static char name[16];           /* of our VM; another one for each block: its old one is known at the hosts */
 static struct bench_stat still; /* silences of the guest that stays, ms */
@@ -36,16 +36,16 @@ static char other(char h)
 /* One move: what comes before, the silence in it. */
 static double watch(struct beat *b, bool (*move)(char from), char from)
 {
-    if (!beat_wait(b, SETTLED))
+    if (!beat_wait(b, STEADY))
         bench_die("the guest does not tick, or has found an error");
     beat_mark(b);
-    if (!beat_wait(b, SETTLED))
+    if (!beat_wait(b, STEADY))
         bench_die("the guest does not tick, or has found an error");
     bench_add(&still, beat_longest(b));
     beat_mark(b);
     if (!move(from))
         bench_die("the guest was not moved");
-    if (!beat_wait(b, SETTLED))
+    if (!beat_wait(b, STEADY))
         bench_die("the guest does not tick behind the move, or has found an error");
     return beat_longest(b);
 }

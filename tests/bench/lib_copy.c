@@ -168,15 +168,15 @@ struct xm_links *copy_connect(unsigned count)
     return links;
 }
 
-static unsigned settled;
-static void on_settled(void *arg, int status, const char *why)
+static unsigned quiesced;
+static void on_quiesced(void *arg, int status, const char *why)
 {
     (void)arg;
     if (status) {
         fprintf(stderr, "copy: %s\n", why);
         _exit(1);
     }
-    settled++;
+    quiesced++;
 }
 
 static bool all_in_step(struct xm_disk **d, unsigned n)
@@ -217,10 +217,10 @@ static void source(const struct copy_job *j, int out)
     while (!all_in_step(d, j->disks) && !links_over)
         xm_engine_turn(engine);
     for (unsigned i = 0; i < j->disks; i++)
-        xm_disk_quiesce(d[i], on_settled, NULL);
-    while (settled < j->disks && !links_over)
+        xm_disk_quiesce(d[i], on_quiesced, NULL);
+    while (quiesced < j->disks && !links_over)
         xm_engine_turn(engine);
-    if (settled < j->disks)
+    if (quiesced < j->disks)
         _exit(1);
     struct copy_result r = {.seconds = (double)(xm_now() - t0) / 1e9};
     getrusage(RUSAGE_SELF, &usage);

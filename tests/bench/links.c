@@ -72,7 +72,7 @@ struct piece {
 };
 static struct xm_mailbox box;
 static struct xm_transport *to;
-static uint64_t left, settled;
+static uint64_t left, ended;
 
 static void submit(struct piece *p)
 {
@@ -85,13 +85,13 @@ static void submit(struct piece *p)
     to->submit(to, &p->msg);
 }
 
-static void piece_settled(struct xm_post *post)
+static void piece_ended(struct xm_post *post)
 {
     struct piece *p = xm_container_of(post, struct piece, msg.post);
 
     if (p->msg.status)
         bench_die("a frame was lost");
-    settled++;
+    ended++;
     if (left)
         submit(p);
 }
@@ -142,15 +142,15 @@ static double run_ours(struct path w, uint64_t bytes, double *cpu_per_gb)
     for (unsigned i = 0; i < DEPTH; i++) {
         p[i].buf = aligned_alloc(4096, payload);
         memset(p[i].buf, (int)i, payload);
-        p[i].msg.post.run = piece_settled;
+        p[i].msg.post.run = piece_ended;
     }
     left = total;
-    settled = 0;
+    ended = 0;
     double own_before = own_cpu();
     uint64_t start = xm_now();
     for (unsigned i = 0; i < DEPTH && left; i++)
         submit(&p[i]);
-    while (settled < total)
+    while (ended < total)
         xm_mailbox_wait(&box, -1);
     double seconds = (double)(xm_now() - start) / 1e9;
     double own = own_cpu() - own_before;

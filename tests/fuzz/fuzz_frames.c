@@ -15,7 +15,7 @@
  * - 230..254: handlers answer what they hold.
  * - 255: the peer hangs up.
  *
- * Must hold: no report of a sanitizer, no hang, each message settled exactly once, every received frame
+ * Must hold: no report of a sanitizer, no hang, each message ends exactly once, every received frame
  * freed, no answer longer than its request may have. RAM_PAGES and RAM_DIGEST go to a real receiving side of
  * 64 pages, in place. */
 #include "memxfer/memxfer.h"
@@ -38,7 +38,7 @@ struct input {
 };
 
 static STAILQ_HEAD(, xm_rx) held;
-static unsigned settled;
+static unsigned ended;
 static int failed; /* what rx_receive said when it refused to go on */
 
 static void must(bool ok, const char *what)
@@ -82,10 +82,10 @@ static void frame(void *ctx, struct xm_rx *rx)
     STAILQ_INSERT_TAIL(&held, rx, link);
 }
 
-static void on_settled(struct xm_post *p)
+static void on_ended(struct xm_post *p)
 {
     struct xm_msg *m = xm_container_of(p, struct xm_msg, post);
-    settled++;
+    ended++;
     must(m->reply_len <= frame_kind(m->type)->reply_max, "a reply that is too long");
     free(m->reply);
     m->reply = NULL;
@@ -201,7 +201,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     int fd[2];
 
     STAILQ_INIT(&held);
-    settled = 0;
+    ended = 0;
     failed = 0;
     must(b && xm_mailbox_init(&box) == 0 && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd) == 0,
          "setting up");
@@ -211,7 +211,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     l->window_frames = MESSAGES - 2; /* so two stay in the queue */
     for (int i = 0; i < MESSAGES; i++) {
         uint8_t type = types[i % 3];
-        msg[i] = (struct xm_msg){.post.run = on_settled,
+        msg[i] = (struct xm_msg){.post.run = on_ended,
                                  .home = &box,
                                  .type = type,
                                  .length = type == XM_FRAME_CALL ? 2 : 0,
@@ -256,7 +256,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     link_free(l);
     xm_mailbox_run(&box);
     xm_ramsink_free(ramsink);
-    must(settled == MESSAGES, "a message was not settled exactly once");
+    must(ended == MESSAGES, "a message did not end exactly once");
     xm_mailbox_destroy(&box);
     close(fd[1]);
     return 0;

@@ -231,7 +231,7 @@ static bool configure(struct disk *d, const char *text, uint64_t seed)
     return d->threads >= 1 && d->threads <= 64;
 }
 
-/* Opens the device, settles the span, allocates the account. */
+/* Opens the device, fixes the span, allocates the account. */
 static bool prepare(struct disk *d)
 {
     bool prefilled = d->seq == 1, blank = d->no_zeroes;

@@ -14,7 +14,7 @@
 
 SMALL_GROUP("repeat", "", .fill = 64)
 
-#define SETTLED 4 /* by then the allocators have what they need */
+#define STEADY 4 /* by then the allocators have what they need */
 
 struct footprint {
     long anon_kib, fds, threads;
@@ -107,7 +107,7 @@ static void there_and_back(void **state)
     need_lab();
     atomic_store(&sampling, true);
     assert_int_equal(pthread_create(&sampler, NULL, sample, NULL), 0);
-    moves = moves < SETTLED + 2 ? SETTLED + 2 : moves > 200 ? 200 : moves;
+    moves = moves < STEADY + 2 ? STEADY + 2 : moves > 200 ? 200 : moves;
     for (i = 0; i < moves; i++) {
         const char *from = i % 2 ? "b" : "a", *to = i % 2 ? "a" : "b";
         char path[256];
@@ -123,7 +123,7 @@ static void there_and_back(void **state)
         snprintf(path, sizeof(path), "%s/%s/run/vms/web1/shim.pid", lab_run_dir(), to);
         shim = look_at(path);
         shim_most = shim.anon_kib > shim_most ? shim.anon_kib : shim_most;
-        if (i == SETTLED - 1) {
+        if (i == STEADY - 1) {
             first[0] = agent_footprint("a");
             first[1] = agent_footprint("b");
         }

@@ -22,7 +22,7 @@ struct fixture {
     struct xm_copier *c;
     int64_t next, last;
     bool again; /* what next() says is not fresh */
-    unsigned settled, failed, busy_max;
+    unsigned copied, failed, busy_max;
     int status;
     uint64_t used_max;
 };
@@ -35,19 +35,19 @@ static int64_t next(void *ctx, bool *fresh)
     return f->next < f->last ? f->next++ : -1;
 }
 
-static void settled(void *ctx, int64_t chunk, int status)
+static void copied(void *ctx, int64_t chunk, int status)
 {
     struct fixture *f = ctx;
 
     assert_in_range(chunk, 0, CHUNKS - 1);
-    f->settled++;
+    f->copied++;
     if (status < 0) {
         f->failed++;
         f->status = status;
     }
 }
 
-static const struct xm_copier_ops ops = {.next = next, .ended = settled};
+static const struct xm_copier_ops ops = {.next = next, .ended = copied};
 
 static bool watch(struct sim_disk *d, struct xm_io *io)
 {
@@ -113,7 +113,7 @@ static void test_copies_all_within_the_pools_bound(void **state)
     struct fixture *f = *state;
     struct xm_copier_stats st = copy(f, 1 << 20, true);
 
-    assert_int_equal(f->settled, CHUNKS);
+    assert_int_equal(f->copied, CHUNKS);
     assert_int_equal(f->failed, 0);
     assert_memory_equal(f->source->data, f->target->data, SIZE);
     assert_int_equal(st.bytes_data, SIZE);
@@ -126,7 +126,7 @@ static void test_one_buffer_is_enough(void **state)
     struct fixture *f = *state;
 
     copy(f, 256 << 10, true);
-    assert_int_equal(f->settled, CHUNKS);
+    assert_int_equal(f->copied, CHUNKS);
     assert_memory_equal(f->source->data, f->target->data, SIZE);
 }
 
@@ -167,7 +167,7 @@ static void test_a_chunk_copied_again_sends_its_zeros(void **state)
     f->again = true;
     copy(f, 4 << 20, true);
     assert_memory_equal(f->source->data, f->target->data, SIZE);
-    assert_int_equal(f->settled, CHUNKS);
+    assert_int_equal(f->copied, CHUNKS);
 }
 
 static void test_zeros_between_data_are_found(void **state)
@@ -190,7 +190,7 @@ static void test_reads_are_tried_again(void **state)
 
     f->source->read_errors = 100;
     struct xm_copier_stats st = copy(f, 2 << 20, true);
-    assert_int_equal(f->settled, CHUNKS);
+    assert_int_equal(f->copied, CHUNKS);
     assert_int_equal(f->failed, 0);
     assert_int_equal(st.read_errors, 0);
     assert_true(f->source->errors > 0);
@@ -203,7 +203,7 @@ static void test_reads_that_keep_failing_are_told(void **state)
 
     f->source->read_errors = 1000;
     struct xm_copier_stats st = copy(f, 2 << 20, true);
-    assert_int_equal(f->settled, CHUNKS);
+    assert_int_equal(f->copied, CHUNKS);
     assert_int_equal(f->failed, CHUNKS);
     assert_int_equal(f->status, -EIO);
     assert_true(st.read_errors >= CHUNKS);
@@ -227,7 +227,7 @@ static void test_chunks_copied_again_are_few_at_a_time(void **state)
 
     f->again = true;
     copy(f, 16 << 20, true);
-    assert_int_equal(f->settled, CHUNKS);
+    assert_int_equal(f->copied, CHUNKS);
     assert_in_range(f->busy_max, 1, 4);
 }
 
@@ -245,7 +245,7 @@ static void test_paused_claims_nothing(void **state)
     xm_copier_pause(f->c, false);
     xm_copier_pause(f->c, true); /* what was claimed is copied to its end */
     sim_run_until(f->sim, &never, 100000);
-    assert_int_equal(f->settled, f->next);
+    assert_int_equal(f->copied, f->next);
     assert_in_range(f->next, 1, 2);
 }
 

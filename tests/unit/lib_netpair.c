@@ -205,14 +205,14 @@ static void load_next(struct load_msg *lm)
     l->to->submit(l->to, &lm->msg);
 }
 
-static void load_settled(struct xm_post *p)
+static void load_ended(struct xm_post *p)
 {
     struct load_msg *lm = xm_container_of(p, struct load_msg, msg.post);
     struct load *l = lm->load;
 
     l->twice += !lm->flying;
     lm->flying = false;
-    l->settled++;
+    l->ended++;
     if (lm->msg.status) {
         l->failed++;
         l->status = l->status ? l->status : lm->msg.status;
@@ -237,7 +237,7 @@ void load_init(struct load *l, struct xm_transport *to, uint64_t first, uint64_t
         l->data[i] = (uint8_t)(i * 31 + first);
     for (uint64_t i = 0; i < l->depth; i++) {
         l->msg[i].load = l;
-        l->msg[i].msg.post.run = load_settled;
+        l->msg[i].msg.post.run = load_ended;
     }
 }
 
@@ -246,9 +246,9 @@ void load_run(struct load *l)
     for (uint64_t i = 0; i < l->depth; i++)
         load_next(&l->msg[i]);
     sem_post(&l->begun);
-    while (l->settled < l->total) {
+    while (l->ended < l->total) {
         if (!xm_mailbox_wait(&l->box, 30000))
-            fail_msg("%llu of %llu messages settled after 30 s", (unsigned long long)l->settled,
+            fail_msg("%llu of %llu messages ended after 30 s", (unsigned long long)l->ended,
                      (unsigned long long)l->total);
     }
 }

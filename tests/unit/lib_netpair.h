@@ -49,7 +49,7 @@ int end_join(struct end *a, struct end *b, const int fd[2], int *b_result, struc
 /* n links over TCP. fds: a's descriptors, for killing; may be NULL. */
 void end_join_tcp(struct end *a, struct end *b, int n, int *fds);
 
-/* Messages of one owner: `total` of them, at most `depth` unsettled, seq from first on. total UINT64_MAX:
+/* Messages of one owner: `total` of them, at most `depth` under way, seq from first on. total UINT64_MAX:
  * until one fails. */
 struct load {
     struct xm_transport *to;
@@ -58,14 +58,14 @@ struct load {
     uint32_t length;    /* 0: DISK_ZERO; else DISK_DATA of 1 to length bytes */
     bool urgent, fixed; /* fixed: all of `length` */
     sem_t begun;        /* posted when the first `depth` are submitted */
-    uint64_t sent, settled, failed, twice;
+    uint64_t sent, ended, failed, twice;
     int status; /* the first that was not 0 */
     struct load_msg *msg;
     uint8_t *data;
 };
 void load_init(struct load *, struct xm_transport *, uint64_t first, uint64_t total, uint64_t depth,
                uint32_t length);
-void load_run(struct load *); /* until all are settled; on the calling thread */
+void load_run(struct load *); /* until all have ended; on the calling thread */
 void *load_thread(void *load);
 void load_free(struct load *);
 

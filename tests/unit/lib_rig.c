@@ -135,7 +135,7 @@ static void ended(void *arg, int status, const char *why)
     snprintf(r->why, sizeof r->why, "%s", why ? why : "");
 }
 
-void rig_settle(struct rig *r)
+void rig_quiesce(struct rig *r)
 {
     r->ended = false;
     xm_disk_quiesce(r->disk, ended, r);

@@ -29,7 +29,7 @@ struct rig {
     struct xm_replica *replica;
     struct xm_disk *disk;
     struct rig_op *ops;
-    bool off, ended; /* mirror off; settle or pivot has called back */
+    bool off, ended; /* mirror off; quiesce or pivot has called back */
     int status;
     char why[300];
 };
@@ -46,7 +46,7 @@ void rig_run(struct rig *, uint64_t ms); /* lets that much time pass */
 void rig_mirror_on(struct rig *, bool target_zeroed);
 void rig_mirror_off(struct rig *);
 void rig_in_step(struct rig *); /* turns until all chunks are present */
-void rig_settle(struct rig *);  /* begins; ended, status, why follow */
+void rig_quiesce(struct rig *); /* begins; ended, status, why follow */
 void rig_pivot(struct rig *);
 struct xm_disk_status rig_status(struct rig *);
 bool rig_same(struct rig *); /* both images and both digests */

@@ -491,7 +491,7 @@ static void pump(struct sim_links *l)
     }
 }
 
-static void settle_dead(struct sim_links *l, struct xm_msg *m)
+static void end_dead(struct sim_links *l, struct xm_msg *m)
 {
     m->status = l->dead;
     xm_mailbox_post(m->home, &m->post);
@@ -502,7 +502,7 @@ static void links_submit(struct xm_transport *t, struct xm_msg *m)
     struct sim_links *l = t->ctx;
 
     if (l->dead) {
-        settle_dead(l, m);
+        end_dead(l, m);
         return;
     }
     if (m->urgent)
@@ -598,11 +598,11 @@ void sim_links_kill(struct sim_links *l, int status)
         next = TAILQ_NEXT(f, all);
         if (!f->msg)
             continue;
-        settle_dead(l, f->msg);
+        end_dead(l, f->msg);
         abandon(l, f);
     }
     while ((m = take(&l->again)) || (m = take(&l->urgent)) || (m = take(&l->bulk)))
-        settle_dead(l, m);
+        end_dead(l, m);
 }
 
 void sim_links_go(struct sim_links *l)

@@ -84,7 +84,7 @@ void sim_links_down(struct sim_links *, unsigned link);
 void sim_links_up(struct sim_links *, unsigned link);
 unsigned sim_links_alive(const struct sim_links *);
 void sim_links_kill(struct sim_links *,
-                    int status);       /* all unsettled messages end with status, as do all later ones */
+                    int status);       /* all pending messages end with status, as do all later ones */
 void sim_links_go(struct sim_links *); /* ends hold_acks */
 
 #endif

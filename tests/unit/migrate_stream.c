@@ -28,7 +28,7 @@ struct shuffle {
 
 struct parcel {
     struct xm_rx rx;
-    struct xm_msg *msg; /* settled by this copy; NULL: a duplicate */
+    struct xm_msg *msg; /* ended by this copy; NULL: a duplicate */
 };
 
 static void parcel_done(struct xm_rx *rx, int status, const void *reply, uint32_t len)

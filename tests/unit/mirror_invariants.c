@@ -236,7 +236,7 @@ static void test_invariant_5_order_kept_over_links_that_reorder(void **state)
         if (i % 20 == 15)
             sim_links_up(r->links, i / 20 % 2);
     }
-    rig_settle(r);
+    rig_quiesce(r);
     rig_run(r, 3000);
     assert_true(r->ended);
     assert_int_equal(r->status, 0);
@@ -408,7 +408,7 @@ static void test_invariant_6_copy_that_cannot_succeed_ends_with_a_sentence(void 
     (void)state;
     r->target->write_errors = 1000;
     rig_mirror_on(r, true);
-    rig_settle(r);
+    rig_quiesce(r);
     rig_run(r, 3000);
     assert_true(r->ended);
     assert_int_equal(r->status, -EIO);
@@ -424,7 +424,7 @@ static void test_invariant_6_unreadable_source_ends_with_a_sentence(void **state
     (void)state;
     r->source->read_errors = 1000;
     rig_mirror_on(r, true);
-    rig_settle(r);
+    rig_quiesce(r);
     rig_run(r, 3000);
     assert_true(r->ended);
     assert_int_equal(r->status, -EIO);
@@ -511,7 +511,7 @@ static void test_invariant_6_all_links_lost(void **state)
     rig_run(r, 5);
     assert_true(flying->done && after->done);
     assert_int_equal(rig_status(r).given_up, 2);
-    rig_settle(r);
+    rig_quiesce(r);
     rig_run(r, 5);
     assert_true(r->ended);
     assert_int_equal(r->status, -ENOLINK);
@@ -543,7 +543,7 @@ static void test_invariant_7_guest_flush_is_the_local_flush(void **state)
     assert_int_equal(r->target->flushes, 0);
 }
 
-static void test_invariant_7_settled_means_flushed_there(void **state)
+static void test_invariant_7_quiesced_means_flushed_there(void **state)
 {
     (void)state;
     rig_mirror_on(r, true);
@@ -552,7 +552,7 @@ static void test_invariant_7_settled_means_flushed_there(void **state)
     rig_run(r, 5);
     assert_true(r->target->unflushed > 0);
     r->target->gate = hold_flushes;
-    rig_settle(r);
+    rig_quiesce(r);
     rig_run(r, 20);
     assert_false(r->ended);
     go(r->target);
@@ -561,13 +561,13 @@ static void test_invariant_7_settled_means_flushed_there(void **state)
     assert_int_equal(r->target->unflushed, 0);
 }
 
-static void test_invariant_7_failed_flush_there_is_no_settling(void **state)
+static void test_invariant_7_failed_flush_there_is_no_quiescing(void **state)
 {
     (void)state;
     rig_mirror_on(r, true);
     rig_in_step(r);
     r->target->flush_errors = 1000;
-    rig_settle(r);
+    rig_quiesce(r);
     rig_run(r, 20);
     assert_true(r->ended);
     assert_int_equal(r->status, -EIO);
@@ -674,7 +674,7 @@ static void test_invariant_9_counted_when_acknowledged(void **state)
 
 /* ---- 10 ---- */
 
-static void test_invariant_10_settles_only_at_rest(void **state)
+static void test_invariant_10_quiesces_only_at_rest(void **state)
 {
     (void)state;
     rig_mirror_on(r, true);
@@ -684,7 +684,7 @@ static void test_invariant_10_settles_only_at_rest(void **state)
     rig_write(r, 0, 4096, 1);
     rig_run(r, 5);
     r->links->delay_min = r->links->delay_max = 1000;
-    rig_settle(r);
+    rig_quiesce(r);
     rig_run(r, 20);
     assert_false(r->ended); /* the mirror buffer is not empty */
     rig_run(r, 80);
@@ -694,7 +694,7 @@ static void test_invariant_10_settles_only_at_rest(void **state)
     assert_true(rig_same(r));
 }
 
-static void test_invariant_10_settling_waits_for_an_absent_chunk(void **state)
+static void test_invariant_10_quiescing_waits_for_an_absent_chunk(void **state)
 {
     (void)state;
     rig_mirror_on(r, true);
@@ -703,7 +703,7 @@ static void test_invariant_10_settling_waits_for_an_absent_chunk(void **state)
     rig_write(r, 0, 4096, 1);
     rig_run(r, 5); /* given up, failed to copy, and left alone for a while */
     assert_int_equal(rig_status(r).chunks[XM_CHUNK_ABSENT], 1);
-    rig_settle(r);
+    rig_quiesce(r);
     rig_run(r, 10);
     assert_false(r->ended);
     r->target->write_errors = 0;
@@ -712,12 +712,12 @@ static void test_invariant_10_settling_waits_for_an_absent_chunk(void **state)
     assert_true(rig_same(r));
 }
 
-static void test_invariant_10_settling_waits_for_every_chunk(void **state)
+static void test_invariant_10_quiescing_waits_for_every_chunk(void **state)
 {
     (void)state;
     r->source->gate = hold_reads;
     rig_mirror_on(r, true);
-    rig_settle(r);
+    rig_quiesce(r);
     rig_run(r, 20);
     assert_false(r->ended);
     go(r->source);
@@ -733,7 +733,7 @@ static void test_invariant_10_a_guest_that_writes_spoils_it(void **state)
     rig_mirror_on(r, true);
     rig_in_step(r);
     r->target->gate = hold_flushes;
-    rig_settle(r);
+    rig_quiesce(r);
     rig_run(r, 5);
     rig_write(r, 0, 4096, 1);
     go(r->target);
@@ -749,7 +749,7 @@ static void test_invariant_10_waits_for_the_guests_last_request(void **state)
     rig_in_step(r);
     r->source->gate = hold_reads;
     struct rig_op *op = rig_io(r, XM_IO_READ, 0, 4096, 0);
-    rig_settle(r);
+    rig_quiesce(r);
     rig_run(r, 20);
     assert_false(r->ended);
     go(r->source);
@@ -757,10 +757,10 @@ static void test_invariant_10_waits_for_the_guests_last_request(void **state)
     assert_true(r->ended && r->status == 0 && op->done);
 }
 
-static void test_settle_without_a_mirror_says_so(void **state)
+static void test_quiesce_without_a_mirror_says_so(void **state)
 {
     (void)state;
-    rig_settle(r);
+    rig_quiesce(r);
     rig_run(r, 5);
     assert_true(r->ended);
     assert_int_equal(r->status, -EINVAL);
@@ -984,19 +984,19 @@ int main(void)
         TINY(test_invariant_6_full_buffer_holds_no_longer_than_the_cap),
         T(test_invariant_6_all_links_lost),
         T(test_invariant_7_guest_flush_is_the_local_flush),
-        T(test_invariant_7_settled_means_flushed_there),
-        T(test_invariant_7_failed_flush_there_is_no_settling),
+        T(test_invariant_7_quiesced_means_flushed_there),
+        T(test_invariant_7_failed_flush_there_is_no_quiescing),
         T(test_invariant_8_zeros_and_discards_are_mirrored),
         T(test_invariant_8_discard_makes_holes_on_both_sides),
         T(test_invariant_8_thin_stays_thin),
         T(test_invariant_8_old_data_at_the_target_is_overwritten),
         T(test_invariant_9_counted_when_acknowledged),
-        T(test_invariant_10_settles_only_at_rest),
-        T(test_invariant_10_settling_waits_for_an_absent_chunk),
-        T(test_invariant_10_settling_waits_for_every_chunk),
+        T(test_invariant_10_quiesces_only_at_rest),
+        T(test_invariant_10_quiescing_waits_for_an_absent_chunk),
+        T(test_invariant_10_quiescing_waits_for_every_chunk),
         T(test_invariant_10_a_guest_that_writes_spoils_it),
         T(test_invariant_10_waits_for_the_guests_last_request),
-        T(test_settle_without_a_mirror_says_so),
+        T(test_quiesce_without_a_mirror_says_so),
         TINY(test_sync_and_back_to_async),
         T(test_replica_that_falls_behind_makes_sync),
         T(test_absent_chunks_are_written_here_only),

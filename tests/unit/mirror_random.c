@@ -28,7 +28,7 @@
 /* What the whole run must have seen at least once, or it has proved less than it says. */
 static struct {
     uint64_t to_sync, to_async, held, given_up, buffer_waits, links_lost, all_lost, resent, reordered,
-        target_errors, read_errors, write_errors, mirror_offs, pivots, holes, zeros, retried_settles,
+        target_errors, read_errors, write_errors, mirror_offs, pivots, holes, zeros, retried_quiesces,
         verified, verify_failed, failed;
 } seen;
 
@@ -66,8 +66,8 @@ struct world {
     uint64_t think; /* ns between requests, at most */
     bool chaotic, mirror_up, turning_off, stopped;
     bool quiet; /* set when the guest has nothing in flight and nothing left to do */
-    bool off, settled, pivoted, verifying;
-    int settle_status, pivot_status;
+    bool off, quiesced, pivoted, verifying;
+    int quiesce_status, pivot_status;
     char why[300];
     uint64_t seed;
 };
@@ -540,16 +540,16 @@ static void check_all(struct world *w, const struct sim_disk *d)
                      (unsigned long long)n);
 }
 
-static void settled(void *arg, int status, const char *why)
+static void quiesced(void *arg, int status, const char *why)
 {
     struct world *w = arg;
 
-    say(w, "settled", (uint64_t)-status, 0);
-    w->settle_status = status;
+    say(w, "quiesced", (uint64_t)-status, 0);
+    w->quiesce_status = status;
     snprintf(w->why, sizeof w->why, "%s", why ? why : "");
-    w->settled = true;
+    w->quiesced = true;
     if (status == 0)
-        compare(w, "when settled");
+        compare(w, "when quiesced");
 }
 
 /* The mirror may have given up for good before calm came: then it is turned off and on again, as a new
@@ -565,7 +565,7 @@ static void mirror_again(struct world *w)
     mirror_on(w, false);
 }
 
-static void settle(struct world *w)
+static void quiesce(struct world *w)
 {
     struct xm_disk_status st;
 
@@ -575,15 +575,15 @@ static void settle(struct world *w)
     if (!w->mirror_up || st.failed)
         mirror_again(w);
     for (int tries = 0; tries < 4; tries++) {
-        w->settled = false;
-        xm_disk_quiesce(w->disk, settled, w);
-        run_until(w, &w->settled, "settle");
-        if (w->settle_status == 0)
+        w->quiesced = false;
+        xm_disk_quiesce(w->disk, quiesced, w);
+        run_until(w, &w->quiesced, "quiesce");
+        if (w->quiesce_status == 0)
             return;
-        seen.retried_settles++;
+        seen.retried_quiesces++;
         mirror_again(w);
     }
-    fail_msg("seed %llu: does not settle: %s", (unsigned long long)w->seed, w->why);
+    fail_msg("seed %llu: does not quiesce: %s", (unsigned long long)w->seed, w->why);
 }
 
 static void pivoted(void *arg, int status, const char *why)
@@ -636,7 +636,7 @@ static void run_seed(uint64_t seed)
     } else {
         run_until(w, &w->quiet, "the guest");
         calm(w);
-        settle(w);
+        quiesce(w);
         check_all(w, w->source);
         check_all(w, w->target);
         mirror_off(w);
@@ -685,11 +685,11 @@ static void test_every_path_was_walked(void **state)
         (unsigned long long)seen.resent, (unsigned long long)seen.reordered);
     print_message(
         "target_errors %llu read_errors %llu write_errors %llu mirror_offs %llu pivots %llu holes %llu "
-        "zeros %llu retried_settles %llu failed %llu verified %llu verify_failed %llu\n",
+        "zeros %llu retried_quiesces %llu failed %llu verified %llu verify_failed %llu\n",
         (unsigned long long)seen.target_errors, (unsigned long long)seen.read_errors,
         (unsigned long long)seen.write_errors, (unsigned long long)seen.mirror_offs,
         (unsigned long long)seen.pivots, (unsigned long long)seen.holes, (unsigned long long)seen.zeros,
-        (unsigned long long)seen.retried_settles, (unsigned long long)seen.failed,
+        (unsigned long long)seen.retried_quiesces, (unsigned long long)seen.failed,
         (unsigned long long)seen.verified, (unsigned long long)seen.verify_failed);
     assert_true(seen.to_sync && seen.to_async && seen.held && seen.given_up && seen.buffer_waits);
     assert_true(seen.links_lost && seen.all_lost && seen.resent && seen.reordered);

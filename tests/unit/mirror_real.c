@@ -130,7 +130,7 @@ static struct world {
     int fd[2];
     struct guest guest[DEPTH];
     unsigned left, busy, failed, random;
-    bool off, settled, pivoted;
+    bool off, quiesced, pivoted;
     int status;
     char why[300];
     struct xm_timer guard;
@@ -343,19 +343,19 @@ static void guest_finish(void)
 
 /* ---- checks ---- */
 
-static void settled(void *arg, int status, const char *why)
+static void quiesced(void *arg, int status, const char *why)
 {
     w.status = status;
     snprintf(w.why, sizeof w.why, "%s", why ? why : "");
     *(bool *)arg = true;
 }
 
-static void settle(void)
+static void quiesce(void)
 {
-    xm_disk_quiesce(w.disk, settled, &w.settled);
-    turn_until(&w.settled);
+    xm_disk_quiesce(w.disk, quiesced, &w.quiesced);
+    turn_until(&w.quiesced);
     if (w.status < 0)
-        fail_msg("does not settle: %s", w.why);
+        fail_msg("does not quiesce: %s", w.why);
 }
 
 static void assert_same_images(void)
@@ -405,7 +405,7 @@ static void test_guest_writes_while_its_disk_is_copied(void **state)
     guest_start(REQUESTS);
     mirror_on();
     guest_finish();
-    settle();
+    quiesce();
     assert_same_digest();
     assert_same_images();
 }
@@ -416,7 +416,7 @@ static void test_thin_disk_stays_thin(void **state)
     if (!w.far.file.reads_zero_new)
         skip();
     mirror_on();
-    settle();
+    quiesce();
     assert_same_images();
     assert_true(xm_file_allocated(&w.far.file) <= xm_file_allocated(&w.file));
 }
@@ -430,7 +430,7 @@ static void test_a_link_fails_under_way(void **state)
         xm_engine_turn(w.engine);
     shutdown(w.fd[1], SHUT_RDWR);
     guest_finish();
-    settle();
+    quiesce();
     assert_int_equal(xm_links_up(w.links), 1);
     assert_same_digest();
     assert_same_images();
@@ -447,8 +447,8 @@ static void test_all_links_lost_is_not_the_guests_trouble(void **state)
         xm_engine_turn(w.engine);
     xm_links_abort(w.links, "the test says so");
     guest_finish();
-    xm_disk_quiesce(w.disk, settled, &w.settled);
-    turn_until(&w.settled);
+    xm_disk_quiesce(w.disk, quiesced, &w.quiesced);
+    turn_until(&w.quiesced);
     assert_true(w.status < 0);
     xm_disk_status(w.disk, &st);
     assert_int_equal(st.errors, 0);
@@ -459,7 +459,7 @@ static void test_storage_only_pivot_under_load(void **state)
     world_open(*state, true);
     mirror_on();
     guest_start(REQUESTS);
-    xm_disk_pivot(w.disk, &w.far.file, NULL, settled, &w.pivoted);
+    xm_disk_pivot(w.disk, &w.far.file, NULL, quiesced, &w.pivoted);
     turn_until(&w.pivoted);
     assert_int_equal(w.status, 0);
     assert_ptr_equal(xm_disk_file(w.disk), &w.far.file);

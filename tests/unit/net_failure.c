@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Links that fail, peers that abort: every message settles once, whatever happens. */
+/* Links that fail, peers that abort: every message ends once, whatever happens. */
 #include "tests/unit/lib_netpair.h"
 
 #include <setjmp.h>
@@ -248,7 +248,7 @@ static void the_receiver_aborts(void **state)
     abort_reaches_both_sides(false);
 }
 
-static void an_abort_without_links_settles_too(void **state)
+static void an_abort_without_links_ends_all_too(void **state)
 {
     struct load load;
     pthread_t t;
@@ -269,7 +269,7 @@ static void *free_links(void *links)
     return NULL;
 }
 
-static void free_settles_what_is_left(void **state)
+static void free_ends_what_is_left(void **state)
 {
     struct load load;
     pthread_t t, f;
@@ -349,8 +349,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(an_idle_link_stays_up, setup, teardown),
         cmocka_unit_test_setup_teardown(the_sender_aborts, setup, teardown),
         cmocka_unit_test_setup_teardown(the_receiver_aborts, setup, teardown),
-        cmocka_unit_test_setup_teardown(an_abort_without_links_settles_too, setup, teardown),
-        cmocka_unit_test_setup_teardown(free_settles_what_is_left, setup, teardown),
+        cmocka_unit_test_setup_teardown(an_abort_without_links_ends_all_too, setup, teardown),
+        cmocka_unit_test_setup_teardown(free_ends_what_is_left, setup, teardown),
         cmocka_unit_test_setup_teardown(frames_outlive_their_links, setup, teardown),
         cmocka_unit_test_setup_teardown(free_says_what_it_owes, setup, teardown),
     };

@@ -33,7 +33,7 @@ static int teardown(void **state)
     return 0;
 }
 
-static void each_message_settles_once(int links, uint32_t length, uint64_t total)
+static void each_message_ends_once(int links, uint32_t length, uint64_t total)
 {
     struct load load[8];
     pthread_t t[8];
@@ -48,7 +48,7 @@ static void each_message_settles_once(int links, uint32_t length, uint64_t total
     }
     for (int i = 0; i < 8; i++) {
         pthread_join(t[i], NULL);
-        assert_int_equal(total, load[i].settled);
+        assert_int_equal(total, load[i].ended);
         assert_int_equal(0, load[i].failed);
         assert_int_equal(0, load[i].twice);
         load_free(&load[i]);
@@ -62,19 +62,19 @@ static void each_message_settles_once(int links, uint32_t length, uint64_t total
 static void one_link_small_frames(void **state)
 {
     (void)state;
-    each_message_settles_once(1, 0, 5000);
+    each_message_ends_once(1, 0, 5000);
 }
 
 static void four_links_mixed_sizes(void **state)
 {
     (void)state;
-    each_message_settles_once(4, 70000, 500);
+    each_message_ends_once(4, 70000, 500);
 }
 
 static void two_links_largest_payloads(void **state)
 {
     (void)state;
-    each_message_settles_once(2, XM_PAYLOAD_MAX, 40);
+    each_message_ends_once(2, XM_PAYLOAD_MAX, 40);
 }
 
 static void both_sides_send_at_once(void **state)
