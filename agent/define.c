@@ -209,10 +209,11 @@ static json_t *must_stay(struct agent *a, const struct inventory_vm *v, bool for
             v->name, where);
         free(where);
     } else if (!force && (journal_read(dir, &j, &e) < 0 || j.side != JOURNAL_NONE)) {
-        no = refusal(
-            EXIT_REFUSED,
-            "VM %s: its last migration is not cleaned up yet%s%s; that is done within seconds, try again",
-            v->name, e.code ? ": " : "", e.text);
+        no = refusal(EXIT_REFUSED,
+                     "VM %s: its last migration is not cleaned up yet%s%s; that is done within seconds, when "
+                     "%s answers: "
+                     "try again; if that host is lost for good: `xmigrate recover %s --peer-is-dead`",
+                     v->name, e.code ? ": " : "", e.text, j.peer[0] ? j.peer : "its other host", v->name);
     }
     journal_free(&j);
     free(dir);

@@ -112,8 +112,10 @@ char *inventory_whereabouts(struct agent *a, const char *name, const struct owne
         if (!p)
             xm_error_set(&e, ENOENT, "%s has no [peer %s]", a->conf.name, rec.to);
         if (!p || known_there_soon(a, p, name, &k, &e) < 0)
-            return xm_printf("%s gave it to %s (epoch %llu), and where it is now cannot be asked: %s",
-                             a->conf.name, ours->to, (unsigned long long)ours->epoch, e.text);
+            return xm_printf("%s gave it to %s (epoch %llu), and where it is now cannot be asked: %s%s%s%s",
+                             a->conf.name, ours->to, (unsigned long long)ours->epoch, e.text,
+                             ours->settled ? "" : "; see `xmigrate recover ", ours->settled ? "" : name,
+                             ours->settled ? "" : "`");
         if (k.rec.owner == OWNER_MINE && k.rec.epoch >= rec.epoch)
             return xm_printf("it is %s's (epoch %llu)", p->name, (unsigned long long)k.rec.epoch);
         if (k.rec.owner != OWNER_GIVEN || k.rec.epoch <= rec.epoch)

@@ -221,6 +221,8 @@ static json_t *refused(json_t *reasons)
     return answer;
 }
 
+static int settle_last_one(struct agent *a, const struct asked *q, uint64_t patience, struct xm_error *e);
+
 /* ---- hello, check ---- */
 
 json_t *verb_peer_hello(struct conn *c, const json_t *request)
@@ -277,10 +279,18 @@ json_t *verb_peer_check(struct conn *c, const json_t *request)
     } else {
         json_t *reasons = json_array();
         outside_judge(&q.spec, &a->conf, q.req.source, reasons);
+        /* Else what the last one left would be taken for another VM of that name. */
+        bool open = settle_last_one(a, &q, SETTLE_PEER_PATIENCE, &e) < 0;
         gather(a, &q.req, true, &g);
         agent_lock(a);
+        if (open)
+            q.req.epoch = UINT64_MAX;
         judge(a, &q.req, &g, reasons, &datastore);
         agent_unlock(a);
+        if (open)
+            json_array_append_new(reasons,
+                                  json_sprintf("%s's last migration of VM %s has to be settled first: %s",
+                                               a->conf.name, q.spec.name, e.text));
         answer = ok_answer();
         json_object_set_new(answer, "reasons", reasons);
         json_t *notes = json_array();
@@ -318,7 +328,7 @@ static json_t *incoming_record(struct agent *a, const struct asked *q, int datas
 
 /* What an earlier migration has left open here is brought to its end, or this one has to wait. Who sends the VM
  * now has run it: then what was left of our giving it to him is over. */
-static int settle_last_one(struct agent *a, const struct asked *q, struct xm_error *e)
+static int settle_last_one(struct agent *a, const struct asked *q, uint64_t patience, struct xm_error *e)
 {
     const char *name = q->spec.name;
     struct owner_record rec;
@@ -330,7 +340,7 @@ static int settle_last_one(struct agent *a, const struct asked *q, struct xm_err
         rec.settled = true;
         r = owner_write(a, name, &rec, e);
     } else if (!r && verdict_open(&rec)) {
-        json_t *answer = settle(a, name, false, SETTLE_PREPARE_PATIENCE);
+        json_t *answer = settle(a, name, false, patience);
         r = xm_json_bool(answer, "ok", false)
                 ? 0
                 : xm_error_set(e, EBUSY, "%s", xm_json_str(answer, "error", "its last hand-off is open"));
@@ -530,7 +540,7 @@ json_t *verb_peer_prepare(struct conn *c, const json_t *request)
         r = -EINVAL;
     if (r)
         answer = refusal(EXIT_USAGE, "%s", e.text);
-    else if (settle_last_one(c->agent, &q, &e) < 0)
+    else if (settle_last_one(c->agent, &q, SETTLE_PREPARE_PATIENCE, &e) < 0)
         answer = refusal(EXIT_FAILED, "%s", e.text);
     else
         answer = prepare(c->agent, &q);

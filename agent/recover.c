@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* recover: whose is this VM? (docs/design.md, «Ownership»)
  *
- * What is open of its last hand-off is settled (settle.c). Else the records are told: here, and, where this
- * host has none or its VM does not run, at all peers. A VM that is this host's and was stopped is not
- * started. Whoever cannot be asked keeps the question open: exit status 4 and nothing is changed. */
+ * What is open of its last hand-off is settled (settle.c). Else the records are told: here, and, where this host
+ * has none or its VM does not run, at all peers. A VM that is this host's and was stopped is not started. Where
+ * this host has no record, a peer that cannot be asked keeps the question open: exit status 4. */
 #include "agent/known.h"
 #include "agent/returned.h"
 
@@ -57,36 +57,36 @@ static json_t *by_word(struct agent *a, const char *vm)
     struct xm_error e = {0};
     char text[300];
 
-    switch (returned_judge(a, vm, NULL, &e)) {
-    case RETURNED_THEIRS:
+    enum returned is = returned_judge(a, vm, NULL, &e);
+    if (is == RETURNED_THEIRS)
         return told(e.text);
-    case RETURNED_OURS:
-        break;
-    case RETURNED_UNKNOWN:
-        if (e.code != EHOSTUNREACH)
-            return refusal(EXIT_UNKNOWN, "%s", e.text);
-        if (returned_by_word(a, vm, &e) < 0)
-            return refusal(EXIT_FAILED, "VM %s: %s", vm, e.text);
-        snprintf(text, sizeof text, "VM %s is %s's on its operator's word; start it with `xmigrate start %s`",
-                 vm, a->conf.name, vm);
-        return told(text);
-    }
-    return refusal(EXIT_USAGE, "VM %s: nothing of a hand-off is open here that a peer would have to settle",
-                   vm);
+    if (is == RETURNED_UNKNOWN && e.code != EHOSTUNREACH)
+        return refusal(EXIT_UNKNOWN, "%s", e.text);
+    int r = e.code == EHOSTUNREACH ? returned_by_word(a, vm, &e) : -ENOENT;
+    if (r == -ENOENT)
+        return refusal(EXIT_USAGE,
+                       "VM %s: nothing of a hand-off is open here that a peer would have to settle", vm);
+    if (r)
+        return refusal(EXIT_FAILED, "VM %s: %s", vm, e.text);
+    snprintf(text, sizeof text, "VM %s is %s's on its operator's word; start it with `xmigrate start %s`", vm,
+             a->conf.name, vm);
+    return told(text);
 }
 
-/* Nobody may own a higher epoch than ours. NULL: nobody does. */
-static json_t *ask_all(struct agent *a, const char *vm, const struct known *here)
+/* Nobody may own a higher epoch than ours. NULL: nobody does, of those that could be asked; `silent` names
+ * the first that could not. */
+static json_t *ask_all(struct agent *a, const char *vm, const struct known *here, struct xm_error *silent)
 {
     for (unsigned i = 0; i < a->conf.peers; i++) {
         const struct conf_peer *p = &a->conf.peer[i];
         struct xm_error e = {0};
         struct known there;
-        if (known_there(a, p, vm, &there, &e) < 0)
-            return refusal(EXIT_UNKNOWN, "whose VM %s is cannot be said before %s has been asked: %s", vm,
-                           p->name, e.text);
-        if (there.rec.owner == OWNER_MINE && there.rec.epoch > here->rec.epoch)
+        if (known_there(a, p, vm, &there, &e) < 0) {
+            if (!silent->code)
+                xm_error_set(silent, EHOSTUNREACH, "%s cannot be asked: %s", p->name, e.text);
+        } else if (there.rec.owner == OWNER_MINE && there.rec.epoch > here->rec.epoch) {
             return say(vm, p->name, there.rec.epoch, "");
+        }
     }
     return NULL;
 }
@@ -95,12 +95,14 @@ static json_t *recover(struct agent *a, const char *vm, bool peer_is_dead)
 {
     struct xm_error e = {0};
     struct known here;
-    char more[200];
+    char more[700];
 
     if (vm_name_check(vm, &e) < 0 || known_here(a, vm, &here, &e) < 0)
         return refusal(EXIT_FAILED, "%s", e.text);
     if (verdict_open(&here.rec))
         return settle(a, vm, peer_is_dead, SETTLE_PATIENCE);
+    if (peer_is_dead && here.present) /* its shim knows the epoch that it runs in */
+        return refusal(EXIT_USAGE, "VM %s is here (%s): it is not to be taken from anybody", vm, here.state);
     if (peer_is_dead)
         return by_word(a, vm);
     if (here.present && !strcmp(here.role, "incoming"))
@@ -118,12 +120,17 @@ static json_t *recover(struct agent *a, const char *vm, bool peer_is_dead)
         return refusal(EXIT_UNKNOWN, "%s", e.text);
     if (is == RETURNED_THEIRS)
         return told(e.text);
-    json_t *answer = ask_all(a, vm, &here);
+    struct xm_error silent = {0};
+    json_t *answer = ask_all(a, vm, &here, &silent);
     if (answer)
         return answer;
+    if (here.rec.owner != OWNER_MINE && silent.code)
+        return refusal(EXIT_UNKNOWN, "whose VM %s is cannot be said: %s", vm, silent.text);
     if (here.rec.owner != OWNER_MINE)
         return refusal(EXIT_FAILED, "neither %s nor its peers have a record of a VM '%s'", a->conf.name, vm);
-    snprintf(more, sizeof more, ", and is stopped; start it with `xmigrate start %s`", vm);
+    /* Who cannot be asked had no part in it (returned_judge). */
+    snprintf(more, sizeof more, ", and is stopped; start it with `xmigrate start %s`%s%s", vm,
+             silent.code ? "; " : "", silent.text);
     return say(vm, a->conf.name, here.rec.epoch, more);
 }
 

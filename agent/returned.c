@@ -132,14 +132,14 @@ static enum returned ask(struct agent *a, const char *vm, const struct owner_rec
         xm_error_set(&why, ENOENT, "it is no [peer] of %s", a->conf.name);
     if (!p || known_there_soon(a, p, vm, &there, &why) < 0) {
         *over = *over && !is_open;
-        if (!is_open || ran_in_this_boot(a, vm))
+        if (!is_open)
             return RETURNED_OURS;
-        xm_error_set(
-            e, EHOSTUNREACH,
-            "VM %s was in a hand-off with %s when %s went down, and %s may run it by now, which cannot be "
-            "asked: %s; if %s is lost for good, `xmigrate recover %s --peer-is-dead`",
-            vm, who, a->conf.name, who, why.text, who, vm);
-        return RETURNED_UNKNOWN;
+        xm_error_set(e, EHOSTUNREACH,
+                     "VM %s was in a hand-off with %s when %s was last there, and %s may run it by now, "
+                     "which cannot be "
+                     "asked: %s; if %s is lost for good, `xmigrate recover %s --peer-is-dead`",
+                     vm, who, a->conf.name, who, why.text, who, vm);
+        return ran_in_this_boot(a, vm) ? RETURNED_OURS : RETURNED_UNKNOWN;
     }
     const char *owner = later_owner(a, who, ours, &there.rec);
     if (owner)

@@ -12,7 +12,7 @@
 #include "agent/agent.h"
 
 enum returned {
-    RETURNED_OURS,
+    RETURNED_OURS,    /* with a sentence and EHOSTUNREACH: as below, but this host has been up since */
     RETURNED_THEIRS,  /* it was taken over, and this host has given way; the sentence says to whom */
     RETURNED_UNKNOWN, /* who may have taken it over does not answer; the sentence says who, and what to do */
 };
