@@ -5,7 +5,6 @@
  */
 #include "tests/unit/lib_agent.h"
 #include "agent/admission.h"
-#include "probe/probe.h"
 #include "tests/progress.h"
 #include "vm/vm.h"
 
@@ -22,22 +21,13 @@
 
 #define STEPS 4
 
-static struct test_agent agent;
-static struct test_agent *const t = &agent;
+static struct test_agent *const t = &test_agent;
 
 static int tear_down(void **state)
 {
     (void)state;
     test_agent_remove(t);
     return 0;
-}
-
-static void need_qemu(void)
-{
-    if (!qemu_facts("qemu-system-x86_64", NULL)) {
-        print_message("skipped: qemu-system-x86_64 is not installed\n");
-        skip();
-    }
 }
 
 /* ---- following ---- */
