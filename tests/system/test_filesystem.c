@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* A stock kernel's ext4 on the block driver, alone and through a migration, with both I/O engines; fsck has
- * the last word. */
+/* A stock kernel's ext4 on the block driver, alone and through migrations, with both I/O engines: host A has
+ * io_uring, host B libaio, and the guest goes there and back. fsck has the last word. */
 #include "tests/system/harness.h"
 
 #include <signal.h>
@@ -11,16 +11,17 @@
 #define FS_LAB                                                                                               \
     "XM_LAB_FS=yes XM_LAB_APPEND='xm.disk=vda:rate=2M:span=64M:trim=8M:prefilled xm.mem=32M:rate=8M' "
 
-static int setup_uring(void **state)
+static int setup(void **state)
 {
-    (void)state;
-    return lab_group_setup("uring", FS_LAB "XM_ENGINE=io_uring");
-}
+    int r = lab_group_setup("fs", FS_LAB "XM_ENGINE=io_uring");
 
-static int setup_libaio(void **state)
-{
     (void)state;
-    return lab_group_setup("libaio", FS_LAB "XM_ENGINE=libaio");
+    if (r || !*lab_prefix())
+        return r;
+    sh(NULL, 5, "kill -9 $(cat %s/b/agent.pid)", lab_run_dir());
+    return sh(NULL, 30,
+              "sed -i 's/^engine = .*/engine = libaio/' %s/b/xmigrated.conf && tests/system/lab.sh agent b",
+              lab_run_dir());
 }
 
 static int teardown(void **state)
@@ -29,24 +30,25 @@ static int teardown(void **state)
     return lab_down();
 }
 
-static bool shim_has_uring(void)
+static bool shim_has_uring(const char *host)
 {
-    return sh(NULL, 5, "ls -l /proc/$(cat %s/a/run/vms/web1/shim.pid)/fd | grep -q 'anon_inode:.io_uring'",
-              lab_run_dir()) == 0;
+    return sh(NULL, 5, "ls -l /proc/$(cat %s/%s/run/vms/web1/shim.pid)/fd | grep -q 'anon_inode:.io_uring'",
+              lab_run_dir(), host) == 0;
 }
 
 static void it_is_io_uring(void **state)
 {
     (void)state;
     need_lab();
-    assert_true(shim_has_uring());
+    assert_true(shim_has_uring("a"));
 }
 
 static void it_is_libaio(void **state)
 {
     (void)state;
     need_lab();
-    assert_false(shim_has_uring());
+    vm_must_run_at("b", "web1");
+    assert_false(shim_has_uring("b"));
 }
 
 static void verified_load_at_depth(void **state)
@@ -65,44 +67,49 @@ static void files_on_ext4(void **state)
     guest_must("fs vdb 3");
 }
 
-static void files_on_ext4_while_it_moves(void **state)
+static void files_while_it_moves(const char *from, const char *to)
 {
-    char data[512];
     struct job files;
     char *out = NULL;
-    int code;
 
-    (void)state;
-    need_lab();
     job_start(&files, "%s", as_client("cmd %s fs vdb 10", GUEST));
-    assert_int_equal(xmigrate_run("a", 0, NULL, "--with-storage web1 hostb"), 0);
-    code = job_end(&files, 90, &out);
+    assert_int_equal(xmigrate_run(from, 0, NULL, "--with-storage web1 host%s", to), 0);
+    int code = job_end(&files, 90, &out);
     if (code != 0)
         fprintf(stderr, "files: %s\n", out ? out : "");
     free(out);
     assert_int_equal(code, 0);
     guest_verify();
-    disk_path("b", "web1", "data", data, sizeof(data));
-    assert_int_equal(xmigrate_run("b", 0, NULL, "stop web1"), 0);
+}
+
+static void files_on_ext4_while_it_moves(void **state)
+{
+    (void)state;
+    need_lab();
+    files_while_it_moves("a", "b");
+}
+
+static void files_on_ext4_while_it_moves_back(void **state)
+{
+    char data[512], *out = NULL;
+
+    (void)state;
+    need_lab();
+    files_while_it_moves("b", "a");
+    disk_path("a", "web1", "data", data, sizeof(data));
+    assert_int_equal(xmigrate_run("a", 0, NULL, "stop web1"), 0);
     assert_int_equal(sh(&out, 60, "e2fsck -fn %s", data), 0);
     free(out);
 }
 
 int main(void)
 {
-    const struct CMUnitTest uring[] = {
-        cmocka_unit_test(it_is_io_uring),
-        cmocka_unit_test(verified_load_at_depth),
-        cmocka_unit_test(files_on_ext4),
-        cmocka_unit_test(files_on_ext4_while_it_moves),
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(it_is_io_uring), cmocka_unit_test(verified_load_at_depth),
+        cmocka_unit_test(files_on_ext4),  cmocka_unit_test(files_on_ext4_while_it_moves),
+        cmocka_unit_test(it_is_libaio),   cmocka_unit_test(verified_load_at_depth),
+        cmocka_unit_test(files_on_ext4),  cmocka_unit_test(files_on_ext4_while_it_moves_back),
     };
-    const struct CMUnitTest libaio[] = {
-        cmocka_unit_test(it_is_libaio),
-        cmocka_unit_test(verified_load_at_depth),
-        cmocka_unit_test(files_on_ext4),
-        cmocka_unit_test(files_on_ext4_while_it_moves),
-    };
-    int failed = cmocka_run_group_tests(uring, setup_uring, teardown);
 
-    return failed + cmocka_run_group_tests(libaio, setup_libaio, teardown);
+    return cmocka_run_group_tests(tests, setup, teardown);
 }
