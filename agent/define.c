@@ -315,7 +315,14 @@ json_t *verb_dump(struct conn *c, const json_t *request)
 
     if (inventory_read(a, name, &v) < 0)
         return not_running(a, name, EXIT_FAILED);
-    if (!inventory_owns(&v)) {
+    agent_lock(a);
+    bool runs = vm_find(a, name) != NULL;
+    agent_unlock(a);
+    if (runs && xm_json_bool(request, "edit", false)) { /* before its user has written what is then refused */
+        answer =
+            refusal(EXIT_REFUSED,
+                    "VM %s runs, or is on its way: its definition can be changed when it is stopped", name);
+    } else if (!inventory_owns(&v)) {
         answer = not_running(a, name, EXIT_FAILED);
     } else if (!v.spec || vm_spec_from_json(&s, v.spec, &e) < 0) {
         answer = refusal(EXIT_FAILED, "VM %s: %s", name, v.spec ? e.text : v.damage.text);

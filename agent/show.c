@@ -123,6 +123,31 @@ static void list_stopped(struct agent *a, json_t *list)
     json_decref(names);
 }
 
+static int by_name(const void *x, const void *y)
+{
+    return strcmp(xm_json_str(*(json_t *const *)x, "name", ""), xm_json_str(*(json_t *const *)y, "name", ""));
+}
+
+/* Steals it. */
+static json_t *sorted(json_t *list)
+{
+    size_t n = json_array_size(list);
+    json_t **vm = calloc(n + 1, sizeof *vm), *by = json_array();
+
+    if (!vm) {
+        json_decref(by);
+        return list;
+    }
+    for (size_t i = 0; i < n; i++)
+        vm[i] = json_array_get(list, i);
+    qsort(vm, n, sizeof *vm, by_name);
+    for (size_t i = 0; i < n; i++)
+        json_array_append(by, vm[i]);
+    free(vm);
+    json_decref(list);
+    return by;
+}
+
 json_t *verb_list(struct conn *c, const json_t *request)
 {
     struct agent *a = c->agent;
@@ -148,7 +173,7 @@ json_t *verb_list(struct conn *c, const json_t *request)
     json_decref(now);
     list_stopped(a, list);
     json_object_set_new(answer, "host", json_string(a->conf.name));
-    json_object_set_new(answer, "vms", list);
+    json_object_set_new(answer, "vms", sorted(list));
     return answer;
 }
 

@@ -18,7 +18,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define STOP_NS       (120 * XM_NS_PER_S)
+#define STOP_NS       (120 * XM_NS_PER_S) /* unless its user says otherwise */
+#define STOP_SAY_NS   (5 * XM_NS_PER_S)   /* then what it waits for is said */
 #define STOP_FORCE_NS (30 * XM_NS_PER_S)
 
 /* What the start is made of has been read before the name was claimed: it still stands? */
@@ -202,11 +203,23 @@ json_t *start_again(struct agent *a, const char *name)
 
 /* ---- stop ---- */
 
+static bool wait_gone(struct agent *a, const char *name, uint64_t until)
+{
+    agent_lock(a);
+    while (vm_find(a, name) && agent_wait(a, until))
+        ;
+    bool gone = !vm_find(a, name);
+    agent_unlock(a);
+    return gone;
+}
+
 json_t *verb_stop(struct conn *c, const json_t *request)
 {
     struct agent *a = c->agent;
     const char *name = xm_json_str(request, "vm", "");
     bool force = xm_json_bool(request, "force", false);
+    int64_t ms = xm_json_int(request, "timeout_ms", 0);
+    uint64_t patience = ms > 0 ? (uint64_t)XM_MIN(ms, 86400 * 1000) * XM_NS_PER_MS : STOP_NS;
     struct xm_error e = {0};
 
     agent_lock(a);
@@ -222,17 +235,24 @@ json_t *verb_stop(struct conn *c, const json_t *request)
     if (!answer)
         return refusal(EXIT_FAILED, "%s", e.text);
     json_decref(answer);
-    agent_lock(a);
-    uint64_t until = xm_now() + (force ? STOP_FORCE_NS : STOP_NS);
-    while (vm_find(a, name) && agent_wait(a, until))
-        ;
-    bool gone = !vm_find(a, name);
-    agent_unlock(a);
+    uint64_t now = xm_now(), until = now + (force ? STOP_FORCE_NS : patience);
+    bool gone = wait_gone(a, name, XM_MIN(until, now + STOP_SAY_NS));
+    if (!gone && !force && xm_now() < until) {
+        conn_event(
+            c, json_pack(
+                   "{s:s, s:o}", "event", "note", "text",
+                   json_sprintf("VM %s has been asked to power down, and its guest has not done so yet; it "
+                                "is waited for up to %s; `xmigrate stop --force %s` ends it at once",
+                                name, xm_format_time(patience).s, name)));
+        gone = wait_gone(a, name, until);
+    }
+    if (!gone && force)
+        return refusal(EXIT_FAILED, "VM %s has not ended yet", name);
     if (!gone)
-        return refusal(EXIT_FAILED,
-                       force ? "VM %s has not ended yet"
-                             : "VM %s has not powered down yet: its guest may not listen; "
-                               "stop it with --force",
-                       name);
+        return refusal(
+            EXIT_FAILED,
+            "VM %s has not powered down within %s: its guest may not listen; `xmigrate stop --force %s` "
+            "ends it at once",
+            name, xm_format_time(patience).s, name);
     return ok_answer();
 }

@@ -120,6 +120,25 @@ static bool idle(struct agent *a, const char *name)
     return is || !vm_process(a, name, "shim.pid");
 }
 
+/* The last sentence of that VM was the same. A collision costs a line. */
+static bool said_before(const char *name, const char *text)
+{
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static char said[64][VM_NAME_MAX + 400];
+    unsigned at = 0;
+    char *now = xm_printf("%s: %s", name, text);
+
+    for (const char *c = name; *c; c++)
+        at = at * 31 + (unsigned char)*c;
+    at %= sizeof said / sizeof *said;
+    pthread_mutex_lock(&lock);
+    bool same = !strcmp(said[at], now);
+    snprintf(said[at], sizeof said[at], "%s", now);
+    pthread_mutex_unlock(&lock);
+    free(now);
+    return same;
+}
+
 static void look_at(struct agent *a, const char *name)
 {
     char *dir = vm_state_path(a, name, NULL);
@@ -137,8 +156,10 @@ static void look_at(struct agent *a, const char *name)
     bool here = vm_process(a, name, "shim.pid") || vm_process(a, name, "qemu.pid");
     if (!r && verdict_open(&rec)) {
         json_t *answer = settle_claimed(a, name, false);
+        bool still = owner_read(a, name, &rec, NULL) == 0 && verdict_open(&rec); /* said every few seconds */
         if (xm_json_bool(answer, "ok", false))
-            xm_log(XM_LOG_INFO, "settled: %s", xm_json_str(answer, "text", ""));
+            xm_log(still && said_before(name, xm_json_str(answer, "text", "")) ? XM_LOG_DEBUG : XM_LOG_INFO,
+                   "settled: %s", xm_json_str(answer, "text", ""));
         else
             xm_log(XM_LOG_DEBUG, "not settled yet: %s", xm_json_str(answer, "error", ""));
         json_decref(answer);

@@ -24,7 +24,8 @@
 #define SHIM_END_NS   (10 * XM_NS_PER_S)
 #define EXPECTED_NS   (10 * XM_NS_PER_S) /* a VM that is on its way is asked so often whether it has come */
 #define REVIVE_MAX    3
-#define REVIVE_NS     (600 * XM_NS_PER_S) /* so many in that time, then it is left alone */
+#define REVIVE_NS     (600 * XM_NS_PER_S) /* so many in that time, then only: */
+#define ORPHAN_NS     (60 * XM_NS_PER_S)  /* once in that time */
 
 /* ---- the shim ---- */
 
@@ -444,9 +445,10 @@ static bool vm_ended(struct agent *a, const char *name)
 }
 
 /* Its QEMU has no shim: until another one is started for it (settle.c), which has a watcher of its own, or it
- * ends. */
+ * ends. One that hung may answer again. */
 static void watch_orphan(struct agent *a, const char *name, uint64_t claimed)
 {
+    uint64_t tried = xm_now();
     bool over = false;
 
     while (!over) {
@@ -455,6 +457,11 @@ static void watch_orphan(struct agent *a, const char *name, uint64_t claimed)
         struct vm *vm = vm_find(a, name);
         over = a->ending || !vm || vm->claimed != claimed;
         agent_unlock(a);
+        if (!over && mine && xm_now() - tried > ORPHAN_NS && vm_owned(a, name, NULL) &&
+            vm_process(a, name, "qemu.pid") && !vm_process(a, name, "shim.pid")) {
+            json_decref(settle_claimed(a, name, false));
+            tried = xm_now();
+        }
         if (!over && mine)
             over = vm_process(a, name, "shim.pid") ||
                    (!vm_process(a, name, "qemu.pid") && vm_end_orphan(a, name));

@@ -84,6 +84,7 @@ int edit_run(const struct args *a, json_t *request, const struct cli_io *io)
     int status;
 
     json_object_set_new(request, "verb", json_string("dump"));
+    json_object_set_new(request, "edit", json_true());
     json_t *answer = client_ask(a, request, io, &status);
     if (!answer)
         return status;

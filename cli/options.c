@@ -36,6 +36,8 @@ const struct option_row option_table[OPTIONS] = {
      .help = "Do not ask the guest: end the VM at once, as a power cut does. Forget a VM although no host is "
              "known to "
              "have it."},
+    {OPT_TIMEOUT, "timeout", .arg = "TIME", .initial = "2min",
+     .help = "How long the guest is given to power itself down."},
     {OPT_PEER_IS_DEAD, "peer-is-dead",
      .help = "The host that would have to say whose the VM is will never be back: take the VM here."},
     {OPT_AUTOSTART, "autostart", .arg = "ANSWER", .initial = "no", .choices = "yes no",
@@ -99,6 +101,19 @@ static int parse_downtime(const char *text, uint64_t *ms, struct xm_error *e)
     return 0;
 }
 
+static int parse_timeout(const char *text, uint64_t *ms, struct xm_error *e)
+{
+    uint64_t ns;
+
+    if (xm_parse_time(text, &ns, e) < 0)
+        return xm_error_set(e, EINVAL,
+                            "--timeout: \"%.40s\" is no time: write a number with its unit, as in 30s", text);
+    *ms = ns / XM_NS_PER_MS;
+    if (ns < XM_NS_PER_S || ns > 86400 * XM_NS_PER_S)
+        return xm_error_set(e, EINVAL, "--timeout: %.40s is not between 1 s and 24 h", text);
+    return 0;
+}
+
 static int take_option(struct args *a, const struct option_row *o, const char *value, struct xm_error *e)
 {
     char buf[80];
@@ -115,6 +130,8 @@ static int take_option(struct args *a, const struct option_row *o, const char *v
                             o->arg ? "=" : "", o->arg ? value : "");
     if (o->id == OPT_DOWNTIME)
         return parse_downtime(value, &a->downtime_ms, e);
+    if (o->id == OPT_TIMEOUT)
+        return parse_timeout(value, &a->timeout_ms, e);
     if (o->id == OPT_BANDWIDTH && xm_parse_rate(value, &a->bandwidth, e) < 0)
         return xm_error_prefix(e, "--bandwidth");
     return 0;

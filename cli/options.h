@@ -21,6 +21,7 @@ enum option_id {
     OPT_DETACH,
     OPT_DRY_RUN,
     OPT_FORCE,
+    OPT_TIMEOUT,
     OPT_PEER_IS_DEAD,
     OPT_AUTOSTART,
     OPT_JSON,
@@ -57,7 +58,7 @@ struct args {
     int words;
     unsigned given; /* OPT_BITs */
     const char *value[OPTIONS];
-    uint64_t downtime_ms, bandwidth;
+    uint64_t downtime_ms, timeout_ms, bandwidth;
 };
 
 static inline bool args_has(const struct args *a, enum option_id id)

@@ -113,6 +113,15 @@ static int vm_request(const struct args *a, json_t *r, struct xm_error *e)
     return 0;
 }
 
+static int stop_request(const struct args *a, json_t *r, struct xm_error *e)
+{
+    if (args_has(a, OPT_FORCE) && args_has(a, OPT_TIMEOUT))
+        return xm_error_set(e, EINVAL, "--force does not ask the guest, so there is no --timeout for it");
+    if (args_has(a, OPT_TIMEOUT))
+        json_object_set_new(r, "timeout_ms", json_integer((json_int_t)a->timeout_ms));
+    return vm_request(a, r, e);
+}
+
 static int job_request(const struct args *a, json_t *r, struct xm_error *e)
 {
     (void)e;
@@ -172,9 +181,9 @@ const struct verb verb_table[] = {
      .words = "VM",
      .min = 1,
      .max = 1,
-     .options = BIT(FORCE),
+     .options = BIT(FORCE) | BIT(TIMEOUT),
      .changes = true,
-     .request = vm_request,
+     .request = stop_request,
      .print = report_text,
      .help = "Ask the guest to power itself down, and wait until it has."},
     {.name = "define",

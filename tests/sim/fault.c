@@ -87,7 +87,6 @@ static void stop(struct proc *p)
 {
     if (!p)
         return;
-    w.may_hang |= p->kind != AGENT;
     after(a_while(), goes_on, p);
     proc_stop(p, true);
 }

@@ -272,11 +272,6 @@ void check_end(void)
         wait_answer(200 * SEC);
         rest(60 * SEC);
     }
-    if (proc_find(owner, QEMU) && !check_runs(owner) && w.may_hang) {
-        operator_asks(owner, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", VM, "force", 1));
-        wait_answer(200 * SEC);
-        w.may_be_stopped = true;
-    }
     if (!check_runs(owner) && !w.may_be_stopped)
         sim_violated("the VM is stopped on %s, and nobody has stopped it", owner->name);
     if (!w.failed && !check_runs(owner)) {

@@ -210,7 +210,6 @@ struct world {
     uint64_t version;    /* of its last write that was acknowledged */
     bool word_given;     /* an operator's word counted more than a record */
     bool may_be_stopped; /* somebody, or something, has stopped it */
-    bool may_hang;       /* something hung in a switch-over for longer than it is waited for there */
     bool begun;          /* it runs for the first time: from now on things may go wrong */
     /* How this run is */
     unsigned preempt, slow, duplicate, write_errors, read_errors, refusals, refuse_run; /* per mille */

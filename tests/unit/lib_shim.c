@@ -86,6 +86,8 @@ static json_t *command(struct fake *f, int at, const json_t *o, const char **aft
     } else if (!strcmp(cmd, "link")) {
         if (write(f->client[at].passed_fd, "!", 1) != 1)
             json_object_set_new(reply, "ok", json_false());
+    } else if (!strcmp(cmd, "stop") && !strcmp(f->vm, "deaf") && !xm_json_bool(o, "force", false)) {
+        return reply; /* its guest does not listen */
     } else if (!strcmp(cmd, "stop")) {
         life_end(f->state, xm_json_bool(o, "force", false) ? LIFE_FORCED : LIFE_USER, NULL);
         f->end = true;
