@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* memxfer/inject.c: borrows a thread of a running process for some system calls.
  *
- * The happy path, some 100 us long for a userfaultfd, of which one thread of the process notices nothing but the
- * time:
+ * The happy path, some 100 us long for a userfaultfd, of which one thread of the process notices nothing but
+ * the time:
  *
  * 1. PTRACE_SEIZE and PTRACE_INTERRUPT a thread that is not a vCPU. It stops on its way back to user mode,
  *    before it has looked at signals and before an interrupted system call is restarted.

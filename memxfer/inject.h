@@ -17,8 +17,9 @@ struct inject_call {
     uint64_t arg[3];
     int64_t result; /* of the kernel: a negative errno is the call's own failure */
 };
-/* Makes one thread of the process do these calls, one after the other. 0, or -errno as above: then some may have
- * been done. The thread stands still for others meanwhile: calls that take milliseconds, not seconds. */
+/* Makes one thread of the process do these calls, one after the other. 0, or -errno as above: then some
+ * may have been done. The thread stands still for others meanwhile: calls that take milliseconds, not
+ * seconds. */
 int inject_calls(pid_t pid, struct inject_call *, unsigned n, struct xm_error *);
 
 /* What they are made of (inject_target.c). */

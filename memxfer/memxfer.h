@@ -122,8 +122,8 @@ void xm_ramsink_free(struct xm_ramsink *);
 /* The newest round of which something has come; any thread. */
 uint64_t xm_ramsink_round(struct xm_ramsink *);
 
-/* QEMU's own page tables for what its memory holds, before its guest runs; `bytes` of it in this step, some 40 us a
- * MiB. True: there is more. At a destination only (see warm.c); the owner of the VM's ptrace. */
+/* QEMU's own page tables for what its memory holds, before its guest runs; `bytes` of it in this step,
+ * some 40 us a MiB. True: there is more. At a destination only (see warm.c); the owner of the VM's ptrace. */
 struct xm_warm {
     unsigned block;
     uint64_t at, mapped; /* bytes */

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: MIT */
-/* memxfer/warm.c: the destination's QEMU gets its page tables for the pages that have come, before the guest runs.
+/* memxfer/warm.c: the destination's QEMU gets its page tables for the pages that have come, before the guest
+ * runs.
  *
- * Pages that we receive lie in the memfd; QEMU's own mapping of it knows nothing of them, and the guest's first
- * touch of each would be a fault, thousands in its first moments. So QEMU is made to call
- * madvise(MADV_POPULATE_READ) on its own mapping, for what the memfd holds: on a shared mapping of a memfd a read
- * fault maps the page writable. Holes are left (such a call would fill them), and so are pieces that one fault maps
- * at once.
+ * Pages that we receive lie in the memfd; QEMU's own mapping of it knows nothing of them, and the guest's
+ * first touch of each would be a fault, thousands in its first moments. So QEMU is made to call
+ * madvise(MADV_POPULATE_READ) on its own mapping, for what the memfd holds: on a shared mapping of a memfd a
+ * read fault maps the page writable. Holes are left (such a call would fill them), and so are pieces that one
+ * fault maps at once.
  *
- * In steps, from the thread that answers the source's calls; a thread of QEMU that nobody waits for stands still
- * for the length of a step (inject.c). Should we be killed in it, that QEMU is lost: so only before the source may
- * have given the VM to it. It is for speed alone: when it fails once, it is left. */
+ * In steps, from the thread that answers the source's calls; a thread of QEMU that nobody waits for stands
+ * still for the length of a step (inject.c). Should we be killed in it, that QEMU is lost: so only before
+ * the source may have given the VM to it. It is for speed alone: when it fails once, it is left. */
 #include "memxfer/inject.h"
 #include "memxfer/memxfer.h"
 
