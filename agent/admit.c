@@ -114,8 +114,8 @@ void gathered_free(struct gathered *g)
     json_decref(g->usage);
 }
 
-unsigned judge(struct agent *a, const struct admission_request *r, struct gathered *g, json_t *reasons,
-               int *datastore)
+unsigned admit_judge(struct agent *a, const struct admission_request *r, struct gathered *g, json_t *reasons,
+                     int *datastore)
 {
     struct host_facts *f = &g->facts;
     struct vm *vm;

@@ -48,8 +48,8 @@ struct vm {
     enum vm_phase phase;
     json_t *spec; /* replaced as a whole */
     uint64_t memory;
-    char job[16];     /* the job that holds it; "": none; "-": one that is about to be made */
-    bool closing;     /* what its last migration left open is being closed: the next one waits for that moment */
+    char job[16]; /* the job that holds it; "": none; "-": one that is about to be made */
+    bool closing; /* what its last migration left open is being closed: the next one waits for that moment */
     bool job_assumed; /* its shim could not be asked whether it works on that job */
     json_t
         *moving;  /* while its disks move on this host: {"datastore", "reserve": [{path, used}]}; else NULL */
@@ -289,8 +289,8 @@ void gathered_free(struct gathered *);
 void gather(struct agent *, const struct admission_request *, bool strict, struct gathered *);
 /* Under the lock: adds what is reserved and running, judges. Appends to reasons; returns how many.
  * *datastore: index in the configuration, -1: none. */
-unsigned judge(struct agent *, const struct admission_request *, struct gathered *, json_t *reasons,
-               int *datastore);
+unsigned admit_judge(struct agent *, const struct admission_request *, struct gathered *, json_t *reasons,
+                     int *datastore);
 /* Makes a spec as the user wrote it whole, for this host: accel, cpu, machine's full name, disks' paths and
  * sizes. Refused when it contradicts the inventory, or a disk that the inventory has is not there. note (may be
  * NULL): a sentence for the user when the VM will run otherwise than he may expect. */

@@ -26,7 +26,7 @@ static unsigned slot(unsigned n)
     return n < JOB_EVENTS ? n : 1 + (n - 1) % (JOB_EVENTS - 1);
 }
 
-static void save(struct agent *a, struct job *job)
+static void job_save(struct agent *a, struct job *job)
 {
     struct xm_error e = {0};
     char *path = job_file(a, job->id);
@@ -172,7 +172,7 @@ struct job *job_new(struct agent *a, json_t *about, bool storage, struct xm_erro
         xm_error_set(e, ENOMEM, "no memory for a job");
         return NULL;
     }
-    save(a, job);
+    job_save(a, job);
     xm_fault("job-made");
     json_t *first = json_copy(about);
     json_object_set_new(first, "event", json_string("job"));
@@ -180,7 +180,7 @@ struct job *job_new(struct agent *a, json_t *about, bool storage, struct xm_erro
     return job;
 }
 
-static void finish(struct job *job, const json_t *event)
+static void job_finish(struct job *job, const json_t *event)
 {
     bool done = !strcmp(xm_json_str(event, "event", ""), "done");
 
@@ -220,7 +220,7 @@ void job_event(struct agent *a, struct job *job, json_t *event)
     json_decref(job->event[at]);
     job->event[at] = event;
     if (ends) { /* in one step: from here on nothing is done in its name */
-        finish(job, event);
+        job_finish(job, event);
         struct vm *vm = vm_find(a, xm_json_str(job->about, "vm", ""));
         if (vm && !strcmp(vm->job, job->id)) {
             vm->job[0] = 0;
@@ -232,7 +232,7 @@ void job_event(struct agent *a, struct job *job, json_t *event)
     if (ends)
         xm_fault("job-ending");
     if (ends)
-        save(a, job);
+        job_save(a, job);
     agent_lock(a);
     pthread_cond_broadcast(&a->changed);
     bool dropped = ends && drop_oldest(a, drop);
@@ -339,7 +339,7 @@ static void load_one(struct agent *a, unsigned n)
         job->over = true;
         if (json_is_object(result)) {
             job->event[job->events++] = json_incref(result);
-            finish(job, result);
+            job_finish(job, result);
         }
         json_object_del(o, "result");
     }

@@ -285,7 +285,7 @@ json_t *verb_peer_check(struct conn *c, const json_t *request)
         agent_lock(a);
         if (open)
             q.req.epoch = UINT64_MAX;
-        judge(a, &q.req, &g, reasons, &datastore);
+        admit_judge(a, &q.req, &g, reasons, &datastore);
         agent_unlock(a);
         if (open)
             json_array_append_new(reasons,
@@ -506,7 +506,7 @@ static json_t *prepare(struct agent *a, struct asked *q)
     json_t *spec = vm_spec_to_json(&q->spec);
     int r = xm_hex_random(token, TOKEN_BYTES, &e);
     agent_lock(a);
-    judge(a, &q->req, &g, reasons, &datastore);
+    admit_judge(a, &q->req, &g, reasons, &datastore);
     if (!r && !json_array_size(reasons) && (vm = vm_claim(a, q->spec.name, spec, &e)))
         vm->incoming =
             incoming_record(a, q, datastore, datastore < 0 ? 0 : g.datastore[datastore].reserved, token);

@@ -139,7 +139,7 @@ static void explain_problem(struct search *s, unsigned d, struct plan_problem *p
 
 /* ---- in and out ---- */
 
-static int judge(const struct plan_input *in, struct xm_error *e)
+static int plan_judge(const struct plan_input *in, struct xm_error *e)
 {
     for (unsigned v = 0; v < in->vm_count; v++) {
         const struct plan_vm *vm = &in->vms[v];
@@ -269,7 +269,7 @@ int plan_rebalance(const struct plan_input *in, struct plan *p, struct xm_error 
 {
     struct plan_datastore *stores = calloc(in->datastore_count + 1, sizeof(*stores));
     struct plan_input sane = *in;
-    int rc = judge(in, e);
+    int rc = plan_judge(in, e);
 
     *p = (struct plan){0};
     if (rc == 0 && !stores)

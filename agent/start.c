@@ -90,7 +90,7 @@ static json_t *start_spec(struct agent *a, struct vm_spec *s, const json_t *reco
     }
     gather(a, &req, false, &g);
     agent_lock(a);
-    struct vm *vm = judge(a, &req, &g, reasons, &ignored) ? NULL : vm_claim(a, s->name, spec, &e);
+    struct vm *vm = admit_judge(a, &req, &g, reasons, &ignored) ? NULL : vm_claim(a, s->name, spec, &e);
     agent_unlock(a);
     if (!vm) {
         char *why = reasons_text(reasons);

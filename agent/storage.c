@@ -76,7 +76,7 @@ static bool known_to_hang(const struct question *q)
     return forsaken >= QUESTIONS_MAX;
 }
 
-static int start(struct question *q)
+static int question_start(struct question *q)
 {
     pthread_attr_t attr;
     pthread_t t;
@@ -94,7 +94,7 @@ static int start(struct question *q)
 }
 
 /* Takes the question over; *answer is filled when there is one. */
-static int ask(struct question *q, struct question *answer)
+static int question_ask(struct question *q, struct question *answer)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     uint64_t until = xm_now() + STORAGE_PATIENCE;
@@ -102,7 +102,7 @@ static int ask(struct question *q, struct question *answer)
 
     pthread_once(&once, make_cond);
     pthread_mutex_lock(&lock);
-    int r = known_to_hang(q) ? -ETIMEDOUT : start(q);
+    int r = known_to_hang(q) ? -ETIMEDOUT : question_start(q);
     if (!r) {
         while (!q->answered && xm_now() < until)
             pthread_cond_timedwait(&changed, &lock, &ts);
@@ -144,7 +144,7 @@ static struct question *question_new(const char *path, bool space)
 int storage_stat(const char *path, struct stat *st)
 {
     struct question *q = question_new(path, false), answer;
-    int r = q ? ask(q, &answer) : strlen(path) >= PATH_MAX ? -ENAMETOOLONG : -ENOMEM;
+    int r = q ? question_ask(q, &answer) : strlen(path) >= PATH_MAX ? -ENAMETOOLONG : -ENOMEM;
 
     if (!r)
         *st = answer.st;
@@ -154,7 +154,7 @@ int storage_stat(const char *path, struct stat *st)
 int storage_space(const char *dir, uint64_t *size, uint64_t *free_bytes)
 {
     struct question *q = question_new(dir, true), answer;
-    int r = q ? ask(q, &answer) : strlen(dir) >= PATH_MAX ? -ENAMETOOLONG : -ENOMEM;
+    int r = q ? question_ask(q, &answer) : strlen(dir) >= PATH_MAX ? -ENAMETOOLONG : -ENOMEM;
 
     if (!r) {
         *size = (uint64_t)answer.fs.f_blocks * answer.fs.f_frsize;

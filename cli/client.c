@@ -38,7 +38,7 @@ static bool as_json(const struct talk *t)
     return args_has(t->args, OPT_JSON);
 }
 
-static void finish(struct talk *t, int status)
+static void talk_finish(struct talk *t, int status)
 {
     t->over = true;
     t->status = status;
@@ -85,7 +85,7 @@ static void lose(struct talk *t, const char *why)
     bool unknown = t->sent && (t->args->verb->changes || t->args->verb->follows);
 
     progress_clear(&t->progress);
-    finish(t, unknown ? CLI_UNKNOWN : CLI_FAILED);
+    talk_finish(t, unknown ? CLI_UNKNOWN : CLI_FAILED);
     if (as_json(t))
         print_json_failure(t, unknown ? "lost" : "failed", why, t->status);
     fputs("xmigrate: ", t->io->err);
@@ -109,7 +109,7 @@ static void print_detached(struct talk *t)
 {
     if (!as_json(t))
         fprintf(t->io->out, "%s\n", t->job);
-    finish(t, CLI_DONE);
+    talk_finish(t, CLI_DONE);
 }
 
 static void take_event(struct talk *t, const json_t *o, const char *event)
@@ -128,12 +128,12 @@ static void take_event(struct talk *t, const json_t *o, const char *event)
         if (!as_json(t))
             report_done(o, t->first, t->io);
         if (last)
-            finish(t, CLI_DONE);
+            talk_finish(t, CLI_DONE);
     } else if (!strcmp(event, "failed")) {
         progress_clear(&t->progress);
         int status = as_json(t) ? exit_of_failure(o) : report_failure(o, t->io);
         if (last)
-            finish(t, status);
+            talk_finish(t, status);
     } else if (args_has(t->args, OPT_DETACH) && *t->job) {
         print_detached(t);
     } else if (!strcmp(event, "state") || !strcmp(event, "progress")) {
@@ -159,20 +159,20 @@ static void take_answer(struct talk *t, json_t *o)
         print_json(t, o);
     }
     if (!ok) {
-        finish(t, as_json(t) ? exit_of_failure(o) : report_failure(o, t->io));
+        talk_finish(t, as_json(t) ? exit_of_failure(o) : report_failure(o, t->io));
     } else if (args_has(t->args, OPT_DETACH) && *t->job) {
         print_detached(t);
     } else if (v->follows && json_object_get(o, "total_s")) {
         if (!as_json(t))
             report_done(o, t->first, t->io);
-        finish(t, CLI_DONE);
+        talk_finish(t, CLI_DONE);
     } else if (v->follows && !args_has(t->args, OPT_DRY_RUN)) {
         lose(t, "the agent ended its answer without saying how the migration ended");
     } else {
         struct cli_io quiet = *t->io;
         if (as_json(t))
             quiet.out = fopen("/dev/null", "w");
-        finish(t, v->print && quiet.out ? v->print(t->args, o, &quiet) : CLI_DONE);
+        talk_finish(t, v->print && quiet.out ? v->print(t->args, o, &quiet) : CLI_DONE);
         if (as_json(t) && quiet.out)
             fclose(quiet.out);
     }

@@ -12,7 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static int fail(const struct cli_io *io, const char *what, const char *path)
+static int edit_fail(const struct cli_io *io, const char *what, const char *path)
 {
     fprintf(io->err, "xmigrate: %s%s%s: %s\n", what, *path ? " " : "", path, strerror(errno));
     return CLI_FAILED;
@@ -91,7 +91,7 @@ int edit_run(const struct args *a, json_t *request, const struct cli_io *io)
     char *path = xm_printf("%s/xmigrate-%s-XXXXXX.ini", tmp && *tmp == '/' ? tmp : "/tmp", a->word[0]);
     int fd = mkstemps(path, 4);
     if (fd < 0) {
-        status = fail(io, "cannot make", path);
+        status = edit_fail(io, "cannot make", path);
     } else {
         close(fd);
         status = edit(a, xm_json_str(answer, "ini", ""), path, io);

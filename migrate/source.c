@@ -140,7 +140,7 @@ static int add_link(struct source *m, const char *local, const char *remote, uin
 
 /* Tells the destination what comes, so that both sides number disks and RAM blocks alike; learns which disks
  * read as zeros. */
-static int begin(struct source *m)
+static int source_begin(struct source *m)
 {
     struct machine *vm = m->machine;
     json_t *disks = json_array();
@@ -191,10 +191,10 @@ static int prepare(struct source *m)
         return xm_error_prefix(&m->error, "no link to %s comes up", m->destination);
     m->error.code = 0;
     xm_fault("source-linked");
-    return begin(m);
+    return source_begin(m);
 }
 
-static int walk(struct source *m)
+static int source_walk(struct source *m)
 {
     int r;
 
@@ -247,7 +247,7 @@ static void let_go(struct source *m)
 
 /* The VM stays. A destination that may have promised to take it is asked first (agent/tidy.c): its operator may take
  * this host for dead. */
-static void keep(struct source *m)
+static void source_keeps(struct source *m)
 {
     struct xm_error e = {0};
 
@@ -367,7 +367,7 @@ static json_t *failure(struct source *m, const struct back *b, enum source_state
     return o;
 }
 
-static void fail(struct source *m, int r)
+static void source_fail(struct source *m, int r)
 {
     enum source_state in = m->state;
     bool ended = guest_ended(m), switching = in == SOURCE_SWITCH || in == SOURCE_HANDOFF;
@@ -384,7 +384,7 @@ static void fail(struct source *m, int r)
     bring_back(m, &b, xm_now() + BACK_PATIENCE);
     xm_fault("failing-resumed");
     bool stands = b.stood && !b.runs && !m->qemu_gone;
-    keep(m);
+    source_keeps(m);
     if (stands) { /* what it waits for may hold up the rest, too */
         source_set_state(m, SOURCE_FAILED);
         emit_last(m, failure(m, &b, in, -r, &first));
@@ -410,7 +410,7 @@ static void *source_main(void *arg)
     xm_room_keep(result, RESULT_ROOM);
     free(result);
     m->report.began = m->report.entered[m->state] = xm_now();
-    int r = walk(m);
+    int r = source_walk(m);
     if (!r) {
         json_t *done = source_report(m);
         json_object_set_new(done, "event", json_string("done"));
@@ -434,7 +434,7 @@ static void *source_main(void *arg)
                                m->error.text, "state", "unknown", "vm_safe", 0, "unknown", 1, "destination",
                                m->destination));
     } else {
-        fail(m, r);
+        source_fail(m, r);
     }
     stream_free(m->stream); /* it sends on the links */
     m->stream = NULL;

@@ -13,7 +13,7 @@ enum source_state {
     SOURCE_PREPARE, /* links, the destination says what it has */
     SOURCE_DISKS,   /* mirror on, bulk copy */
     SOURCE_MEMORY,  /* rounds, disks in lock-step */
-    SOURCE_SWITCH,  /* QEMU stops the VM; the last pages; disks settled; device state */
+    SOURCE_SWITCH,  /* QEMU stops the VM; the last pages; disks quiesced; device state */
     SOURCE_HANDOFF, /* ownership passes: no way back from the record on */
     SOURCE_SETTLE,  /* the VM runs there; this side is taken away */
     SOURCE_DONE,

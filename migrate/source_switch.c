@@ -5,7 +5,7 @@
  * (all rings stopped, device state not yet sent). From then on side by side:
  *   - QEMU writes its device state; it is read and held here,
  *   - the last dirty pages go,
- *   - the disks settle (invariant 10).
+ *   - the disks are quiesced (invariant 10).
  * Loading the device state reads guest memory (rings' indexes): it is let go when all pages are there. While it
  * is loaded both sides' digests are compared. When the destination has loaded it all: hand-off.
  *
@@ -28,10 +28,10 @@
 #include <string.h>
 
 /* While the guest runs; once it stands still, source_time_left cuts them. */
-#define QEMU_TIMEOUT   (10 * XM_NS_PER_S)
-#define SETTLE_TIMEOUT (10 * XM_NS_PER_S)
-#define LOCK_TIMEOUT   (2 * XM_NS_PER_S) /* of one try */
-#define STATE_MIN      (1ull << 20)      /* device state that is always let through; usual is 0.1 to 0.3 MB */
+#define QEMU_TIMEOUT    (10 * XM_NS_PER_S)
+#define QUIESCE_TIMEOUT (10 * XM_NS_PER_S)
+#define LOCK_TIMEOUT    (2 * XM_NS_PER_S) /* of one try */
+#define STATE_MIN       (1ull << 20) /* device state that is always let through; usual is 0.1 to 0.3 MB */
 
 /* ROMs of QEMU's may grow by some KiB when a guest boots anew; guest RAM has no smaller blocks. */
 #define RAM_SLACK (1ull << 20)
@@ -209,7 +209,7 @@ static int start_qemu_migration(struct source *m)
 
 /* ---- disks ---- */
 
-struct settle {
+struct quiesce {
     struct xm_mailbox *home;
     struct xm_post post;
     struct machine_disk *d;
@@ -218,23 +218,23 @@ struct settle {
     bool done;
 };
 
-static void settle_posted(struct xm_post *p)
+static void quiesce_posted(struct xm_post *p)
 {
-    xm_container_of(p, struct settle, post)->done = true;
+    xm_container_of(p, struct quiesce, post)->done = true;
 }
 
-static void settle_done(void *arg, int status, const char *why)
+static void quiesce_done(void *arg, int status, const char *why)
 {
-    struct settle *s = arg;
+    struct quiesce *s = arg;
     s->status = status;
     snprintf(s->why, sizeof s->why, "%s", why ? why : "");
-    s->post.run = settle_posted;
+    s->post.run = quiesce_posted;
     xm_mailbox_post(s->home, &s->post);
 }
 
-static void settle_begin(struct machine_disk *d, void *arg)
+static void quiesce_begin(struct machine_disk *d, void *arg)
 {
-    xm_disk_quiesce(d->disk, settle_done, arg);
+    xm_disk_quiesce(d->disk, quiesce_done, arg);
 }
 
 static void give_up(struct machine_disk *d, void *arg)
@@ -253,16 +253,16 @@ static void give_up_disks(struct source *m, const char *why)
 
 /* All disks at once; each calls back in the end, whatever happens to the links, so that waiting for it is
  * safe. */
-static int settle_wait(struct source *m, struct settle *s, struct xm_mailbox *mb)
+static int quiesce_wait(struct source *m, struct quiesce *s, struct xm_mailbox *mb)
 {
-    uint64_t deadline = xm_now() + source_time_left(m, SETTLE_TIMEOUT);
+    uint64_t deadline = xm_now() + source_time_left(m, QUIESCE_TIMEOUT);
     int r = 0;
 
     for (unsigned i = 0; i < m->machine->disks; i++) {
         while (!s[i].done) {
             xm_mailbox_wait(mb, 20);
             if (!s[i].done && xm_now() > deadline)
-                give_up_disks(m, "the destination's disks did not settle in time");
+                give_up_disks(m, "the destination's disks were not quiesced in time");
         }
         if (s[i].status && !r)
             r = xm_error_set(&m->error, -s[i].status, "disk %s: %s", m->machine->disk[i].spec->name,
@@ -278,7 +278,7 @@ static int compare(struct source *m, uint8_t type, uint16_t object, const struct
 {
     struct xm_msg msg = {.type = type, .object = object, .urgent = true};
     struct xm_digest theirs = {0};
-    int r = xm_transport_call(m->to, &msg, source_time_left(m, SETTLE_TIMEOUT), &m->error);
+    int r = xm_transport_call(m->to, &msg, source_time_left(m, QUIESCE_TIMEOUT), &m->error);
 
     if (!r && msg.reply_len == sizeof theirs)
         memcpy(&theirs, msg.reply, sizeof theirs);
@@ -312,7 +312,7 @@ static int compare_all(struct source *m)
 
 /* ---- the switch ---- */
 
-static int settle_all(struct source *m, struct settle *s, struct xm_mailbox *mb)
+static int quiesce_all(struct source *m, struct quiesce *s, struct xm_mailbox *mb)
 {
     int r = 0;
 
@@ -320,7 +320,7 @@ static int settle_all(struct source *m, struct settle *s, struct xm_mailbox *mb)
         s[i].home = mb;
         s[i].d = &m->machine->disk[i];
         if (m->storage)
-            machine_disk_call(s[i].d, settle_begin, &s[i]);
+            machine_disk_call(s[i].d, quiesce_begin, &s[i]);
         else
             s[i].done = true;
         if (s[i].d->vhost && !xm_vhost_stopped(s[i].d->vhost))
@@ -349,14 +349,14 @@ static int last_pages(struct source *m)
 
 static int drain(struct source *m)
 {
-    struct settle s[VM_DISKS_MAX] = {0};
+    struct quiesce s[VM_DISKS_MAX] = {0};
     struct xm_mailbox mb;
     int r = xm_mailbox_init(&mb);
 
     if (r)
         return xm_error_errno(&m->error, -r, "eventfd");
     m->report.disks.from = m->report.device_state.from = xm_now();
-    r = settle_all(m, s, &mb);
+    r = quiesce_all(m, s, &mb);
     stream_hold(m->stream);
     if (!r)
         r = qmp_tell(&m->machine->qemu.qmp, "migrate-continue", json_pack("{s:s}", "state", "pre-switchover"),
@@ -368,12 +368,12 @@ static int drain(struct source *m)
     struct xm_error first = m->error;
     if (r)
         give_up_disks(m, first.text);
-    int settled = settle_wait(m, s, &mb);
+    int quiesced = quiesce_wait(m, s, &mb);
     m->report.disks.to = xm_now();
     if (r)
         m->error = first;
     xm_mailbox_destroy(&mb);
-    return r ? r : settled;
+    return r ? r : quiesced;
 }
 
 /* Disks that both hosts reach: ours are idle from here on, and the destination locks them before it promises

@@ -63,7 +63,7 @@ uint64_t stream_bytes(const struct stream *s)
 
 /* ---- source ---- */
 
-static void piece_settled(struct xm_post *p)
+static void piece_ended(struct xm_post *p)
 {
     struct xm_msg *msg = xm_container_of(p, struct xm_msg, post);
     struct piece *pc = xm_container_of(msg, struct piece, msg);
@@ -127,7 +127,7 @@ static void begin_piece(struct stream *s, struct piece *pc)
     pc->busy = true;
     s->busy++;
     pc->msg = (struct xm_msg){
-        .post.run = piece_settled,
+        .post.run = piece_ended,
         .home = &s->mailbox,
         .type = XM_FRAME_STREAM,
         .urgent = true,

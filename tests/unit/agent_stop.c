@@ -3,7 +3,6 @@
  * many. The agent is a real one; shims are make-believe (lib_agent.c: the guest of «deaf» does not listen).
  */
 #include "tests/unit/lib_agent.h"
-#include "probe/probe.h"
 #include "tests/progress.h"
 
 #include <setjmp.h>
@@ -14,8 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static struct test_agent agent;
-static struct test_agent *const t = &agent;
+static struct test_agent *const t = &test_agent;
 
 static int set_up(void **state)
 {
@@ -28,14 +26,6 @@ static int tear_down(void **state)
     (void)state;
     test_agent_remove(t);
     return 0;
-}
-
-static void need_qemu(void)
-{
-    if (!qemu_facts("qemu-system-x86_64", NULL)) {
-        print_message("skipped: qemu-system-x86_64 is not installed\n");
-        skip();
-    }
 }
 
 static void says(json_t *answer, const char *part)
