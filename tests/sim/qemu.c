@@ -345,19 +345,27 @@ struct command {
     struct obj *client;
     char what[40];
     json_t *id;
+    unsigned number;
 };
 
-/* It was stopped when it was asked. */
+/* It was stopped when it was asked. Commands are done in their order, also for who has not waited for them. */
 static void asked_again(void *arg)
 {
     struct command *c = arg;
+    struct qemu_model *q = c->p->qemu;
 
-    if (!c->p->alive || !c->client->peer)
+    if (!c->p->alive)
         return;
-    if (c->p->stopped)
-        after(20 * MS, asked_again, c);
+    if (c->p->stopped || c->number != q->done) {
+        after(c->p->stopped ? 20 * MS : 1, asked_again, c);
+        return;
+    }
+    q->done++;
+    json_t *answer = does(c->p, c->what, c->id);
+    if (c->client->peer)
+        socket_send(c->client->peer, answer, NULL);
     else
-        socket_send(c->client->peer, does(c->p, c->what, c->id), NULL);
+        json_decref(answer);
 }
 
 json_t *qemu_says(struct proc *p, struct obj *client, const json_t *command)
@@ -365,12 +373,13 @@ json_t *qemu_says(struct proc *p, struct obj *client, const json_t *command)
     const char *what = xm_json_str(command, "execute", "");
 
     sim_trace("  QEMU (%d), which is «%s», is told: %s", p->pid, p->qemu->status, what);
-    if (!p->stopped)
+    if (!p->stopped && p->qemu->asked == p->qemu->done)
         return does(p, what, json_object_get(command, "id"));
     struct command *c = sim_alloc(sizeof *c);
     c->p = p;
     c->client = client;
     c->id = json_copy(json_object_get(command, "id"));
+    c->number = p->qemu->asked++;
     snprintf(c->what, sizeof c->what, "%s", what);
     after(20 * MS, asked_again, c);
     return NULL;

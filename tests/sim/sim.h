@@ -163,11 +163,12 @@ enum proc_kind { AGENT, SHIM, QEMU, CLI };
 
 struct qemu_model {
     bool running, incoming, loaded;
-    char status[20];     /* of its migration */
-    uint64_t memory;     /* the last guest write that its guest knows of */
-    struct obj *monitor; /* its own end of the monitor's connection */
-    struct xm_links *to; /* its migration goes there */
-    unsigned turn;       /* of its migrations: what belongs to an older one is not acted on */
+    char status[20];      /* of its migration */
+    uint64_t memory;      /* the last guest write that its guest knows of */
+    struct obj *monitor;  /* its own end of the monitor's connection */
+    struct xm_links *to;  /* its migration goes there */
+    unsigned turn;        /* of its migrations: what belongs to an older one is not acted on */
+    unsigned asked, done; /* commands that came while it was stopped */
     bool attached;
 };
 
