@@ -204,8 +204,9 @@ static bool features_missing(const struct host_facts *h, const struct admission_
 /* What the guest has seen of its CPU it may use at any time. An older QEMU knows fewer features; under KVM
  * they are the processor's, and QEMU leaves out, with no more than a warning, what it cannot give.
  *
- * A guest that came from another host was started on less, maybe, but its programs may ask the processor again
- * at any time: what the present QEMU gives counts all the same. Then it is not said that they have seen it. */
+ * A guest that came from another host was started on less, maybe, but its programs may ask the processor
+ * again at any time: what the present QEMU gives counts all the same. Then it is not said that they have seen
+ * it. */
 static void judge_features(const struct host_facts *h, const struct admission_request *r, json_t *why)
 {
     const struct vm_spec *s = r->spec;
@@ -219,7 +220,7 @@ static void judge_features(const struct host_facts *h, const struct admission_re
         because(why, "what CPU features %s has seen cannot be found out on %s: %.200s", s->name, r->source,
                 r->cpu_why);
     } else if (!r->cpu) {
-        /* The running QEMU's file is not there any more; with the host's own CPU, judge_cpu compares flags. */
+        /* The running QEMU's file is gone; with the host's own CPU, judge_cpu compares flags. */
         if (r->allow_older && older(h, r))
             because(why,
                     "what CPU features %s has seen is not known (was QEMU on %s replaced since it was "

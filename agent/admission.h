@@ -79,8 +79,8 @@ struct admission_request {
     enum kvm_level kvm;  /* of the source */
     const json_t *cpu;   /* features that the source's QEMU gives to the VM's CPU; NULL: not known */
     const char *cpu_why; /* it should have known, and why it does not; NULL: it need not know */
-    bool
-        booted; /* the guest was started there, so it has seen them; else it may have, or may see them any time */
+    bool booted; /* the guest was started there, so it has seen them; else it may have, or may see them any
+                    time */
     bool large_rings;        /* the guest may have larger rings than its devices have */
     bool allow_older;        /* QEMU may be an older one here, if machine type and CPU allow */
     uint64_t firmware_bytes; /* of the firmware that the guest has as ROM; 0: not known */
@@ -92,8 +92,8 @@ struct admission_request {
  * of the one chosen for the disks, -1 when there is none. */
 unsigned admit(const struct host_facts *, const struct admission_request *, json_t *reasons, int *datastore);
 
-/* What its user may want to know, though it speaks against nothing: appended to `notes`. The disk comes to lie on
- * storage with blocks of `block` bytes, which `where` names. */
+/* What its user may want to know, though it speaks against nothing: appended to `notes`. The disk comes to
+ * lie on storage with blocks of `block` bytes, which `where` names. */
 void admit_note_block(const struct vm_disk *, const char *vm, const char *where, unsigned block,
                       json_t *notes);
 

@@ -181,8 +181,8 @@ static int refuse_foreign(int fd, const char *path, uint64_t size, struct xm_err
                      path, is);
 }
 
-/* The disk's size as it is. A disk in a datastore is a plain file; what is new here has to look like a raw one.
- * -ENOENT: there is nothing. */
+/* The disk's size as it is. A disk in a datastore is a plain file; what is new here has to look like a raw
+ * one. -ENOENT: there is nothing. */
 static int look_at_disk(struct agent *a, const struct vm_spec *s, const struct vm_disk *d, uint64_t *size,
                         struct xm_error *e)
 {

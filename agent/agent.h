@@ -73,8 +73,8 @@ uint64_t vms_memory_promised(struct agent *, const json_t *usage);
 uint64_t vms_space_promised(struct agent *, const char *datastore, const char *but, const json_t *usage);
 
 /* Without the lock: */
-/* What VMs have taken up of the memory and, with `space`, of the space that is promised to them; asks processes and
- * storage, which may take its time. A new reference. */
+/* What VMs have taken up of the memory and, with `space`, of the space that is promised to them; asks
+ * processes and storage, which may take its time. A new reference. */
 json_t *vms_usage(struct agent *, bool space);
 int vms_adopt(
     struct agent *); /* at the start: finds the shims that are there, cleans up after those that are not */
@@ -89,16 +89,16 @@ bool vm_wait_ending(struct agent *, const char *name);
 /* Ends what is left of a VM here that is another host's, and has no shim. False: it has one, or does not end.
  */
 bool vm_end_orphan(struct agent *, const char *name);
-/* No shim any more: takes away what is left of the VM here. False: its QEMU is left, which nobody may end before
- * it is known whose the VM is. */
+/* No shim any more: takes away what is left of the VM here. False: its QEMU is left, which nobody may end
+ * before it is known whose the VM is. */
 bool vm_clean_up(struct agent *, const char *name);
 /* The process that FILE (shim.pid, qemu.pid) names, if it is still the VM's; 0 when not. */
 pid_t vm_process(struct agent *, const char *name, const char *file);
 /* Its QEMU has started the guest; false: it took the guest over from another host, or it is not known. */
 bool vm_booted_here(struct agent *, const char *name);
 /* One request to the shim; the reference `request` is stolen. The answer (ok is true) or NULL with a
- * sentence. In two steps for who has to know that it is the shim that was there at a certain time: a descriptor
- * or -errno, which the second one closes. */
+ * sentence. In two steps for who has to know that it is the shim that was there at a certain time: a
+ * descriptor or -errno, which the second one closes. */
 int shim_connect(struct agent *, const char *name, struct xm_error *);
 json_t *shim_call_on(int fd, const char *name, json_t *request, int pass_fd, uint64_t timeout_ns,
                      struct xm_error *);
@@ -226,8 +226,9 @@ verb_handler verb_list, verb_show, verb_console, verb_log;     /* show.c */
 verb_handler verb_define, verb_undefine, verb_dump;            /* define.c */
 verb_handler verb_check, verb_move, verb_abort, verb_set;      /* move.c */
 verb_handler verb_recover, verb_peer_owner, verb_peer_recover; /* recover.c */
-/* settle.c: what is open of a VM's last hand-off is brought to an end, if it can be: by what the peer's record
- * says, or, with peer_is_dead, by the operator's word that this peer is gone for good. The answer of `recover`. */
+/* settle.c: what is open of a VM's last hand-off is brought to an end, if it can be: by what the peer's
+ * record says, or, with peer_is_dead, by the operator's word that this peer is gone for good. The answer of
+ * `recover`. */
 json_t *settle(struct agent *, const char *vm, bool peer_is_dead, uint64_t patience_ns);
 /* In two steps: at most one thread works on what is open of a VM. False: another one still does. */
 bool settle_claim(struct agent *, const char *vm, uint64_t patience_ns);
@@ -292,13 +293,14 @@ void gather(struct agent *, const struct admission_request *, bool strict, struc
 unsigned admit_judge(struct agent *, const struct admission_request *, struct gathered *, json_t *reasons,
                      int *datastore);
 /* Makes a spec as the user wrote it whole, for this host: accel, cpu, machine's full name, disks' paths and
- * sizes. Refused when it contradicts the inventory, or a disk that the inventory has is not there. note (may be
- * NULL): a sentence for the user when the VM will run otherwise than he may expect. */
+ * sizes. Refused when it contradicts the inventory, or a disk that the inventory has is not there. note (may
+ * be NULL): a sentence for the user when the VM will run otherwise than he may expect. */
 int resolve_spec(struct agent *, struct vm_spec *, struct xm_error *note, struct xm_error *);
 uint64_t
 disk_used(const struct vm_disk *); /* bytes that it holds; its size where that is all that is known */
-/* Makes the sparse files that the spec names and that are not there yet, and the firmware's variables; their paths are appended to
- * `created`. known: the recorded spec, NULL when there is none: its disks are not made anew. */
+/* Makes the sparse files that the spec names and that are not there yet, and the firmware's variables; their
+ * paths are appended to `created`. known: the recorded spec, NULL when there is none: its disks are not made
+ * anew. */
 int create_missing(struct agent *, struct vm_spec *, const json_t *known, json_t *created, struct xm_error *);
 /* Changes the spec to new files in the datastore, under names that are not taken now; they are appended to
  * `planned`. */

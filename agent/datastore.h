@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/* agent/datastore.h: is the directory of a datastore the one that it was? An unmounted one is an empty directory on
- * another file system, and disks that were made there would be hidden by the next mount.
+/* agent/datastore.h: is the directory of a datastore the one that it was? An unmounted one is an empty
+ * directory on another file system, and disks that were made there would be hidden by the next mount.
  *
- * Its identity is a UUID: in the datastore as what the link `.xmigrate-datastore` names (made and read in one step,
- * and no file that counts as a disk), and in the state directory's datastores.json. It is written when the
- * datastore is first used; two hosts that share one have the same. Never under agent.lock. */
+ * Its identity is a UUID: in the datastore as what the link `.xmigrate-datastore` names (made and read in one
+ * step, and no file that counts as a disk), and in the state directory's datastores.json. It is written when
+ * the datastore is first used; two hosts that share one have the same. Never under agent.lock. */
 #ifndef XM_AGENT_DATASTORE_H
 #define XM_AGENT_DATASTORE_H
 

@@ -6,14 +6,14 @@
  *   vms/NAME/owner.json  whose it is (vm/owner.h): with «mine» it is in the inventory; what may be ours is
  *                        listed, and its files are nobody else's
  *   vms/NAME/life.json   since when it runs, or why it has ended (vm/life.h)
- *   epochs.json          the last epoch of each name that was undefined: a VM of that name begins above it, else
- *                        a host that remembers the old one would take the new one for older
+ *   epochs.json          the last epoch of each name that was undefined: a VM of that name begins above it,
+ *                        else a host that remembers the old one would take the new one for older
  *
  * Nothing here is kept in memory: what is asked is read. Without agent.lock, all of it.
  *
  * Invariants:
- * - A disk's file is made by `define` and by the first start of a definition, and never again: a file that the
- *   inventory names and that is not there is a refusal that says so.
+ * - A disk's file is made by `define` and by the first start of a definition, and never again: a file that
+ *   the inventory names and that is not there is a refusal that says so.
  * - Two definitions never name the same file. */
 #ifndef XM_INVENTORY_H
 #define XM_INVENTORY_H
@@ -32,13 +32,14 @@ struct inventory_vm {
  * success. */
 int inventory_read(struct agent *, const char *name, struct inventory_vm *);
 void inventory_free(struct inventory_vm *);
-/* In this host's inventory: its own, and in doubt (promised and not settled, a record that cannot be read) also. */
+/* In this host's inventory: its own, and in doubt (promised and not settled, a record that cannot be read)
+ * also. */
 bool inventory_owns(const struct inventory_vm *);
 /* The names of all that have a record or a spec here, sorted: an array of strings. */
 json_t *inventory_names(struct agent *);
 
-/* Where the VM is that is not this host's to run (its record says given, or promised), as far as its peers know: a
- * clause, malloc'ed. Waits for peers. */
+/* Where the VM is that is not this host's to run (its record says given, or promised), as far as its peers
+ * know: a clause, malloc'ed. Waits for peers. */
 char *inventory_whereabouts(struct agent *, const char *name, const struct owner_record *);
 
 /* Would this definition contradict what stands in the inventory: another path or size of a disk of the same

@@ -2,8 +2,8 @@
 /* A move's job, from when nothing is against it to when the VM's shim has it.
  *
  * Happy path: a job is made; its thread has the destination prepare, pairs the links, and gives all to the
- * shim, which from then on does everything. The watcher takes the shim's events to the job; this file has done
- * its part.
+ * shim, which from then on does everything. The watcher takes the shim's events to the job; this file has
+ * done its part.
  *
  * Failures: the destination cannot prepare: it has cleaned up, the job fails, the VM runs here. The shim
  * refuses, or has died meanwhile (then its successor is not given the job): the destination is told to cancel
@@ -71,8 +71,8 @@ static void abort_late(struct move *m)
     json_decref(answer);
 }
 
-/* Invariant: a job that is over, or barred, is given to no shim. The shim is connected to first: one that takes
- * a dead one's place comes after the job was barred (revive), so whoever is connected to it sees that.
+/* Invariant: a job that is over, or barred, is given to no shim. The shim is connected to first: one that
+ * takes a dead one's place comes after the job was barred (revive), so whoever is connected to it sees that.
  * Invariant: a job that is said to have failed moves no VM. So a shim that has been asked is waited for
  * until it has answered or died. */
 static int launch(struct move *m, json_t *request, struct xm_error *e)

@@ -46,7 +46,7 @@ struct job *move_begin(struct agent *, const json_t *request, bool only_check, j
 
 json_t *move_reasons(struct move *); /* all that speaks against it; an empty array: nothing */
 void move_count_off(struct move *);  /* it has a job now, or will have none; under the lock */
-/* The request `verb` (peer.check, peer.prepare) to the destination, with fresh probes. job: "" without one. */
+/* The request `verb` (peer.check, peer.prepare) to the destination, with fresh probes; job "" without one. */
 json_t *move_peer_request(struct move *, const char *verb, const char *job);
 
 /* ---- launch.c ---- */

@@ -11,10 +11,10 @@
 #include "agent/config.h"
 #include "vm/vm.h"
 
-/* Appends a sentence to `reasons` for each thing in the specification that this host does not take from `peer`
- * (a [peer] of the configuration), and how it could be allowed; returns how many. */
+/* Appends a sentence to `reasons` for each thing in the specification that this host does not take from
+ * `peer` (a [peer] of the configuration), and how it could be allowed; returns how many. */
 unsigned outside_judge(const struct vm_spec *, const struct config *, const char *peer, json_t *reasons);
-/* The program's name is one that may be run for a peer: a qemu-system-ARCH without a path. 0 or a sentence. */
+/* The program's name is one that may be run for a peer: a qemu-system-ARCH without a path. 0, or why not. */
 int outside_program(const struct vm_spec *, struct xm_error *);
 /* The file stands in one of these directories or below it; `dirs` ends with NULL, or is NULL: none. */
 bool outside_allows(char **dirs, const char *path);

@@ -9,9 +9,9 @@
  * prepare, happy path: check; judge and claim the name in one step under the lock, so that what is promised
  * is counted at once; make the disks; run the shim, which waits with its QEMU; answer with the token.
  * Anything that fails takes the steps before back. The agent dies in between: the journal names the files
- * that were made, and the next agent deletes them if no shim is there (vm/journal.h). The source never comes: the
- * shim ends after 20 s by itself, and its disks with it; sooner when the source's agent says that it knows
- * of no such migration (tidy.c), which is asked, too, when the same VM is announced again.
+ * that were made, and the next agent deletes them if no shim is there (vm/journal.h). The source never comes:
+ * the shim ends after 20 s by itself, and its disks with it; sooner when the source's agent says that it
+ * knows of no such migration (tidy.c), which is asked, too, when the same VM is announced again.
  */
 #include "agent/datastore.h"
 #include "agent/agent.h"
@@ -110,8 +110,8 @@ static bool probe_says(int dir, const char *name, const char *content)
 }
 
 /* A disk that stays where it is: the source has put a probe file beside it, and says what is in it. Whoever
- * finds that in the datastore of this name here reaches the same storage. The shim opens the disk once more, in
- * the same way, and compares its size again (blkcopy/file.c). */
+ * finds that in the datastore of this name here reaches the same storage. The shim opens the disk once more,
+ * in the same way, and compares its size again (blkcopy/file.c). */
 static void look_for_probe(struct agent *a, struct asked *q, unsigned i, const json_t *probe)
 {
     struct vm_disk *d = &q->spec.disk[i];
@@ -326,8 +326,8 @@ static json_t *incoming_record(struct agent *a, const struct asked *q, int datas
                      "links", links, "reserve", reserve);
 }
 
-/* What an earlier migration has left open here is brought to its end, or this one has to wait. Who sends the VM
- * now has run it: then what was left of our giving it to him is over. */
+/* What an earlier migration has left open here is brought to its end, or this one has to wait. Who sends the
+ * VM now has run it: then what was left of our giving it to him is over. */
 static int settle_last_one(struct agent *a, const struct asked *q, uint64_t patience, struct xm_error *e)
 {
     const char *name = q->spec.name;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* agent/plan.h: the rebalance planner. A pure function: what the datastores and VMs are, in; which VMs to move
- * where, out.
+/* agent/plan.h: the rebalance planner. A pure function: what the datastores and VMs are, in; which VMs to
+ * move where, out.
  *
  * It finds the fewest moves after which every datastore of this host is at or under its target fill, no other
  * has been pushed over its own, and none is over it at any moment in between (a move takes its space at the

@@ -50,8 +50,8 @@ static json_t *make_probe(struct move *m, unsigned i)
 /* ---- what is asked of the destination ---- */
 
 /* What the guest may have seen of its CPU. The QEMU that runs the VM counts: what another one says that was
- * installed since, is no use, and one that has been removed says nothing; then neither list nor reason is sent.
- * That it should know and cannot tell is a reason against the move, which the destination judges. */
+ * installed since, is no use, and one that has been removed says nothing; then neither list nor reason is
+ * sent. That it should know and cannot tell is a reason against the move, which the destination judges. */
 static void tell_cpu(struct move *m, const struct qemu_facts *q, const char *running, struct xm_error *why,
                      json_t *o)
 {

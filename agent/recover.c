@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* recover: whose is this VM? (docs/design.md, «Ownership»)
  *
- * What is open of its last hand-off is settled (settle.c). Else the records are told: here, and, where this host
- * has none or its VM does not run, at all peers. A VM that is this host's and was stopped is not started. Where
- * this host has no record, a peer that cannot be asked keeps the question open: exit status 4. */
+ * What is open of its last hand-off is settled (settle.c). Else the records are told: here, and, where this
+ * host has none or its VM does not run, at all peers. A VM that is this host's and was stopped is not
+ * started. Where this host has no record, a silent peer keeps the question open: exit status 4. */
 #include "agent/known.h"
 #include "agent/returned.h"
 

@@ -70,7 +70,7 @@ void tidy_expected(struct agent *a, const char *name)
 
 /* ---- expected, and writing ---- */
 
-/* Its shim counts what it writes (migrate/space.h), and does not know what others have been promised since. */
+/* Its shim counts what it writes (migrate/space.h), and does not know what others were promised since. */
 static void tell_others(struct agent *a, const char *name)
 {
     char datastore[CONFIG_NAME_MAX + 1] = "";

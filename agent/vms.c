@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The VMs of this host: each is a shim, a process that outlives the agent, and a run directory that tells of
- * it. Here: where its files are, the list of the VMs, what is reserved for them, and how they are found again.
+ * it. Here: where its files are, the list of the VMs, what is reserved for them, and how they are found
+ * again.
  *
  * Happy path: a request claims the name, brings the shim up and has it watched (watch.c), which forgets
  * the VM when its shim has ended. The agent dies: nothing changes for shims. The next agent finds them by
@@ -336,7 +337,7 @@ static void take_result(struct agent *a, const char *name)
     json_decref(result);
 }
 
-/* It was started to be filled by a migration, and that is not over: what shim.json says may be of long ago. */
+/* It was started to be filled by a migration, and that is not over: shim.json may be of long ago. */
 static bool still_incoming(struct agent *a, const char *name)
 {
     char *dir = vm_state_path(a, name, NULL);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The shims of this host's VMs: starting one, speaking with it, watching it, and what is done when it has gone.
+/* The shims of this host's VMs: starting one, speaking with it, watching it, and what is done when it has
+ * gone.
  *
  * Happy path: a request writes shim.json, runs the shim until that says that the VM runs, starts the watcher;
  * the watcher subscribes to the shim's events and passes those of this host's jobs on; when the shim has
@@ -338,8 +339,9 @@ static void delete_taps(struct agent *a, const char *name)
     free(path);
 }
 
-/* Nothing of the VM is needed here: the record can be read, and says so, or there never was one and a migration
- * that has come to nothing made what is here. Who asks this before ending a QEMU never ends the last one. */
+/* Nothing of the VM is needed here: the record can be read, and says so, or there never was one and a
+ * migration that has come to nothing made what is here. Who asks this before ending a QEMU never ends the
+ * last one. */
 static bool expendable(struct agent *a, const char *name)
 {
     char *dir = vm_state_path(a, name, NULL);

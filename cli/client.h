@@ -5,8 +5,8 @@
 
 #include "cli/verbs.h"
 
-/* One request and its answer, for verbs that do something with it: a new reference (ok is true in it), or NULL:
- * it has been said why, and *status is what to exit with. Steals the request. */
+/* One request and its answer, for verbs that do something with it: a new reference (ok is true in it), or
+ * NULL: it has been said why, and *status is what to exit with. Steals the request. */
 json_t *client_ask(const struct args *a, json_t *request, const struct cli_io *io, int *status);
 
 /* Sends the request (steals the reference), follows the answer, prints it. Returns the exit status. SIGINT

@@ -16,8 +16,8 @@ struct verb {
     bool changes; /* changes something: when the connection is lost, what became of it is not known */
     /* Checks what the table cannot say and fills the request. 0 or -EINVAL with the sentence. */
     int (*request)(const struct args *a, json_t *request, struct xm_error *e);
-    /* Of verbs that are more than a request and its answer; takes over the request. NULL: it is no more. Returns
-     * the exit status. */
+    /* Of verbs that are more than a request and its answer; takes over the request. NULL: it is no more.
+     * Returns the exit status. */
     int (*run)(const struct args *a, json_t *request, const struct cli_io *io);
     /* Prints the agent's answer (ok is true in it). NULL: nothing to say. Returns the exit status. */
     int (*print)(const struct args *a, const json_t *answer, const struct cli_io *io);
