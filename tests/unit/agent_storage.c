@@ -273,6 +273,39 @@ static void one_that_was_marked_unmounted_is_mended(void **state)
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
 }
 
+/* By prepare and by storage-only, as it is asked and as it would be done. */
+static void nothing_comes_there(const char *why)
+{
+    json_t *prepare = check_request("dead");
+
+    json_object_set_new(prepare, "verb", json_string("peer.prepare"));
+    must_say(ask_as_peer(t, prepare), why);
+    for (int real = 0; real < 2; real++)
+        must_say(ask(t, json_pack("{s:s, s:s, s:b, s:s, s:{}}", "verb", real ? "move" : "check", "vm", "web1",
+                                  "storage_only", 1, "datastore", "dead", "options")),
+                 why);
+    assert_false(exists(t, "state/vms/come"));
+    assert_false(exists(t, "dead/web1-root.raw"));
+}
+
+static void a_datastore_that_is_not_right_takes_no_disk(void **state)
+{
+    static const char noted[] = "{\"dead\": \"11111111-2222-4333-8444-555555555555\"}";
+    (void)state;
+    need_qemu();
+    assert_int_equal(test_agent_start(t), 0);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini"))), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "state/datastores.json"), noted, sizeof noted - 1, NULL), 0);
+    nothing_comes_there("is not what was there when it was first used"); /* it has no mark */
+    assert_int_equal(mkdir(in_dir(t, "dead/.xmigrate-datastore"), 0700), 0);
+    nothing_comes_there("dead/.xmigrate-datastore"); /* which cannot be read */
+    if (mount("ro", in_dir(t, "dead"), "tmpfs", MS_RDONLY, NULL) == 0) {
+        nothing_comes_there("cannot be written");
+        umount2(in_dir(t, "dead"), MNT_DETACH);
+    }
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+}
+
 /* What a dead migration left on it cannot be deleted; the agent starts, and others are looked after. */
 static void what_was_left_there_waits_for_it(void **state)
 {
@@ -306,6 +339,7 @@ int main(int argc, char **argv)
         TEST(only_what_needs_it_waits),
         TEST(what_was_left_there_waits_for_it),
         TEST(a_start_asks_no_datastore_but_its_own),
+        TEST(a_datastore_that_is_not_right_takes_no_disk),
         TEST(one_that_was_marked_unmounted_is_mended),
         TEST(the_first_use_needs_it_mounted), /* last: this process is in another mount namespace then */
     };
