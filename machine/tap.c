@@ -5,9 +5,11 @@
 
 #include <fcntl.h>
 #include <linux/if.h>
+#include <linux/if_arp.h>
 #include <linux/if_tun.h>
 #include <linux/sockios.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -31,33 +33,84 @@ static int tun_open(const struct vm_nic *nic, struct xm_error *e)
     return fd;
 }
 
-static int enslave(const struct vm_nic *nic, struct xm_error *e)
+static struct ifreq named(const char *name)
 {
     struct ifreq ifr = {0};
-    int r = 0;
-    int s = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
-    memcpy(ifr.ifr_name, nic->tap, strnlen(nic->tap, IFNAMSIZ - 1));
-    if (s < 0 || ioctl(s, SIOCGIFINDEX, &ifr) < 0)
-        r = xm_error_errno(e, errno, "NIC %s: tap %s", nic->name, nic->tap);
+    memcpy(ifr.ifr_name, name, strnlen(name, IFNAMSIZ - 1));
+    return ifr;
+}
+
+/* A bridge without an address of its own takes the lowest of its ports', and all who know the host by it would
+ * lose it when a VM starts or ends: ours is the guest's, with the highest first byte that may be. (The guest's own
+ * would make the bridge keep what is for the guest.) Where it cannot be set nothing else fails. */
+static void set_address(int s, const struct vm_nic *nic)
+{
+    struct ifreq ifr = named(nic->tap);
+    unsigned char *a = (unsigned char *)ifr.ifr_hwaddr.sa_data;
+
+    ifr.ifr_hwaddr.sa_family = ARPHRD_ETHER;
+    if (sscanf(nic->mac, "%*2x:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx", a + 1, a + 2, a + 3, a + 4, a + 5) != 5)
+        return;
+    a[0] = 0xfe;
+    if (ioctl(s, SIOCSIFHWADDR, &ifr) < 0)
+        xm_log(XM_LOG_WARN, "NIC %s: the address of tap %s cannot be set: %s", nic->name, nic->tap,
+               strerror(errno));
+}
+
+/* As large as the bridge's: its own would become the smallest of its ports', the host's frames with it. */
+static void set_mtu(int s, const struct vm_nic *nic)
+{
+    struct ifreq bridge = named(nic->bridge), ifr = named(nic->tap);
+
+    if (ioctl(s, SIOCGIFMTU, &bridge) < 0)
+        return;
+    ifr.ifr_mtu = bridge.ifr_mtu;
+    if (ioctl(s, SIOCSIFMTU, &ifr) < 0)
+        xm_log(XM_LOG_WARN, "NIC %s: tap %s cannot have the MTU %d of bridge %s: %s", nic->name, nic->tap,
+               bridge.ifr_mtu, nic->bridge, strerror(errno));
+}
+
+static int join_bridge(int s, const struct vm_nic *nic, struct xm_error *e)
+{
+    struct ifreq ifr = named(nic->tap);
+
+    if (ioctl(s, SIOCGIFINDEX, &ifr) < 0)
+        return xm_error_errno(e, errno, "NIC %s: tap %s", nic->name, nic->tap);
     int index = ifr.ifr_ifindex;
-    if (!r && nic->bridge[0]) {
-        memset(&ifr, 0, sizeof ifr);
-        memcpy(ifr.ifr_name, nic->bridge, strnlen(nic->bridge, IFNAMSIZ - 1));
-        ifr.ifr_ifindex = index;
-        if (ioctl(s, SIOCBRADDIF, &ifr) < 0 && errno != EBUSY)
-            r = xm_error_errno(e, errno, "NIC %s: cannot put tap %s on bridge %s", nic->name, nic->tap,
-                               nic->bridge);
-    }
-    memset(&ifr, 0, sizeof ifr);
-    memcpy(ifr.ifr_name, nic->tap, strnlen(nic->tap, IFNAMSIZ - 1));
-    if (!r && ioctl(s, SIOCGIFFLAGS, &ifr) == 0) {
+    set_mtu(s, nic);
+    ifr = named(nic->bridge);
+    ifr.ifr_ifindex = index;
+    if (ioctl(s, SIOCBRADDIF, &ifr) < 0 && errno != EBUSY)
+        return xm_error_errno(e, errno, "NIC %s: cannot put tap %s on bridge %s", nic->name, nic->tap,
+                              nic->bridge);
+    return 0;
+}
+
+static int bring_up(int s, const struct vm_nic *nic, struct xm_error *e)
+{
+    struct ifreq ifr = named(nic->tap);
+
+    if (ioctl(s, SIOCGIFFLAGS, &ifr) == 0) {
         ifr.ifr_flags |= IFF_UP;
         if (ioctl(s, SIOCSIFFLAGS, &ifr) < 0)
-            r = xm_error_errno(e, errno, "NIC %s: cannot bring up tap %s", nic->name, nic->tap);
+            return xm_error_errno(e, errno, "NIC %s: cannot bring up tap %s", nic->name, nic->tap);
     }
-    if (s >= 0)
-        close(s);
+    return 0;
+}
+
+static int connect_tap(const struct vm_nic *nic, struct xm_error *e)
+{
+    int s = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0), r = 0;
+
+    if (s < 0)
+        return xm_error_errno(e, errno, "NIC %s: a socket", nic->name);
+    set_address(s, nic);
+    if (nic->bridge[0])
+        r = join_bridge(s, nic, e);
+    if (!r)
+        r = bring_up(s, nic, e);
+    close(s);
     return r;
 }
 
@@ -72,7 +125,7 @@ int tap_create(const struct vm_nic *nic, struct xm_error *e)
                 ? xm_error_errno(e, errno, "NIC %s: cannot keep tap %s", nic->name, nic->tap)
                 : 0;
     if (!r)
-        r = enslave(nic, e);
+        r = connect_tap(nic, e);
     if (!r)
         return fd;
     close(fd);
