@@ -9,6 +9,7 @@
 
 /* The VM is stopped for most of these waits. */
 #define LOAD_TIMEOUT (10 * XM_NS_PER_S)
+#define FAILED_TIME  (200 * XM_NS_PER_MS)
 /* For what is not warm yet, before the guest is stopped: it goes on making pages dirty meanwhile. */
 #define WARM_TIME (30 * XM_NS_PER_MS)
 
@@ -128,7 +129,7 @@ static int do_incoming(struct destination *dst, const json_t *o, struct xm_error
 
 static int do_loaded(struct destination *dst, const json_t *o, struct xm_error *e)
 {
-    uint64_t deadline = xm_now() + LOAD_TIMEOUT;
+    uint64_t deadline = xm_now() + LOAD_TIMEOUT, broken_at = 0;
 
     if (dst->state == DEST_PROMISED)
         return 0;
@@ -139,16 +140,18 @@ static int do_loaded(struct destination *dst, const json_t *o, struct xm_error *
         int r = qmp_pump(&dst->machine->qemu.qmp, 20, e);
         struct xm_error broken = {0};
         stream_error(dst->stream, &broken);
+        if (broken.code && !strcmp(dst->qemu_status, "active") && !broken_at)
+            broken_at = xm_now(); /* QEMU has closed it, and is about to say that it failed */
         if (!broken.code)
             xm_links_error(dst->links, &broken); /* nobody waits for it any more */
-        if (!r && broken.code)
-            r = xm_error_set(e, broken.code, "%s", broken.text);
         if (!r && !strcmp(dst->qemu_status, "failed")) {
             char *log = machine_kept_log(dst->machine, "qemu.log");
             r = xm_error_set(e, EIO, "QEMU could not load the VM's devices; why stands in %s on %s", log,
                              dst->machine->host);
             free(log);
         }
+        if (!r && broken.code && (!broken_at || xm_now() - broken_at > FAILED_TIME))
+            r = xm_error_set(e, broken.code, "%s", broken.text);
         if (!r && (xm_now() > deadline || dst->stop))
             r = xm_error_set(e, ETIMEDOUT, "QEMU does not finish loading the VM's devices (it is «%s»)",
                              dst->qemu_status);

@@ -117,9 +117,9 @@ int source_disks_flush(struct source *);
 int source_storage(struct source *); /* storage-only, all of it */
 int source_memory(struct source *);
 /* Rounds do not shrink any more: why the switch does not fit into its budget, and what it would need. Pure;
- * -ETIMEDOUT. */
+ * limit: --bandwidth; 0: none. -ETIMEDOUT. */
 int source_stuck(const struct xm_switch_inputs *, const struct xm_round *last, uint64_t budget_ns,
-                 struct xm_error *);
+                 uint64_t limit, struct xm_error *);
 /* Bytes of device state that a VM may have for this budget; pure. The rate: bytes a second, 0: not known. */
 uint64_t source_state_max(double wire_rate, uint64_t budget_ns);
 int source_switch(struct source *);

@@ -18,11 +18,14 @@ static uint64_t mirror_backlog(struct source *m)
 }
 
 int source_stuck(const struct xm_switch_inputs *in, const struct xm_round *last, uint64_t budget,
-                 struct xm_error *e)
+                 uint64_t limit, struct xm_error *e)
 {
     uint64_t fixed = in->scan_ns + in->device_state_ns + in->flush_ns + in->round_trip_ns;
     uint64_t estimate = xm_switch_estimate(in);
-    double need = last->ns ? (double)in->dirty_bytes * 1e9 / (double)last->ns : 0;
+    /* As fast as it makes pages dirty; and what it has made dirty by the end of a round within the budget. */
+    double keep_up = last->ns ? (double)in->dirty_bytes * 1e9 / (double)last->ns : 0;
+    double in_time = budget > fixed ? (double)in->dirty_bytes * 1e9 / (double)(budget - fixed) : 0;
+    char held[80] = "";
 
     if (fixed > budget) {
         uint64_t left = in->dirty_bytes + in->mirror_backlog;
@@ -46,12 +49,15 @@ int source_stuck(const struct xm_switch_inputs *in, const struct xm_round *last,
             "a larger --downtime",
             xm_format_size(in->mirror_backlog).s, last->number, xm_format_rate(last->rate).s,
             xm_format_time(estimate).s, xm_format_time(budget).s);
+    if (limit)
+        snprintf(held, sizeof held, " (--bandwidth holds them to %s)", xm_format_rate((double)limit).s);
     return xm_error_set(
         e, ETIMEDOUT,
         "the guest dirties memory faster than it can be sent: %s left after %u rounds at %s, estimated "
-        "downtime %s, budget %s; it would need links of at least %s, or a larger --downtime",
+        "downtime %s, budget %s; it needs links of %s at least%s, or a larger --downtime",
         xm_format_size(in->dirty_bytes).s, last->number, xm_format_rate(last->rate).s,
-        xm_format_time(estimate).s, xm_format_time(budget).s, xm_format_rate(need).s);
+        xm_format_time(estimate).s, xm_format_time(budget).s,
+        xm_format_rate(keep_up > in_time ? keep_up : in_time).s, held);
 }
 
 int source_memory(struct source *m)
@@ -106,7 +112,7 @@ int source_memory(struct source *m)
         case XM_CONVERGE_STUCK:
             if (m->persist)
                 break;
-            return source_stuck(&in, &round, m->opt.downtime, &m->error);
+            return source_stuck(&in, &round, m->opt.downtime, m->opt.bandwidth, &m->error);
         case XM_CONVERGE_AGAIN:
             break;
         }

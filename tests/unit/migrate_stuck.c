@@ -12,6 +12,7 @@
 static struct xm_switch_inputs in;
 static struct xm_round last;
 static struct xm_error e;
+static uint64_t limit;
 
 static int set_up(void **state)
 {
@@ -23,12 +24,13 @@ static int set_up(void **state)
                                    .round_trip_ns = 2 * MS};
     last = (struct xm_round){.number = 7, .ns = 100 * MS, .rate = 1e9};
     e = (struct xm_error){0};
+    limit = 0;
     return 0;
 }
 
 static void must_say(uint64_t budget, const char *sentence)
 {
-    assert_int_equal(source_stuck(&in, &last, budget, &e), -ETIMEDOUT);
+    assert_int_equal(source_stuck(&in, &last, budget, limit, &e), -ETIMEDOUT);
     assert_string_equal(e.text, sentence);
 }
 
@@ -41,10 +43,10 @@ static void a_budget_below_what_any_switch_takes(void **state)
              "flush 2.0 ms, scan 1.0 ms, round trip 2.0 ms), more than the budget of 5.0 ms; it needs "
              "--downtime 21 at least");
     in.dirty_bytes = 100000000; /* 100 ms */
-    assert_int_equal(source_stuck(&in, &last, 5 * MS, &e), -ETIMEDOUT);
+    assert_int_equal(source_stuck(&in, &last, 5 * MS, 0, &e), -ETIMEDOUT);
     assert_non_null(strstr(e.text, "with the 95.37 MiB that are left now it needs --downtime 121 at least"));
     in.wire_rate = 0; /* not known: what is certain */
-    assert_int_equal(source_stuck(&in, &last, 5 * MS, &e), -ETIMEDOUT);
+    assert_int_equal(source_stuck(&in, &last, 5 * MS, 0, &e), -ETIMEDOUT);
     assert_non_null(strstr(e.text, "--downtime 21"));
 }
 
@@ -54,8 +56,18 @@ static void memory_that_is_dirtied_too_fast(void **state)
     in.dirty_bytes = 100000000;
     must_say(100 * MS,
              "the guest dirties memory faster than it can be sent: 95.37 MiB left after 7 rounds at 1.00 "
-             "GB/s, estimated downtime 120.0 ms, budget 100.0 ms; it would need links of at least 1.00 GB/s, "
+             "GB/s, estimated downtime 120.0 ms, budget 100.0 ms; it needs links of 1.25 GB/s at least, "
              "or a larger --downtime");
+    /* It was said: 3.22 MB/s, and that 2.98 MB/s are needed; nothing of the limit that its user had set. */
+    limit = 3220000;
+    in.dirty_bytes = 22439526;
+    in.wire_rate = last.rate = 3220000;
+    last.ns = 7530 * MS;
+    must_say(
+        100 * MS,
+        "the guest dirties memory faster than it can be sent: 21.40 MiB left after 7 rounds at 3.22 MB/s, "
+        "estimated downtime 6.99 s, budget 100.0 ms; it needs links of 280.49 MB/s at least (--bandwidth "
+        "holds them to 3.22 MB/s), or a larger --downtime");
 }
 
 static void disks_that_are_written_too_fast(void **state)
