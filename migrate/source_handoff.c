@@ -24,7 +24,7 @@ static bool exchange(void *ctx, const struct handoff_msg *out, struct handoff_ms
 
     json_object_set_new(o, "call", json_string("handoff"));
     json_t *reply =
-        call_destination(m->links, o, out->type == HANDOFF_MSG_ANSWER ? WORD_TIMEOUT : ANSWER_TIMEOUT, &e);
+        call_destination(m->links, o, out->type == HANDOFF_MSG_RUN ? ANSWER_TIMEOUT : WORD_TIMEOUT, &e);
     bool answered = reply && json_object_get(reply, "handoff") && handoff_msg_unpack(answer, reply, &e) == 0;
     if (xm_json_str(reply, "reason", NULL))
         xm_error_set(&e, EIO, "%s: %s", m->destination, xm_json_str(reply, "reason", ""));
