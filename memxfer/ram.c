@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define RAM_BLOCKS_MAX (sizeof((struct xm_ram *)0)->block / sizeof(struct xm_ram_block))
@@ -154,18 +155,41 @@ static int by_descriptor(const void *a, const void *b)
     return x->start < y->start ? 1 : x->start > y->start ? -1 : 0; /* the kernel maps downwards */
 }
 
+/* QEMU's own descriptor, by its number: nothing is opened by a name that QEMU could make lead elsewhere (a file
+ * that it may not open, say), and nothing that it does not have itself. */
+static int take_descriptor(pid_t pid, const struct mapping *m, struct xm_error *e)
+{
+    int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    int fd = pidfd < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, pidfd, m->fd, 0);
+
+    if (fd < 0)
+        fd = xm_error_errno(e, errno, "cannot take guest RAM %s of process %d over", m->name, pid);
+    if (pidfd >= 0)
+        close(pidfd);
+    return fd;
+}
+
+/* What the process has mapped there, whatever it has done to its descriptors meanwhile; and a memfd, as only they
+ * have seals. */
+static bool is_mapped_memfd(const struct mapping *m, int fd)
+{
+    struct stat st;
+    int flags = fcntl(fd, F_GETFL);
+
+    return fstat(fd, &st) == 0 && st.st_ino == m->ino && fcntl(fd, F_GET_SEALS) >= 0 && flags >= 0 &&
+           (flags & O_ACCMODE) == O_RDWR && !(flags & O_PATH);
+}
+
 static int open_mapping(pid_t pid, const struct mapping *m, struct xm_error *e)
 {
-    char path[80];
-
-    if (m->fd != INT32_MAX)
-        snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, m->fd);
-    else
-        snprintf(path, sizeof path, "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, pid, m->start, m->end);
-    int fd = open(path, O_RDWR | O_CLOEXEC);
-    if (fd < 0)
-        return xm_error_errno(e, errno, "cannot open guest RAM %s of process %d (%s)", m->name, pid, path);
-    return fd;
+    if (m->fd == INT32_MAX)
+        return xm_error_set(e, ENOTSUP, "process %d has no descriptor of its RAM %s any more", pid, m->name);
+    int fd = take_descriptor(pid, m, e);
+    if (fd < 0 || is_mapped_memfd(m, fd))
+        return fd;
+    close(fd);
+    return xm_error_set(e, ENOTSUP, "descriptor %d of process %d is not the memory %s that it has mapped",
+                        m->fd, pid, m->name);
 }
 
 int xm_ram_find(struct xm_ram *ram, pid_t pid, struct xm_error *e)

@@ -3,8 +3,11 @@
 #include "memxfer/memxfer.h"
 #include "tests/unit/lib_ramchild.h"
 
+#include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -107,6 +110,46 @@ static void what_cannot_be_tracked_is_refused(void **state)
     ramchild_end(&child);
 }
 
+static char other[] = "/tmp/xmt-ram-XXXXXX";
+
+/* The memory's descriptor becomes a name of another file, and the memory's again, all the time. */
+static void swaps(struct ramchild *c)
+{
+    int memory = dup(c->memfd), name = open(other, O_PATH | O_CLOEXEC);
+
+    atomic_store(&c->page->go, 1);
+    while (ramchild_gate(c)) {
+        dup2(name, c->memfd);
+        dup2(memory, c->memfd);
+    }
+}
+
+/* Opened by its name with our rights, that file became the guest's memory (of 490 tries one). */
+static void a_descriptor_that_changes_gives_nothing_else(void **state)
+{
+    struct stat file, got;
+    struct xm_error e = {0};
+    unsigned found = 0;
+
+    (void)state;
+    int fd = mkstemp(other);
+    assert_int_equal(ftruncate(fd, 4 * MIB), 0);
+    assert_int_equal(fstat(fd, &file), 0);
+    close(fd);
+    begin(swaps);
+    for (unsigned i = 0; i < 3000; i++) {
+        if (xm_ram_find(&ram, child.pid, &e) < 0)
+            continue;
+        assert_int_equal(fstat(ram.block[0].memfd, &got), 0);
+        assert_int_not_equal(got.st_ino, file.st_ino);
+        xm_ram_close(&ram);
+        found++;
+    }
+    unlink(other);
+    assert_true(found > 0);
+    ramchild_end(&child);
+}
+
 static void bad_blocks_are_refused(void **state)
 {
     (void)state;
@@ -130,6 +173,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(backends_are_found_in_their_order, teardown),
         cmocka_unit_test_teardown(what_cannot_be_tracked_is_refused, teardown),
+        cmocka_unit_test_teardown(a_descriptor_that_changes_gives_nothing_else, teardown),
         cmocka_unit_test_teardown(bad_blocks_are_refused, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
