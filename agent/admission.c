@@ -384,8 +384,10 @@ static int judge_storage(const struct host_facts *h, const struct admission_requ
     uint64_t need = 0;
     int found = -1;
 
-    for (unsigned i = 0; i < r->spec->disks; i++)
-        need += r->used[i];
+    for (unsigned i = 0; i < r->spec->disks; i++) {
+        if (__builtin_add_overflow(need, r->used[i], &need)) /* whatever a peer says */
+            need = UINT64_MAX;
+    }
     if (!r->spec->disks)
         return -1;
     if (!h->datastores) {

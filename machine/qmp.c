@@ -54,7 +54,10 @@ static json_t *call_locked(struct qmp *q, const char *command, json_t *args, int
         return NULL;
     json_int_t id = (json_int_t)q->calls;
     for (;;) {
-        json_t *o = xm_jsonl_recv(&q->conn, deadline, e);
+        /* A QEMU that says other things all the time has not answered either. */
+        json_t *o = xm_now() < deadline ? xm_jsonl_recv(&q->conn, deadline, e) : NULL;
+        if (!o && xm_now() >= deadline)
+            xm_error_set(e, ETIMEDOUT, "no answer in time");
         if (!o) {
             xm_error_prefix(e, "QEMU's monitor, %s", command);
             return NULL;

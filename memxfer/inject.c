@@ -192,9 +192,24 @@ static int remote_syscall(struct injection *j, long nr, const uint64_t arg[3], i
     if (inject_trace(j, PTRACE_SETREGS, 0, (uintptr_t)&regs) < 0)
         return ptrace_failed(j, "cannot set its registers");
     j->away = true;
-    if ((r = run_until(j, PTRACE_SYSCALL, STOP_SYSCALL)) < 0 ||
-        (r = run_until(j, PTRACE_SYSCALL, STOP_SYSCALL)) < 0)
+    struct user_regs_struct at_entry;
+    if ((r = run_until(j, PTRACE_SYSCALL, STOP_SYSCALL)) < 0)
         return r;
+    if (inject_trace(j, PTRACE_GETREGS, 0, (uintptr_t)&at_entry) < 0)
+        return ptrace_failed(j, "cannot read its registers");
+    /* Its sandbox is suspended, and another thread of it may have rewritten the code: no other call gets through. */
+    bool is_ours = at_entry.orig_rax == (unsigned long long)nr && at_entry.rdi == arg[0] &&
+                   at_entry.rsi == arg[1] && at_entry.rdx == arg[2];
+    if (!is_ours) {
+        at_entry.orig_rax = (unsigned long long)-1;
+        if (inject_trace(j, PTRACE_SETREGS, 0, (uintptr_t)&at_entry) < 0)
+            return ptrace_failed(j, "cannot set its registers");
+    }
+    if ((r = run_until(j, PTRACE_SYSCALL, STOP_SYSCALL)) < 0)
+        return r;
+    if (!is_ours)
+        return xm_error_set(&j->error, EFAULT, "process %d has changed the instruction that was borrowed",
+                            j->pid);
     if (inject_trace(j, PTRACE_GETREGS, 0, (uintptr_t)&regs) < 0)
         return ptrace_failed(j, "cannot read its registers");
     *result = (int64_t)regs.rax;

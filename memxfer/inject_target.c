@@ -11,6 +11,9 @@
 #include <string.h>
 #include <unistd.h>
 
+/* So much of its code is looked at: a QEMU has one in its first megabytes. */
+#define LOOK_AT (256ull << 20)
+
 #define KVM_RUN_REQUEST 0xae80u
 #define IOCTL_NUMBER    16 /* x86-64 */
 
@@ -51,7 +54,8 @@ int inject_find_syscall(pid_t pid, uint64_t *address, struct xm_error *e)
         return xm_error_errno(e, err, "cannot read %s", path);
     }
     *address = 0;
-    while (!*address && fgets(line, sizeof line, maps)) {
+    uint64_t left = LOOK_AT;
+    while (!*address && left && fgets(line, sizeof line, maps)) {
         uint64_t start, end;
         char perm[8];
         if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %7s", &start, &end, perm) != 3 || perm[0] != 'r' ||
@@ -59,7 +63,8 @@ int inject_find_syscall(pid_t pid, uint64_t *address, struct xm_error *e)
             continue;
         if (!strstr(line,
                     "[vsyscall]")) /* that page is emulated: executing in it is not what it looks like */
-            *address = find_in(mem, start, end);
+            *address = find_in(mem, start, start + XM_MIN(end - start, left));
+        left -= XM_MIN(end - start, left);
     }
     fclose(maps);
     close(mem);

@@ -24,8 +24,8 @@ void space_init(struct space *s, struct machine *vm, const json_t *o, const char
     snprintf(s->datastore, sizeof s->datastore, "%s", xm_json_str(o, "datastore", ""));
     s->min_free = (uint64_t)xm_json_int(o, "min_free", 0);
     s->others = (uint64_t)xm_json_int(o, "others", 0);
-    json_array_foreach (json_object_get(o, "reserve"), i, disk)
-        s->promised += (uint64_t)xm_json_int(disk, "used", 0);
+    json_array_foreach (json_object_get(o, "reserve"), i, disk) /* no peer's sum comes near to wrapping */
+        s->promised += XM_MIN((uint64_t)xm_json_int(disk, "used", 0), 1ull << 56);
     pthread_mutex_init(&s->lock, NULL);
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "mirror/guestmem.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -8,9 +9,13 @@
 #define PAGE_SHIFT 12
 
 int map_shared(int fd, uint64_t offset, uint64_t size, void **map, size_t *map_len, uint8_t **at,
-               const char *what, struct xm_error *e)
+               const char *what, bool sealed, struct xm_error *e)
 {
     struct stat st;
+    int seals = sealed ? fcntl(fd, F_GET_SEALS) : F_SEAL_SHRINK;
+
+    if (seals < 0 || !(seals & F_SEAL_SHRINK))
+        return xm_error_set(e, EPERM, "%s is in a file that could become smaller (no F_SEAL_SHRINK)", what);
 
     if (fstat(fd, &st) < 0)
         return xm_error_errno(e, errno, "cannot look at the descriptor of %s", what);
@@ -34,10 +39,10 @@ int map_shared(int fd, uint64_t offset, uint64_t size, void **map, size_t *map_l
     return 0;
 }
 
-int dirtylog_map(struct dirtylog *l, int fd, uint64_t size, uint64_t offset, struct xm_error *e)
+int dirtylog_map(struct dirtylog *l, int fd, uint64_t size, uint64_t offset, bool sealed, struct xm_error *e)
 {
     l->size = size;
-    return map_shared(fd, offset, size, &l->map, &l->map_len, &l->base, "the dirty log", e);
+    return map_shared(fd, offset, size, &l->map, &l->map_len, &l->base, "the dirty log", sealed, e);
 }
 
 void dirtylog_unmap(struct dirtylog *l)
@@ -76,7 +81,8 @@ static int region_init(struct guestmem *m, const struct vhost_region *v, int fd,
                                 (unsigned long long)v->gpa);
     }
     *r = (struct guestmem_region){.gpa = v->gpa, .size = v->size, .uva = v->uva, .fd_offset = v->offset};
-    int err = map_shared(fd, v->offset, v->size, &r->map, &r->map_len, &r->host, "guest memory", e);
+    int err =
+        map_shared(fd, v->offset, v->size, &r->map, &r->map_len, &r->host, "guest memory", ops->sealed, e);
     if (err)
         return err;
     m->count++;

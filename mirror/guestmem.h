@@ -25,7 +25,7 @@ struct dirtylog {
     uint64_t size; /* bytes */
 };
 /* Maps a log; takes nothing of fd (which stays the caller's). 0 or -errno. */
-int dirtylog_map(struct dirtylog *, int fd, uint64_t size, uint64_t offset, struct xm_error *);
+int dirtylog_map(struct dirtylog *, int fd, uint64_t size, uint64_t offset, bool sealed, struct xm_error *);
 void dirtylog_unmap(struct dirtylog *);
 /* Marks the pages of [gpa, gpa+len); what lies past the log's end is left out. */
 void dirtylog_mark(const struct dirtylog *, uint64_t gpa, uint64_t len);
@@ -63,6 +63,6 @@ void guestmem_dirty_tracked(const struct guestmem *, const void *host, uint64_t 
 /* Maps [offset, offset+size) of a regular file for reading and writing, if it is that long. *map, *map_len:
  * for munmap. */
 int map_shared(int fd, uint64_t offset, uint64_t size, void **map, size_t *map_len, uint8_t **at,
-               const char *what, struct xm_error *);
+               const char *what, bool sealed, struct xm_error *);
 
 #endif

@@ -107,6 +107,8 @@ struct xm_guest_mem_ops {
     /* NULL: not tracked. Any front end's thread */
     struct xm_bitmap *(*bitmap)(void *ctx, int memfd, uint64_t size);
     void *ctx;
+    bool
+        sealed; /* memory that could become smaller under us is refused: its front end could end us (SIGBUS) */
 };
 
 struct xm_vhost_opts {

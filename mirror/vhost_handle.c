@@ -328,7 +328,8 @@ static int set_mem_table(struct job *j)
 
 static int set_log_base(struct job *j)
 {
-    int err = dirtylog_map(&j->log, j->msg->fd[0], j->msg->p.log.size, j->msg->p.log.offset, j->e);
+    int err = dirtylog_map(&j->log, j->msg->fd[0], j->msg->p.log.size, j->msg->p.log.offset,
+                           j->dev->mem_ops.sealed, j->e);
 
     if (err)
         return err;
@@ -380,7 +381,7 @@ static int set_inflight(struct job *j)
                            (unsigned long long)in->size, in->queues, in->queue_size);
     if (!err)
         err = map_shared(j->msg->fd[0], in->offset, in->size, &j->map, &j->map_len, &j->at,
-                         "the in-flight region", j->e);
+                         "the in-flight region", j->dev->mem_ops.sealed, j->e);
     if (!err)
         err = vhost_on_engine(j, swap_inflight);
     if (j->map)

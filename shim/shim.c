@@ -268,8 +268,8 @@ void shim_run(struct shim *s)
         p[2] = (struct pollfd){.fd = s->signal_fd, .events = POLLIN};
         p[3] = (struct pollfd){.fd = s->qemu_ended ? -1 : s->machine.qemu.pidfd, .events = POLLIN};
         /* While a migration talks to QEMU its own thread reads the events. */
-        p[4] = (struct pollfd){.fd = s->source || s->destination ? -1 : s->machine.qemu.qmp.conn.fd,
-                               .events = POLLIN};
+        bool apart = s->source || s->destination || s->monitor_lost;
+        p[4] = (struct pollfd){.fd = apart ? -1 : s->machine.qemu.qmp.conn.fd, .events = POLLIN};
         TAILQ_FOREACH (c, &s->clients, link) {
             if (n == MAX_FDS)
                 break;
@@ -286,8 +286,9 @@ void shim_run(struct shim *s)
             continue;
         if (p[3].revents) {
             qemu_ended(s);
-        } else if (p[4].revents) {
-            qmp_pump(&s->machine.qemu.qmp, 0, NULL);
+        } else if (p[4].revents && qmp_pump(&s->machine.qemu.qmp, 0, NULL) < 0 && !s->monitor_lost) {
+            s->monitor_lost = true; /* by its end, in a moment; or for good */
+            xm_log(XM_LOG_INFO, "VM %s: QEMU has closed its monitor", s->machine.spec.name);
         }
         for (int i = FIXED; i < n; i++) {
             if (p[i].revents)

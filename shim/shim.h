@@ -19,9 +19,10 @@ struct shim {
     struct destination *destination; /* one coming in, or NULL */
     int listen_fd, signal_fd;
     TAILQ_HEAD(, client) clients;
-    bool qemu_ended; /* its QEMU, at whatever moment */
-    bool ending;     /* the main loop ends */
-    bool asked;      /* its user asked the guest to power down */
+    bool qemu_ended;   /* its QEMU, at whatever moment */
+    bool monitor_lost; /* QEMU does not speak to us any more */
+    bool ending;       /* the main loop ends */
+    bool asked;        /* its user asked the guest to power down */
     atomic_int
         why; /* enum life_why of the VM's end, as far as it is known; a migration's thread writes it, too */
     json_t *last_event; /* repeated to who subscribes late */

@@ -334,7 +334,7 @@ static void edit_changes_the_definition_of_a_stopped_one(void **state)
     disks_must_be_right("b");
     assert_int_equal(sh(&out, 20, "EDITOR='sed -i s/24M/16M/' %s", xmigrate("b", "edit web1")), 3);
     assert_non_null(strstr(out, "when it is stopped"));
-    assert_int_equal(sh(NULL, 5, "rm $(sed -n 's/^What you wrote is in //p' <<EOF\n%s\nEOF\n)", out), 0);
+    assert_null(strstr(out, "What you wrote")); /* said before the editor opens */
     free(out);
 }
 
