@@ -320,14 +320,15 @@ static void judge_memory(const struct host_facts *h, const struct admission_requ
 
 static void judge_record(const struct host_facts *h, const struct admission_request *r, json_t *why)
 {
-    if (h->present)
-        because(why, "a VM '%s' is on %s already", r->spec->name, h->host);
-    else if (!r->start && h->owned_epoch)
+    if (!r->start && h->owned_epoch)
         because(why,
-                "%s's record says that it owns '%s' itself (epoch %llu); see `xmigrate recover %s` there, or "
-                "`xmigrate "
-                "undefine %s` if that is another VM",
-                h->host, r->spec->name, (unsigned long long)h->owned_epoch, r->spec->name, r->spec->name);
+                "%s has a VM '%s' of its own (epoch %llu), so one of the two needs another name. The one of "
+                "%s gets it there, when it is stopped: `xmigrate dump %s`, then `xmigrate undefine %s` (its "
+                "disks stay), and define of what was dumped, with another name",
+                h->host, r->spec->name, (unsigned long long)h->owned_epoch, h->host, r->spec->name,
+                r->spec->name);
+    else if (h->present)
+        because(why, "a VM '%s' is on %s already", r->spec->name, h->host);
     else if (!r->start && h->known_epoch > r->epoch) /* it would not believe the hand-off */
         because(why,
                 "%s remembers a VM '%s' of a later epoch (%llu, this one's is %llu), so that is another VM: "

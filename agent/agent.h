@@ -264,6 +264,9 @@ struct defined {
 };
 /* Which epoch the definition has, and whether this host may have one at all: not when it gave the VM away. */
 int define_allowed(struct agent *, const char *name, struct defined *, struct xm_error *);
+/* The same, of a VM that is new here, as the peers that answer know: none of them has one of this name.
+ * namesake.c. Waits for peers. */
+int define_namesake(struct agent *, const char *name, struct xm_error *);
 int define_spec(struct agent *, struct vm_spec *, json_t *spec, struct defined *, struct xm_error *);
 void define_undo(struct agent *, const char *name, const struct defined *);
 /* Sets what is not the running VM's, but its definition's. */
@@ -313,7 +316,7 @@ char *free_disk_path(struct agent *, int datastore, const char *vm, const char *
 void delete_created(const json_t *created);
 char *reasons_text(const json_t *reasons); /* "a; b; c", malloc'ed */
 
-/* call.c: one request to another agent. The answer (ok true), or NULL with a sentence; *exit_status as
+/* call.c: one request to another agent. The answer (ok true), or NULL with a sentence (EREMOTEIO: the peer's); *exit_status as
  * the peer said, *reasons (a new reference) when it gave some. local: filled with the address that the
  * connection had here, when not NULL. */
 json_t *peer_call_agent(struct agent *, const struct conf_peer *, json_t *steals, uint64_t timeout_ns,

@@ -42,7 +42,8 @@ json_t *peer_call_agent(struct agent *a, const struct conf_peer *p, json_t *requ
 
     *exit_status = EXIT_FAILED;
     *reasons = NULL;
-    int fd = xm_tcp_connect(any ? NULL : from, p->address, (uint16_t)p->port, CONNECT_NS, e);
+    int fd =
+        xm_tcp_connect(any ? NULL : from, p->address, (uint16_t)p->port, XM_MIN(CONNECT_NS, timeout_ns), e);
     if (fd < 0) {
         json_decref(request);
         xm_error_prefix(e, "host %s does not answer", p->name);
@@ -67,7 +68,7 @@ json_t *peer_call_agent(struct agent *a, const struct conf_peer *p, json_t *requ
         *reasons = json_is_array(json_object_get(answer, "reasons"))
                        ? json_incref(json_object_get(answer, "reasons"))
                        : NULL;
-        xm_error_set(e, EIO, "%s", xm_json_str(answer, "error", "the peer refused without saying why"));
+        xm_error_set(e, EREMOTEIO, "%s", xm_json_str(answer, "error", "the peer refused without saying why"));
         json_decref(answer);
         answer = NULL;
     }

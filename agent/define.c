@@ -6,8 +6,9 @@
  * record. Killed in between: without a record there are empty files that nobody has, and the next define
  * takes them; with it, it is done.
  *
- * undefine: the VM does not run, and its record is «mine», or «given» and settled.
- * Its files in the state directory go, its disks stay.
+ * undefine: the VM does not run, and its record is «mine», or «given» and settled, and who has it since does
+ * not have it any more: the record keeps another VM of its name from being defined here, whoever is silent
+ * then. Its files in the state directory go, its disks stay.
  *
  * Writers of spec.json: this file, while the VM does not run; its shim while it runs. So what is changed of a
  * running VM's definition (autostart) its shim changes, and the rest cannot be. */
@@ -35,16 +36,20 @@ int define_allowed(struct agent *a, const char *name, struct defined *d, struct 
     d->epoch = rec.epoch;
     if (r || owner_may_run(&rec))
         return r;
-    char *where = inventory_whereabouts(a, name, &rec);
-    r = rec.owner == OWNER_PROMISED
-            ? xm_error_set(e, EPERM, "VM %s: %s", name, where)
-            : xm_error_set(
-                  e, EPERM,
-                  "VM %s is not %s's to run: %s. Start it there; if that VM is to be forgotten here: "
-                  "`xmigrate undefine %s`",
-                  name, a->conf.name, where, name);
+    enum whereabouts is;
+    char *where = inventory_whereabouts(a, name, &rec, &is);
+    if (rec.owner == OWNER_PROMISED)
+        xm_error_set(e, EPERM, "VM %s: %s", name, where);
+    else if (is == WHERE_OWNED)
+        xm_error_set(e, EPERM, "VM %s is not %s's to run: %s. Start it there; another VM needs another name",
+                     name, a->conf.name, where);
+    else
+        xm_error_set(e, EPERM,
+                     "VM %s is not %s's to run: %s. If that VM is to be forgotten here: `xmigrate undefine "
+                     "%s`",
+                     name, a->conf.name, where, name);
     free(where);
-    return r;
+    return -EPERM;
 }
 
 static int write_definition(struct agent *a, const char *name, json_t *spec, const struct defined *d,
@@ -179,7 +184,9 @@ json_t *verb_define(struct conn *c, const json_t *request)
         answer = refusal(EXIT_USAGE, "%s", e.text);
     else if (name && strcmp(name, s.name) != 0)
         answer = refusal(EXIT_USAGE, "%s is the specification of a VM '%s', not of %s", path, s.name, name);
-    else if (define_allowed(c->agent, s.name, &d, &e) < 0 || resolve_spec(c->agent, &s, &note, &e) < 0)
+    else if (define_allowed(c->agent, s.name, &d, &e) < 0 ||
+             (d.fresh && define_namesake(c->agent, s.name, &e) < 0) ||
+             resolve_spec(c->agent, &s, &note, &e) < 0)
         answer = refusal(EXIT_REFUSED, "%s", e.text);
     else
         answer = define(c->agent, &s);
@@ -197,17 +204,29 @@ static json_t *must_stay(struct agent *a, const struct inventory_vm *v, bool for
     struct xm_error e = {0};
     bool known = v->rec.owner == OWNER_MINE || (v->rec.owner == OWNER_GIVEN && v->rec.settled);
     json_t *no = NULL;
+    enum whereabouts is = WHERE_NOWHERE;
+    char *where = v->rec.owner != OWNER_NONE && v->rec.owner != OWNER_MINE && !force
+                      ? inventory_whereabouts(a, v->name, &v->rec, &is)
+                      : NULL;
 
     if (v->rec.owner == OWNER_NONE) {
         no = refusal(EXIT_REFUSED, "VM %s: %s", v->name, v->damage.text);
     } else if (!force && !known) {
-        char *where = inventory_whereabouts(a, v->name, &v->rec);
         no = refusal(
             EXIT_REFUSED,
             "VM %s is not forgotten while it is not settled where it is: %s. With --force it is, and only "
             "you know then where its disks are",
             v->name, where);
-        free(where);
+    } else if (is == WHERE_OWNED) {
+        no = refusal(EXIT_REFUSED,
+                     "VM %s: %s. Nothing needs to be done here: what %s remembers of it keeps another VM of "
+                     "its name from being started",
+                     v->name, where, a->conf.name);
+    } else if (is == WHERE_UNKNOWN) {
+        no = refusal(EXIT_REFUSED,
+                     "VM %s: %s. What %s remembers of it keeps another VM of its name from being started; "
+                     "if it is to be forgotten all the same: `xmigrate undefine --force %s`",
+                     v->name, where, a->conf.name, v->name);
     } else if (!force && (journal_read(dir, &j, &e) < 0 || j.side != JOURNAL_NONE)) {
         no = refusal(EXIT_REFUSED,
                      "VM %s: its last migration is not cleaned up yet%s%s; that is done within seconds, when "
@@ -216,6 +235,7 @@ static json_t *must_stay(struct agent *a, const struct inventory_vm *v, bool for
                      v->name, e.code ? ": " : "", e.text, j.peer[0] ? j.peer : "its other host", v->name);
     }
     journal_free(&j);
+    free(where);
     free(dir);
     return no;
 }

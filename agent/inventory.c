@@ -98,10 +98,14 @@ json_t *inventory_names(struct agent *a)
 
 /* ---- a VM that was given away ---- */
 
-char *inventory_whereabouts(struct agent *a, const char *name, const struct owner_record *ours)
+char *inventory_whereabouts(struct agent *a, const char *name, const struct owner_record *ours,
+                            enum whereabouts *is)
 {
     struct owner_record rec = *ours;
+    enum whereabouts ignored;
 
+    is = is ? is : &ignored;
+    *is = WHERE_UNKNOWN;
     if (rec.owner == OWNER_PROMISED)
         return xm_printf("%s may have given it to %s (epoch %llu): `xmigrate recover %s`", rec.from,
                          a->conf.name, (unsigned long long)rec.epoch, name);
@@ -116,8 +120,15 @@ char *inventory_whereabouts(struct agent *a, const char *name, const struct owne
                              a->conf.name, ours->to, (unsigned long long)ours->epoch, e.text,
                              ours->settled ? "" : "; see `xmigrate recover ", ours->settled ? "" : name,
                              ours->settled ? "" : "`");
-        if (k.rec.owner == OWNER_MINE && k.rec.epoch >= rec.epoch)
+        if (k.rec.owner == OWNER_MINE && k.rec.epoch >= rec.epoch) {
+            *is = WHERE_OWNED;
             return xm_printf("it is %s's (epoch %llu)", p->name, (unsigned long long)k.rec.epoch);
+        }
+        if (k.rec.owner == OWNER_NONE && ours->settled) {
+            *is = WHERE_NOWHERE;
+            return xm_printf("%s gave it to %s (epoch %llu), and %s has no record of it any more",
+                             a->conf.name, ours->to, (unsigned long long)ours->epoch, p->name);
+        }
         if (k.rec.owner != OWNER_GIVEN || k.rec.epoch <= rec.epoch)
             return xm_printf(
                 "%s gave it to %s (epoch %llu), whose record does not say that yet: `xmigrate recover %s`",

@@ -38,9 +38,16 @@ bool inventory_owns(const struct inventory_vm *);
 /* The names of all that have a record or a spec here, sorted: an array of strings. */
 json_t *inventory_names(struct agent *);
 
+enum whereabouts {
+    WHERE_UNKNOWN, /* undecided, or who may have it does not say */
+    WHERE_OWNED,   /* another host has it */
+    WHERE_NOWHERE, /* who had it last has no record of it */
+};
+
 /* Where the VM is that is not this host's to run (its record says given, or promised), as far as its peers
- * know: a clause, malloc'ed. Waits for peers. */
-char *inventory_whereabouts(struct agent *, const char *name, const struct owner_record *);
+ * know: a clause, malloc'ed; `is` may be NULL. Waits for peers. */
+char *inventory_whereabouts(struct agent *, const char *name, const struct owner_record *,
+                            enum whereabouts *is);
 
 /* Would this definition contradict what stands in the inventory: another path or size of a disk of the same
  * name, a file that another VM has? A sentence that names both; 0 when not. */

@@ -192,7 +192,7 @@ json_t *not_running(struct agent *a, const char *name, int exit)
         return no;
     if (rec.owner == OWNER_MINE)
         return refusal(exit, "VM %s is stopped; `xmigrate start %s` starts it", name, name);
-    char *where = inventory_whereabouts(a, name, &rec);
+    char *where = inventory_whereabouts(a, name, &rec, NULL);
     no = refusal(exit, "VM %s is not here: %s", name, where);
     free(where);
     return no;

@@ -145,7 +145,8 @@ static json_t *start_file(struct agent *a, const char *path)
         answer = refusal(EXIT_USAGE, "%s", e.text);
     else if ((answer = gone(a, s.name)))
         ;
-    else if (define_allowed(a, s.name, &d, &e) < 0 || resolve_spec(a, &s, &note, &e) < 0)
+    else if (define_allowed(a, s.name, &d, &e) < 0 || (d.fresh && define_namesake(a, s.name, &e) < 0) ||
+             resolve_spec(a, &s, &note, &e) < 0)
         answer = refusal(EXIT_REFUSED, "%s", e.text);
     else
         answer = start_spec(a, &s, NULL);

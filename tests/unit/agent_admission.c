@@ -374,9 +374,16 @@ static void limits_and_records_are_kept(void **state)
     host.known_epoch = 2; /* an old record: hosta's epoch is higher */
     must_say(NULL);
     host.known_epoch = host.owned_epoch = 2; /* not while it says «mine», whatever its epoch */
-    must_say("hostb's record says that it owns 'web1' itself (epoch 2); see `xmigrate recover web1` there, "
-             "or `xmigrate "
-             "undefine web1` if that is another VM");
+    must_say(
+        "hostb has a VM 'web1' of its own (epoch 2), so one of the two needs another name. The one of "
+        "hostb gets it there, when it is stopped: `xmigrate dump web1`, then `xmigrate undefine web1` (its "
+        "disks stay), and define of what was dumped, with another name");
+    host.present = true;
+    must_say(
+        "hostb has a VM 'web1' of its own (epoch 2), so one of the two needs another name. The one of "
+        "hostb gets it there, when it is stopped: `xmigrate dump web1`, then `xmigrate undefine web1` (its "
+        "disks stay), and define of what was dumped, with another name");
+    host.present = false;
     host.owned_epoch = 0;
     host.known_epoch = 4; /* it would take the hand-off of epoch 4 for one that is past */
     must_say("hostb remembers a VM 'web1' of a later epoch (4, this one's is 3), so that is another VM: "

@@ -262,8 +262,8 @@ static void walk(void **state)
 }
 
 /* Those that the table does not walk: what only a QEMU without its shim, or a move that has begun, can lead
- * to (5), and what is said of peers (3). */
-#define ADVICES 30
+ * to (5), and what is said of peers (4). */
+#define ADVICES 32
 
 static void all_advices_are_walked(void **state)
 {

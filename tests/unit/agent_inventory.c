@@ -438,11 +438,68 @@ static void who_gave_it_away_says_where_it_is(void **state)
                 NULL);
     assert_int_equal(epoch_of("web1"), 4);
     own("web1", OWNER_GIVEN, 4, "hostb", true);
-    must(ask(t, vm_request("undefine")), 0);
+    must(with_peer(listener, vm_request("undefine"), peers_record("none", 0, "")), 0);
     assert_false(exists(t, "state/vms/web1"));
     own("web1", OWNER_GIVEN, 5, "hostb", false);
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "undefine", "vm", "web1", "force", 1)), 0);
     assert_false(exists(t, "state/vms/web1"));
+}
+
+static json_t *spec_request(const char *verb)
+{
+    return json_pack("{s:s, s:s}", "verb", verb, "spec", in_dir(t, "spec.ini"));
+}
+
+/* What broke: the VM ran at hostb, and after the `undefine` that start advised it was started here, too. */
+static void what_keeps_a_second_vm_of_its_name_away_is_not_forgotten(void **state)
+{
+    int listener = *(int *)*state;
+    need_qemu();
+
+    must(about_spec("define", "spec.ini"), 0);
+    own("web1", OWNER_GIVEN, 4, "hostb", true);
+    must_refuse(with_peer(listener, spec_request("start"), peers_record("mine", 4, "")), 3,
+                "it is hostb's (epoch 4). Start it there; another VM needs another name", NULL);
+    must_refuse(with_peer(listener, vm_request("undefine"), peers_record("mine", 6, "")), 3,
+                "it is hostb's (epoch 6). Nothing needs to be done here", NULL);
+    assert_int_equal(epoch_of("web1"), 4);
+    /* Who had it last has forgotten it: then it is over here, too. */
+    must_refuse(with_peer(listener, spec_request("start"), peers_record("none", 0, "")), 3,
+                "hostb has no record of it any more. If that VM is to be forgotten here: `xmigrate undefine "
+                "web1`",
+                NULL);
+    must(with_peer(listener, vm_request("undefine"), peers_record("none", 0, "")), 0);
+    must(about_spec("start", "spec.ini"), 0);
+    assert_int_equal(epoch_of("web1"), 5);
+    must(stop("web1"), 0);
+    /* Who may have it is silent: only its user can say so. */
+    own("web1", OWNER_GIVEN, 7, "hostb", true);
+    must_refuse(ask(t, vm_request("undefine")), 3, "cannot be asked", "`xmigrate undefine --force web1`",
+                NULL);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "undefine", "vm", "web1", "force", 1)), 0);
+}
+
+static void a_name_that_a_peer_has_is_not_defined_anew(void **state)
+{
+    int listener = *(int *)*state;
+    need_qemu();
+
+    must_refuse(with_peer(listener, spec_request("start"), peers_record("mine", 5, "")), 3,
+                "hostb has a VM web1 (epoch 5)", "another VM needs another name", NULL);
+    must_refuse(with_peer(listener, spec_request("define"), peers_record("promised", 5, "")), 3,
+                "hostb has a VM web1 (epoch 5)", NULL);
+    must_refuse(with_peer(listener, spec_request("define"), peers_record("given", 5, "hostc")), 3,
+                "hostb has given a VM web1 to hostc", "`xmigrate recover web1` there", NULL);
+    must_refuse(
+        with_peer(listener, spec_request("define"),
+                  json_pack("{s:b, s:s, s:i}", "ok", 0, "error", "web1 is being handed over", "exit", 4)),
+        3, "whether hostb has a VM web1 is not known: web1 is being handed over", NULL);
+    assert_false(exists(t, "state/vms/web1"));
+    assert_false(exists(t, "ds/web1.raw"));
+    json_t *settled = peers_record("given", 5, "hosta");
+    json_object_set_new(settled, "settled", json_true());
+    must(with_peer(listener, spec_request("define"), settled), 0);
+    must(ask(t, spec_request("define")), 0); /* it has a record now: nobody is asked */
 }
 
 /* What may be the only copy is listed, and nobody starts or takes it by a guess. */
@@ -583,6 +640,8 @@ int main(int argc, char **argv)
         TEST(the_firmwares_variables_are_kept),
         TEST(what_is_dumped_can_be_defined),
         PEER(who_gave_it_away_says_where_it_is),
+        PEER(what_keeps_a_second_vm_of_its_name_away_is_not_forgotten),
+        PEER(a_name_that_a_peer_has_is_not_defined_anew),
         TEST(one_that_was_promised_is_undecided),
         TEST(a_stopped_vm_is_in_the_way_of_another_of_its_name),
         TEST(autostart_is_set_for_running_and_stopped_ones),
