@@ -13,10 +13,12 @@
  * Writers of spec.json: this file, while the VM does not run; its shim while it runs. So what is changed of a
  * running VM's definition (autostart) its shim changes, and the rest cannot be. */
 #include "agent/inventory.h"
+#include "agent/storage.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* Two definitions that name the same file are not looked at at once. */
@@ -262,6 +264,21 @@ static int keep_nvram(struct agent *a, const char *name, char **kept, struct xm_
     return r == -ENOENT ? 0 : r;
 }
 
+/* What is here still of the disks that it had when it was given away: what a move leaves (--keep-source, no
+ * datastore's), or what the hosts share. */
+static json_t *disks_left(const json_t *spec)
+{
+    json_t *left = json_array(), *d;
+    size_t i;
+
+    json_array_foreach (json_object_get(spec, "disks"), i, d) {
+        struct stat st;
+        if (storage_stat(xm_json_str(d, "path", ""), &st) != -ENOENT)
+            json_array_append(left, d);
+    }
+    return left;
+}
+
 static json_t *undefine(struct agent *a, const char *name, bool force)
 {
     struct inventory_vm v;
@@ -271,6 +288,7 @@ static json_t *undefine(struct agent *a, const char *name, bool force)
     if (inventory_read(a, name, &v) < 0)
         return not_running(a, name, EXIT_FAILED);
     json_t *answer = must_stay(a, &v, force);
+    json_t *left = !answer && !owner_may_run(&v.rec) ? disks_left(v.spec) : NULL;
     if (!answer && ((owner_may_run(&v.rec) && keep_nvram(a, name, &nvram, &e) < 0) ||
                     inventory_remove(a, name, v.rec.epoch, &e) < 0))
         answer = refusal(EXIT_FAILED, "VM %s: %s", name, e.text);
@@ -280,10 +298,13 @@ static json_t *undefine(struct agent *a, const char *name, bool force)
         json_object_set_new(answer, "text", json_sprintf("%s has forgotten VM %s", a->conf.name, name));
         if (owner_may_run(&v.rec) && v.spec) /* the only place that said where they are */
             json_object_set(answer, "disks_kept", json_object_get(v.spec, "disks"));
+        else if (left)
+            json_object_set(answer, "disks_left", left);
         if (nvram)
             json_object_set_new(answer, "nvram_kept", json_string(nvram));
     }
     free(nvram);
+    json_decref(left);
     inventory_free(&v);
     return answer;
 }

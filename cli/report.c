@@ -121,19 +121,30 @@ int report_list(const struct args *a, const json_t *answer, const struct cli_io 
     return CLI_DONE;
 }
 
-int report_undefine(const struct args *a, const json_t *answer, const struct cli_io *io)
+static void print_paths(const json_t *disks, const char *title, FILE *out)
 {
-    const json_t *disks = json_object_get(answer, "disks_kept"), *d;
+    const json_t *d;
     size_t i;
 
-    report_text(a, answer, io);
     if (json_array_size(disks))
-        fputs("Its disks are kept, and nothing but you knows of them now:\n", io->out);
+        fputs(title, out);
     json_array_foreach (disks, i, d) {
-        fputs("  ", io->out);
-        put_text(io->out, xm_json_str(d, "path", ""));
-        fputc('\n', io->out);
+        fputs("  ", out);
+        put_text(out, xm_json_str(d, "path", scalar(d)));
+        fputc('\n', out);
     }
+}
+
+int report_undefine(const struct args *a, const json_t *answer, const struct cli_io *io)
+{
+    report_text(a, answer, io);
+    print_paths(json_object_get(answer, "disks_kept"),
+                "Its disks are kept, and nothing but you knows of them now:\n", io->out);
+    print_paths(
+        json_object_get(answer, "disks_left"),
+        "What was its disks here when it moved away is here still; storage that hosts share may be in "
+        "use at another one:\n",
+        io->out);
     const char *nvram = xm_json_str(answer, "nvram_kept", NULL);
     if (nvram) {
         fputs("So are its firmware's variables; a specification takes them up by: nvram = ", io->out);
@@ -463,6 +474,10 @@ void report_done(const json_t *done, const json_t *first, const struct cli_io *i
     if (!local)
         flat_line(io, "digest", json_object_get(done, "digest"));
     line(io, "note", xm_json_str(done, "note", ""));
+    print_paths(json_object_get(done, "kept_disks"),
+                local ? "These old files of its disks are kept, and belong to no VM now:\n"
+                      : "At the source these disks are kept, and belong to no VM now:\n",
+                io->out);
 }
 
 int exit_of_failure(const json_t *failure)

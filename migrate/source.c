@@ -460,6 +460,7 @@ struct source *source_start(struct machine *vm, const json_t *request, bool loca
     m->local = local;
     m->storage = xm_json_bool(request, "storage", true);
     m->request = json_deep_copy(request);
+    m->kept = json_array();
     snprintf(m->job, sizeof m->job, "%s", xm_json_str(request, "job", "0"));
     snprintf(m->destination, sizeof m->destination, "%s", xm_json_str(request, "destination", vm->host));
     m->opt = (struct source_options){
@@ -478,6 +479,7 @@ struct source *source_start(struct machine *vm, const json_t *request, bool loca
     if (!r)
         return m;
     json_decref(m->request);
+    json_decref(m->kept);
     free(m);
     xm_error_errno(e, r, "the migration's thread");
     return NULL;
@@ -557,5 +559,6 @@ void source_free(struct source *m)
 {
     pthread_join(m->thread, NULL);
     json_decref(m->request);
+    json_decref(m->kept);
     free(m);
 }

@@ -62,6 +62,7 @@ struct source {
     bool zeroed[VM_DISKS_MAX]; /* the destination's disk reads as zeros, it says */
     bool local;                /* storage-only: the disks move on this host, the VM stays */
     json_t *request;           /* links, disks */
+    json_t *kept;              /* paths of disks that have moved, and whose old file stays */
     struct source_options opt;
     _Atomic bool persist; /* any thread: go on also when the guest outruns the copy */
 
@@ -102,6 +103,8 @@ int source_disks(struct source *);
 /* One disk's second side: at the destination, or `near`, a file of this host. */
 int source_disk_mirror(struct source *, struct machine_disk *, bool zeroed, struct xm_writer *near);
 void source_disk_mirror_off(struct machine_disk *);
+/* When it has moved, its old file is not deleted: only files of our datastores are ours to delete. */
+bool source_disk_stays(const struct source *, const struct machine_disk *);
 int source_disk_check(struct source *, struct machine_disk *); /* a chunk that cannot be copied is an error */
 bool source_disk_in_step(struct machine_disk *);
 int source_disks_verify(struct source *); /* each reads both sides whole */

@@ -48,15 +48,19 @@ static int save(void *ctx, const struct owner_record *rec)
 
 static const struct handoff_hands hands = {.save = save, .send = exchange};
 
-/* Only files of our datastores are ours to delete; a block device stays as it is. */
+bool source_disk_stays(const struct source *m, const struct machine_disk *d)
+{
+    return m->opt.keep_source || !d->spec->datastore[0] || d->file->block_device;
+}
+
 static json_t *disks_to_delete(struct source *m)
 {
     json_t *files = json_array();
 
-    for (unsigned i = 0; m->storage && !m->opt.keep_source && i < m->machine->disks; i++) {
+    json_array_clear(m->kept);
+    for (unsigned i = 0; m->storage && i < m->machine->disks; i++) {
         struct machine_disk *d = &m->machine->disk[i];
-        if (d->spec->datastore[0] && !d->file->block_device)
-            json_array_append_new(files, json_string(d->file->path));
+        json_array_append_new(source_disk_stays(m, d) ? m->kept : files, json_string(d->file->path));
     }
     return files;
 }

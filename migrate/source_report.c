@@ -174,6 +174,8 @@ json_t *source_report(struct source *m)
                                                  : "compute-only"));
     if (m->paused)
         json_object_set_new(o, "paused", json_true());
+    if (json_array_size(m->kept))
+        json_object_set(o, "kept_disks", m->kept);
     if (m->opt.verify)
         json_object_set_new(o, "verified_bytes", json_integer((json_int_t)r->verified));
     if (m->local)

@@ -127,7 +127,7 @@ static int open_journal(struct source *m, const struct move *v, bool planned, st
         if (planned ? !v[i].path[0] : !v[i].created)
             continue;
         json_array_append_new(files, json_string(v[i].path));
-        if (!m->opt.keep_source && d->spec->datastore[0] && !d->file->block_device)
+        if (!source_disk_stays(m, d))
             json_array_append_new(files, json_string(d->spec->path));
     }
     int r = journal_write(vm->state_dir, JOURNAL_STORAGE, vm->epoch, m->destination, NULL, files, e);
@@ -209,8 +209,12 @@ int source_storage(struct source *m)
     for (unsigned i = 0; !r && i < vm->disks; i++) {
         if (!v[i].writer)
             continue;
+        char *old = source_disk_stays(m, &vm->disk[i]) ? xm_printf("%s", vm->disk[i].file->path) : NULL;
         r = move_pivot(m, &vm->disk[i], &v[i]);
         moved += r == 0;
+        if (!r && old)
+            json_array_append_new(m->kept, json_string(old));
+        free(old);
     }
     for (unsigned i = 0; i < vm->disks; i++) {
         if (v[i].writer) {

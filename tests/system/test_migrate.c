@@ -77,6 +77,7 @@ static void busy_guest_moves_with_its_disks(void **state)
     vm_must_run_at("b", "web1");
     gap = watch_end(&w);
     report_must_be_whole(done, "hosta", "hostb");
+    assert_string_equal(json_string_value(json_array_get(json_object_get(done, "kept_disks"), 1)), src_data);
     print_message("downtime: report %.1f ms, longest silence outside %.1f ms; total %.2f s\n",
                   number(done, "downtime_ms"), gap, number(done, "total_s"));
     /* Not of our making on a busy machine; the bench has it. But a network that has forgotten the guest is dark until ARP asks. */

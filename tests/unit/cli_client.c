@@ -143,7 +143,7 @@ static void the_report_tells_what_the_shim_measured(void **state)
         "{\"event\":\"done\",\"vm\":\"web1\",\"destination\":\"hostb\",\"downtime_ms\":20.5,\"disk_bytes\":0,"
         "\"disk_zero_bytes\":1048576,\"mirror\":{\"bytes\":2048,\"to_sync\":2,\"to_async\":1,\"held\":9,"
         "\"held_ms_max\":1.5,\"given_up\":3},\"downtime_parts_ms\":{\"final_ram\":1.25,\"disks\":3},"
-        "\"digest\":\"00ff\"}";
+        "\"kept_disks\":[\"/dev/vg/web1\",\"/ds/web1.raw\"],\"digest\":\"00ff\"}";
     assert_int_equal(run("--with-storage web1 hostb", SAYS(JOB, memory, done), false, false), CLI_DONE);
     expect_out("memory    100.00 MB/s  round 2, 1.00 MiB dirty  mirror a:async, b:sync\n"
                "web1 has moved to hostb.\n"
@@ -151,7 +151,10 @@ static void the_report_tells_what_the_shim_measured(void **state)
                "  disks        0 B, and 1.00 MiB of holes and zeros not sent\n"
                "  mirror       2.00 KiB of guest writes; 2 times to sync, 1 back; 3 chunks copied again; "
                "longest hold of a write 1.5 ms\n"
-               "  digest       00ff\n");
+               "  digest       00ff\n"
+               "At the source these disks are kept, and belong to no VM now:\n"
+               "  /dev/vg/web1\n"
+               "  /ds/web1.raw\n");
 }
 
 /* 175 ms were reported beside a budget of 100 as if they were what had been asked for. */
