@@ -19,7 +19,7 @@ struct depth {
     uint64_t retry_at;
     struct {
         uint64_t from;            /* chunks claimed since then are judged */
-        unsigned copied, used;   /* of them; the most that were claimed at once */
+        unsigned copied, used;    /* of them; the most that were claimed at once */
         uint64_t queued, latency; /* of the one that was queued for the shortest time */
     } round;
 };

@@ -74,8 +74,9 @@ bool machine_log_cut(const char *path, size_t limit)
     int fd = open(path, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     struct stat st;
     /* By its blocks, too: whoever has it open can have room without a byte in it (fallocate). */
-    bool cut = fd >= 0 && !fstat(fd, &st) && S_ISREG(st.st_mode) &&
-               (st.st_size > (off_t)limit || (uint64_t)st.st_blocks * 512 > 2 * (uint64_t)limit + (64u << 10));
+    bool cut =
+        fd >= 0 && !fstat(fd, &st) && S_ISREG(st.st_mode) &&
+        (st.st_size > (off_t)limit || (uint64_t)st.st_blocks * 512 > 2 * (uint64_t)limit + (64u << 10));
 
     if (cut) {
         char *old = xm_printf("%s.1", path);

@@ -333,7 +333,8 @@ void small_must_be_whole(struct small *g, const char *host)
     if (!why)
         why = small_check(g);
     if (getenv("XM_TRACE"))
-        fprintf(stderr, "TRACE %6.2f s until %s was checked (%u pages %u sectors %u sweeps)\n", limit_elapsed(&l), g->name, g->now.pages, g->now.sectors, g->now.sweeps);
+        fprintf(stderr, "TRACE %6.2f s until %s was checked (%u pages %u sectors %u sweeps)\n",
+                limit_elapsed(&l), g->name, g->now.pages, g->now.sectors, g->now.sweeps);
     if (why)
         fail_msg("%s at host%s: %s", g->name, host, why);
 }

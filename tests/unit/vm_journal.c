@@ -221,12 +221,9 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, tmpdir_make, tmpdir_remove)
     const struct CMUnitTest tests[] = {
-        T(a_migration_that_came_to_nothing),
-        T(a_vm_that_has_gone),
-        T(a_disk_that_was_about_to_be_made),
-        T(an_unreadable_record_deletes_nothing),
-        T(the_other_sides_journal_is_not_touched),
-        T(what_was_before_is_kept),
+        T(a_migration_that_came_to_nothing),       T(a_vm_that_has_gone),
+        T(a_disk_that_was_about_to_be_made),       T(an_unreadable_record_deletes_nothing),
+        T(the_other_sides_journal_is_not_touched), T(what_was_before_is_kept),
         T(of_two_files_the_named_one_stays),
     };
     return cmocka_run_group_tests_name("vm_journal", tests, NULL, NULL);

@@ -48,7 +48,8 @@ static const char devices[] =
     "video = virtio\nvnc = 7\nvnc_password = s3cret\nuuid = 123e4567-e89b-12d3-a456-426614174000\n"
     "smbios_manufacturer = Example Ltd.\nsmbios_product = web\nsmbios_version = 1\nsmbios_serial = "
     "ds=nocloud;s=http://10.0.0.1/\nsmbios_sku = x\nsmbios_family = y\n"
-    "[disk root]\npath = /dev/loop0\nboot = 2\n[disk seed]\npath = /dev/loop1\nread_only = yes\nblock_size = 4096\nformat = "
+    "[disk root]\npath = /dev/loop0\nboot = 2\n[disk seed]\npath = /dev/loop1\nread_only = yes\nblock_size = "
+    "4096\nformat = "
     "raw\n"
     "[cdrom install]\npath = /srv/images/debian-13.iso\nboot = 1\n[cdrom tools]\npath = /srv/images/t.iso\n";
 
