@@ -283,6 +283,30 @@ static void judge_firmware(const struct host_facts *h, const struct admission_re
             xm_format_size(h->firmware_bytes).s, h->host, s->name);
 }
 
+/* A guest that has read from the disc goes on as if it were the same one: another of the same path is data
+ * that changes under it. */
+static void judge_cdroms(const struct host_facts *h, const struct admission_request *r, json_t *why)
+{
+    const struct vm_spec *s = r->spec;
+
+    for (unsigned i = 0; i < s->cdroms; i++) {
+        const char *name = s->cdrom[i].name, *path = s->cdrom[i].path;
+        if (h->cdrom_private[i])
+            because(why,
+                    "image %s (for CD-ROM '%s') is on %s, and not everybody may read it, so a VM of another "
+                    "host may not use it: chmod o+r there",
+                    path, name, h->host);
+        else if (!h->cdrom[i])
+            because(why, "%s has no image %s that may be used (for CD-ROM '%s')", h->host, path, name);
+        else if (!r->start && r->cdrom_bytes[i] && r->cdrom_bytes[i] != h->cdrom_bytes[i])
+            because(why,
+                    "image %s (for CD-ROM '%s') has %llu bytes on %s and %llu on %s, so it is another disc: "
+                    "put the same file there",
+                    path, name, (unsigned long long)r->cdrom_bytes[i], r->source,
+                    (unsigned long long)h->cdrom_bytes[i], h->host);
+    }
+}
+
 static void judge_parts(const struct host_facts *h, const struct admission_request *r, json_t *why)
 {
     const struct vm_spec *s = r->spec;
@@ -296,11 +320,7 @@ static void judge_parts(const struct host_facts *h, const struct admission_reque
     if (s->initrd && !h->initrd)
         because(why, "%s has no initrd %s that may be used", h->host, s->initrd);
     judge_firmware(h, r, why);
-    for (unsigned i = 0; i < s->cdroms; i++) {
-        if (!h->cdrom[i])
-            because(why, "%s has no image %s that may be used (for CD-ROM '%s')", h->host, s->cdrom[i].path,
-                    s->cdrom[i].name);
-    }
+    judge_cdroms(h, r, why);
     if (s->devices.vnc_password && !h->vnc_address)
         because(why, "%s gives VMs no address for VNC ([host] vnc_address): use vnc = unix", h->host);
 }

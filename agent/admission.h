@@ -48,11 +48,13 @@ struct host_facts {
     bool partial_kvm;         /* a VM may be started with less than KVM_WHOLE */
     const char *cpu_flags;    /* of /proc/cpuinfo, separated by blanks */
     bool bridge[VM_NICS_MAX]; /* by NIC: its bridge exists */
-    bool kernel, initrd, firmware; /* the file is there, and may be used by who asks */
-    bool cdrom[VM_CDROMS_MAX];     /* likewise */
-    bool vnc_address;              /* it gives VMs an address for VNC */
-    uint64_t firmware_bytes;       /* its size; 0: not known */
-    bool present;                  /* a VM of this name runs or is expected here */
+    bool kernel, initrd, firmware;       /* the file is there, and may be used by who asks */
+    bool cdrom[VM_CDROMS_MAX];           /* likewise */
+    bool cdrom_private[VM_CDROMS_MAX];   /* it is not: the file is there, and not everybody may read it */
+    uint64_t cdrom_bytes[VM_CDROMS_MAX]; /* its size; 0: not known */
+    bool vnc_address;                    /* it gives VMs an address for VNC */
+    uint64_t firmware_bytes;             /* its size; 0: not known */
+    bool present;                        /* a VM of this name runs or is expected here */
     uint64_t owned_epoch; /* this host's record says that it owns the VM, in this epoch; 0: it does not */
     uint64_t known_epoch; /* the record's, whosever the VM is; 0: there is none */
     uint64_t memory_free,
@@ -81,9 +83,10 @@ struct admission_request {
     const char *cpu_why; /* it should have known, and why it does not; NULL: it need not know */
     bool booted; /* the guest was started there, so it has seen them; else it may have, or may see them any
                     time */
-    bool large_rings;        /* the guest may have larger rings than its devices have */
-    bool allow_older;        /* QEMU may be an older one here, if machine type and CPU allow */
-    uint64_t firmware_bytes; /* of the firmware that the guest has as ROM; 0: not known */
+    bool large_rings;                    /* the guest may have larger rings than its devices have */
+    bool allow_older;                    /* QEMU may be an older one here, if machine type and CPU allow */
+    uint64_t firmware_bytes;             /* of the firmware that the guest has as ROM; 0: not known */
+    uint64_t cdrom_bytes[VM_CDROMS_MAX]; /* of the images that the guest has; 0: not known */
     unsigned links;
     const struct fact_link *link; /* of the source: how many, their addresses' families */
 };

@@ -83,8 +83,13 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
     f->initrd = s->initrd && facts_file(s->initrd, strict);
     f->firmware = s->firmware && facts_file(s->firmware, strict);
     f->firmware_bytes = f->firmware ? facts_file_size(s->firmware) : 0;
-    for (unsigned i = 0; i < s->cdroms; i++)
+    for (unsigned i = 0; i < s->cdroms; i++) {
         f->cdrom[i] = facts_file(s->cdrom[i].path, strict);
+        f->cdrom_bytes[i] = f->cdrom[i] ? facts_file_size(s->cdrom[i].path) : 0;
+        /* Of other files a peer is not told that they are there. */
+        f->cdrom_private[i] = strict && !f->cdrom[i] && outside_allows(a->conf.images, s->cdrom[i].path) &&
+                              facts_file_private(s->cdrom[i].path);
+    }
     f->vnc_address = a->conf.vnc_address;
     f->owned_epoch = vm_owned(a, s->name, &f->known_epoch) ? f->known_epoch : 0;
     f->memory_free = facts_memory_available();

@@ -157,6 +157,13 @@ bool facts_file(const char *path, bool strict)
     return !strict || (st.st_mode & S_IROTH);
 }
 
+bool facts_file_private(const char *path)
+{
+    struct stat st;
+
+    return storage_stat(path, &st) == 0 && S_ISREG(st.st_mode) && !(st.st_mode & S_IROTH);
+}
+
 uint64_t facts_file_size(const char *path)
 {
     struct stat st;

@@ -16,6 +16,8 @@ uint64_t facts_link_speed(const char *address, bool *up);
 /* strict: for a name from outside: a plain file that everybody may read, so that nothing secret gets into a
  * guest. */
 bool facts_file(const char *path, bool strict);
+/* There is such a plain file, and not everybody may read it: why facts_file says no. */
+bool facts_file_private(const char *path);
 uint64_t facts_file_size(const char *path); /* 0: it cannot be told */
 /* Can QEMU be who [host] qemu_user says (NULL: nothing)? 0: it can. 1: it will be root's user, and a sentence
  * why. -errno: it will not be started, and why. */

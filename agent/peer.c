@@ -193,6 +193,10 @@ static int read_request(struct agent *a, struct asked *q, const json_t *o, struc
     r->source = xm_json_str(o, "from", "");
     r->qemu_version = xm_json_str(o, "qemu", NULL);
     r->firmware_bytes = (uint64_t)XM_MAX(xm_json_int(o, "firmware_bytes", 0), 0);
+    for (unsigned i = 0; i < q->spec.cdroms; i++) {
+        const json_t *n = json_array_get(json_object_get(o, "cdrom_bytes"), i);
+        r->cdrom_bytes[i] = (uint64_t)XM_MAX(json_integer_value(n), 0); /* 0: no number, an older agent's */
+    }
     r->large_rings = xm_json_bool(o, "large_rings", false);
     if ((err = read_cpu(q, o, e)) < 0)
         return err;

@@ -101,6 +101,10 @@ json_t *move_peer_request(struct move *m, const char *verb, const char *job)
         json_object_set_new(o, "large_rings", json_true());
     if (m->firmware)
         json_object_set_new(o, "firmware_bytes", json_integer((json_int_t)m->firmware));
+    json_t *cdroms = json_array();
+    for (unsigned i = 0; i < m->spec.cdroms; i++)
+        json_array_append_new(cdroms, json_integer((json_int_t)facts_file_size(m->spec.cdrom[i].path)));
+    json_object_set_new(o, "cdrom_bytes", cdroms);
     if (m->datastore[0])
         json_object_set_new(o, "datastore", json_string(m->datastore));
     for (unsigned i = 0; i < a->conf.links; i++)

@@ -172,7 +172,18 @@ static void each_thing_that_lacks_is_said(void **state)
     vm.cdroms = 1;
     vm.cdrom[0] = (struct vm_cdrom){.name = "seed", .path = (char *)"/srv/s.iso"};
     must_say("hostb has no image /srv/s.iso that may be used (for CD-ROM 'seed')");
+    host.cdrom_private[0] = true;
+    must_say("image /srv/s.iso (for CD-ROM 'seed') is on hostb, and not everybody may read it, so a VM of "
+             "another host may not use it: chmod o+r there");
+    host.cdrom_private[0] = false;
     host.cdrom[0] = true;
+    must_say(NULL);
+    host.cdrom_bytes[0] = 1 << 20; /* an older agent asks */
+    must_say(NULL);
+    req.cdrom_bytes[0] = 2 << 20; /* seen: the guest went on with another disc */
+    must_say("image /srv/s.iso (for CD-ROM 'seed') has 2097152 bytes on hosta and 1048576 on hostb, so it is "
+             "another disc: put the same file there");
+    host.cdrom_bytes[0] = 2 << 20;
     must_say(NULL);
     vm.devices.vnc = (char *)"unix";
     must_say(NULL);

@@ -12,6 +12,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include "tests/progress.h"
 
 #define CANNOT "the memory of VMs cannot be tracked on this kernel"
 
@@ -97,6 +99,41 @@ static void both_sides_say_that_memory_cannot_be_tracked(void **state)
         assert_true(xm_json_bool(answer, "ok", false));
         json_decref(answer);
         test_agent_stop(t, SIGTERM);
+    }
+}
+
+/* As a destination: of images in the directories that its configuration names. */
+static void another_disc_of_the_same_path_is_refused(void **state)
+{
+    static const struct {
+        unsigned mode;
+        int bytes;
+        const char *says;
+    } ways[] = {{0644, 5, NULL},
+                {0644, 6, "has 6 bytes on hostb and 5 on hosta, so it is another disc"},
+                {0600, 5, "and not everybody may read it"}};
+    char how[200];
+    (void)state;
+
+    snprintf(how, sizeof how, "s|^kernels = .*|&\\nimages = %s/iso|", t->dir);
+    const char *const argv[] = {"sed", "-i", how, in_dir(t, "conf"), NULL};
+    assert_int_equal(xm_run(argv, LIMIT_HANG_NS, NULL, NULL), 0);
+    assert_int_equal(mkdir(in_dir(t, "iso"), 0755), 0);
+    FILE *f = fopen(in_dir(t, "iso/a.iso"), "we");
+    fputs("12345", f);
+    fclose(f);
+    assert_int_equal(test_agent_start(t), 0);
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        assert_int_equal(chmod(in_dir(t, "iso/a.iso"), ways[i].mode), 0);
+        json_t *o = prepare_request("");
+        json_object_set_new(o, "verb", json_string("peer.check"));
+        json_object_set_new(json_object_get(o, "vm"), "cdroms",
+                            json_pack("[{s:s, s:s}]", "name", "c", "path", in_dir(t, "iso/a.iso")));
+        json_object_set_new(o, "cdrom_bytes", json_pack("[i]", ways[i].bytes));
+        json_t *answer = ask_as_peer(t, o), *reasons = json_object_get(answer, "reasons");
+        if (ways[i].says ? !one_says(reasons, ways[i].says) : one_says(reasons, "a.iso"))
+            fail_msg("%s", json_dumps(answer, 0));
+        json_decref(answer);
     }
 }
 
@@ -227,6 +264,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(both_sides_say_that_memory_cannot_be_tracked, make, take_away),
+        cmocka_unit_test_setup_teardown(another_disc_of_the_same_path_is_refused, make, take_away),
         cmocka_unit_test_setup_teardown(without_kvm_a_vm_for_it_is_refused_by_that_name, make, take_away),
         cmocka_unit_test_setup_teardown(what_qemu_would_not_take_is_refused_by_name, make, take_away),
         cmocka_unit_test_setup_teardown(a_partial_kvm_is_refused_by_that_name, make, take_away),
