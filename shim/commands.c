@@ -89,6 +89,21 @@ static int stands_still(struct shim *s, struct xm_error *e)
                         s->machine.spec.name, source_job(s->source), s->machine.spec.name);
 }
 
+/* A guest that stands still does not see the power button, and QEMU would keep it pressed until the guest goes
+ * on. */
+static int may_power_down(struct shim *s, struct xm_error *e)
+{
+    bool paused;
+    int r = machine_guest_paused(&s->machine, &paused, e);
+
+    if (r || !paused)
+        return r;
+    return xm_error_set(e, EBUSY,
+                        "VM %s is paused: its guest cannot power itself off; continue it, or `xmigrate stop "
+                        "--force %s` ends it at once",
+                        s->machine.spec.name, s->machine.spec.name);
+}
+
 static int cmd_stop(struct shim *s, struct client *c, const json_t *request, json_t *reply,
                     struct xm_error *e)
 {
@@ -108,6 +123,9 @@ static int cmd_stop(struct shim *s, struct client *c, const json_t *request, jso
         shim_end(s);
         return 0;
     }
+    r = may_power_down(s, e);
+    if (r)
+        return r;
     s->asked = true;
     return qmp_do(&s->machine.qemu.qmp, "system_powerdown", NULL, 10 * XM_NS_PER_S, e);
 }

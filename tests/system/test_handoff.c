@@ -268,6 +268,10 @@ static void a_paused_vm_stays_paused(void **state)
     assert_true(has_a_new_shim("b", "vm8", out));
     free(out);
     assert_true(is_paused_at("b", "vm8"));
+    /* Seen: two minutes of waiting, and the guest went down as soon as it was continued. */
+    assert_int_equal(sh(&out, 4, "%s", xmigrate("b", "stop vm8")), 1);
+    assert_non_null(strstr(out, "its guest cannot power itself off"));
+    free(out);
     monitor("b", "cont", "RESUME");
     vm_must_run_at("b", "vm8");
     small_must_be_whole(&guest, "b");

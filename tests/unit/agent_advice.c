@@ -261,9 +261,9 @@ static void walk(void **state)
     json_decref(answer);
 }
 
-/* Those that the table does not walk: what only a QEMU without its shim, or a move that has begun, can lead
- * to (5), and what is said of peers (4). */
-#define ADVICES 32
+/* Those that the table does not walk: what only a QEMU without its shim, a paused guest, or a move that
+ * has begun, can lead to (6), and what is said of peers (4). */
+#define ADVICES 33
 
 static void all_advices_are_walked(void **state)
 {
