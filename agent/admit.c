@@ -285,6 +285,12 @@ static int resolve_size(struct agent *a, const struct vm_spec *s, struct vm_disk
     }
     if (r)
         return xm_error_prefix(e, "disk '%s' of VM %s", d->name, s->name);
+    if (known && d->size && size > d->size)
+        return xm_error_set(e, EINVAL,
+                            "disk '%s' of VM %s: %s has %llu bytes, and the disk %llu: if the file was made "
+                            "larger for it, edit or define with size = %llu",
+                            d->name, s->name, d->path, (unsigned long long)size, (unsigned long long)d->size,
+                            (unsigned long long)size);
     if (d->size && d->size != size)
         return xm_error_set(e, EINVAL, "disk '%s' of VM %s: %s has %llu bytes, the specification says %llu",
                             d->name, s->name, d->path, (unsigned long long)size, (unsigned long long)d->size);
@@ -344,6 +350,23 @@ uint64_t disk_used(const struct vm_disk *d)
     if (storage_stat(d->path, &st) < 0 || !S_ISREG(st.st_mode))
         return d->size;
     return XM_MIN((uint64_t)st.st_blocks * 512, d->size);
+}
+
+uint64_t disk_file_size(const char *path)
+{
+    uint64_t size = 0;
+    struct stat st;
+
+    if (storage_stat(path, &st) < 0)
+        return 0;
+    if (S_ISREG(st.st_mode))
+        return (uint64_t)st.st_size;
+    int fd = S_ISBLK(st.st_mode) ? open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
+    if (fd >= 0 && ioctl(fd, BLKGETSIZE64, &size) < 0)
+        size = 0;
+    if (fd >= 0)
+        close(fd);
+    return size;
 }
 
 static int make_sparse(const char *path, uint64_t size, struct xm_error *e)

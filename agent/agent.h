@@ -301,6 +301,7 @@ unsigned admit_judge(struct agent *, const struct admission_request *, struct ga
 int resolve_spec(struct agent *, struct vm_spec *, struct xm_error *note, struct xm_error *);
 uint64_t
 disk_used(const struct vm_disk *); /* bytes that it holds; its size where that is all that is known */
+uint64_t disk_file_size(const char *path); /* of a file or block device; 0: it cannot be told */
 /* Makes the sparse files that the spec names and that are not there yet, and the firmware's variables; their
  * paths are appended to `created`. known: the recorded spec, NULL when there is none: its disks are not made
  * anew. */
@@ -316,9 +317,10 @@ char *free_disk_path(struct agent *, int datastore, const char *vm, const char *
 void delete_created(const json_t *created);
 char *reasons_text(const json_t *reasons); /* "a; b; c", malloc'ed */
 
-/* call.c: one request to another agent. The answer (ok true), or NULL with a sentence (EREMOTEIO: the peer's); *exit_status as
- * the peer said, *reasons (a new reference) when it gave some. local: filled with the address that the
- * connection had here, when not NULL. */
+/* call.c: one request to another agent. The answer (ok true), or NULL with a sentence (EREMOTEIO: the
+ * peer's); *exit_status as the peer said, *reasons (a new reference) when it gave some. local: filled with the
+ * address that the connection had here, when not NULL. timeout_ns: for the answer, and at most 5 s before it
+ * for the connection. */
 json_t *peer_call_agent(struct agent *, const struct conf_peer *, json_t *steals, uint64_t timeout_ns,
                         int *exit_status, json_t **reasons, struct address_text *local, struct xm_error *);
 

@@ -186,7 +186,13 @@ static int contradicts_itself(struct agent *a, const struct vm_spec *s, const js
                 "disk '%s' of VM %s is %s in the specification, and %s in the record of %s; `xmigrate start "
                 "%s` starts it as recorded. If the specification is right: `xmigrate undefine %s` first",
                 d->name, s->name, d->path, path, a->conf.name, s->name, s->name);
-        if (k && d->size && d->size != size)
+        if (k && d->size > size && disk_file_size(d->path) != d->size)
+            return xm_error_set(
+                e, EEXIST,
+                "disk '%s' of VM %s (%s) has %llu bytes in the specification, and %llu in the record of %s. "
+                "To make it larger, make its file larger first",
+                d->name, s->name, path, (unsigned long long)d->size, (unsigned long long)size, a->conf.name);
+        if (k && d->size && d->size < size)
             return xm_error_set(
                 e, EEXIST,
                 "disk '%s' of VM %s (%s) has %llu bytes in the specification, and %llu in the record of %s. "

@@ -198,6 +198,19 @@ static uint64_t firmware_of(struct move *m)
     return bytes ? bytes : facts_file_size(m->spec.firmware);
 }
 
+/* Its disk is as large as when the VM was started. */
+static void note_grown(struct move *m, const struct vm_disk *d)
+{
+    uint64_t size = disk_file_size(d->path);
+
+    if (!m->notes || size <= d->size || (!m->storage && !m->local))
+        return;
+    against(m->notes,
+            xm_printf("%s has %s, and disk '%s' of VM %s %s: what is behind that is not moved. To enlarge "
+                      "the disk, stop the VM and give it its new size, by edit",
+                      d->path, xm_format_size(size).s, d->name, m->vm, xm_format_size(d->size).s));
+}
+
 static void judge_source(struct move *m, json_t *reasons)
 {
     struct agent *a = m->agent;
@@ -229,6 +242,8 @@ static void judge_source(struct move *m, json_t *reasons)
     for (unsigned i = 0; i < m->spec.disks; i++) {
         if (storage_hangs(m->spec.disk[i].path, &e) < 0)
             against(reasons, xm_printf("disk '%s' of VM %s: %s", m->spec.disk[i].name, m->vm, e.text));
+        else
+            note_grown(m, &m->spec.disk[i]);
     }
     for (unsigned i = 0; !m->local && i < a->conf.links; i++) {
         bool up;

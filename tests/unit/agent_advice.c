@@ -204,7 +204,7 @@ static void other_spec(void)
 
 static void other_size(void)
 {
-    const char *const argv[] = {"sed", "-i", "s/size = 1M/size = 2M/", in_dir(t, "spec.ini"), NULL};
+    const char *const argv[] = {"sed", "-i", "s/size = 1M/size = 512K/", in_dir(t, "spec.ini"), NULL};
 
     stopped();
     assert_int_equal(xm_run(argv, LIMIT_HANG_NS, NULL, NULL), 0);

@@ -264,10 +264,51 @@ static void a_spec_that_contradicts_the_record_is_refused(void **state)
                 "1048576 in the record", NULL);
     /* The file has grown under us: that is another one than the record's, too. */
     assert_int_equal(truncate(in_dir(t, "ds/web1-root.raw"), 4 << 20), 0);
-    must_refuse(about_vm("start", "web1"), 3, "4194304 bytes", "1048576", NULL);
-    /* What the message advises is no dead end. */
+    must_refuse(about_vm("start", "web1"), 3, "4194304 bytes", "1048576", "define with size = 4194304", NULL);
+    /* What the message of the path advises is no dead end. */
     must(about_vm("undefine", "web1"), 0);
     must(about_spec("start", "spec.ini"), 0);
+}
+
+static void define_size(const char *size)
+{
+    write_text("grown.ini",
+               "[vm]\nname = web1\nmemory = 16M\naccel = tcg\n[disk root]\ndatastore = ds\n"
+               "file = web1.raw\n%s\n",
+               size);
+}
+
+/* Seen: a disk could not be enlarged but by undefine, and a move left what was behind its old end. */
+static void a_disk_grows_to_what_its_file_has(void **state)
+{
+    (void)state;
+    need_qemu();
+    must(about_spec("start", "spec.ini"), 0);
+    assert_int_equal(truncate(in_dir(t, "ds/web1.raw"), 4 << 20), 0);
+    json_t *o = ask(
+        t, json_pack("{s:s, s:s, s:s, s:b}", "verb", "check", "vm", "web1", "host", "hostb", "storage", 1));
+    char *text = json_dumps(json_object_get(o, "notes"), 0);
+    assert_non_null(strstr(text, "web1.raw has 4.00 MiB, and disk 'root' of VM web1 1.00 MiB"));
+    free(text);
+    json_decref(o);
+    must(stop("web1"), 0);
+    define_size("size = 2M"); /* neither the record's nor the file's */
+    must_refuse(about_spec("define", "grown.ini"), 3, "make its file larger first", NULL);
+    define_size("size = 4M");
+    must(about_spec("define", "grown.ini"), 0);
+    must(about_vm("start", "web1"), 0);
+    must(stop("web1"), 0);
+    assert_int_equal(truncate(in_dir(t, "ds/web1.raw"), 5 << 20), 0);
+    define_size(""); /* as large as its file */
+    must(about_spec("start", "grown.ini"), 0);
+    must(stop("web1"), 0);
+    assert_int_equal(truncate(in_dir(t, "ds/web1.raw"), 1 << 20), 0);
+    define_size("size = 1M");
+    must_refuse(about_spec("define", "grown.ini"), 3, "1048576 bytes in the specification",
+                "5242880 in the record", NULL);
+    must_refuse(about_vm("start", "web1"), 3, "has 1048576 bytes", NULL);
+    define_size("");
+    must_refuse(about_spec("define", "grown.ini"), 3, "5242880 in the record", NULL);
 }
 
 static void two_vms_never_have_one_file(void **state)
@@ -637,6 +678,7 @@ int main(int argc, char **argv)
         TEST(a_record_that_cannot_be_read_is_listed_and_nothing_is_done),
         TEST(a_disk_that_is_gone_is_never_made_anew),
         TEST(a_spec_that_contradicts_the_record_is_refused),
+        TEST(a_disk_grows_to_what_its_file_has),
         TEST(two_vms_never_have_one_file),
         TEST(a_disk_is_added_by_define_and_made_once),
         TEST(a_running_vm_is_neither_defined_nor_undefined),
