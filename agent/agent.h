@@ -300,7 +300,7 @@ unsigned admit_judge(struct agent *, const struct admission_request *, struct ga
  * be NULL): a sentence for the user when the VM will run otherwise than he may expect. */
 int resolve_spec(struct agent *, struct vm_spec *, struct xm_error *note, struct xm_error *);
 uint64_t
-disk_used(const struct vm_disk *); /* bytes that it holds; its size where that is all that is known */
+disk_used(const struct vm_disk *);         /* bytes that it holds; its size where that is all that is known */
 uint64_t disk_file_size(const char *path); /* of a file or block device; 0: it cannot be told */
 /* Makes the sparse files that the spec names and that are not there yet, and the firmware's variables; their
  * paths are appended to `created`. known: the recorded spec, NULL when there is none: its disks are not made

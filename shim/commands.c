@@ -89,8 +89,8 @@ static int stands_still(struct shim *s, struct xm_error *e)
                         s->machine.spec.name, source_job(s->source), s->machine.spec.name);
 }
 
-/* A guest that stands still does not see the power button, and QEMU would keep it pressed until the guest goes
- * on. */
+/* A guest that stands still does not see the power button, and QEMU would keep it pressed until the guest
+ * goes on. */
 static int may_power_down(struct shim *s, struct xm_error *e)
 {
     bool paused;
