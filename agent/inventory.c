@@ -102,7 +102,7 @@ char *inventory_whereabouts(struct agent *a, const char *name, const struct owne
                             enum whereabouts *is)
 {
     struct owner_record rec = *ours;
-    enum whereabouts ignored;
+    enum whereabouts ignored = WHERE_UNKNOWN;
 
     is = is ? is : &ignored;
     *is = WHERE_UNKNOWN;

@@ -47,12 +47,12 @@ static struct ifreq named(const char *name)
 static void set_address(int s, const struct vm_nic *nic)
 {
     struct ifreq ifr = named(nic->tap);
-    unsigned char *a = (unsigned char *)ifr.ifr_hwaddr.sa_data;
+    unsigned char a[6] = {0xfe};
 
-    ifr.ifr_hwaddr.sa_family = ARPHRD_ETHER;
-    if (sscanf(nic->mac, "%*2x:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx", a + 1, a + 2, a + 3, a + 4, a + 5) != 5)
+    if (sscanf(nic->mac, "%*2x:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx", &a[1], &a[2], &a[3], &a[4], &a[5]) != 5)
         return;
-    a[0] = 0xfe;
+    ifr.ifr_hwaddr.sa_family = ARPHRD_ETHER;
+    memcpy(ifr.ifr_hwaddr.sa_data, a, sizeof a);
     if (ioctl(s, SIOCSIFHWADDR, &ifr) < 0)
         xm_log(XM_LOG_WARN, "NIC %s: the address of tap %s cannot be set: %s", nic->name, nic->tap,
                strerror(errno));

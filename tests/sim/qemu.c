@@ -50,6 +50,7 @@ static void guest_runs(struct proc *p)
         q->loaded = true;
     }
     q->running = true;
+    w.ran_last = p->host;
     sim_trace("%s's guest runs, after its write %llu", p->host->name, (unsigned long long)q->memory);
     if (w.word_given && q->memory != HALF)
         w.version = q->memory; /* what a host had that was declared dead is lost, as its operator knows */

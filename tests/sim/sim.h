@@ -208,10 +208,11 @@ struct world {
     bool failed;
     char violation[600];
     /* The guest. */
-    uint64_t version;    /* of its last write that was acknowledged */
-    bool word_given;     /* an operator's word counted more than a record */
-    bool may_be_stopped; /* somebody, or something, has stopped it */
-    bool begun;          /* it runs for the first time: from now on things may go wrong */
+    uint64_t version;      /* of its last write that was acknowledged */
+    struct host *ran_last; /* where it was let run last */
+    bool word_given;       /* an operator's word counted more than a record */
+    bool may_be_stopped;   /* somebody, or something, has stopped it */
+    bool begun;            /* it runs for the first time: from now on things may go wrong */
     /* How this run is */
     unsigned preempt, slow, duplicate, write_errors, read_errors, refusals, refuse_run; /* per mille */
     bool autostart;

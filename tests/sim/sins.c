@@ -14,7 +14,8 @@ int __real_owner_save(const char *, const char *, const struct owner_record *, s
 int __real_journal_write(const char *, enum journal_side, uint64_t, const char *, const struct owner_record *,
                          const json_t *, struct xm_error *);
 int __real_journal_undo(const char *, const char *, struct xm_error *);
-int __real_handoff_event(struct handoff *, enum handoff_event, struct handoff_actions *);
+void __real_handoff_drive(struct handoff *, struct handoff_actions, const struct handoff_hands *, void *,
+                          struct handoff_done *);
 enum verdict __real_verdict_of(const char *, const struct owner_record *, const struct owner_record *, bool,
                                uint64_t *, struct xm_error *);
 int __real_known_there(struct agent *, const struct conf_peer *, const char *, struct known *,
@@ -73,6 +74,9 @@ int __wrap_owner_save(const char *dir, const char *vm, const struct owner_record
     int r = __real_owner_save(dir, vm, rec, e);
     sim_trace("  record «%s», epoch %llu%s: %s", owner_side_name(rec->owner), (unsigned long long)rec->epoch,
               rec->settled ? ", settled" : "", r ? "failed" : "durable");
+    if (!r && rec->owner == OWNER_GIVEN && rec->settled && in_shim && p->shim->source &&
+        w.ran_last == p->host)
+        sim_violated("%s lets go of a VM that has not been seen to run elsewhere", p->host->name);
     if (sin_committed == DELETE_BEFORE_SETTLED && !r && rec->owner == OWNER_GIVEN && in_shim &&
         p->shim->source && !rec->settled)
         unlink(p->shim->machine.spec.disk[0].path);
@@ -93,11 +97,25 @@ int __wrap_journal_undo(const char *dir, const char *vm, struct xm_error *e)
     return r;
 }
 
-int __wrap_handoff_event(struct handoff *h, enum handoff_event event, struct handoff_actions *a)
+static enum handoff_ran (*true_run)(void *ctx);
+
+static enum handoff_ran says_that_it_ran(void *ctx)
 {
-    if (sin_committed == ACKNOWLEDGE_WITHOUT_RUN && event == HANDOFF_CANNOT_RUN)
-        event = HANDOFF_RAN;
-    return __real_handoff_event(h, event, a);
+    enum handoff_ran ran = true_run(ctx);
+
+    return ran == HANDOFF_DID_NOT ? HANDOFF_DID_RUN : ran;
+}
+
+void __wrap_handoff_drive(struct handoff *h, struct handoff_actions a, const struct handoff_hands *hands,
+                          void *ctx, struct handoff_done *done)
+{
+    struct handoff_hands these = *hands;
+
+    if (sin_committed == ACKNOWLEDGE_WITHOUT_RUN && hands->run) {
+        true_run = hands->run;
+        these.run = says_that_it_ran;
+    }
+    __real_handoff_drive(h, a, &these, ctx, done);
 }
 
 enum verdict __wrap_verdict_of(const char *self, const struct owner_record *ours,
