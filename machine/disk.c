@@ -110,7 +110,8 @@ static void serve_here(struct machine_disk *d, void *arg)
         .queues = d->spec->queues ? d->spec->queues : XM_MIN(d->machine->spec.vcpus, 4u),
         .block = d->spec->block_size,
         .read_only = d->spec->read_only,
-        .mem = {wrote_bitmap, d->machine, true},
+        /* Memory that somebody adds by `extra` may be in a file of his own. */
+        .mem = {wrote_bitmap, d->machine, !d->machine->spec.extra},
     };
     d->vhost = xm_vhost_new(d->disk, &o, e);
     if (d->vhost)
