@@ -250,8 +250,11 @@ static int disk_missing(struct agent *a, const struct vm_spec *s, const struct v
 /* What the guest sees from its first start on, wherever the disk comes to lie. */
 static int resolve_block(const struct vm_spec *s, struct vm_disk *d, struct xm_error *e)
 {
-    if (!d->block_size && (d->block_size = probe_block_size(d->path)) && d->size % d->block_size)
-        d->block_size = 512;
+    unsigned block = d->block_size ? d->block_size : probe_block_size(d->path);
+
+    if (!block || (!d->block_size && d->size % block))
+        block = 512;
+    d->block_size = block;
     if (d->size % d->block_size)
         return xm_error_set(
             e, EINVAL, "disk '%s' of VM %s: %s has %llu bytes, which is no multiple of its block_size, %u",

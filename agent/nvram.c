@@ -148,7 +148,7 @@ void nvram_sync(struct agent *a, const char *vm)
 
 static bool blank(const unsigned char *data, size_t n)
 {
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; data && i < n; i++) {
         if (data[i] != 0xff)
             return false;
     }

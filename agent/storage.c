@@ -133,7 +133,7 @@ static struct question *question_new(const char *path, bool space)
     }
     while (len > 1 && path[len - 1] == '/')
         len--;
-    memcpy(q->path, path, len);
+    memcpy(q->path, path, len); /* NOLINT(bugprone-not-null-terminated-result): it was all zeros */
     q->space = space;
     q->key = mounts_below(q->path);
     if (q->key == 1)

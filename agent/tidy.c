@@ -164,21 +164,23 @@ static void look_at(struct agent *a, const char *name)
             xm_log(XM_LOG_DEBUG, "not settled yet: %s", xm_json_str(answer, "error", ""));
         json_decref(answer);
     } else if (!r && rec.owner == OWNER_MINE && j.side == JOURNAL_STORAGE) {
-        r = journal_sweep(dir, name, &e);
+        journal_sweep(dir, name, &e);
     } else if (!r && rec.owner == OWNER_MINE && j.side == JOURNAL_SOURCE && rec.epoch >= j.epoch) {
-        r = journal_end(dir, &e); /* it was handed back */
+        journal_end(dir, &e); /* it was handed back */
     } else if (!r && rec.owner == OWNER_MINE && (j.side == JOURNAL_SOURCE || rec.epoch >= j.epoch)) {
         returned_judge_claimed(a, name, &e); /* it stayed, or it has come: does the other host know that? */
     } else if (!r && rec.owner == OWNER_GIVEN && rec.settled &&
                (j.side == JOURNAL_SOURCE || (here && rec.epoch >= j.epoch))) {
         /* Whoever recorded that was ended before it came to this; or a peer has asked, of one that was handed
          * back, and its shim has not heard so. */
-        r = settle_end_here(a, name, &e);
+        settle_end_here(a, name, &e);
     } else if (j.side == JOURNAL_DESTINATION && here) {
         vm_end_orphan(a, name); /* if it may be ended */
     } else if (j.side == JOURNAL_DESTINATION) {
-        r = journal_undo(dir, name, &e);
+        journal_undo(dir, name, &e);
     }
+    if (e.code)
+        xm_log(XM_LOG_DEBUG, "VM %s: %s", name, e.text);
     journal_free(&j);
     free(dir);
 }

@@ -65,7 +65,7 @@ static void fault_arm(void)
     char *rest = copy;
 
     if (env && env[0] == '@' && strlen(env) < sizeof file) {
-        memcpy(file, env + 1, strlen(env));
+        memcpy(file, env + 1, strlen(env)); /* NOLINT(bugprone-not-null-terminated-result): its end too */
         free(copy);
         __atomic_store_n(&armed, BY_FILE, __ATOMIC_RELEASE);
         return;

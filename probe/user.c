@@ -53,7 +53,7 @@ static int take_range(const char *text, struct qemu_users *u, struct xm_error *e
 
 static int take_account(const char *name, struct qemu_users *u, struct xm_error *e)
 {
-    struct passwd p, *found = NULL;
+    struct passwd p = {0}, *found = NULL;
     char *buf = malloc(1 << 16);
     int err = buf ? getpwnam_r(name, &p, buf, 1 << 16, &found) : ENOMEM, n = QEMU_GROUPS_MAX;
 
