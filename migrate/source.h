@@ -84,6 +84,7 @@ struct source {
     uint64_t device_state_ns; /* measured or assumed */
     double wire_rate;         /* bytes a second, of the last round of memory */
     uint64_t other_ram;       /* bytes of RAM that go by QEMU's own stream: ROMs, a VGA's */
+    bool told;                /* QEMU, to write its device state */
     bool ram_checked;         /* it sends no more than that */
     /* From QMP's events: */
     char qemu_status[32]; /* of MIGRATION events */

@@ -121,7 +121,7 @@ static int wait_qemu(struct source *m, const char *status)
         int r = source_interrupted(m);
         if (!r)
             r = source_overdue(m);
-        if (!r)
+        if (!r && m->told) /* an earlier migration's is none of ours */
             r = qmp_refusal(&m->machine->qemu.qmp, &m->error);
         if (!r && !strcmp(m->qemu_status, "failed"))
             r = xm_error_set(&m->error, EIO,
@@ -197,7 +197,7 @@ static int start_qemu_migration(struct source *m)
     }
     m->qemu_status[0] = 0;
     m->stop_seen = 0;
-    m->ram_checked = false;
+    m->ram_checked = m->told = false;
     if (!r)
         r = machine_guest_paused(m->machine, &m->paused, &m->error);
     if (!r)
@@ -361,6 +361,7 @@ static int drain(struct source *m)
     if (!r)
         r = qmp_tell(&m->machine->qemu.qmp, "migrate-continue", json_pack("{s:s}", "state", "pre-switchover"),
                      &m->error);
+    m->told = true;
     if (!r)
         r = last_pages(m);
     if (!r)

@@ -173,9 +173,32 @@ static void test_an_error_without_id(void **state)
     close_against(&q, &m, t);
 }
 
+/* What is said against a command that nobody waits for is known when it is heard, whoever hears it; and is
+ * forgotten with the next one. */
+static void test_a_command_that_is_only_told(void **state)
+{
+    struct monitor m = {.answers = {"{\"return\": {}, \"id\": @}\n",
+                                    "{\"error\": {\"desc\": \"not now\"}, \"id\": @}\n",
+                                    "{\"return\": {}, \"id\": @}\n", "{\"return\": {}, \"id\": @}\n"}};
+    struct xm_error e = {0};
+    struct qmp q;
+    pthread_t t;
+
+    (void)state;
+    open_against(&q, &m, &t);
+    assert_int_equal(qmp_tell(&q, "go-on", NULL, &e), 0);
+    assert_int_equal(qmp_do(&q, "look", NULL, LIMIT_HANG_NS, &e), 0);
+    assert_int_equal(qmp_refusal(&q, &e), -EIO);
+    assert_non_null(strstr(e.text, "not now"));
+    assert_int_equal(qmp_tell(&q, "go-on", NULL, &e), 0);
+    assert_int_equal(qmp_refusal(&q, &e), 0);
+    close_against(&q, &m, t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_a_command_that_is_only_told, tmpdir_make, tmpdir_remove),
         cmocka_unit_test_setup_teardown(test_events_behind_an_answer, tmpdir_make, tmpdir_remove),
         cmocka_unit_test_setup_teardown(test_refusal, tmpdir_make, tmpdir_remove),
         cmocka_unit_test_setup_teardown(test_silence, tmpdir_make, tmpdir_remove),
