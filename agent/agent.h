@@ -318,9 +318,9 @@ void delete_created(const json_t *created);
 char *reasons_text(const json_t *reasons); /* "a; b; c", malloc'ed */
 
 /* call.c: one request to another agent. The answer (ok true), or NULL with a sentence (EREMOTEIO: the
- * peer's); *exit_status as the peer said, *reasons (a new reference) when it gave some. local: filled with the
- * address that the connection had here, when not NULL. timeout_ns: for the answer, and at most 5 s before it
- * for the connection. */
+ * peer's); *exit_status as the peer said, *reasons (a new reference) when it gave some. local: filled with
+ * the address that the connection had here, when not NULL. timeout_ns: for the answer, and at most 5 s
+ * before it for the connection. */
 json_t *peer_call_agent(struct agent *, const struct conf_peer *, json_t *steals, uint64_t timeout_ns,
                         int *exit_status, json_t **reasons, struct address_text *local, struct xm_error *);
 

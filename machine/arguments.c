@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /* QEMU's command line, made of a VM's specification.
  *
- * Every value that is put in here was checked for its characters (vm/spec_words.c, vm/spec_devices.c): a comma
- * would begin another option. No file is named but as a descriptor that QEMU is handed (enum qemu_fd).
+ * Every value that is put in here was checked for its characters (vm/spec_words.c, vm/spec_devices.c): a
+ * comma would begin another option. No file is named but as a descriptor that QEMU is handed (enum qemu_fd).
  *
- * Devices get their places on the bus in the order in which they stand here, and both hosts of a migration, of
- * different versions of ours maybe, must build the same machine: a new kind of device goes behind all others, in
- * front of `extra`, and never comes without its key.
+ * Devices get their places on the bus in the order in which they stand here, and both hosts of a migration,
+ * of different versions of ours maybe, must build the same machine: a new kind of device goes behind all
+ * others, in front of `extra`, and never comes without its key.
  */
 #include "machine/confine.h"
 #include "machine/qemu.h"

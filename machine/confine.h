@@ -13,8 +13,8 @@
  * uid 0: it stays the same. NULL, or what the kernel refused (errno). */
 const char *confine_self(const struct qemu_user *user);
 
-/* The shim gives up what it does not need. Before it has started QEMU it keeps besides what changes a user and
- * gives up capabilities; after it, not. It is for the calling thread and those that it makes: called with
+/* The shim gives up what it does not need. Before it has started QEMU it keeps besides what changes a user
+ * and gives up capabilities; after it, not. It is for the calling thread and those that it makes: called with
  * `started` by each that is there when QEMU is started. */
 void confine_shim(bool started);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* One disk's thread: it opens the file, owns the engine and turns it until it is told to stop. Everything
- * else reaches the disk through the engine's mailbox. A disk that cannot be opened fails machine_disk_start with
- * a sentence; later errors go to the guest as I/O errors. */
+ * else reaches the disk through the engine's mailbox. A disk that cannot be opened fails machine_disk_start
+ * with a sentence; later errors go to the guest as I/O errors. */
 #include "machine/confine.h"
 #include "machine/machine.h"
 
@@ -13,8 +13,8 @@
 #define ENGINE_DEPTH  256
 #define LOCK_PATIENCE (5 * XM_NS_PER_S)
 
-/* A shim of this VM that was killed a moment ago: the kernel keeps its lock until the I/O that it had under way has ended, which also
- * keeps those writes from landing after ours. */
+/* A shim of this VM that was killed a moment ago: the kernel keeps its lock until the I/O that it had under
+ * way has ended, which also keeps those writes from landing after ours. */
 static int open_file(struct machine_disk *d, struct xm_error *e)
 {
     const struct vm_disk *s = d->spec;

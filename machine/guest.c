@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /* Whether a VM's guest runs, and whether it is to.
  *
- * A guest stands still for one of two reasons. Its user (by QMP) or QEMU itself has paused it: then nobody but the
- * user lets it go on. Or a start or a migration has stopped it: then it is to run. QEMU's run state tells the two
- * apart, but for two cases:
+ * A guest stands still for one of two reasons. Its user (by QMP) or QEMU itself has paused it: then nobody
+ * but the user lets it go on. Or a start or a migration has stopped it: then it is to run. QEMU's run state
+ * tells the two apart, but for two cases:
  *   - a guest that was paused when its migration began, and the switch-over failed: QEMU 7.2 says «postmigrate»;
  *   - one that was loaded from a stream and not let run yet: «paused», whatever it was.
- * For the first there is a note in the run directory (it goes with QEMU's memory), from before the switch-over
- * until the guest runs. The second is told by the journal of the migration that comes in. */
+ * For the first there is a note in the run directory (it goes with QEMU's memory), from before the
+ * switch-over until the guest runs. The second is told by the journal of the migration that comes in. */
 #include "machine/machine.h"
 
 #include <stdlib.h>

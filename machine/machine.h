@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* machine/machine.h: one VM's things on this host: its directories, its disks with their threads, its QEMU and
- * RAM. What a migration does with them is migrate/'s; who serves whom, shim/'s.
+/* machine/machine.h: one VM's things on this host: its directories, its disks with their threads, its QEMU
+ * and RAM. What a migration does with them is migrate/'s; who serves whom, shim/'s.
  *
  * Threads, and who owns what:
  *   main        the specification, QEMU's life; runs `mailbox`
@@ -66,11 +66,11 @@ struct machine {
 /* From what the agent wrote for the shim (HACKING.md, shim.json). machine_free after success or failure. What
  * this VM's shim does not need it gives up here, before it has threads, and when QEMU runs. */
 int machine_init(struct machine *, const json_t *config, struct xm_error *);
-/* Disks, their sockets, and QEMU: one that an earlier shim of this VM left running, or a new one. A guest runs
- * after it only where the owner record says so; with `incoming` it waits for its migration. */
+/* Disks, their sockets, and QEMU: one that an earlier shim of this VM left running, or a new one. A guest
+ * runs after it only where the owner record says so; with `incoming` it waits for its migration. */
 int machine_start(struct machine *, struct xm_error *);
-/* The record says that it is ours (again): cancels what QEMU was in the middle of, and lets the guest run, unless
- * its user has paused it. */
+/* The record says that it is ours (again): cancels what QEMU was in the middle of, and lets the guest run,
+ * unless its user has paused it. */
 int machine_resume(struct machine *, struct xm_error *);
 void machine_stop(struct machine *); /* ends QEMU, then the disks; fine in any state */
 void machine_free(struct machine *);
@@ -79,8 +79,8 @@ void machine_free(struct machine *);
 char *machine_kept_log(const struct machine *, const char *file);
 int machine_save_spec(struct machine *, struct xm_error *); /* state_dir/spec.json */
 
-/* guest.c. *paused: the guest stands still by its user's will, or its QEMU's, and not for a start or a migration.
- * Sets guest_running. 0, or -EIO: QEMU does not say. */
+/* guest.c. *paused: the guest stands still by its user's will, or its QEMU's, and not for a start or a
+ * migration. Sets guest_running. 0, or -EIO: QEMU does not say. */
 int machine_guest_paused(struct machine *, bool *paused, struct xm_error *);
 /* For whoever finds its QEMU after a switch-over that was cut: it is to stay paused, or it is not. */
 void machine_note_paused(struct machine *, bool paused);

@@ -372,9 +372,9 @@ static bool migration_ended(const char *status)
     return false;
 }
 
-/* A migration that is cancelled after it has stopped the VM, and before it is at pre-switchover, then waits there
- * for migrate-continue, in «cancelling» (7.2: one of six; 10 and 11: none of 150). One such word too many is
- * dropped by the next migration. */
+/* A migration that is cancelled after it has stopped the VM, and before it is at pre-switchover, then waits
+ * there for migrate-continue, in «cancelling» (7.2: one of six; 10 and 11: none of 150). One such word too
+ * many is dropped by the next migration. */
 static void let_it_be_cancelled(struct qemu *q, uint64_t timeout_ns)
 {
     qmp_do(&q->qmp, "migrate-continue", json_pack("{s:s}", "state", "cancelling"), timeout_ns, NULL);

@@ -52,8 +52,8 @@ struct qemu_place {
     bool incoming;                /* it waits for a migration */
     bool rights;                  /* it keeps those it is started with */
 };
-/* arguments.c: the command line, its program first, for the QEMU that was asked: a malloc'ed list that ends with
- * NULL. Both hosts build the same devices in the same order. */
+/* arguments.c: the command line, its program first, for the QEMU that was asked: a malloc'ed list that ends
+ * with NULL. Both hosts build the same devices in the same order. */
 char **qemu_arguments(const struct vm_spec *, const struct qemu_facts *, const struct qemu_place *);
 void qemu_arguments_free(char **);
 

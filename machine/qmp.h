@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* machine/qmp.h: a QMP client (QEMU docs/interop/qmp-spec.txt). One connection; calls from any thread, one at a
- * time. */
+/* machine/qmp.h: a QMP client (QEMU docs/interop/qmp-spec.txt). One connection; calls from any thread, one
+ * at a time. */
 #ifndef XM_MACHINE_QMP_H
 #define XM_MACHINE_QMP_H
 
@@ -29,8 +29,9 @@ void qmp_close(struct qmp *);
 json_t *qmp_call(struct qmp *, const char *command, json_t *args, uint64_t timeout_ns, struct xm_error *);
 /* The same when only success matters. */
 int qmp_do(struct qmp *, const char *command, json_t *args, uint64_t timeout_ns, struct xm_error *);
-/* Sends a command whose answer nobody waits for, one at a time: what QEMU does about it is seen by its events.
- * What it says against it is in qmp_refusal as soon as it is heard (qmp_pump): 0, or -EIO with its words. */
+/* Sends a command whose answer nobody waits for, one at a time: what QEMU does about it is seen by its
+ * events. What it says against it is in qmp_refusal as soon as it is heard (qmp_pump): 0, or -EIO with its
+ * words. */
 int qmp_tell(struct qmp *, const char *command, json_t *args, struct xm_error *);
 int qmp_refusal(struct qmp *, struct xm_error *);
 /* A stream to QEMU, for its migration: the URI fd:NAME leads to the other end of it. Descriptor or -errno. */

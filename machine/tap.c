@@ -41,9 +41,10 @@ static struct ifreq named(const char *name)
     return ifr;
 }
 
-/* A bridge without an address of its own takes the lowest of its ports', and all who know the host by it would
- * lose it when a VM starts or ends: ours is the guest's, with the highest first byte that may be. (The guest's own
- * would make the bridge keep what is for the guest.) Where it cannot be set nothing else fails. */
+/* A bridge without an address of its own takes the lowest of its ports', and all who know the host by it
+ * would lose it when a VM starts or ends: ours is the guest's, with the highest first byte that may be.
+ * (The guest's own would make the bridge keep what is for the guest.) Where it cannot be set nothing else
+ * fails. */
 static void set_address(int s, const struct vm_nic *nic)
 {
     struct ifreq ifr = named(nic->tap);

@@ -6,9 +6,10 @@
  * group but that of /dev/kvm. There is no account for it, and nothing to set up.
  *
  * Which one: the number stands in the file qemu.user of the VM's run directory, and is what the VM's QEMU is,
- * as long as that runs, whatever the configuration says by then; after it the number is chosen anew. All these files together say what is taken;
- * who looks for a free number holds a lock on the directory of them all. A number that a process has is taken
- * besides, whatever that process is: another agent's VM, what a removed directory has left.
+ * as long as that runs, whatever the configuration says by then; after it the number is chosen anew. All
+ * these files together say what is taken; who looks for a free number holds a lock on the directory of them
+ * all. A number that a process has is taken besides, whatever that process is: another agent's VM, what a
+ * removed directory has left.
  *
  * It is tried before it is said: a child becomes that user and opens what QEMU will have to open by name.
  * All else QEMU is handed as a descriptor (hand.c). */

@@ -155,8 +155,8 @@ static int by_descriptor(const void *a, const void *b)
     return x->start < y->start ? 1 : x->start > y->start ? -1 : 0; /* the kernel maps downwards */
 }
 
-/* QEMU's own descriptor, by its number: nothing is opened by a name that QEMU could make lead elsewhere (a file
- * that it may not open, say), and nothing that it does not have itself. */
+/* QEMU's own descriptor, by its number: nothing is opened by a name that QEMU could make lead elsewhere (a
+ * file that it may not open, say), and nothing that it does not have itself. */
 static int take_descriptor(pid_t pid, const struct mapping *m, struct xm_error *e)
 {
     int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
@@ -169,8 +169,8 @@ static int take_descriptor(pid_t pid, const struct mapping *m, struct xm_error *
     return fd;
 }
 
-/* What the process has mapped there, whatever it has done to its descriptors meanwhile; and a memfd, as only they
- * have seals. */
+/* What the process has mapped there, whatever it has done to its descriptors meanwhile; and a memfd, as
+ * only they have seals. */
 static bool is_mapped_memfd(const struct mapping *m, int fd)
 {
     struct stat st;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* migrate/call.h: what the source asks of the destination over the links: {"call":...} answered by {"ok":...}. */
+/* migrate/call.h: what the source asks of the destination over the links: {"call":...} answered by
+ * {"ok":...}. */
 #ifndef XM_MIGRATE_CALL_H
 #define XM_MIGRATE_CALL_H
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The source's calls, one after the other, on the destination's thread; destination.c tells what each is for and
- * what its failure means. */
+/* The source's calls, one after the other, on the destination's thread; destination.c tells what each is
+ * for and what its failure means. */
 #include "migrate/destination.h"
 
 #include <stdlib.h>
@@ -268,8 +268,8 @@ static int do_handoff(struct destination *dst, const json_t *o, json_t *reply, s
     return 0;
 }
 
-/* After the source has its answer: the guest runs here, durably known; what was made for it is its own. The journal
- * goes when the agent has seen that the source knows it, too (agent/tidy.c). */
+/* After the source has its answer: the guest runs here, durably known; what was made for it is its own. The
+ * journal goes when the agent has seen that the source knows it, too (agent/tidy.c). */
 static void settle(struct destination *dst)
 {
     struct machine *vm = dst->machine;

@@ -26,7 +26,8 @@ static uint64_t grows_by(const struct xm_frame_hdr *h, const struct xm_file *f)
     return h->type == XM_FRAME_DISK_ZERO && (!(h->flags & XM_FLAG_UNMAP) || f->no_punch) ? h->extent : 0;
 }
 
-/* False: it must not be written, and the migration ends. The source is told why before it sees that the frame failed. */
+/* False: it must not be written, and the migration ends. The source is told why before it sees that the
+ * frame failed. */
 static bool has_room(struct destination *dst, const struct machine_disk *d, const struct xm_frame_hdr *h)
 {
     uint64_t bytes = grows_by(h, d->file);

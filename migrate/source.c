@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* The source's thread.
  *
- * Happy path: prepare -> disks -> memory -> switch -> handoff -> settle -> done; each step is a function that returns when its state is
- * over. Failures:
+ * Happy path: prepare -> disks -> memory -> switch -> handoff -> settle -> done; each step is a function
+ * that returns when its state is over. Failures:
  *   in prepare, disks, memory   mirror off, tracking off, links aborted (the destination cleans up by itself): the VM was never touched
  *   in switch                   the same, and QEMU is told to take back its migration and to go on: the VM
  *                               runs here. While that fails (this host's storage hangs, say) it is tried again
@@ -24,8 +24,9 @@
 static const char *const state_names[SOURCE_STATES] = {"prepare", "disks", "memory", "switch", "handoff",
                                                        "settle",  "done",  "failed", "unknown"};
 
-/* The VM runs at the destination; before its QEMU here gives gigabytes back, it gets a moment to find its feet. Hosts of their own
- * do not notice; two hosts on two processors do (silence of an idle guest seen from outside: 25 to 43 ms, 35 to 90 without). */
+/* The VM runs at the destination; before its QEMU here gives gigabytes back, it gets a moment to find its
+ * feet. Hosts of their own do not notice; two hosts on two processors do (silence of an idle guest seen
+ * from outside: 25 to 43 ms, 35 to 90 without). */
 #define RESULT_ROOM (64u << 10) /* the last event's bytes, disks and rounds and all */
 #define SETTLE_MS   100
 #define END_TIMEOUT (5 * XM_NS_PER_S) /* of a QEMU that is ending */
@@ -245,8 +246,8 @@ static void let_go(struct source *m)
         xm_log(XM_LOG_WARN, "job %s: %s", m->job, e.text);
 }
 
-/* The VM stays. A destination that may have promised to take it is asked first (agent/tidy.c): its operator may take
- * this host for dead. */
+/* The VM stays. A destination that may have promised to take it is asked first (agent/tidy.c): its operator
+ * may take this host for dead. */
 static void source_keeps(struct source *m)
 {
     struct xm_error e = {0};
@@ -281,8 +282,8 @@ static void over(struct xm_post *p)
                                                               : MIGRATE_STAYS);
 }
 
-/* The VM has ended before it was given away. That is no loss: it is this host's, and so are its disks. Whatever
- * else was the first to notice, this is the cause. */
+/* The VM has ended before it was given away. That is no loss: it is this host's, and so are its disks.
+ * Whatever else was the first to notice, this is the cause. */
 static bool guest_ended(struct source *m)
 {
     struct qemu *q = &m->machine->qemu;

@@ -103,8 +103,8 @@ int source_disk_check(struct source *m, struct machine_disk *d)
     return 0;
 }
 
-/* Judged on the disk's own thread: of two changes that come at once the later look sees both. In the switch the
- * guest is stopped, and what is on its way may wait for links that come back. */
+/* Judged on the disk's own thread: of two changes that come at once the later look sees both. In the switch
+ * the guest is stopped, and what is on its way may wait for links that come back. */
 static void note_links(struct machine_disk *d, void *arg)
 {
     struct source *m = arg;
@@ -180,9 +180,9 @@ static bool flush_over(void *ctx)
     return source_interrupted(m);
 }
 
-/* What the destination has of the disks becomes durable while the guest runs, so that the flush of the switch is short. However long
- * it takes its answer is waited for: the kernel tells of a failed write only once, and who does not hear it takes the next flush for
- * good. */
+/* What the destination has of the disks becomes durable while the guest runs, so that the flush of the
+ * switch is short. However long it takes its answer is waited for: the kernel tells of a failed write only
+ * once, and who does not hear it takes the next flush for good. */
 static int flush_ahead(struct source *m, struct machine_disk *d)
 {
     struct xm_msg msg = {.type = XM_FRAME_DISK_FLUSH, .object = d->object};

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/* The hand-off at the source: the hands of vm/handoff.h's driver, the record on disk and calls over the links.
+/* The hand-off at the source: the hands of vm/handoff.h's driver, the record on disk and calls over the
+ * links.
  *
  * Happy path: WANT -> «given to B, n+1» is durable -> RUN -> the destination has recorded it, runs the VM and
- * acknowledges -> «given to B, n+1, settled» is durable -> our copy may go. Otherwise the machine says what follows; three ends are possible here:
+ * acknowledges -> «given to B, n+1, settled» is durable -> our copy may go. Otherwise the machine says what
+ * follows; three ends are possible here:
  *   destroy    the VM runs there
  *   resume     it is ours (again), and runs here: the record could not be written, or the destination handed it back
  *   neither    nobody has answered: the VM stays stopped here, with its disks, until `recover` has asked the destination */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Storage-only: the disks move on this host, the VM stays. The second side of each disk is a file here, and the
- * switch is a pointer swap on the disk's thread. */
+/* Storage-only: the disks move on this host, the VM stays. The second side of each disk is a file here, and
+ * the switch is a pointer swap on the disk's thread. */
 #include "migrate/source.h"
 
 #include <stdlib.h>
@@ -42,8 +42,8 @@ static void pivoted(void *arg, int status, const char *why)
     sem_post(&v->done);
 }
 
-/* On the disk's thread, with the guest's requests held and both files alike; the source's thread waits for it.
- * spec.json names the new file before a write comes that only that one has. */
+/* On the disk's thread, with the guest's requests held and both files alike; the source's thread waits for
+ * it. spec.json names the new file before a write comes that only that one has. */
 static int commit(void *arg)
 {
     struct move *v = arg;
@@ -115,8 +115,8 @@ static int move_pivot(struct source *m, struct machine_disk *d, struct move *v)
     return 0;
 }
 
-/* What may be left over, whoever ends this: the files that are to be made, or were, and the old ones if they shall
- * go. */
+/* What may be left over, whoever ends this: the files that are to be made, or were, and the old ones if
+ * they shall go. */
 static int open_journal(struct source *m, const struct move *v, bool planned, struct xm_error *e)
 {
     struct machine *vm = m->machine;

@@ -6,13 +6,14 @@
  *   - QEMU writes its device state; it is read and held here,
  *   - the last dirty pages go,
  *   - the disks are quiesced (invariant 10).
- * Loading the device state reads guest memory (rings' indexes): it is let go when all pages are there. While it
- * is loaded both sides' digests are compared. When the destination has loaded it all: hand-off.
+ * Loading the device state reads guest memory (rings' indexes): it is let go when all pages are there.
+ * While it is loaded both sides' digests are compared. When the destination has loaded it all: hand-off.
  *
  * QEMU's stream carries what is not the guest's RAM, some 0.2 MB and ROMs. A QEMU that would send guest RAM
- * too would do so in the downtime, and over what our own frames have brought. One that leaves out more than we
- * send would lose it. So it is asked what it counts as its own to send before anything is accepted of it, and
- * device state that is larger than what fits into the budget ends the migration (check_ram, check_state).
+ * too would do so in the downtime, and over what our own frames have brought. One that leaves out more than
+ * we send would lose it. So it is asked what it counts as its own to send before anything is accepted of
+ * it, and device state that is larger than what fits into the budget ends the migration (check_ram,
+ * check_state).
  *
  * A guest that its user has paused stays so, here and there: neither side tells its QEMU to go on.
  *
@@ -61,7 +62,8 @@ int source_overdue(struct source *m)
 
 /* ---- what QEMU sends by itself ---- */
 
-/* Invariant: each byte of RAM goes once, by QEMU's stream or by our frames. Asked once, when QEMU has begun. */
+/* Invariant: each byte of RAM goes once, by QEMU's stream or by our frames. Asked once, when QEMU has
+ * begun. */
 static int check_ram(struct source *m)
 {
     struct qmp *q = &m->machine->qemu.qmp;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* migrate/stream.h: QEMU's own migration stream (device state, and RAM that is not the guest's: ROMs), carried
- * over the links. At the source what QEMU writes into its socket becomes STREAM frames; at the destination
- * frames are put in order and written to the socket that the other QEMU reads. One thread each. */
+/* migrate/stream.h: QEMU's own migration stream (device state, and RAM that is not the guest's: ROMs),
+ * carried over the links. At the source what QEMU writes into its socket becomes STREAM frames; at the
+ * destination frames are put in order and written to the socket that the other QEMU reads. One thread each.
+ * */
 #ifndef XM_MIGRATE_STREAM_H
 #define XM_MIGRATE_STREAM_H
 
@@ -13,8 +14,8 @@
 struct stream;
 /* Both take the socket over, on failure too. Source: what comes is sent, then END. */
 struct stream *stream_send(int fd, struct xm_transport *, struct xm_error *);
-/* Source: what QEMU writes from here on (it has not been told to write it yet) is read, and kept here; as much
- * as the stream's buffers take, 2 MiB. stream_release: it goes. Both from one other thread. */
+/* Source: what QEMU writes from here on (it has not been told to write it yet) is read, and kept here; as
+ * much as the stream's buffers take, 2 MiB. stream_release: it goes. Both from one other thread. */
 void stream_hold(struct stream *);
 void stream_release(struct stream *);
 struct stream *stream_receive(int fd, struct xm_error *);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* probe/machine.c: can a QEMU make a machine, and has that a PCI bus? Its list of machine types does not say, so the
- * machine is made, with no guest in it, asked, and ended: 0.3 s. */
+/* probe/machine.c: can a QEMU make a machine, and has that a PCI bus? Its list of machine types does not
+ * say, so the machine is made, with no guest in it, asked, and ended: 0.3 s. */
 #include "probe/probe.h"
 
 #include <pthread.h>

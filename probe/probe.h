@@ -8,8 +8,8 @@
 
 /* ---- the kernel ---- */
 
-/* Can this process track another one's memory (memxfer.h) with this kernel and its rights? Tried on a child of
- * its own, some ms. 0 or a sentence that begins with what cannot be done. */
+/* Can this process track another one's memory (memxfer.h) with this kernel and its rights? Tried on a child
+ * of its own, some ms. 0 or a sentence that begins with what cannot be done. */
 int probe_tracking(struct xm_error *);
 /* The same of another user's process: needs CAP_SYS_PTRACE and CAP_KILL. */
 struct qemu_user;
@@ -54,8 +54,8 @@ struct qemu_users {
  * or a sentence that fits behind the key. */
 int qemu_users_find(const char *wanted, struct qemu_users *, struct xm_error *);
 void qemu_users_free(struct qemu_users *);
-/* Can it run the program (NULL: any), use /dev/kvm, and can its memory be tracked (if anybody's can)? Tried by
- * children, some ms. */
+/* Can it run the program (NULL: any), use /dev/kvm, and can its memory be tracked (if anybody's can)? Tried
+ * by children, some ms. */
 int qemu_user_try(const struct qemu_user *, const char *program, bool kvm, struct xm_error *);
 /* In a forked child: only system calls. False: errno. */
 bool qemu_user_become(const struct qemu_user *);
@@ -63,8 +63,8 @@ bool qemu_user_become(const struct qemu_user *);
 /* ---- QEMU ---- */
 
 /* What a QEMU program says of itself; arguments are chosen by this. Asked once per program (as PATH finds it,
- * and again when another file is there), kept for the life of the process; a failure for some seconds. At most
- * 10 s. */
+ * and again when another file is there), kept for the life of the process; a failure for some seconds. At
+ * most 10 s. */
 struct qemu_facts {
     char version[32];  /* "7.2.22" */
     json_t *machines;  /* query-machines: [{"name", "alias"}] */
@@ -97,9 +97,9 @@ char *qemu_path(const char *program);
 int qemu_machine_try(const char *program, const char *machine, const char *accel, bool *pci,
                      struct xm_error *);
 
-/* It tells its guests that the rings of their devices may be larger than they are (10.0.13 does: 1024). A guest
- * that has set up such rings is refused by a QEMU that looks (11.1). False also when it cannot be found out. At
- * most 10 s, once per program that answers. */
+/* It tells its guests that the rings of their devices may be larger than they are (10.0.13 does: 1024). A
+ * guest that has set up such rings is refused by a QEMU that looks (11.1). False also when it cannot be
+ * found out. At most 10 s, once per program that answers. */
 bool qemu_facts_large_rings(const char *program);
 
 /* The CPU features that a guest sees with this -cpu and accelerator ("tcg" or "kvm", options behind a comma

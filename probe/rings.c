@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* probe/rings.c: does a QEMU tell its guests larger rings than its devices have? A QEMU of its own is started for
- * it, with a network card and no guest: what is asked of it is experimental (on 11.1 some of it ends QEMU), so a
- * QEMU with a guest is never asked. */
+/* probe/rings.c: does a QEMU tell its guests larger rings than its devices have? A QEMU of its own is
+ * started for it, with a network card and no guest: what is asked of it is experimental (on 11.1 some of it
+ * ends QEMU), so a QEMU with a guest is never asked. */
 #include "probe/probe.h"
 
 #include <pthread.h>

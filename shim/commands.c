@@ -173,7 +173,8 @@ static int cmd_abort(struct shim *s, struct client *c, const json_t *request, js
                         xm_json_str(request, "reason", "by its user"), e);
 }
 
-/* The definition of a running VM is its shim's to write: a second writer would lose where a disk has moved. */
+/* The definition of a running VM is its shim's to write: a second writer would lose where a disk has moved.
+ * */
 static int set_autostart(struct shim *s, bool yes, struct xm_error *e)
 {
     if (s->source || s->destination)

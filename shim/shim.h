@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* shim/shim.h: the process that serves one VM: its sockets, its commands, and when it ends. The protocol is told
- * in HACKING.md. Main thread, but for what machine/ and migrate/ say of theirs. */
+/* shim/shim.h: the process that serves one VM: its sockets, its commands, and when it ends. The protocol is
+ * told in HACKING.md. Main thread, but for what machine/ and migrate/ say of theirs. */
 #ifndef XM_SHIM_H
 #define XM_SHIM_H
 

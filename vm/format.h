@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* vm/format.h: disks here are raw, and an image of another format that is taken for one is lost to its guest, which
- * sees a small disk full of what it cannot read, and writes over it.
+/* vm/format.h: disks here are raw, and an image of another format that is taken for one is lost to its
+ * guest, which sees a small disk full of what it cannot read, and writes over it.
  *
- * Only a disk that has not been in use here is looked at: a guest may write what it likes to its disk, a header of
- * such a format too, and that changes nothing. */
+ * Only a disk that has not been in use here is looked at: a guest may write what it likes to its disk, a
+ * header of such a format too, and that changes nothing. */
 #ifndef XM_VM_FORMAT_H
 #define XM_VM_FORMAT_H
 

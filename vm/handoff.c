@@ -86,7 +86,8 @@ static void keep(struct handoff *h, struct handoff_actions *a)
     send_answer(h, a);
 }
 
-/* The peer runs it. A host that has handed it back has a copy to discard, one that gave it a copy to destroy. */
+/* The peer runs it. A host that has handed it back has a copy to discard, one that gave it a copy to
+ * destroy. */
 static void gone(struct handoff *h, struct handoff_actions *a)
 {
     set_state(h, HANDOFF_GONE);

@@ -210,7 +210,8 @@ int journal_settle(const char *dir, const char *vm, struct xm_error *e)
     return r;
 }
 
-/* Takes those out of the list that the specification names. A specification that cannot be read deletes nothing. */
+/* Takes those out of the list that the specification names. A specification that cannot be read deletes
+ * nothing. */
 static int keep_named(struct journal *j, const char *dir, struct xm_error *e)
 {
     char *path = xm_printf("%s/spec.json", dir);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* vm/journal.h: what a migration that is not over has made or will leave on this host, durably, so that whoever
- * comes after it (the next shim, the next agent, after a power cut) knows what to take away, and only that.
- * One file beside the owner record, vms/NAME/journal.json. One writer at a time.
+/* vm/journal.h: what a migration that is not over has made or will leave on this host, durably, so that
+ * whoever comes after it (the next shim, the next agent, after a power cut) knows what to take away, and
+ * only that. One file beside the owner record, vms/NAME/journal.json. One writer at a time.
  *
  * These are the only functions that delete a disk after a migration. Each asks the owner record, and refuses
  * where it is unreadable or does not say that the copy here is not needed. */
@@ -37,15 +37,15 @@ int journal_read(const char *dir, struct journal *, struct xm_error *);
 void journal_free(struct journal *);
 int journal_end(const char *dir, struct xm_error *); /* forgets it; its files stay */
 
-/* Destination: the migration came to nothing. Deletes the files that were made for it, then what the directory
- * holds of this VM unless there is a record of an earlier stay. -EBUSY: the record says that the VM may be
- * ours; nothing is deleted. Without a journal: nothing to do. */
+/* Destination: the migration came to nothing. Deletes the files that were made for it, then what the
+ * directory holds of this VM unless there is a record of an earlier stay. -EBUSY: the record says that the
+ * VM may be ours; nothing is deleted. Without a journal: nothing to do. */
 int journal_undo(const char *dir, const char *vm, struct xm_error *);
-/* Source: the VM runs elsewhere. Deletes the files named. -EBUSY: the record does not say that it has gone and
- * was seen to run there. */
+/* Source: the VM runs elsewhere. Deletes the files named. -EBUSY: the record does not say that it has gone
+ * and was seen to run there. */
 int journal_settle(const char *dir, const char *vm, struct xm_error *);
-/* Storage-only has ended, or was cut: deletes the files named that spec.json does not name as a disk's. -EBUSY:
- * the record does not say that the VM is ours. */
+/* Storage-only has ended, or was cut: deletes the files named that spec.json does not name as a disk's.
+ * -EBUSY: the record does not say that the VM is ours. */
 int journal_sweep(const char *dir, const char *vm, struct xm_error *);
 
 #endif

@@ -28,8 +28,8 @@ struct vm_disk {
     unsigned boot;  /* the firmware tries it as the N-th, from 1; 0: not said */
 };
 
-/* An image that QEMU opens by itself, read-only: it stays where it is, and every host that the VM comes to has
- * it under this path. */
+/* An image that QEMU opens by itself, read-only: it stays where it is, and every host that the VM comes to
+ * has it under this path. */
 struct vm_cdrom {
     char name[32]; /* as a disk's */
     char *path;
@@ -84,8 +84,8 @@ struct vm_spec {
 int vm_spec_load(struct vm_spec *, const char *ini_path, struct xm_error *);
 int vm_spec_from_json(struct vm_spec *, const json_t *, struct xm_error *);
 json_t *vm_spec_to_json(const struct vm_spec *);
-/* The INI that vm_spec_load makes this of again, malloc'ed (spec_dump.c). A disk whose path has no '/' is written
- * as `datastore` and `file`. NULL with a sentence when a value cannot be written in an INI. */
+/* The INI that vm_spec_load makes this of again, malloc'ed (spec_dump.c). A disk whose path has no '/' is
+ * written as `datastore` and `file`. NULL with a sentence when a value cannot be written in an INI. */
 char *vm_spec_to_ini(const struct vm_spec *, struct xm_error *);
 void vm_spec_free(struct vm_spec *);
 /* 0 when the name is a legal VM name, else a sentence. */

@@ -12,8 +12,8 @@
 #define EXTRA_MAX 64
 #define TEXT_MAX  4096
 
-/* Every key that may be there, and of which type (JSON_TRUE: either boolean); one that is not listed is refused: it would mean something
- * to its sender. */
+/* Every key that may be there, and of which type (JSON_TRUE: either boolean); one that is not listed is
+ * refused: it would mean something to its sender. */
 struct json_key {
     const char *name;
     json_type type;

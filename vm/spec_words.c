@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* The texts of a specification: of which characters each may be.
  *
- * They end as words of QEMU's command line, where a comma begins the next option and a file's name may bring a
- * protocol along. So each is a list of words, or a set of characters, for whoever wrote it; what a peer may say
- * with them is held to more (agent/outside.c).
+ * They end as words of QEMU's command line, where a comma begins the next option and a file's name may
+ * bring a protocol along. So each is a list of words, or a set of characters, for whoever wrote it; what a
+ * peer may say with them is held to more (agent/outside.c).
  */
 #include "vm/spec_inside.h"
 

@@ -32,8 +32,8 @@ enum verdict {
 bool verdict_open(const struct owner_record *ours);
 /* Whom to ask. */
 const char *verdict_peer(const struct owner_record *ours);
-/* TAKE, BACK: *epoch is what our record has to say. DOUBT: `why` has a sentence. runs: the guest runs there now.
- * theirs->owner NONE: it has no record. */
+/* TAKE, BACK: *epoch is what our record has to say. DOUBT: `why` has a sentence. runs: the guest runs there
+ * now. theirs->owner NONE: it has no record. */
 enum verdict verdict_of(const char *self, const struct owner_record *ours, const struct owner_record *theirs,
                         bool runs, uint64_t *epoch, struct xm_error *why);
 
