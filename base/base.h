@@ -16,6 +16,7 @@
 #include "base/file.h"
 #include "base/fault.h"
 #include "base/hex.h"
+#include "base/text.h"
 #include "base/wait.h"
 #include "base/jsonl.h"
 #include "base/ini.h"

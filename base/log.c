@@ -25,34 +25,29 @@ void xm_log_open(const char *ident, enum xm_log_level level)
     }
 }
 
-/* One character that does not belong into a line. C1 controls are two bytes in UTF-8; a lone one is no
- * control. */
-static size_t control_length(const unsigned char *s)
+/* At most `room` bytes; how many. What does not fit into a line (base/text.h) is written as its bytes. */
+static size_t put_escaped(char *out, size_t room, const char *s)
 {
-    if (s[0] < ' ' || s[0] == 0x7f)
-        return 1;
-    return s[0] == 0xc2 && s[1] >= 0x80 && s[1] < 0xa0 ? 2 : 0;
-}
-
-/* At most `room` bytes; how many. */
-static size_t put_escaped(char *out, size_t room, const char *text)
-{
-    const unsigned char *s = (const unsigned char *)text;
     size_t n = 0;
 
     while (*s) {
-        size_t bad = control_length(s);
-        char what[8] = {(char)*s, 0};
-        if (bad == 1 && (*s == '\n' || *s == '\t' || *s == '\r'))
-            snprintf(what, sizeof what, "\\%c", *s == '\n' ? 'n' : *s == '\t' ? 't' : 'r');
-        else if (bad)
-            snprintf(what, sizeof what, "\\x%02x", s[bad - 1]);
-        size_t len = strlen(what);
+        bool fits;
+        size_t length = xm_text_char(s, &fits), len = length;
+        char what[20];
+        if (fits) {
+            memcpy(what, s, length);
+        } else if (*s == '\n' || *s == '\t' || *s == '\r') {
+            len = (size_t)snprintf(what, sizeof what, "\\%c", *s == '\n' ? 'n' : *s == '\t' ? 't' : 'r');
+        } else {
+            len = 0;
+            for (size_t i = 0; i < length; i++)
+                len += (size_t)snprintf(what + len, sizeof what - len, "\\x%02x", (unsigned char)s[i]);
+        }
         if (len > room - n)
             break;
-        memcpy(out + n, what, len); /* NOLINT(bugprone-not-null-terminated-result): a line has no 0 */
+        memcpy(out + n, what, len);
         n += len;
-        s += bad ? bad : 1;
+        s += length;
     }
     return n;
 }

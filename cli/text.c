@@ -6,8 +6,23 @@
 
 void put_text(FILE *out, const char *text)
 {
-    for (; *text; text++)
-        fputc((unsigned char)*text < ' ' || *text == 127 ? '?' : *text, out);
+    while (*text) {
+        bool fits;
+        size_t length = xm_text_char(text, &fits);
+        fwrite(fits ? text : "?", 1, fits ? length : 1, out);
+        text += length;
+    }
+}
+
+/* Characters, each a column; what is wider or narrower moves what follows. */
+static size_t width_of(const char *text)
+{
+    size_t n = 0;
+    bool fits;
+
+    for (; *text; n++)
+        text += xm_text_char(text, &fits);
+    return n;
 }
 
 void table_begin(struct table *t, unsigned columns, const char *const *titles)
@@ -38,10 +53,10 @@ void table_end(struct table *t, FILE *out)
             const char *text = t->field[r * t->columns + c];
             size_t width = 0;
             for (unsigned i = 0; i < t->rows; i++)
-                width = XM_MAX(width, strlen(t->field[i * t->columns + c]));
+                width = XM_MAX(width, width_of(t->field[i * t->columns + c]));
             put_text(out, text);
             if (c + 1 < t->columns)
-                fprintf(out, "%*s", (int)(width - strlen(text)) + 2, "");
+                fprintf(out, "%*s", (int)(width - width_of(text)) + 2, "");
         }
         fputc('\n', out);
     }

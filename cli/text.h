@@ -5,7 +5,7 @@
 
 #include "cli/cli.h"
 
-/* Writes text that came from outside: control characters (a terminal would obey them) become '?'. */
+/* Writes text that came from outside: what must not reach a terminal (base/text.h) becomes '?'. */
 void put_text(FILE *out, const char *text);
 
 /* A table: columns as wide as their widest field, two blanks between. Strings are copied. */

@@ -87,10 +87,10 @@ static void text_makes_no_line_and_steers_no_terminal(void **state)
     (void)state;
     xm_log_open("me", XM_LOG_INFO);
     xm_log(XM_LOG_INFO, "%s",
-           "it says: no\n2026-01-01 error me: all is lost\r\t\033[2J\x7f\xc2\x9b"
+           "it says: no\n2026-01-01 error me: all is lost\r\t\033[2J\x7f\xff\u202e\xc2\x9b"
            "1m, käse");
     assert_non_null(strstr(lines(), "info me: it says: no\\n2026-01-01 error me: all is lost\\r\\t\\x1b[2J"
-                                    "\\x7f\\x9b1m, käse\n"));
+                                    "\\x7f\\xff\\xe2\\x80\\xae\\xc2\\x9b1m, käse\n"));
     assert_ptr_equal(strchr(text, '\n'), strrchr(text, '\n'));
 }
 
