@@ -17,6 +17,17 @@
 
 static pthread_mutex_t writing = PTHREAD_MUTEX_INITIALIZER; /* datastores.json */
 
+/* As make_mark writes it. Anybody who may write into the datastore may have made another link. */
+static bool is_uuid(const char *s)
+{
+    for (size_t i = 0; i < UUID_LEN; i++) {
+        bool dash = i == 8 || i == 13 || i == 18 || i == 23;
+        if (dash ? s[i] != '-' : !strchr("0123456789abcdef", s[i]) || !s[i])
+            return false;
+    }
+    return !s[UUID_LEN];
+}
+
 /* "": there is none. */
 static int read_mark(const struct conf_datastore *ds, char uuid[UUID_SIZE], struct xm_error *e)
 {
@@ -24,11 +35,13 @@ static int read_mark(const struct conf_datastore *ds, char uuid[UUID_SIZE], stru
     ssize_t n = readlink(path, uuid, UUID_SIZE);
     int r = 0;
 
+    uuid[n > 0 && n < UUID_SIZE ? n : 0] = 0;
     if (n < 0 && errno != ENOENT)
         r = xm_error_errno(e, errno, "cannot read %s", path);
-    else if (n >= UUID_SIZE)
-        r = xm_error_set(e, EINVAL, "%s names no UUID", path);
-    uuid[n > 0 && n < UUID_SIZE ? n : 0] = 0;
+    else if (n >= 0 && !is_uuid(uuid))
+        r = xm_error_set(e, EINVAL,
+                         "%s names no UUID: it is not xmigrate's; remove it if this is the right datastore",
+                         path);
     free(path);
     return r;
 }

@@ -297,6 +297,10 @@ static void a_datastore_that_is_not_right_takes_no_disk(void **state)
     must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini"))), 0);
     assert_int_equal(xm_file_replace(in_dir(t, "state/datastores.json"), noted, sizeof noted - 1, NULL), 0);
     nothing_comes_there("is not what was there when it was first used"); /* it has no mark */
+    assert_int_equal(xm_file_replace(in_dir(t, "state/datastores.json"), "{}", 2, NULL), 0);
+    assert_int_equal(symlink("\xff-2222-4333-8444", in_dir(t, "dead/.xmigrate-datastore")), 0);
+    nothing_comes_there("names no UUID"); /* what is no text was noted as nothing: it had no identity */
+    assert_int_equal(unlink(in_dir(t, "dead/.xmigrate-datastore")), 0);
     assert_int_equal(mkdir(in_dir(t, "dead/.xmigrate-datastore"), 0700), 0);
     nothing_comes_there("dead/.xmigrate-datastore"); /* which cannot be read */
     if (mount("ro", in_dir(t, "dead"), "tmpfs", MS_RDONLY, NULL) == 0) {
