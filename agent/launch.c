@@ -170,9 +170,9 @@ static void *move_main(void *arg)
     agent_unlock(a);
     if (!r && m->local)
         r = launch(m,
-                   json_pack("{s:s, s:s, s:s, s:s, s:O, s:O}", "cmd", "storage", "job", m->job->id,
-                             "destination", m->host, "datastore", m->datastore, "disks", m->disks, "options",
-                             m->options),
+                   json_pack("{s:s, s:s, s:s, s:s, s:I, s:O, s:O}", "cmd", "storage", "job", m->job->id,
+                             "destination", m->host, "datastore", m->datastore, "min_free",
+                             (json_int_t)a->conf.min_free, "disks", m->disks, "options", m->options),
                    &e);
     else if (!r)
         r = run_out(m, &exit_status, &e);

@@ -264,6 +264,8 @@ struct xm_copier *xm_copier_new(struct xm_engine *, struct xm_file *, struct xm_
 void xm_copier_delay(struct xm_copier *, uint64_t target_ns);
 /* How many more it would claim now. Whoever claims on its behalf and lets it wait counts these as claimed. */
 unsigned xm_copier_room(const struct xm_copier *);
+/* Reads at most so many bytes of data a second, over a second; 0, as at first: as fast as can be. */
+void xm_copier_rate(struct xm_copier *, uint64_t bytes_per_s);
 void xm_copier_kick(struct xm_copier *);        /* there may be chunks to claim (again) */
 void xm_copier_pause(struct xm_copier *, bool); /* claims nothing while paused */
 void xm_copier_stats(const struct xm_copier *, struct xm_copier_stats *);

@@ -14,6 +14,7 @@
  * - The replica refuses a piece: the same.
  * - Somebody else uses the disk: it is read from time to time only (READ_GAP).
  * - The way to the replica is slow: fewer chunks are claimed at a time (depth.c).
+ * - It is to read no more than so many bytes a second (xm_copier_rate): chunks are claimed later.
  * - No buffer: the step waits until another has ended. None under way (memory is short): its copy ends
  * with -ENOMEM.
  */
@@ -90,6 +91,7 @@ struct xm_copier {
     void *ctx;
     struct xm_timer more;
     struct depth depth;
+    struct xm_bucket rate;
     struct job *current;                           /* claimed, and not all steps of it started; NULL: none */
     uint64_t read_at;                              /* when the last read began */
     unsigned busy, bare, again, steps_busy, reads; /* reads: steps with the engine */
@@ -123,6 +125,7 @@ struct xm_copier *xm_copier_new(struct xm_engine *engine, struct xm_file *file, 
     c->ops = ops;
     c->ctx = ctx;
     c->more.fire = more_fire;
+    xm_bucket_init(&c->rate, 0, xm_engine_now(engine));
     /* A chunk with data holds at least one step's buffer. */
     depth_init(&c->depth, (unsigned)(xm_bufpool_limit(pool) / c->step_size), DELAY_DEFAULT,
                xm_engine_now(engine));
@@ -132,6 +135,12 @@ struct xm_copier *xm_copier_new(struct xm_engine *engine, struct xm_file *file, 
 void xm_copier_delay(struct xm_copier *c, uint64_t target_ns)
 {
     c->depth.target = target_ns;
+}
+
+void xm_copier_rate(struct xm_copier *c, uint64_t bytes_per_s)
+{
+    xm_bucket_set(&c->rate, bytes_per_s, xm_engine_now(c->engine));
+    copier_fill(c);
 }
 
 void xm_copier_free(struct xm_copier *c)
@@ -433,6 +442,7 @@ static bool start_step(struct xm_copier *c)
     c->steps_busy++;
     c->reads++;
     c->read_at = xm_engine_now(c->engine);
+    xm_bucket_take(&c->rate, length, c->read_at);
     j->next += length;
     j->reading++;
     if (j->next == j->end)
@@ -441,12 +451,23 @@ static bool start_step(struct xm_copier *c)
     return true;
 }
 
+/* Whether its rate lets it begin a chunk; if only later, the timer will tell. In the middle of one it does not
+ * stop: the guest's writes to that chunk are held. */
+static bool may_claim(struct xm_copier *c)
+{
+    uint64_t now = xm_engine_now(c->engine), wait = xm_bucket_take(&c->rate, 0, now);
+
+    if (wait)
+        xm_engine_timer_set(c->engine, &c->more, now + wait);
+    return !wait;
+}
+
 /* Claims a chunk. False: there is none, or not now. */
 static bool start_job(struct xm_copier *c)
 {
     bool fresh = false;
 
-    if (c->paused || c->again >= AGAIN_MAX || c->bare >= BARE_MAX || xm_copier_room(c) == 0)
+    if (c->paused || c->again >= AGAIN_MAX || c->bare >= BARE_MAX || xm_copier_room(c) == 0 || !may_claim(c))
         return false;
     int64_t chunk = c->ops->next(c->ctx, &fresh);
     if (chunk < 0)

@@ -144,9 +144,17 @@ static int add_link(struct source *m, const char *local, const char *remote, uin
 static int source_begin(struct source *m)
 {
     struct machine *vm = m->machine;
+    struct owner_record rec;
     json_t *disks = json_array();
     json_t *ram = json_array();
 
+    /* An operator may have declared a peer dead since this shim read it. */
+    if (owner_load(vm->state_dir, vm->spec.name, &rec, &m->error) < 0) {
+        json_decref(disks);
+        json_decref(ram);
+        return -m->error.code;
+    }
+    vm->epoch = rec.epoch;
     for (unsigned i = 0; i < vm->disks; i++)
         json_array_append_new(disks, json_pack("{s:s s:I s:i}", "name", vm->disk[i].spec->name, "size",
                                                (json_int_t)vm->disk[i].file->size, "block",
@@ -184,7 +192,7 @@ static int prepare(struct source *m)
     if (!m->links)
         return -m->error.code;
     m->to = xm_links_transport(m->links);
-    xm_links_set_rate(m->links, m->opt.bandwidth);
+    xm_links_set_rate(m->links, m->rate);
     xm_links_set_background(m->links, true);
     json_array_foreach (links, i, l)
         up += add_link(m, xm_json_str(l, "local", ""), xm_json_str(l, "remote", ""), port, token) == 0;
@@ -466,13 +474,13 @@ struct source *source_start(struct machine *vm, const json_t *request, bool loca
     snprintf(m->destination, sizeof m->destination, "%s", xm_json_str(request, "destination", vm->host));
     m->opt = (struct source_options){
         .downtime = (uint64_t)xm_json_int(o, "downtime_ns", 100 * (int64_t)XM_NS_PER_MS),
-        .bandwidth = (uint64_t)xm_json_int(o, "bandwidth", 0),
         .link_timeout = (uint64_t)xm_json_int(o, "link_timeout_ns", 0),
         .grace = (uint64_t)xm_json_int(o, "grace_ns", XM_NS_PER_S),
         .keep_source = xm_json_bool(o, "keep_source", false),
         .verify = xm_json_bool(o, "verify", false),
         .patience = 5,
     };
+    m->rate = (uint64_t)xm_json_int(o, "bandwidth", 0);
     m->persist = xm_json_bool(o, "persist", false);
     m->device_state_ns = 15 * XM_NS_PER_MS;
     m->state = local ? SOURCE_DISKS : SOURCE_PREPARE;
@@ -502,9 +510,11 @@ int source_abort(struct source *m, const char *job, const char *reason, struct x
 
 int source_set_rate(struct source *m, uint64_t bytes_per_s)
 {
-    if (!m->links)
+    if (!m->links && !m->local)
         return -EINVAL;
-    xm_links_set_rate(m->links, bytes_per_s);
+    m->rate = bytes_per_s;
+    if (m->links)
+        xm_links_set_rate(m->links, bytes_per_s);
     return 0;
 }
 

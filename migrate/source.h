@@ -24,8 +24,7 @@ enum source_state {
 };
 
 struct source_options {
-    uint64_t downtime;  /* ns, the budget */
-    uint64_t bandwidth; /* bytes a second, all links; 0: none */
+    uint64_t downtime; /* ns, the budget */
     uint64_t link_timeout;
     uint64_t grace; /* ns beyond the budget, after which a VM that stands still goes on here */
     bool keep_source, verify;
@@ -64,7 +63,8 @@ struct source {
     json_t *request;           /* links, disks */
     json_t *kept;              /* paths of disks that have moved, and whose old file stays */
     struct source_options opt;
-    _Atomic bool persist; /* any thread: go on also when the guest outruns the copy */
+    _Atomic uint64_t rate; /* any thread: bytes a second, --bandwidth; 0: no limit */
+    _Atomic bool persist;  /* any thread: go on also when the guest outruns the copy */
 
     _Atomic enum source_state state; /* set by its thread in set_state alone; any thread reads */
     _Atomic bool abort;              /* any thread */

@@ -112,7 +112,7 @@ int source_memory(struct source *m)
         case XM_CONVERGE_STUCK:
             if (m->persist)
                 break;
-            return source_stuck(&in, &round, m->opt.downtime, m->opt.bandwidth, &m->error);
+            return source_stuck(&in, &round, m->opt.downtime, m->rate, &m->error);
         case XM_CONVERGE_AGAIN:
             break;
         }

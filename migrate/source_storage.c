@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 struct move {
@@ -12,6 +13,7 @@ struct move {
     struct xm_writer *writer;
     char *path;
     const char *datastore;
+    uint64_t rate; /* of the bulk copy: bytes a second; 0: no limit */
     bool created;
     struct machine_disk *disk;
     sem_t done;
@@ -75,6 +77,28 @@ static void pivot(struct machine_disk *d, void *arg)
 {
     struct move *v = arg;
     xm_disk_pivot(d->disk, v->file, commit, pivoted, v);
+}
+
+static void set_rate(struct machine_disk *d, void *arg)
+{
+    const struct move *v = arg;
+    xm_disk_copy_rate(d->disk, v->rate);
+}
+
+/* What --bandwidth gives is for all disks that still copy, each the same; `set` may change it. */
+static void share_rate(struct source *m, struct move *v)
+{
+    unsigned copying = 0;
+
+    for (unsigned i = 0; i < m->machine->disks; i++)
+        copying += v[i].writer && !source_disk_in_step(&m->machine->disk[i]);
+    uint64_t rate = copying && m->rate ? XM_MAX(m->rate / copying, 1) : m->rate;
+    for (unsigned i = 0; i < m->machine->disks; i++) {
+        if (!v[i].writer || v[i].rate == rate)
+            continue;
+        v[i].rate = rate;
+        machine_disk_call(&m->machine->disk[i], set_rate, &v[i]);
+    }
 }
 
 static int move_begin(struct source *m, struct machine_disk *d, struct move *v)
@@ -157,14 +181,29 @@ static const char *wanted(const struct source *m, const char *disk, const char *
     return NULL;
 }
 
+/* min_free stays free, whatever fills the datastore meanwhile: looked at between two pumps, some 10 ms apart. */
+static int leaves_min_free(struct source *m, const struct move *v)
+{
+    uint64_t min_free = (uint64_t)xm_json_int(m->request, "min_free", 0);
+    struct statvfs fs;
+
+    if (fstatvfs(v->file->fd, &fs) < 0)
+        return xm_error_errno(&m->error, errno, "datastore '%s' on %s", v->datastore, m->machine->host);
+    if ((uint64_t)fs.f_bavail * fs.f_frsize >= min_free)
+        return 0;
+    return xm_error_set(&m->error, ENOSPC, "datastore '%s' on %s is full: %s of it stay free (min_free)",
+                        v->datastore, m->machine->host, xm_format_size(min_free).s);
+}
+
 /* Until every disk's second side has all of it. */
-static int copy_all(struct source *m, const struct move *v)
+static int copy_all(struct source *m, struct move *v)
 {
     struct machine *vm = m->machine;
 
     pace_reset(&m->pace);
     for (;;) {
         bool all = true;
+        share_rate(m, v);
         int r = source_interrupted(m);
         if (!r)
             r = source_disks_pace(m);
@@ -173,6 +212,8 @@ static int copy_all(struct source *m, const struct move *v)
                 continue;
             all &= source_disk_in_step(&vm->disk[i]);
             r = source_disk_check(m, &vm->disk[i]);
+            if (!r)
+                r = leaves_min_free(m, &v[i]);
         }
         if (all || r)
             return r;
@@ -196,10 +237,13 @@ int source_storage(struct source *m)
         sem_init(&v[i].done, 0, 0);
         v[i].path = xm_printf("%s", path ? path : "");
     }
-    r = open_journal(m, v, true, &m->error);
+    r = journal_sweep(vm->state_dir, vm->spec.name, &m->error); /* one that was cut, or could not delete */
+    if (!r)
+        r = open_journal(m, v, true, &m->error);
     for (unsigned i = 0; !r && i < vm->disks; i++) {
         if (v[i].path[0] && (r = move_begin(m, &vm->disk[i], &v[i])) < 0)
             correct_journal(m, v);
+        share_rate(m, v);
     }
     xm_fault("storage-created");
     if (!r)

@@ -224,6 +224,12 @@ void xm_disk_mirror_off(struct xm_disk *d, void (*done)(void *), void *arg)
     disk_progress(d);
 }
 
+void xm_disk_copy_rate(struct xm_disk *d, uint64_t bytes_per_s)
+{
+    if (d->copy.copier)
+        xm_copier_rate(d->copy.copier, bytes_per_s);
+}
+
 bool xm_disk_in_step(const struct xm_disk *d)
 {
     return is_mirroring(d) && d->copy.map.count[XM_CHUNK_PRESENT] == d->chunks;

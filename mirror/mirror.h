@@ -74,6 +74,9 @@ int xm_disk_mirror_on(struct xm_disk *, struct xm_replica *, bool target_zeroed,
 /* Off again: guest writes go local only at once; `done` when nothing is in flight to the replica. Engine's
  * thread. */
 void xm_disk_mirror_off(struct xm_disk *, void (*done)(void *), void *arg);
+/* Engine's thread, while the mirror is on. Bulk copy at most at that rate; 0: no limit. Guest writes go on
+ * as they come. */
+void xm_disk_copy_rate(struct xm_disk *, uint64_t bytes_per_s);
 /* Engine's thread. True when no chunk is absent or copying. */
 bool xm_disk_in_step(const struct xm_disk *);
 /* Engine's thread. Calls back once: 0 when nothing of the guest is in flight, mirror buffer empty, every

@@ -135,6 +135,31 @@ static void storage_of_its_own_is_no_shared_storage(void **state)
     small_must_be_whole(&guest, "b");
 }
 
+/* Both disks have some 180 MiB in all: at 60 MB/s they are over in 3 s, and something fills the datastore
+ * meanwhile. */
+static void min_free_stays_free_and_the_rate_holds(void **state)
+{
+    struct job move;
+    char *out = NULL;
+    (void)state;
+
+    need_lab();
+    sh(NULL, 30, "cd %s/b/ds2 && fallocate -l $(($(stat -f -c '%%a * %%S' .) - (300 << 20))) .full",
+       lab_store_dir());
+    job_start(&move, "%s", xmigrate("b", "--json --storage-only --bandwidth 60MB web1 ds2"));
+    bool copies = job_saw(&move, "\"disks\"", 60);
+    sh(NULL, 30, "fallocate -l 200M %s/b/ds2/.more", lab_store_dir());
+    int code = job_end(&move, 60, &out);
+    sh(NULL, 30, "rm -f %s/b/ds2/.full %s/b/ds2/.more", lab_store_dir(), lab_store_dir());
+    if (!copies || code != 1 || !strstr(out, "datastore 'ds2' on hostb is full: 64.00 MiB of it stay free"))
+        fail_msg("exit status %d: %s", code, out);
+    free(out);
+    both_disks_must_lie_in("b", "b/ds1");
+    assert_int_equal(count_files("b", "web1"), 2);
+    vm_must_run_at("b", "web1");
+    small_must_be_whole(&guest, "b");
+}
+
 /* The shim dies at the moment of the swap, right before or after the new path is durable: the next one has
  * the disk that holds all that the guest was told to be written, and what is left of the other one goes. */
 static void dies_in_the_swap(const char *point)
@@ -180,6 +205,7 @@ int main(void)
         cmocka_unit_test(rebalancing_brings_it_below_the_target),
         cmocka_unit_test(the_vm_alone_moves_on_shared_storage),
         cmocka_unit_test(storage_of_its_own_is_no_shared_storage),
+        cmocka_unit_test(min_free_stays_free_and_the_rate_holds),
         cmocka_unit_test(the_shim_dies_before_the_new_path_is_recorded),
         cmocka_unit_test(the_shim_dies_after_the_new_path_is_recorded),
     };

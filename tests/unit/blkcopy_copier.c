@@ -249,6 +249,26 @@ static void test_paused_claims_nothing(void **state)
     assert_in_range(f->next, 1, 2);
 }
 
+/* 2 MiB a second: 8 MiB take 4 s, but for a chunk and the first burst; four times that and it is over soon. */
+static void test_reads_no_faster_than_its_rate(void **state)
+{
+    struct fixture *f = *state;
+    static const bool never = false;
+
+    f->pool = xm_bufpool_new(16 << 20);
+    f->c = xm_copier_new(&f->sim->engine, &f->source->file, f->replica, f->pool, CHUNK, true, &ops, f);
+    xm_copier_rate(f->c, 2 << 20);
+    sim_run_for(f->sim, 2 * XM_NS_PER_S);
+    assert_in_range(f->copied, 4, 5);
+    uint64_t then = f->sim->now;
+    xm_copier_rate(f->c, 8 << 20);
+    sim_run_for(f->sim, 600 * XM_NS_PER_MS);
+    sim_run_until(f->sim, &never, 1000000);
+    assert_true(f->sim->now - then <= 700 * XM_NS_PER_MS);
+    assert_int_equal(f->copied, CHUNKS);
+    assert_memory_equal(f->source->data, f->target->data, SIZE);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -265,6 +285,7 @@ int main(void)
         T(test_errors_of_the_target_are_told),
         T(test_chunks_copied_again_are_few_at_a_time),
         T(test_paused_claims_nothing),
+        T(test_reads_no_faster_than_its_rate),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
