@@ -233,6 +233,9 @@ json_t *settle(struct agent *, const char *vm, bool peer_is_dead, uint64_t patie
 /* In two steps: at most one thread works on what is open of a VM. False: another one still does. */
 bool settle_claim(struct agent *, const char *vm, uint64_t patience_ns);
 void settle_release(struct agent *, const char *vm);
+/* yes: the VM begins no migration from here on, nor ends one. False: it is in one, or just comes or goes, or is
+ * being defined. no: it may again. Who holds it has claimed it. */
+bool settle_hold(struct agent *, const char *vm, bool yes);
 json_t *settle_claimed(struct agent *, const char *vm, bool peer_is_dead);
 /* The record says that nothing of the VM is needed here: its shim and QEMU end, then what the journal names
  * goes. */
@@ -246,9 +249,10 @@ int settle_end_here(struct agent *, const char *vm, struct xm_error *);
 int tidy_start(struct agent *, struct xm_error *);
 /* A VM that is expected here: ended, when no link has come and its source does not know of the migration. */
 void tidy_expected(struct agent *, const char *vm);
-verb_handler verb_rebalance, verb_peer_datastores;                                  /* rebalance.c */
-verb_handler verb_jobs, verb_watch;                                                 /* jobs.c */
-verb_handler verb_peer_hello, verb_peer_check, verb_peer_prepare, verb_peer_cancel; /* peer.c */
+verb_handler verb_rebalance, verb_peer_datastores;               /* rebalance.c */
+verb_handler verb_jobs, verb_watch;                              /* jobs.c */
+verb_handler verb_peer_hello, verb_peer_check, verb_peer_cancel; /* peer.c */
+verb_handler verb_peer_prepare;                                  /* prepare.c */
 
 /* start.c: starts a VM that this host owns, from its recorded spec. The answer. */
 json_t *start_again(struct agent *, const char *name);
@@ -272,6 +276,7 @@ void define_undo(struct agent *, const char *name, const struct defined *);
 /* Sets what is not the running VM's, but its definition's. */
 json_t *define_autostart(struct agent *, const char *name, bool yes);
 
+#define LINK_TOKEN_BYTES 32 /* twice as many hexadecimal digits */
 /* A link's socket has come with this token: hands it to the shim that waits for it. peer.c. Takes over
  * fd. */
 void link_arrived(struct agent *, const struct address *from, const char *token, const char *name, int fd);

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: MIT */
+/* agent/asked.h: what another agent asks when a VM is to come here, read and bounded. Nothing in it is right until
+ * it has been judged (admission.h, outside.h). */
+#ifndef XM_AGENT_ASKED_H
+#define XM_AGENT_ASKED_H
+
+#include "agent/agent.h"
+#include "agent/facts.h"
+
+struct asked {
+    struct vm_spec spec;
+    struct admission_request req;
+    struct fact_link link[CONFIG_MANY];
+    char job[16];
+    unsigned char *nvram; /* prepare: the firmware's variables; NULL: the VM has none */
+    size_t nvram_size;
+};
+
+/* *q is zeros, and freed by asked_free also when this fails. Waits for what an earlier try for the same VM still
+ * has to clear away. -EINVAL, with a sentence for the peer. The request must live as long as *q. */
+int asked_read(struct agent *, struct asked *q, const json_t *request, struct xm_error *);
+void asked_free(struct asked *);
+/* What an earlier migration has left open here is brought to its end, or this one has to wait. Who sends the
+ * VM now has run it: then what was left of our giving it to him is over. */
+int prepare_settle_last(struct agent *, const struct asked *, uint64_t patience, struct xm_error *);
+
+#endif
