@@ -146,10 +146,12 @@ static void let_go(struct agent *a, const char *name)
 
 /* ---- verbs ---- */
 
-static json_t *define(struct agent *a, struct vm_spec *s)
+/* fresh: it is not known here yet. The name is held while others are asked, so that of two hosts that define it
+ * at once each hears of the other. */
+static json_t *define(struct agent *a, struct vm_spec *s, bool fresh)
 {
     json_t *spec = vm_spec_to_json(s), *no, *answer;
-    struct defined d;
+    struct defined d = {0};
     struct xm_error e = {0};
 
     if (!spec)
@@ -158,7 +160,7 @@ static json_t *define(struct agent *a, struct vm_spec *s)
         json_decref(spec);
         return no;
     }
-    if (define_spec(a, s, spec, &d, &e) < 0) {
+    if ((fresh && define_namesake(a, s->name, &e) < 0) || define_spec(a, s, spec, &d, &e) < 0) {
         answer = refusal(EXIT_REFUSED, "%s", e.text);
     } else {
         xm_log(XM_LOG_INFO, "VM %s: defined", s->name);
@@ -186,12 +188,10 @@ json_t *verb_define(struct conn *c, const json_t *request)
         answer = refusal(EXIT_USAGE, "%s", e.text);
     else if (name && strcmp(name, s.name) != 0)
         answer = refusal(EXIT_USAGE, "%s is the specification of a VM '%s', not of %s", path, s.name, name);
-    else if (define_allowed(c->agent, s.name, &d, &e) < 0 ||
-             (d.fresh && define_namesake(c->agent, s.name, &e) < 0) ||
-             resolve_spec(c->agent, &s, &note, &e) < 0)
+    else if (define_allowed(c->agent, s.name, &d, &e) < 0 || resolve_spec(c->agent, &s, &note, &e) < 0)
         answer = refusal(EXIT_REFUSED, "%s", e.text);
     else
-        answer = define(c->agent, &s);
+        answer = define(c->agent, &s, d.fresh);
     if (note.text[0] && xm_json_bool(answer, "ok", false))
         json_object_set_new(answer, "note", json_string(note.text));
     vm_spec_free(&s);

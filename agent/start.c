@@ -75,13 +75,15 @@ static int bring_up(struct agent *a, struct vm_spec *s, json_t *spec, const json
     return r;
 }
 
-static json_t *start_spec(struct agent *a, struct vm_spec *s, const json_t *recorded)
+/* fresh: it is not known here yet (define.c). */
+static json_t *start_spec(struct agent *a, struct vm_spec *s, const json_t *recorded, bool fresh)
 {
     struct admission_request req = {.spec = s, .start = true, .source = a->conf.name};
     struct gathered g;
     struct xm_error e = {0};
     json_t *reasons = json_array(), *answer = NULL;
     json_t *spec = vm_spec_to_json(s);
+    bool no = false;
     int ignored;
 
     if (!spec) {
@@ -97,8 +99,9 @@ static json_t *start_spec(struct agent *a, struct vm_spec *s, const json_t *reco
         answer = refusal(EXIT_REFUSED, "VM %s: %s", s->name, why[0] ? why : e.text);
         json_object_set(answer, "reasons", reasons);
         free(why);
-    } else if (bring_up(a, s, spec, recorded, &e) || vm_watch(a, s->name, &e)) {
-        answer = refusal(EXIT_FAILED, "%s", e.text);
+    } else if ((no = fresh && define_namesake(a, s->name, &e) < 0) || bring_up(a, s, spec, recorded, &e) ||
+               vm_watch(a, s->name, &e)) {
+        answer = refusal(no ? EXIT_REFUSED : EXIT_FAILED, "%s", e.text);
         agent_lock(a);
         vm_forget(vm_find(a, s->name));
         agent_unlock(a);
@@ -145,11 +148,10 @@ static json_t *start_file(struct agent *a, const char *path)
         answer = refusal(EXIT_USAGE, "%s", e.text);
     else if ((answer = gone(a, s.name)))
         ;
-    else if (define_allowed(a, s.name, &d, &e) < 0 || (d.fresh && define_namesake(a, s.name, &e) < 0) ||
-             resolve_spec(a, &s, &note, &e) < 0)
+    else if (define_allowed(a, s.name, &d, &e) < 0 || resolve_spec(a, &s, &note, &e) < 0)
         answer = refusal(EXIT_REFUSED, "%s", e.text);
     else
-        answer = start_spec(a, &s, NULL);
+        answer = start_spec(a, &s, NULL, d.fresh);
     if (note.text[0] && xm_json_bool(answer, "ok", false)) {
         xm_log(XM_LOG_WARN, "%s", note.text);
         json_object_set_new(answer, "note", json_string(note.text));
@@ -193,7 +195,7 @@ json_t *start_again(struct agent *a, const char *name)
     else if (resolve_spec(a, &s, NULL, &e) < 0)
         answer = refusal(EXIT_REFUSED, "%s", e.text);
     else
-        answer = start_spec(a, &s, v.spec);
+        answer = start_spec(a, &s, v.spec, false);
     if (xm_json_bool(answer, "ok", false))
         json_object_set_new(answer, "text",
                             json_sprintf("VM %s is %s's, and has been started", name, a->conf.name));

@@ -161,14 +161,47 @@ static void a_vm_that_was_given_away_is_not_started(void **state)
     assert_int_equal(files_in_ds(), 0);
 }
 
+/* What broke: two hosts that defined one name at the same moment each heard that the other had no such VM. */
+static void the_name_is_held_while_others_are_asked(void **state)
+{
+    int hostb = *(int *)*state;
+
+    need_qemu();
+    for (int define = 0; define < 2; define++) {
+        struct xm_jsonl mine, its;
+        json_t *request = start_request();
+        if (define)
+            json_object_set_new(request, "verb", json_string("define"));
+        xm_jsonl_init(&mine, agent_socket());
+        assert_int_equal(xm_jsonl_send(mine.fd, request, -1, NULL), 0);
+        json_decref(serve_begin(hostb, &its));
+        json_t *o = ask_as_peer(t, json_pack("{s:s, s:s}", "verb", "peer.owner", "vm", "web1"));
+        if (!xm_json_bool(o, "present", false))
+            fail_msg("%s", json_dumps(o, 0));
+        json_decref(o);
+        xm_jsonl_send(its.fd,
+                      json_pack("{s:b, s:s, s:i, s:b}", "ok", 1, "owner", "none", "epoch", 0, "present", 1),
+                      -1, NULL); /* it defines one, too */
+        xm_jsonl_close(&its);
+        must_refuse(last_of(&mine), 3, "just being defined there", NULL);
+        xm_jsonl_close(&mine);
+        assert_string_equal(state_of("web1"), "");
+        assert_false(exists(t, "ds/web1.raw"));
+    }
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, agent_set_up, agent_tear_down)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        TEST(a_vm_is_started_found_again_and_stopped), TEST(nothing_is_made_where_a_datastore_is_not_mounted),
-        TEST(an_image_of_another_format_is_no_disk),   TEST(the_firmwares_variables_are_made_once),
-        TEST(a_disk_in_a_datastore_is_no_link),        TEST(a_start_that_fails_leaves_nothing),
+        TEST(a_vm_is_started_found_again_and_stopped),
+        TEST(nothing_is_made_where_a_datastore_is_not_mounted),
+        TEST(an_image_of_another_format_is_no_disk),
+        TEST(the_firmwares_variables_are_made_once),
+        TEST(a_disk_in_a_datastore_is_no_link),
+        TEST(a_start_that_fails_leaves_nothing),
         TEST(a_vm_that_was_given_away_is_not_started),
+        cmocka_unit_test_setup_teardown(the_name_is_held_while_others_are_asked, peer_set_up, peer_tear_down),
     };
     int status;
 
