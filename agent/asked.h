@@ -20,8 +20,9 @@ struct asked {
  * has to clear away. -EINVAL, with a sentence for the peer. The request must live as long as *q. */
 int asked_read(struct agent *, struct asked *q, const json_t *request, struct xm_error *);
 void asked_free(struct asked *);
-/* What an earlier migration has left open here is brought to its end, or this one has to wait. Who sends the
- * VM now has run it: then what was left of our giving it to him is over. */
-int prepare_settle_last(struct agent *, const struct asked *, uint64_t patience, struct xm_error *);
+/* What an earlier migration has left open here is brought to its end (settle.c), or this one has to wait: -EBUSY.
+ * only_look: what was given to who asks stays as it is; it is settled when the VM comes. */
+int prepare_settle_last(struct agent *, const struct asked *, bool only_look, uint64_t patience,
+                        struct xm_error *);
 
 #endif

@@ -38,28 +38,23 @@ static json_t *incoming_record(struct agent *a, const struct asked *q, int datas
                      "links", links, "reserve", reserve);
 }
 
-int prepare_settle_last(struct agent *a, const struct asked *q, uint64_t patience, struct xm_error *e)
+int prepare_settle_last(struct agent *a, const struct asked *q, bool only_look, uint64_t patience,
+                        struct xm_error *e)
 {
     const char *name = q->spec.name;
     struct owner_record rec;
     struct xm_error why = {0};
     int r = owner_read(a, name, &rec, &why);
 
-    if (!r && rec.owner == OWNER_GIVEN && !rec.settled && !strcmp(rec.to, q->req.source) &&
-        q->req.epoch >= rec.epoch) {
-        rec.settled = true;
-        r = owner_write(a, name, &rec, e);
-    } else if (!r && verdict_open(&rec)) {
-        json_t *answer = settle(a, name, false, patience);
-        r = xm_json_bool(answer, "ok", false)
-                ? 0
-                : xm_error_set(e, EBUSY, "%s", xm_json_str(answer, "error", "its last hand-off is open"));
-        json_decref(answer);
-    } else if (r && r != -ENOENT) {
-        r = xm_error_set(e, -r, "%s", why.text);
-    } else {
-        r = 0;
-    }
+    if (r)
+        return r == -ENOENT ? 0 : xm_error_set(e, -r, "%s", why.text);
+    if (!verdict_open(&rec) || (only_look && rec.owner == OWNER_GIVEN && !strcmp(rec.to, q->req.source)))
+        return 0;
+    json_t *answer = settle(a, name, false, patience);
+    const char *text = xm_json_str(answer, "error", xm_json_str(answer, "text", "its last hand-off is open"));
+    if (owner_read(a, name, &rec, NULL) == 0 && verdict_open(&rec))
+        r = xm_error_set(e, EBUSY, "%s", text);
+    json_decref(answer);
     return r;
 }
 
@@ -260,7 +255,7 @@ json_t *verb_peer_prepare(struct conn *c, const json_t *request)
         r = -EINVAL;
     if (r)
         answer = refusal(EXIT_USAGE, "%s", e.text);
-    else if (prepare_settle_last(c->agent, &q, SETTLE_PREPARE_PATIENCE, &e) < 0)
+    else if (prepare_settle_last(c->agent, &q, false, SETTLE_PREPARE_PATIENCE, &e) < 0)
         answer = refusal(EXIT_FAILED, "%s", e.text);
     else
         answer = prepare(c->agent, &q);

@@ -2,6 +2,7 @@
 /* What a peer may have prepared for a VM that is to come, and that nothing of it is lost or left when the agent
  * is killed. A real agent, with make-believe shims (lib_shim.c). */
 #include "tests/unit/lib_agent.h"
+#include "vm/owner.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -135,6 +136,23 @@ static void a_probe_decides_what_is_shared(void **state)
             fail_msg("%d: %s", i, json_dumps(answer, 0));
         json_decref(answer);
     }
+}
+
+/* What broke: asked whether the VM could come back, this host took it for seen to run there, and the only good
+ * copy of a VM whose guest had not been let run was deleted. */
+static void a_check_settles_nothing(void **state)
+{
+    struct owner_record rec = {.epoch = 3, .owner = OWNER_GIVEN, .to = "hostb"};
+    json_t *o = prepare_request("5");
+    (void)state;
+    assert_int_equal(xm_mkdir_all(in_dir(t, "state/vms/web1"), NULL), 0);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    json_object_set_new(o, "verb", json_string("peer.check"));
+    json_object_set_new(o, "epoch", json_integer(3));
+    must(ask_as_peer(t, o), 0);
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_GIVEN);
+    assert_false(rec.settled);
 }
 
 static json_t *must_prepare(void)
@@ -288,6 +306,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         TEST(hostile_requests_to_prepare_make_nothing),
         TEST(a_probe_decides_what_is_shared),
+        TEST(a_check_settles_nothing),
         TEST(prepare_makes_disks_and_cancel_takes_all_away),
         TEST(the_firmwares_variables_come_with_the_request),
         TEST(a_link_with_the_token_gets_to_the_shim),
