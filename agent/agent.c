@@ -197,6 +197,7 @@ static void agent_free(struct agent *a)
     while (!TAILQ_EMPTY(&a->vms))
         vm_forget(TAILQ_FIRST(&a->vms));
     jobs_free(a);
+    json_decref(a->autostart_waiting);
     if (a->lock_fd >= 0)
         close(a->lock_fd);
     pthread_cond_destroy(&a->changed);

@@ -174,6 +174,7 @@ struct agent {
     bool ending;
     char boot[LIFE_BOOT_MAX + 1]; /* which boot of the host this is; constant after the start */
     bool autostart_due;           /* ... and nobody has started VMs by themselves in it yet; likewise */
+    json_t *autostart_waiting;    /* ... but for these, names, that others may run; NULL: none; likewise */
 };
 
 static inline void agent_lock(struct agent *a)

@@ -2,7 +2,7 @@
 /* Which boot of the host this is, and the VMs that start by themselves in it.
  *
  * A boot is told by run_dir/boot.json: {"boot_id": the kernel's, "boot": a name that we make up, "autostart":
- * whether it has been done}. The run directory is made of memory, so after a boot there is none; where it is
+ * whether it has been done, "waiting": but for these VMs}. The run directory is made of memory, so after a boot there is none; where it is
  * not, the kernel's boot_id differs. An agent that is started again within a boot finds the file, and starts
  * nothing.
  *
@@ -31,12 +31,14 @@ static void read_boot_id(char *id, size_t size)
     free(text);
 }
 
-static int boot_save(struct agent *a, bool done, struct xm_error *e)
+/* waiting: names; NULL: none */
+static int boot_save(struct agent *a, bool done, json_t *waiting, struct xm_error *e)
 {
     char id[100], *path = xm_printf("%s/boot.json", a->conf.run_dir);
 
     read_boot_id(id, sizeof id);
-    json_t *o = json_pack("{s:s, s:s, s:b}", "boot_id", id, "boot", a->boot, "autostart", done);
+    json_t *o = json_pack("{s:s, s:s, s:b, s:O*}", "boot_id", id, "boot", a->boot, "autostart", done,
+                          "waiting", waiting);
     int r = write_json(path, o, e);
     json_decref(o);
     free(path);
@@ -54,11 +56,12 @@ int inventory_boot(struct agent *a, struct xm_error *e)
     if (*boot && !strcmp(xm_json_str(o, "boot_id", ""), id)) {
         snprintf(a->boot, sizeof a->boot, "%s", boot);
         a->autostart_due = !xm_json_bool(o, "autostart", false);
+        a->autostart_waiting = json_incref(json_object_get(o, "waiting"));
     } else {
         r = xm_hex_random(a->boot, BOOT_BYTES, e);
         a->autostart_due = true;
         if (!r)
-            r = boot_save(a, false, e);
+            r = boot_save(a, false, NULL, e);
     }
     json_decref(o);
     free(path);
@@ -110,7 +113,8 @@ static bool start_all(struct agent *a, json_t *names, bool *silent, bool first)
         agent_unlock(a);
         if (ending)
             break;
-        if (start_one(a, json_string_value(json_array_get(names, i)), silent, first))
+        const char *name = json_string_value(json_array_get(names, i));
+        if (!name || start_one(a, name, silent, first))
             json_array_remove(names, i);
         else
             i++;
@@ -118,25 +122,35 @@ static bool start_all(struct agent *a, json_t *names, bool *silent, bool first)
     return ending;
 }
 
+static void note_done(struct agent *a, json_t *waiting)
+{
+    struct xm_error e = {0};
+
+    if (boot_save(a, true, waiting, &e) < 0)
+        xm_log(XM_LOG_WARN, "that VMs have been started by themselves could not be noted: %s", e.text);
+}
+
+/* After the first pass an agent that is started again in this boot has no business with the others. */
 static void *autostart_main(void *arg)
 {
     struct agent *a = arg;
     bool silent[CONFIG_MANY] = {false};
-    struct xm_error e = {0};
-    json_t *names = inventory_names(a);
+    json_t *names = a->autostart_due ? inventory_names(a) : json_copy(a->autostart_waiting);
     bool ending = start_all(a, names, silent, true);
 
-    while (!ending && json_array_size(names)) {
+    if (!ending)
+        note_done(a, names);
+    for (size_t waiting; !ending && (waiting = json_array_size(names));) {
         agent_lock(a);
         uint64_t until = xm_now() + AGAIN_NS;
         while (agent_wait(a, until))
             ;
         agent_unlock(a);
         ending = start_all(a, names, silent, false);
+        if (json_array_size(names) < waiting)
+            note_done(a, names);
     }
     json_decref(names);
-    if (!ending && boot_save(a, true, &e) < 0)
-        xm_log(XM_LOG_WARN, "that VMs have been started by themselves could not be noted: %s", e.text);
     agent_thread_ends(a);
     return NULL;
 }
@@ -145,6 +159,7 @@ void inventory_autostart(struct agent *a)
 {
     struct xm_error e = {0};
 
-    if (a->autostart_due && agent_thread(a, autostart_main, a, &e) < 0)
+    if ((a->autostart_due || json_array_size(a->autostart_waiting)) &&
+        agent_thread(a, autostart_main, a, &e) < 0)
         xm_log(XM_LOG_ERROR, "no VM is started by itself: %s", e.text);
 }

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #define CONNECT_NS (5 * XM_NS_PER_S)
+#define LOOK_NS    (500 * XM_NS_PER_MS)
 
 static int say_hello(int fd, struct xm_error *e)
 {
@@ -29,6 +30,27 @@ static void local_address(int fd, struct address_text *text)
 
     if (!getsockname(fd, (struct sockaddr *)&ss, &len) && address_of(&addr, (struct sockaddr *)&ss))
         *text = address_format(&addr);
+}
+
+static bool ends(struct agent *a)
+{
+    agent_lock(a);
+    bool is = a->ending;
+    agent_unlock(a);
+    return is;
+}
+
+/* An agent that ends does not wait for its peers. */
+static json_t *wait_answer(struct agent *a, struct xm_jsonl *js, uint64_t timeout_ns, struct xm_error *e)
+{
+    uint64_t now = xm_now(), until = now + timeout_ns;
+
+    for (;; now = xm_now()) {
+        *e = (struct xm_error){0};
+        json_t *answer = xm_jsonl_recv(js, XM_MIN(until, now + LOOK_NS), e);
+        if (answer || e->code != ETIMEDOUT || xm_now() >= until || ends(a))
+            return answer;
+    }
 }
 
 json_t *peer_call_agent(struct agent *a, const struct conf_peer *p, json_t *request, uint64_t timeout_ns,
@@ -57,7 +79,7 @@ json_t *peer_call_agent(struct agent *a, const struct conf_peer *p, json_t *requ
     if (say_hello(fd, e) < 0)
         json_decref(request);
     else if (!xm_jsonl_send(fd, request, -1, e))
-        answer = xm_jsonl_recv(&js, xm_now() + timeout_ns, e);
+        answer = wait_answer(a, &js, timeout_ns, e);
     xm_jsonl_close(&js);
     if (!answer) {
         xm_error_prefix(e, "host %s does not answer (does it know this host as a [peer], by its address?)",
@@ -68,7 +90,8 @@ json_t *peer_call_agent(struct agent *a, const struct conf_peer *p, json_t *requ
         *reasons = json_is_array(json_object_get(answer, "reasons"))
                        ? json_incref(json_object_get(answer, "reasons"))
                        : NULL;
-        xm_error_set(e, EREMOTEIO, "%s", xm_json_str(answer, "error", "the peer refused without saying why"));
+        xm_error_set(e, status == EXIT_UNKNOWN ? EBUSY : EREMOTEIO, "%s",
+                     xm_json_str(answer, "error", "the peer refused without saying why"));
         json_decref(answer);
         answer = NULL;
     }

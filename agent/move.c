@@ -73,7 +73,7 @@ static json_t *read_move(struct agent *a, const json_t *o, struct move *m)
     return NULL;
 }
 
-/* What is asked of a peer meanwhile has 3 s (agent/returned.c). */
+/* A peer that is asked meanwhile has 3 s to let us connect, and 3 more to answer (agent/returned.c). */
 #define CLOSING_NS (10 * XM_NS_PER_S)
 
 /* Holds the VM and takes a copy of what is known of it. NULL, or the refusal. */
