@@ -51,7 +51,7 @@ static int ask(struct agent *a, const struct conf_peer *p, const char *vm, uint6
     memset(k, 0, sizeof *k);
     json_decref(reasons);
     if (!o)
-        return e->code == EREMOTEIO ? -EREMOTEIO : -EIO;
+        return e->code == EREMOTEIO || e->code == EBUSY ? -e->code : -EIO;
     int side = owner_side_of(xm_json_str(o, "owner", "?"));
     int r = side < 0 ? xm_error_set(e, EPROTO, "host %s: its answer makes no sense", p->name) : 0;
     k->rec.owner = (enum owner_side)XM_MAX(side, 0);

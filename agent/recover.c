@@ -52,24 +52,31 @@ static json_t *told(const char *text)
 }
 
 /* A VM of ours that another host may have taken over (agent/returned.h), which will not be back. */
-static json_t *by_word(struct agent *a, const char *vm)
+static json_t *by_word(struct agent *a, const char *vm, const struct known *here)
 {
     struct xm_error e = {0};
-    char text[300];
+    char dead[400], text[700];
 
     enum returned is = returned_judge(a, vm, NULL, &e);
     if (is == RETURNED_THEIRS)
         return told(e.text);
     if (is == RETURNED_UNKNOWN && e.code != EHOSTUNREACH)
         return refusal(EXIT_UNKNOWN, "%s", e.text);
-    int r = e.code == EHOSTUNREACH ? returned_by_word(a, vm, &e) : -ENOENT;
+    int r = returned_by_word(a, vm, dead, sizeof dead, &e);
+    if (r == -ENOENT && here->present)
+        return refusal(EXIT_USAGE, "VM %s is here (%s): it is not to be taken from anybody", vm, here->state);
     if (r == -ENOENT)
         return refusal(EXIT_USAGE,
                        "VM %s: nothing of a hand-off is open here that a peer would have to settle", vm);
     if (r)
         return refusal(EXIT_FAILED, "VM %s: %s", vm, e.text);
-    snprintf(text, sizeof text, "VM %s is %s's on its operator's word; start it with `xmigrate start %s`", vm,
-             a->conf.name, vm);
+    if (here->present)
+        snprintf(text, sizeof text, "VM %s is %s's on its operator's word (%s is gone), and is here: %s", vm,
+                 a->conf.name, dead, here->state);
+    else
+        snprintf(text, sizeof text,
+                 "VM %s is %s's on its operator's word (%s is gone); start it with `xmigrate start %s`", vm,
+                 a->conf.name, dead, vm);
     return told(text);
 }
 
@@ -101,12 +108,10 @@ static json_t *recover(struct agent *a, const char *vm, bool peer_is_dead)
         return refusal(EXIT_FAILED, "%s", e.text);
     if (verdict_open(&here.rec))
         return settle(a, vm, peer_is_dead, SETTLE_PATIENCE);
-    if (peer_is_dead && here.present) /* its shim knows the epoch that it runs in */
-        return refusal(EXIT_USAGE, "VM %s is here (%s): it is not to be taken from anybody", vm, here.state);
-    if (peer_is_dead)
-        return by_word(a, vm);
     if (here.present && !strcmp(here.role, "incoming"))
         return refusal(EXIT_FAILED, "VM %s is on its way from %s: nothing is undecided", vm, here.source);
+    if (peer_is_dead)
+        return by_word(a, vm, &here);
     if (here.rec.owner == OWNER_GIVEN)
         return say(vm, here.rec.to, here.rec.epoch, "");
     if (here.rec.owner == OWNER_MINE && here.present && strcmp(here.role, "?") != 0) {

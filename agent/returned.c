@@ -11,32 +11,20 @@
 /* An epoch for each time that either side can have taken the VM, or handed it back, on an operator's word. */
 #define BY_WORD 4
 
-/* The host whose answer is needed before the VM is started; "": none. */
+/* The hand-offs after which others have to be asked before the VM is started; how many, or -errno. */
 static int open_with(struct agent *a, const char *vm, const struct owner_record *rec,
-                     char host[CONFIG_NAME_MAX + 1], struct xm_error *e)
+                     struct journal_open open[JOURNAL_OPEN_MAX + 1], struct xm_error *e)
 {
     char *dir = vm_state_path(a, vm, NULL);
     struct journal j;
     int r = journal_read(dir, &j, e);
 
-    host[0] = 0;
-    if (!r && ((j.side == JOURNAL_SOURCE && j.epoch > rec->epoch) ||
-               (j.side == JOURNAL_DESTINATION && j.epoch <= rec->epoch)))
-        snprintf(host, CONFIG_NAME_MAX + 1, "%s", j.peer);
-    journal_free(&j);
+    if (!r) {
+        r = (int)journal_asks(&j, rec, open);
+        journal_free(&j);
+    }
     free(dir);
     return r;
-}
-
-/* This host has been up since the VM ran here, so nobody can have taken it for dead. */
-static bool ran_in_this_boot(struct agent *a, const char *vm)
-{
-    char *dir = vm_state_path(a, vm, NULL);
-    struct vm_life life;
-    bool ran = life_load(dir, &life, NULL) == 0 && life.state != LIFE_NEVER && !strcmp(life.boot, a->boot);
-
-    free(dir);
-    return ran;
 }
 
 /* The paths of its disks here, for a sentence. */
@@ -74,10 +62,21 @@ static int give_way(struct agent *a, const char *vm, const char *owner, uint64_t
     return r;
 }
 
-/* They have it, or had it and gave it to a third one, later than we had it. */
-static const char *later_owner(const struct agent *a, const char *host, const struct owner_record *ours,
-                               const struct owner_record *theirs)
+/* Our guest has gone on with the epoch above the one that was offered, since giving the VM could not be recorded
+ * (HANDOFF_UNDOING); they have been told by an operator to take it as it was offered. */
+static bool took_the_offer(const struct journal_open *with, const struct owner_record *ours,
+                           const struct owner_record *theirs)
 {
+    return with && with->side == JOURNAL_SOURCE && theirs->owner == OWNER_MINE &&
+           theirs->epoch >= with->epoch && ours->epoch <= with->epoch + 1;
+}
+
+/* They have it, or had it and gave it to a third one, later than we had it. */
+static const char *later_owner(const struct agent *a, const char *host, const struct journal_open *with,
+                               const struct owner_record *ours, const struct owner_record *theirs)
+{
+    if (took_the_offer(with, ours, theirs))
+        return host;
     if (theirs->epoch <= ours->epoch)
         return NULL;
     if (theirs->owner == OWNER_MINE)
@@ -108,11 +107,6 @@ static enum returned taken_over(struct agent *a, const char *vm, const struct ow
     return RETURNED_THEIRS;
 }
 
-static bool promised_by_us(const struct owner_record *ours, const struct owner_record *theirs)
-{
-    return theirs->owner == OWNER_PROMISED && theirs->epoch > ours->epoch;
-}
-
 /* It had the VM from itself given to us, and has not heard that we run it. */
 static bool not_settled(const struct agent *a, const struct owner_record *theirs)
 {
@@ -120,31 +114,36 @@ static bool not_settled(const struct agent *a, const struct owner_record *theirs
            (theirs->owner == OWNER_GIVEN && !theirs->settled && !strcmp(theirs->to, a->conf.name));
 }
 
-/* who: the other host of the last hand-off. is_open: it has to be asked. */
+/* who: the other host of a hand-off; with: that one, NULL when it is over. */
 static enum returned ask(struct agent *a, const char *vm, const struct owner_record *ours, const char *who,
-                         bool is_open, bool *over, struct xm_error *e)
+                         const struct journal_open *with, bool *over, struct xm_error *e)
 {
     const struct conf_peer *p = config_peer(&a->conf, who);
     struct known there;
     struct xm_error why = {0};
+    int r = p ? known_there_soon(a, p, vm, &there, &why) : -ENOENT;
 
     if (!p)
         xm_error_set(&why, ENOENT, "it is no [peer] of %s", a->conf.name);
-    if (!p || known_there_soon(a, p, vm, &there, &why) < 0) {
-        *over = *over && !is_open;
-        if (!is_open)
-            return RETURNED_OURS;
+    *over = !r;
+    if (r && !with)
+        return RETURNED_OURS;
+    if (r == -EBUSY) {
+        xm_error_set(e, EBUSY, "whether %s has taken VM %s over is not known: %s", who, vm, why.text);
+        return RETURNED_UNKNOWN;
+    }
+    if (r) {
         xm_error_set(e, EHOSTUNREACH,
                      "VM %s was in a hand-off with %s when %s was last there, and %s may run it by now, "
-                     "which cannot be "
-                     "asked: %s; if %s is lost for good, `xmigrate recover %s --peer-is-dead`",
+                     "which cannot be asked: %s; if %s is lost for good, `xmigrate recover %s "
+                     "--peer-is-dead`",
                      vm, who, a->conf.name, who, why.text, who, vm);
-        return ran_in_this_boot(a, vm) ? RETURNED_OURS : RETURNED_UNKNOWN;
+        return RETURNED_UNKNOWN;
     }
-    const char *owner = later_owner(a, who, ours, &there.rec);
+    const char *owner = later_owner(a, who, with, ours, &there.rec);
     if (owner)
         return taken_over(a, vm, ours, owner, there.rec.epoch, e);
-    *over = *over && !promised_by_us(ours, &there.rec) && !not_settled(a, &there.rec);
+    *over = there.rec.owner != OWNER_PROMISED && !not_settled(a, &there.rec);
     return RETURNED_OURS;
 }
 
@@ -169,20 +168,6 @@ static enum returned ask_others(struct agent *a, const char *vm, const struct ow
     return RETURNED_OURS;
 }
 
-/* It does not begin a migration from here on, nor end one. False: it is in one, or just comes or goes. */
-static bool hold(struct agent *a, const char *vm, bool yes)
-{
-    agent_lock(a);
-    struct vm *v = vm_find(a, vm);
-    bool free = !v || (!v->job[0] && v->phase == VM_UP && !v->incoming);
-    if (v && (free || !yes))
-        v->closing = yes;
-    if (!yes)
-        pthread_cond_broadcast(&a->changed);
-    agent_unlock(a);
-    return free;
-}
-
 static bool silent_already(const struct agent *a, const char *host, const bool *silent)
 {
     for (unsigned i = 0; silent && i < a->conf.peers; i++) {
@@ -192,51 +177,56 @@ static bool silent_already(const struct agent *a, const char *host, const bool *
     return false;
 }
 
-/* The VM is claimed; is_open: as open_with says. */
+/* The VM is claimed. with: as `ask` says. */
 static enum returned judge_held(struct agent *a, const char *vm, const struct owner_record *rec,
-                                const char *who, bool is_open, struct xm_error *e)
+                                const char *who, const struct journal_open *with, struct xm_error *e)
 {
-    bool over = true;
+    bool over = false;
 
-    if (!hold(a, vm, true))
-        return RETURNED_OURS;
-    enum returned is = ask(a, vm, rec, who, is_open, &over, e);
-    if (is == RETURNED_OURS && is_open && over) {
+    if (!settle_hold(a, vm, true)) {
+        xm_error_set(e, EBUSY, "VM %s just comes or goes, or is being changed: try again", vm);
+        return with ? RETURNED_UNKNOWN : RETURNED_OURS;
+    }
+    enum returned is = ask(a, vm, rec, who, with, &over, e);
+    if (is == RETURNED_OURS && with && over) {
         char *dir = vm_state_path(a, vm, NULL);
         struct xm_error why = {0};
-        if (journal_end(dir, &why) < 0)
+        if (journal_close(dir, who, &why) < 0)
             xm_log(XM_LOG_WARN, "VM %s: %s", vm, why.text);
         free(dir);
     }
-    hold(a, vm, false);
+    settle_hold(a, vm, false);
     return is;
 }
 
 enum returned returned_judge_claimed(struct agent *a, const char *vm, struct xm_error *e)
 {
-    char who[CONFIG_NAME_MAX + 1];
+    struct journal_open open[JOURNAL_OPEN_MAX + 1];
+    enum returned is = RETURNED_OURS;
     struct owner_record rec;
 
     if (owner_read(a, vm, &rec, NULL) < 0 || rec.owner != OWNER_MINE)
         return RETURNED_OURS; /* whoever asks sees to that */
-    if (open_with(a, vm, &rec, who, e) < 0)
+    int n = open_with(a, vm, &rec, open, e);
+    if (n < 0)
         return RETURNED_UNKNOWN;
-    if (who[0])
-        return judge_held(a, vm, &rec, who, true, e);
-    return rec.from[0] ? judge_held(a, vm, &rec, rec.from, false, e) : RETURNED_OURS;
+    for (int i = 0; i < n && is == RETURNED_OURS; i++)
+        is = judge_held(a, vm, &rec, open[i].peer, &open[i], e);
+    return n || !rec.from[0] ? is : judge_held(a, vm, &rec, rec.from, NULL, e);
 }
 
 enum returned returned_judge(struct agent *a, const char *vm, bool *silent, struct xm_error *e)
 {
-    char who[CONFIG_NAME_MAX + 1];
+    struct journal_open open[JOURNAL_OPEN_MAX + 1];
     enum returned is = RETURNED_OURS;
     struct owner_record rec;
 
     if (owner_read(a, vm, &rec, NULL) < 0 || rec.owner != OWNER_MINE)
         return RETURNED_OURS;
-    if (open_with(a, vm, &rec, who, e) < 0)
+    int n = open_with(a, vm, &rec, open, e);
+    if (n < 0)
         return RETURNED_UNKNOWN;
-    if (who[0] || (rec.from[0] && !silent_already(a, rec.from, silent))) {
+    if (n || (rec.from[0] && !silent_already(a, rec.from, silent))) {
         if (!settle_claim(a, vm, SETTLE_PREPARE_PATIENCE)) {
             xm_error_set(e, EBUSY, "what is open of VM %s is just being settled on %s: try again", vm,
                          a->conf.name);
@@ -245,27 +235,59 @@ enum returned returned_judge(struct agent *a, const char *vm, bool *silent, stru
         is = returned_judge_claimed(a, vm, e);
         settle_release(a, vm);
     }
-    return is == RETURNED_OURS && silent ? ask_others(a, vm, &rec, who[0] ? who : rec.from, silent, e) : is;
+    return is == RETURNED_OURS && silent ? ask_others(a, vm, &rec, n ? open[0].peer : rec.from, silent, e)
+                                         : is;
 }
 
-int returned_by_word(struct agent *a, const char *vm, struct xm_error *e)
+/* Claimed and held. Those of the hand-offs' hosts that do not answer are named in `dead`. */
+static int take_by_word(struct agent *a, const char *vm, char *dead, size_t size, struct xm_error *e)
 {
-    char who[CONFIG_NAME_MAX + 1], *dir = vm_state_path(a, vm, NULL);
+    struct journal_open open[JOURNAL_OPEN_MAX + 1];
+    char *dir = vm_state_path(a, vm, NULL);
+    bool silent[JOURNAL_OPEN_MAX + 1] = {false};
     struct owner_record rec;
+    struct known there;
+    size_t length = 0;
     int r = owner_read(a, vm, &rec, e);
+    int n = r || rec.owner != OWNER_MINE ? 0 : open_with(a, vm, &rec, open, e);
 
+    dead[0] = 0;
+    for (int i = 0; i < n; i++) {
+        const struct conf_peer *p = config_peer(&a->conf, open[i].peer);
+        struct xm_error why = {0};
+        int is = p ? known_there_soon(a, p, vm, &there, &why) : -ENOENT;
+        silent[i] = is && is != -EBUSY;
+        if (silent[i])
+            length +=
+                (size_t)snprintf(dead + length, size - length, "%s%s", length ? ", " : "", open[i].peer);
+        length = XM_MIN(length, size - 1);
+    }
     if (!r)
-        r = open_with(a, vm, &rec, who, e);
-    if (!r && (rec.owner != OWNER_MINE || !who[0]))
-        r = -ENOENT;
+        r = n < 0 ? n : length ? 0 : -ENOENT;
     if (!r) {
         rec.epoch += BY_WORD;
-        xm_log(XM_LOG_WARN, "VM %s: %s is declared dead by an operator; kept with epoch %llu", vm, who,
+        xm_log(XM_LOG_WARN, "VM %s: %s is declared dead by an operator; kept with epoch %llu", vm, dead,
                (unsigned long long)rec.epoch);
         r = owner_write(a, vm, &rec, e);
     }
-    if (!r)
-        r = journal_end(dir, e);
+    for (int i = 0; !r && i < n; i++)
+        r = silent[i] ? journal_close(dir, open[i].peer, e) : 0;
     free(dir);
+    return r;
+}
+
+int returned_by_word(struct agent *a, const char *vm, char *dead, size_t size, struct xm_error *e)
+{
+    int r = -EBUSY;
+
+    if (!settle_claim(a, vm, SETTLE_PREPARE_PATIENCE))
+        return xm_error_set(e, EBUSY, "what is open of it is just being settled: try again");
+    if (settle_hold(a, vm, true)) {
+        r = take_by_word(a, vm, dead, size, e);
+        settle_hold(a, vm, false);
+    } else {
+        xm_error_set(e, EBUSY, "it just comes or goes, or is being changed: try again");
+    }
+    settle_release(a, vm);
     return r;
 }

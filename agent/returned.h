@@ -12,20 +12,21 @@
 #include "agent/agent.h"
 
 enum returned {
-    RETURNED_OURS,    /* with a sentence and EHOSTUNREACH: as below, but this host has been up since */
+    RETURNED_OURS,
     RETURNED_THEIRS,  /* it was taken over, and this host has given way; the sentence says to whom */
     RETURNED_UNKNOWN, /* who may have taken it over does not answer; the sentence says who, and what to do */
 };
 
 /* Before a VM is started, and for `recover`; its record says that it is ours, or there is none. Waits for
  * peers. silent (CONFIG_MANY of them; may be NULL): every peer is asked, not only who may have taken it, but
- * those that did not answer before. UNKNOWN with -EEXIST: one that had no part in it says that it owns the
- * VM. */
+ * those that did not answer before. UNKNOWN with EEXIST: one that had no part in it says that it owns the
+ * VM; with EBUSY: it is to be tried again. */
 enum returned returned_judge(struct agent *, const char *vm, bool *silent, struct xm_error *);
 /* The VM is claimed (settle_claim). When nobody can have taken it, nor can any more, its journal ends. */
 enum returned returned_judge_claimed(struct agent *, const char *vm, struct xm_error *);
-/* The operator's word that who may have taken it is gone for good: the VM is ours with an epoch above all
- * that host can have used. -ENOENT: nobody may have taken it. */
-int returned_by_word(struct agent *, const char *vm, struct xm_error *);
+/* The operator's word that who may have taken it, and does not answer, is gone for good: the VM, which runs or
+ * does not, is ours with an epoch above all that such a host can have used. dead: their names. -ENOENT: there are
+ * none. */
+int returned_by_word(struct agent *, const char *vm, char *dead, size_t size, struct xm_error *);
 
 #endif

@@ -149,7 +149,7 @@ static json_t *take(struct agent *a, const char *vm, const struct known *here, u
         rec.settled = true;
         /* The journal names the other host until that one knows of it, too (tidy.c); a dead one never will.
          */
-        if (owner_write(a, vm, &rec, &e) < 0 || (by_word && journal_end(dir, &e) < 0))
+        if (owner_write(a, vm, &rec, &e) < 0 || (by_word && journal_close(dir, rec.from, &e) < 0))
             xm_log(XM_LOG_WARN, "VM %s: %s", vm, e.text);
         free(dir);
     }
@@ -215,9 +215,10 @@ static json_t *tell_to_settle(struct agent *a, const char *vm, const struct conf
     return answer;
 }
 
-/* The operator says that the peer will never be back. What it may still have done had one epoch (it took what
- * was given) or two (it handed it back): ours is above, so that it is of the past when it comes back all the
- * same. */
+/* The operator says that the peer will never be back. What it may still have done with what we gave it had one
+ * epoch (it took it) or two (it handed it back): ours is above, so that it is of the past when it comes back all
+ * the same. What it has promised us we take as it was offered: who offered it has the journal of it, and gives
+ * way (returned.c). */
 static json_t *without_peer(struct agent *a, const char *vm, const struct known *here)
 {
     uint64_t epoch = here->rec.epoch + (here->rec.owner == OWNER_GIVEN ? 2 : 0);
@@ -227,8 +228,12 @@ static json_t *without_peer(struct agent *a, const char *vm, const struct known 
         const struct conf_peer *p = &a->conf.peer[i];
         struct xm_error e = {0};
         struct known there;
-        if (strcmp(p->name, verdict_peer(&here->rec)) != 0 && known_there_soon(a, p, vm, &there, &e) == 0 &&
-            there.rec.owner == OWNER_MINE && there.rec.epoch >= here->rec.epoch)
+        if (!strcmp(p->name, verdict_peer(&here->rec)))
+            continue;
+        int r = known_there_soon(a, p, vm, &there, &e);
+        if (r == -EBUSY)
+            return refusal(EXIT_UNKNOWN, "VM %s: whether %s has it is not known: %s", vm, p->name, e.text);
+        if (!r && there.rec.owner == OWNER_MINE && there.rec.epoch >= here->rec.epoch)
             return refusal(EXIT_FAILED, "VM %s is %s's (epoch %llu), and not taken from it", vm, p->name,
                            (unsigned long long)there.rec.epoch);
     }
@@ -249,9 +254,12 @@ static json_t *judge_it(struct agent *a, const char *vm, const struct known *her
     if (!p && !peer_is_dead)
         return refusal(EXIT_UNKNOWN, "VM %s: '%s' decides whose it is, and is no [peer] of %s", vm, name,
                        a->conf.name);
-    if (peer_is_dead && (!p || known_there(a, p, vm, &there, &e) < 0))
+    int r = p ? known_there(a, p, vm, &there, &e) : -ENOENT;
+    if (peer_is_dead && r == -EBUSY)
+        return refusal(EXIT_UNKNOWN, "VM %s: %s is not dead, it answers: %s", vm, name, e.text);
+    if (r && peer_is_dead)
         return without_peer(a, vm, here);
-    if (!peer_is_dead && known_there(a, p, vm, &there, &e) < 0)
+    if (r)
         return cannot_ask(vm, name, e.text);
     switch (verdict_of(a->conf.name, &here->rec, &there.rec, !strcmp(there.state, "running"), &epoch, &e)) {
     case VERDICT_TAKE:
@@ -326,6 +334,19 @@ void settle_release(struct agent *a, const char *vm)
     pthread_cond_broadcast(&a->changed);
     agent_unlock(a);
     free(c);
+}
+
+bool settle_hold(struct agent *a, const char *vm, bool yes)
+{
+    agent_lock(a);
+    struct vm *v = vm_find(a, vm);
+    bool free = !v || (!v->job[0] && v->phase == VM_UP && !v->incoming);
+    if (v && (free || !yes))
+        v->closing = yes;
+    if (!yes)
+        pthread_cond_broadcast(&a->changed);
+    agent_unlock(a);
+    return free;
 }
 
 json_t *settle_claimed(struct agent *a, const char *vm, bool peer_is_dead)

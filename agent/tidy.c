@@ -164,9 +164,11 @@ static void look_at(struct agent *a, const char *name)
             xm_log(XM_LOG_DEBUG, "not settled yet: %s", xm_json_str(answer, "error", ""));
         json_decref(answer);
     } else if (!r && rec.owner == OWNER_MINE && j.side == JOURNAL_STORAGE) {
-        journal_sweep(dir, name, &e);
-    } else if (!r && rec.owner == OWNER_MINE && j.side == JOURNAL_SOURCE && rec.epoch >= j.epoch) {
-        journal_end(dir, &e); /* it was handed back */
+        /* Or it would be the journal of a move that has begun since we looked. */
+        if (settle_hold(a, name, true)) {
+            journal_sweep(dir, name, &e);
+            settle_hold(a, name, false);
+        }
     } else if (!r && rec.owner == OWNER_MINE && (j.side == JOURNAL_SOURCE || rec.epoch >= j.epoch)) {
         returned_judge_claimed(a, name, &e); /* it stayed, or it has come: does the other host know that? */
     } else if (!r && rec.owner == OWNER_GIVEN && rec.settled &&

@@ -283,6 +283,18 @@ static void settle(struct destination *dst)
     dst->handoff.record.settled = true;
 }
 
+/* The source knows durably that the guest runs here. */
+static int do_settled(struct destination *dst, const json_t *o, struct xm_error *e)
+{
+    const struct owner_record *rec = &dst->handoff.record;
+
+    if (dst->handoff.state != HANDOFF_OWNER || !rec->settled ||
+        (uint64_t)xm_json_int(o, "epoch", 0) != rec->epoch)
+        return xm_error_set(e, EPROTO, "the VM is not known to run here");
+    xm_fault("settled-heard");
+    return journal_close(dst->machine->state_dir, dst->source, e);
+}
+
 /* ---- all calls ---- */
 
 static void announce(struct destination *dst)
@@ -315,6 +327,8 @@ void destination_call(struct xm_post *p)
         r = do_loaded(dst, o, &e);
     else if (!strcmp(call, "handoff"))
         r = do_handoff(dst, o, reply, &e);
+    else if (!strcmp(call, "settled"))
+        r = do_settled(dst, o, &e);
     else
         r = xm_error_set(&e, EPROTO, "unknown call «%.20s»", call);
     bool now = dst->handoff.state == HANDOFF_OWNER && !dst->announced;

@@ -248,6 +248,7 @@ static void let_go(struct source *m)
     struct xm_error e = {0};
 
     xm_fault("gone-begin");
+    source_tell_settled(m);
     qemu_end(&vm->qemu, &vm->spec);
     xm_fault("gone-qemu-ended");
     if (journal_settle(vm->state_dir, vm->spec.name, &e) < 0)

@@ -156,3 +156,14 @@ void source_tell(struct source *m, const struct handoff_msg *word)
         exchange(m, word, &unheard);
     m->error = first;
 }
+
+void source_tell_settled(struct source *m)
+{
+    struct xm_error e = {0};
+
+    if (!m->handoff.record.settled || xm_links_up(m->links) == 0)
+        return;
+    json_t *o = json_pack("{s:s, s:I}", "call", "settled", "epoch", (json_int_t)m->handoff.record.epoch);
+    json_decref(call_destination(m->links, o, WORD_TIMEOUT, &e));
+    xm_fault("handoff-settled-told");
+}

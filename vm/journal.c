@@ -2,6 +2,7 @@
 /* See journal.h. */
 #include "vm/journal.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -14,8 +15,19 @@ static char *path_of(const char *dir)
     return xm_printf("%s/journal.json", dir);
 }
 
+static json_t *pack_older(const struct journal_open *older, unsigned n)
+{
+    json_t *list = json_array();
+
+    for (unsigned i = 0; i < n; i++)
+        json_array_append_new(list, json_pack("{s:s s:I s:s}", "side", side_names[older[i].side], "epoch",
+                                              (json_int_t)older[i].epoch, "peer", older[i].peer));
+    return list;
+}
+
 static int save(const char *dir, enum journal_side side, uint64_t epoch, const char *peer,
-                const struct owner_record *before, const json_t *files, bool planned, struct xm_error *e)
+                const struct owner_record *before, const json_t *files, bool planned,
+                const struct journal_open *older, unsigned olders, struct xm_error *e)
 {
     char *path = path_of(dir);
     json_t *o = json_pack("{s:s s:I s:s s:O?}", "side", side_names[side], "epoch", (json_int_t)epoch, "peer",
@@ -29,6 +41,8 @@ static int save(const char *dir, enum journal_side side, uint64_t epoch, const c
                                       before->from, "settled", before->settled));
     if (planned)
         json_object_set_new(o, "planned", json_true());
+    if (olders)
+        json_object_set_new(o, "older", pack_older(older, olders));
     if (!r && xm_fault("journal-write"))
         r = xm_error_set(e, EIO, "%s: fault point journal-write", path);
     if (!r)
@@ -39,16 +53,50 @@ static int save(const char *dir, enum journal_side side, uint64_t epoch, const c
     return r;
 }
 
+static bool is_handoff(enum journal_side side)
+{
+    return side == JOURNAL_SOURCE || side == JOURNAL_DESTINATION;
+}
+
+/* Its open hand-offs but those with `but`, the latest first; how many. A later one with the same host says all
+ * that an earlier one would. */
+static unsigned open_of(const struct journal *j, const char *but, struct journal_open *open)
+{
+    struct journal_open top = {.side = j->side, .epoch = j->epoch};
+    unsigned n = 0;
+
+    memcpy(top.peer, j->peer, sizeof top.peer);
+    if (is_handoff(j->side) && strcmp(top.peer, but) != 0)
+        open[n++] = top;
+    for (unsigned i = 0; i < j->olders; i++) {
+        if (strcmp(j->older[i].peer, but) != 0 && (!n || strcmp(j->older[i].peer, open[0].peer) != 0))
+            open[n++] = j->older[i];
+    }
+    return n;
+}
+
 int journal_write(const char *dir, enum journal_side side, uint64_t epoch, const char *peer,
                   const struct owner_record *before, const json_t *files, struct xm_error *e)
 {
-    return save(dir, side, epoch, peer, before, files, false, e);
+    struct journal_open open[JOURNAL_OPEN_MAX + 1];
+    struct journal j;
+    unsigned n = 0;
+
+    if (side != JOURNAL_DESTINATION) {
+        if (journal_read(dir, &j, e) < 0)
+            return -EIO;
+        n = open_of(&j, peer, open);
+        journal_free(&j);
+        if (n > JOURNAL_OPEN_MAX)
+            return xm_error_set(e, EBUSY, "%s/journal.json: hand-offs with %u hosts are open", dir, n);
+    }
+    return save(dir, side, epoch, peer, before, files, false, open, n, e);
 }
 
 int journal_plan(const char *dir, uint64_t epoch, const char *peer, const struct owner_record *before,
                  const json_t *files, struct xm_error *e)
 {
-    return save(dir, JOURNAL_DESTINATION, epoch, peer, before, files, true, e);
+    return save(dir, JOURNAL_DESTINATION, epoch, peer, before, files, true, NULL, 0, e);
 }
 
 static void read_before(struct journal *j, const json_t *o)
@@ -65,6 +113,32 @@ static void read_before(struct journal *j, const json_t *o)
     snprintf(j->before.from, sizeof j->before.from, "%s", xm_json_str(o, "from", ""));
 }
 
+static enum journal_side side_of(const json_t *o)
+{
+    const char *name = xm_json_str(o, "side", "");
+
+    for (unsigned i = 1; i < sizeof side_names / sizeof *side_names; i++) {
+        if (!strcmp(name, side_names[i]))
+            return (enum journal_side)i;
+    }
+    return JOURNAL_NONE;
+}
+
+static void read_older(struct journal *j, const json_t *list)
+{
+    json_t *o;
+    size_t i;
+
+    json_array_foreach ((json_t *)list, i, o) {
+        struct journal_open *older = &j->older[j->olders];
+        if (j->olders == JOURNAL_OPEN_MAX || !is_handoff(side_of(o)))
+            continue;
+        *older = (struct journal_open){.side = side_of(o), .epoch = (uint64_t)xm_json_int(o, "epoch", 0)};
+        snprintf(older->peer, sizeof older->peer, "%s", xm_json_str(o, "peer", ""));
+        j->olders++;
+    }
+}
+
 int journal_read(const char *dir, struct journal *j, struct xm_error *e)
 {
     char *path = path_of(dir);
@@ -74,16 +148,13 @@ int journal_read(const char *dir, struct journal *j, struct xm_error *e)
 
     memset(j, 0, sizeof *j);
     if (!r) {
-        const char *side = xm_json_str(o, "side", "");
-        j->side = !strcmp(side, "source")        ? JOURNAL_SOURCE
-                  : !strcmp(side, "destination") ? JOURNAL_DESTINATION
-                  : !strcmp(side, "storage")     ? JOURNAL_STORAGE
-                                                 : JOURNAL_NONE;
+        j->side = side_of(o);
         j->epoch = (uint64_t)xm_json_int(o, "epoch", 0);
         snprintf(j->peer, sizeof j->peer, "%s", xm_json_str(o, "peer", ""));
         j->files = json_incref(json_object_get(o, "files"));
         j->planned = xm_json_bool(o, "planned", false);
         read_before(j, json_object_get(o, "before"));
+        read_older(j, json_object_get(o, "older"));
         if (j->side == JOURNAL_NONE || !j->epoch) {
             journal_free(j);
             r = xm_error_set(&why, EINVAL, "%s: not a migration's journal", path);
@@ -104,7 +175,8 @@ void journal_free(struct journal *j)
     memset(j, 0, sizeof *j);
 }
 
-int journal_end(const char *dir, struct xm_error *e)
+/* Nothing of it is open any more. */
+static int forget(const char *dir, struct xm_error *e)
 {
     char *path = path_of(dir);
     int r = xm_fault("journal-end") ? xm_error_set(e, EIO, "%s: fault point journal-end", path)
@@ -112,6 +184,59 @@ int journal_end(const char *dir, struct xm_error *e)
 
     xm_fault("journal-ended");
     free(path);
+    return r;
+}
+
+/* Without its migration: the latest of those that are open takes its place. */
+static int without_top(const char *dir, const struct journal_open *open, unsigned n, struct xm_error *e)
+{
+    json_t *none = json_array();
+    int r = n ? save(dir, open[0].side, open[0].epoch, open[0].peer, NULL, none, false, open + 1, n - 1, e)
+              : forget(dir, e);
+
+    json_decref(none);
+    return r;
+}
+
+int journal_end(const char *dir, struct xm_error *e)
+{
+    struct journal j;
+    int r = journal_read(dir, &j, e);
+
+    if (!r)
+        r = without_top(dir, j.older, j.olders, e);
+    journal_free(&j);
+    return r;
+}
+
+unsigned journal_asks(const struct journal *j, const struct owner_record *rec,
+                      struct journal_open open[JOURNAL_OPEN_MAX + 1])
+{
+    unsigned n = open_of(j, "", open);
+
+    /* It comes, and is not ours yet. */
+    if (n && j->side == JOURNAL_DESTINATION && j->epoch > rec->epoch)
+        memmove(open, open + 1, --n * sizeof *open);
+    return n;
+}
+
+int journal_close(const char *dir, const char *peer, struct xm_error *e)
+{
+    struct journal_open open[JOURNAL_OPEN_MAX + 1];
+    struct journal j;
+    int r = journal_read(dir, &j, e);
+
+    if (r)
+        return r;
+    unsigned n = open_of(&j, peer, open);
+    if (j.side == JOURNAL_STORAGE)
+        r = save(dir, j.side, j.epoch, j.peer, NULL, j.files, j.planned, open, n, e);
+    else if (j.side != JOURNAL_NONE && !strcmp(j.peer, peer))
+        r = without_top(dir, open, n, e);
+    else if (j.side != JOURNAL_NONE) /* open[0] is the migration itself */
+        r = save(dir, j.side, j.epoch, j.peer, j.had_record ? &j.before : NULL, j.files, j.planned, open + 1,
+                 n - 1, e);
+    journal_free(&j);
     return r;
 }
 
@@ -182,7 +307,7 @@ int journal_undo(const char *dir, const char *vm, struct xm_error *e)
     if (!r)
         r = delete_files(&j, vm, e);
     if (!r)
-        r = journal_end(dir, e);
+        r = forget(dir, e);
     if (!r && !before)
         empty_dir(dir);
     journal_free(&j);
@@ -205,7 +330,7 @@ int journal_settle(const char *dir, const char *vm, struct xm_error *e)
     if (!r)
         r = delete_files(&j, vm, e);
     if (!r)
-        r = journal_end(dir, e);
+        r = forget(dir, e);
     journal_free(&j);
     return r;
 }

@@ -3,6 +3,10 @@
  * whoever comes after it (the next shim, the next agent, after a power cut) knows what to take away, and
  * only that. One file beside the owner record, vms/NAME/journal.json. One writer at a time.
  *
+ * It outlives the migration as long as the other host may not know how that ended: who owns the VM by then
+ * asks that host before it starts it again (agent/returned.h). When the VM sets out anew before that, the
+ * earlier hand-offs are kept behind the new one.
+ *
  * These are the only functions that delete a disk after a migration. Each asks the owner record, and refuses
  * where it is unreadable or does not say that the copy here is not needed. */
 #ifndef XM_VM_JOURNAL_H
@@ -11,6 +15,15 @@
 #include "vm/owner.h"
 
 enum journal_side { JOURNAL_NONE, JOURNAL_SOURCE, JOURNAL_DESTINATION, JOURNAL_STORAGE };
+
+#define JOURNAL_OPEN_MAX 16
+
+/* A hand-off of which the other host may not know how it ended. */
+struct journal_open {
+    enum journal_side side; /* what this host was in it: source or destination */
+    uint64_t epoch;
+    char peer[64];
+};
 
 struct journal {
     enum journal_side side;
@@ -22,9 +35,12 @@ struct journal {
     /* source: paths to delete once the VM has gone; destination: paths made for it; storage-only: old and new
      * paths, of which those go that the specification does not name in the end */
     json_t *files;
+    struct journal_open older[JOURNAL_OPEN_MAX]; /* earlier hand-offs, the latest first */
+    unsigned olders;
 };
 
-/* before: destination, the record as it is, NULL without one. Durable when it returns 0. */
+/* before: destination, the record as it is, NULL without one. Durable when it returns 0. Source, storage-only:
+ * open hand-offs that the journal has are kept; -EBUSY when there are too many. */
 int journal_write(const char *dir, enum journal_side, uint64_t epoch, const char *peer,
                   const struct owner_record *before, const json_t *files, struct xm_error *);
 /* Destination, before the files are made: killed in between, what of them is there is deleted as long as it
@@ -35,7 +51,14 @@ int journal_plan(const char *dir, uint64_t epoch, const char *peer, const struct
 /* 0: filled, or side NONE when there is none. journal_free after success. */
 int journal_read(const char *dir, struct journal *, struct xm_error *);
 void journal_free(struct journal *);
-int journal_end(const char *dir, struct xm_error *); /* forgets it; its files stay */
+/* The migration is over: forgets it, but not the hand-offs before it that are open; its files stay. */
+int journal_end(const char *dir, struct xm_error *);
+/* The VM is ours by its record: the hand-offs after which other hosts have to be asked before it is believed.
+ * How many there are in `open`. */
+unsigned journal_asks(const struct journal *, const struct owner_record *,
+                      struct journal_open open[JOURNAL_OPEN_MAX + 1]);
+/* That host knows how they ended, or is gone for good: its hand-offs are not open any more. */
+int journal_close(const char *dir, const char *peer, struct xm_error *);
 
 /* Destination: the migration came to nothing. Deletes the files that were made for it, then what the
  * directory holds of this VM unless there is a record of an earlier stay. -EBUSY: the record says that the

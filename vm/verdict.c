@@ -44,7 +44,7 @@ static enum verdict promised(const char *self, const struct owner_record *ours,
         return VERDICT_TAKE;
     if (theirs->owner == OWNER_MINE && theirs->epoch + 1 >= ours->epoch)
         return VERDICT_DISCARD;
-    if (theirs->owner == OWNER_GIVEN && !to_us && theirs->epoch > ours->epoch)
+    if (theirs->owner == OWNER_GIVEN && !to_us && theirs->epoch >= ours->epoch) /* so never to us */
         return VERDICT_DISCARD;
     return doubt(ours, theirs, why);
 }

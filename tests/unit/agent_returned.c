@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -175,13 +176,117 @@ static void autostart_waits_for_the_answer(void **state)
     assert_true(exists(t, "run/vms/web1/shim.pid"));
 }
 
+/* Answers each question with that refusal, until the answer to ours is there. */
+struct busy {
+    pthread_t thread;
+    _Atomic bool over;
+    int exit; /* that hostb refuses with */
+};
+
+static void *busy_main(void *arg)
+{
+    struct busy *b = arg;
+    struct pollfd p = {.fd = hostb, .events = POLLIN};
+    char hello[15];
+
+    while (!b->over) {
+        struct xm_jsonl js;
+        if (poll(&p, 1, 10) != 1)
+            continue;
+        xm_jsonl_init(&js, accept(hostb, NULL, NULL));
+        if (recv(js.fd, hello, sizeof hello, MSG_WAITALL) == sizeof hello) {
+            json_decref(xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL));
+            xm_jsonl_send(js.fd,
+                          json_pack("{s:b, s:s, s:i}", "ok", 0, "error", "it cannot say", "exit", b->exit),
+                          -1, NULL);
+        }
+        xm_jsonl_close(&js);
+    }
+    return NULL;
+}
+
+static json_t *by_word(void)
+{
+    return ask(t, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", "web1", "peer_is_dead", 1));
+}
+
+/* What broke: any answer but a record was taken for silence, and the VM was taken while the other host, in the
+ * middle of the hand-off, let it go on. One that has nothing to say for good does not forbid it. */
+static void who_answers_is_not_dead(void **state)
+{
+    struct busy b = {.exit = 4}; /* it is being handed over at this moment */
+    (void)state;
+    assert_int_equal(test_agent_start(t), 0);
+    assert_int_equal(pthread_create(&b.thread, NULL, busy_main, &b), 0);
+    must_say(by_word(), 4, "it cannot say");
+    must_say(start(), 4, "it cannot say");
+    assert_int_equal(record().epoch, 1);
+    b.exit = 1; /* its record is damaged */
+    must_say(by_word(), 0, "hostb is gone");
+    assert_int_equal(record().epoch, 5);
+    b.over = true;
+    pthread_join(b.thread, NULL);
+}
+
+/* Giving it away could not be recorded, and its guest went on with the epoch above; then the power went. hostb
+ * has been told to take it as it was offered, and runs it: the lower epoch is the later word. What broke: the
+ * journal was taken for one of a VM that was handed back, and two ran. */
+static void the_offer_that_was_taken_counts(void **state)
+{
+    struct owner_record mine = {.epoch = 3, .owner = OWNER_MINE, .settled = true};
+    (void)state;
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &mine, NULL), 0);
+    assert_int_equal(test_agent_start(t), 0);
+    hostb_says("mine", 2, "state/vms/web1/journal.json", false);
+    assert_int_equal(record().owner, OWNER_GIVEN);
+    assert_string_equal(record().to, "hostb");
+    assert_true(exists(t, "ds/web1.raw"));
+}
+
+/* The promise that hostb still has may be redeemed by its operator: the journal stays. */
+static void the_epoch_above_an_open_offer_does_not_close_it(void **state)
+{
+    struct owner_record mine = {.epoch = 3, .owner = OWNER_MINE, .settled = true};
+    (void)state;
+    close(hostb);
+    hostb = -1;
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &mine, NULL), 0);
+    assert_int_equal(test_agent_start(t), 0);
+    must_say(start(), 4, "if hostb is lost for good");
+    assert_true(exists(t, "state/vms/web1/journal.json"));
+}
+
+/* It ran here in this boot, too: its guest has powered off, and hostb is silent. */
+static void this_boot_is_no_reason(void **state)
+{
+    struct vm_life life = {.state = LIFE_ENDED};
+    json_t *boot = json_pack("{s:s, s:s, s:b}", "boot_id", "", "boot", "0123456789abcdef", "autostart", 1);
+    char *id = NULL;
+    size_t len;
+    (void)state;
+    close(hostb);
+    hostb = -1;
+    assert_int_equal(xm_file_read("/proc/sys/kernel/random/boot_id", 100, &id, &len, NULL), 0);
+    id[strcspn(id, "\n")] = 0;
+    json_object_set_new(boot, "boot_id", json_string(id));
+    assert_int_equal(xm_mkdir_all(in_dir(t, "run"), NULL) | chmod(in_dir(t, "run"), 0700), 0);
+    assert_int_equal(xm_json_save(in_dir(t, "run/boot.json"), boot, NULL), 0);
+    snprintf(life.boot, sizeof life.boot, "0123456789abcdef");
+    assert_int_equal(life_save(in_dir(t, "state/vms/web1"), &life, NULL), 0);
+    assert_int_equal(test_agent_start(t), 0);
+    must_say(start(), 4, "if hostb is lost for good");
+    json_decref(boot);
+    free(id);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        TEST(who_was_taken_for_dead_gives_way),
-        TEST(it_is_not_started_before_the_other_host_has_been_asked),
-        TEST(autostart_waits_for_the_answer),
+        TEST(who_was_taken_for_dead_gives_way), TEST(it_is_not_started_before_the_other_host_has_been_asked),
+        TEST(autostart_waits_for_the_answer),   TEST(who_answers_is_not_dead),
+        TEST(the_offer_that_was_taken_counts),  TEST(the_epoch_above_an_open_offer_does_not_close_it),
+        TEST(this_boot_is_no_reason),
     };
     int status;
 

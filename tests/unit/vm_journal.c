@@ -217,10 +217,77 @@ static void of_two_files_the_named_one_stays(void **state)
     }
 }
 
+static unsigned asks(struct journal_open *open)
+{
+    struct owner_record rec = {.owner = OWNER_MINE, .epoch = E};
+    struct journal j;
+
+    assert_int_equal(journal_read(dir, &j, NULL), 0);
+    unsigned n = journal_asks(&j, &rec, open);
+    journal_free(&j);
+    return n;
+}
+
+/* What broke: the next move wrote over the journal, and with it over the only note that hostb may have taken the
+* VM. It came from hosta, was offered to hostb, then to hostc, then its disks moved. */
+static void hand_offs_that_are_open_are_kept(void **state)
+{
+    struct journal_open open[JOURNAL_OPEN_MAX + 1];
+    json_t *none = json_array();
+
+    (void)state;
+    journal(JOURNAL_DESTINATION); /* of hostb */
+    record(OWNER_MINE, E, true);
+    assert_int_equal(journal_write(dir, JOURNAL_SOURCE, E + 1, "hostc", NULL, none, NULL), 0);
+    assert_int_equal(journal_write(dir, JOURNAL_SOURCE, E + 1, "hostd", NULL, none, NULL), 0);
+    assert_int_equal(journal_write(dir, JOURNAL_SOURCE, E + 1, "hostc", NULL, none, NULL), 0);
+    assert_int_equal(journal_write(dir, JOURNAL_STORAGE, E, "hosta", NULL, none, NULL), 0);
+    assert_int_equal(asks(open), 3);
+    assert_string_equal(open[0].peer, "hostc");
+    assert_int_equal(open[0].side, JOURNAL_SOURCE);
+    assert_int_equal(open[0].epoch, E + 1);
+    assert_string_equal(open[1].peer, "hostd");
+    assert_string_equal(open[2].peer, "hostb");
+    assert_int_equal(open[2].side, JOURNAL_DESTINATION);
+    assert_int_equal(journal_close(dir, "hostd", NULL), 0); /* behind a journal that is none of a hand-off */
+    assert_int_equal(asks(open), 2);
+    assert_int_equal(journal_end(dir, NULL), 0);
+    assert_int_equal(asks(open), 2);
+    assert_string_equal(open[0].peer, "hostc");
+    assert_int_equal(journal_close(dir, "hostc", NULL), 0); /* it is the first one by now */
+    assert_int_equal(journal_close(dir, "nobody", NULL), 0);
+    assert_int_equal(asks(open), 1);
+    assert_string_equal(open[0].peer, "hostb");
+    assert_int_equal(journal_undo(dir, "web1", NULL), -EBUSY); /* which names no files any more */
+    assert_true(is_there(disk));
+    assert_int_equal(journal_close(dir, "hostb", NULL), 0);
+    assert_int_equal(asks(open), 0);
+    assert_int_equal(journal_close(dir, "hostb", NULL), 0);
+    json_decref(none);
+}
+
+static void there_is_an_end_to_them(void **state)
+{
+    struct xm_error e = {0};
+    json_t *none = json_array();
+    char peer[16];
+    int r = 0;
+
+    (void)state;
+    journal(JOURNAL_SOURCE);
+    for (unsigned i = 0; !r && i < 100; i++) {
+        snprintf(peer, sizeof peer, "host%u", i);
+        r = journal_write(dir, JOURNAL_SOURCE, E, peer, NULL, none, &e);
+    }
+    assert_int_equal(r, -EBUSY);
+    json_decref(none);
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, tmpdir_make, tmpdir_remove)
     const struct CMUnitTest tests[] = {
+        T(hand_offs_that_are_open_are_kept),       T(there_is_an_end_to_them),
         T(a_migration_that_came_to_nothing),       T(a_vm_that_has_gone),
         T(a_disk_that_was_about_to_be_made),       T(an_unreadable_record_deletes_nothing),
         T(the_other_sides_journal_is_not_touched), T(what_was_before_is_kept),

@@ -39,11 +39,12 @@ static void promised_here(void **state)
         const char *to;
         enum verdict v;
     } t[] = {
-        {OWNER_MINE, N, "", VERDICT_DISCARD},     {OWNER_MINE, N + 2, "", VERDICT_DISCARD},
-        {OWNER_MINE, N - 1, "", VERDICT_DOUBT},   {OWNER_GIVEN, N + 1, "B", VERDICT_TAKE},
-        {OWNER_GIVEN, N, "B", VERDICT_DOUBT},     {OWNER_GIVEN, N + 3, "B", VERDICT_DOUBT},
-        {OWNER_GIVEN, N + 1, "C", VERDICT_DOUBT}, {OWNER_GIVEN, N + 2, "C", VERDICT_DISCARD},
-        {OWNER_NONE, 0, "", VERDICT_DOUBT},       {OWNER_PROMISED, N + 1, "B", VERDICT_DOUBT},
+        {OWNER_MINE, N, "", VERDICT_DISCARD},        {OWNER_MINE, N + 2, "", VERDICT_DISCARD},
+        {OWNER_MINE, N - 1, "", VERDICT_DOUBT},      {OWNER_GIVEN, N + 1, "B", VERDICT_TAKE},
+        {OWNER_GIVEN, N, "B", VERDICT_DOUBT},        {OWNER_GIVEN, N + 3, "B", VERDICT_DOUBT},
+        {OWNER_GIVEN, N + 1, "C", VERDICT_DISCARD},  {OWNER_GIVEN, N + 2, "C", VERDICT_DISCARD},
+        {OWNER_GIVEN, N, "C", VERDICT_DOUBT},        {OWNER_NONE, 0, "", VERDICT_DOUBT},
+        {OWNER_PROMISED, N + 1, "B", VERDICT_DOUBT},
     };
     uint64_t epoch = 0;
 
