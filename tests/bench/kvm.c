@@ -52,9 +52,15 @@ static double watch(struct beat *b, bool (*move)(char from), char from)
 
 /* ---- xmigrate ---- */
 
+static struct bench_stat reported; /* downtimes by our own reports, ms */
+
 static bool move_ours(char from)
 {
-    return !lab_xmigrate(from, "--with-storage %s host%c >/dev/null", name, other(from) - 'A' + 'a');
+    double ms = lab_move(from, "--with-storage %s host%c", name, other(from) - 'A' + 'a');
+
+    if (ms >= 0)
+        bench_add(&reported, ms);
+    return ms >= 0;
 }
 
 static void start_ours(void)
@@ -189,8 +195,10 @@ int main(int argc, char **argv)
         block++;
     }
     bench_add(&budget, BUDGET);
-    bench_note("a guest that stays is silent for %.1f ms [%.1f..%.1f]; ours on QEMU %s", bench_median(&still),
-               bench_min(&still), bench_max(&still), version_short(version_of_ours()));
+    bench_note(
+        "a guest that stays is silent for %.1f ms [%.1f..%.1f]; ours on QEMU %s; by its own report %.1f ms",
+        bench_median(&still), bench_min(&still), bench_max(&still), version_short(version_of_ours()),
+        bench_median(&reported));
     version_results("ms", &gap, qemu_gap, "QEMU: the same guest without a disk", 0.5, false);
     bench_result("ms", &gap, &budget, "15 ms", 1.0, false);
     return 0;

@@ -61,6 +61,33 @@ int lab_xmigrate(char h, const char *fmt, ...)
     return bench_run(LAB " xmigrate %c %s", h - 'A' + 'a', words);
 }
 
+double lab_move(char h, const char *fmt, ...)
+{
+    char words[600], *line = NULL, *path = NULL;
+    double ms = -1;
+    size_t size = 0;
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(words, sizeof words, fmt, ap);
+    va_end(ap);
+    if (asprintf(&path, "%s/move.json", bench_dir(true)) < 0)
+        bench_die("no memory");
+    int failed = lab_xmigrate(h, "--json %s >%s", words, path);
+    FILE *f = fopen(path, "r");
+    while (f && getline(&line, &size, f) > 0) {
+        json_t *o = json_loads(line, 0, NULL);
+        if (json_object_get(o, "downtime_ms"))
+            ms = json_number_value(json_object_get(o, "downtime_ms"));
+        json_decref(o);
+    }
+    if (f)
+        fclose(f);
+    free(line);
+    free(path);
+    return failed ? -1 : ms;
+}
+
 void lab_shape(const char *link1, const char *link2)
 {
     const char *rate[2] = {link1, link2};
@@ -156,10 +183,11 @@ double lab_pulse_end(struct lab_pulse *p)
 
 /* ---- the same guest in a plain QEMU ---- */
 
-/* QEMU 7.2 reads the dirty bitmap of a RAM block that has whole words of it (64 pages) word by word, and forgets to reset TCG's
- * TLBs then: what the guest writes through a TLB entry that is still taken for dirty is never sent, and it panics at the destination
- * (always, also with one vCPU, thread=single, cpu qemu64, or without multifd). Other blocks it reads page by page, rightly: so the guest
- * has half a word less. Mended in QEMU 9.0, which is the first to know zero-page-detection; that, not its number, is asked. */
+/* QEMU 7.2 reads the dirty bitmap of a RAM block that has whole words of it (64 pages) word by word, and
+ * forgets to reset TCG's TLBs then: what the guest writes through a TLB entry that is still taken for dirty
+ * is never sent, and it panics at the destination (always, also with one vCPU, thread=single, cpu qemu64, or
+ * without multifd). Other blocks it reads page by page, rightly: so the guest has half a word less. Mended
+ * in QEMU 9.0, which is the first to know zero-page-detection; that, not its number, is asked. */
 #define BITMAP_WORD_KIB (64 * 4)
 
 static bool bitmap_words_are_read_rightly(void)
@@ -211,8 +239,8 @@ void lab_qemu_start(struct peer_qemu *q, const struct lab_guest *g, char h, bool
         bench_die("QEMU does not start");
 }
 
-/* A new QEMU's bitmap is all dirty, and reading it page by page (see above) takes a second for each GiB, in which the guest stands.
- * Its migration proper does not cost that; so it is had before. */
+/* A new QEMU's bitmap is all dirty, and reading it page by page (see above) takes a second for each GiB, in
+ * which the guest stands. Its migration proper does not cost that; so it is had before. */
 bool lab_qemu_clean_bitmap(struct peer_qemu *q)
 {
     if (bitmap_words_are_read_rightly())
@@ -269,8 +297,8 @@ bool lab_qemu_migrate(struct peer_qemu *from, struct peer_qemu *to, const struct
         !peer_do(from, "migrate", "{s:s}", "uri", "tcp:10.1.0.2:4444") ||
         !peer_until_migration(from, "pre-switchover", 120))
         return false;
-    /* The NBD connection ends before the disk is the guest's: with an iothread QEMU 7.2 asserts when it ends later.
-     * The disks have no iothread for that. */
+    /* The NBD connection ends before the disk is the guest's: with an iothread QEMU 7.2 asserts when it ends
+     * later. The disks have no iothread for that. */
     if (g->disks && (!peer_do(from, "block-job-cancel", "{s:s}", "device", "m") ||
                      !peer_until(from, &from->job_over, 30) ||
                      !peer_do(from, "blockdev-del", "{s:s}", "node-name", "dst") ||
