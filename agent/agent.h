@@ -234,8 +234,8 @@ json_t *settle(struct agent *, const char *vm, bool peer_is_dead, uint64_t patie
 /* In two steps: at most one thread works on what is open of a VM. False: another one still does. */
 bool settle_claim(struct agent *, const char *vm, uint64_t patience_ns);
 void settle_release(struct agent *, const char *vm);
-/* yes: the VM begins no migration from here on, nor ends one. False: it is in one, or just comes or goes, or is
- * being defined. no: it may again. Who holds it has claimed it. */
+/* yes: the VM begins no migration from here on, nor ends one. False: it is in one, or just comes or goes, or
+ * is being defined. no: it may again. Who holds it has claimed it. */
 bool settle_hold(struct agent *, const char *vm, bool yes);
 json_t *settle_claimed(struct agent *, const char *vm, bool peer_is_dead);
 /* The record says that nothing of the VM is needed here: its shim and QEMU end, then what the journal names

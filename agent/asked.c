@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* See asked.h. Everything in a request is hostile until it has been checked: the specification by
- * vm_spec_from_json, numbers against their bounds, names against the configuration. No path comes from a peer. */
+ * vm_spec_from_json, numbers against their bounds, names against the configuration. No path comes from a
+ * peer. */
 #include "agent/asked.h"
 #include "agent/storage.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* agent/asked.h: what another agent asks when a VM is to come here, read and bounded. Nothing in it is right until
- * it has been judged (admission.h, outside.h). */
+/* agent/asked.h: what another agent asks when a VM is to come here, read and bounded. Nothing in it is right
+ * until it has been judged (admission.h, outside.h). */
 #ifndef XM_AGENT_ASKED_H
 #define XM_AGENT_ASKED_H
 
@@ -16,12 +16,12 @@ struct asked {
     size_t nvram_size;
 };
 
-/* *q is zeros, and freed by asked_free also when this fails. Waits for what an earlier try for the same VM still
- * has to clear away. -EINVAL, with a sentence for the peer. The request must live as long as *q. */
+/* *q is zeros, and freed by asked_free also when this fails. Waits for what an earlier try for the same VM
+ * still has to clear away. -EINVAL, with a sentence for the peer. The request must live as long as *q. */
 int asked_read(struct agent *, struct asked *q, const json_t *request, struct xm_error *);
 void asked_free(struct asked *);
-/* What an earlier migration has left open here is brought to its end (settle.c), or this one has to wait: -EBUSY.
- * only_look: what was given to who asks stays as it is; it is settled when the VM comes. */
+/* What an earlier migration has left open here is brought to its end (settle.c), or this one has to wait:
+ * -EBUSY. only_look: what was given to who asks stays as it is; it is settled when the VM comes. */
 int prepare_settle_last(struct agent *, const struct asked *, bool only_look, uint64_t patience,
                         struct xm_error *);
 

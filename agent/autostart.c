@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /* Which boot of the host this is, and the VMs that start by themselves in it.
  *
- * A boot is told by run_dir/boot.json: {"boot_id": the kernel's, "boot": a name that we make up, "autostart":
- * whether it has been done, "waiting": but for these VMs}. The run directory is made of memory, so after a boot there is none; where it is
- * not, the kernel's boot_id differs. An agent that is started again within a boot finds the file, and starts
- * nothing.
+ * A boot is told by run_dir/boot.json: {"boot_id": the kernel's, "boot": a name that we make up,
+ * "autostart": whether it has been done, "waiting": but for these VMs}. The run directory is made of memory,
+ * so after a boot there is none; where it is not, the kernel's boot_id differs. An agent that is started
+ * again within a boot finds the file, and starts nothing.
  *
  * A VM is started by itself when its definition says so, its record says «mine», no peer that answers owns a
  * higher epoch, and it has not run in this boot yet. One that another host may have taken over waits until

@@ -146,8 +146,8 @@ static void let_go(struct agent *a, const char *name)
 
 /* ---- verbs ---- */
 
-/* fresh: it is not known here yet. The name is held while others are asked, so that of two hosts that define it
- * at once each hears of the other. */
+/* fresh: it is not known here yet. The name is held while others are asked, so that of two hosts that define
+ * it at once each hears of the other. */
 static json_t *define(struct agent *a, struct vm_spec *s, bool fresh)
 {
     json_t *spec = vm_spec_to_json(s), *no, *answer;

@@ -22,8 +22,8 @@ struct known {
 
 /* A record that cannot be read is an error, and nothing is known then. */
 int known_here(struct agent *, const char *vm, struct known *, struct xm_error *);
-/* -EBUSY: it has answered: at this moment it cannot say. -EREMOTEIO: it has answered, and does not say. -EIO: no
- * answer that makes sense. The error is needed. */
+/* -EBUSY: it has answered: at this moment it cannot say. -EREMOTEIO: it has answered, and does not say.
+ * -EIO: no answer that makes sense. The error is needed. */
 int known_there(struct agent *, const struct conf_peer *, const char *vm, struct known *, struct xm_error *);
 /* The same, of a peer that answers soon. */
 int known_there_soon(struct agent *, const struct conf_peer *, const char *vm, struct known *,

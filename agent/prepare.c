@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /* peer.prepare: a VM is announced by the host that has it, and is made ready for here.
  *
- * Happy path: check; judge and claim the name in one step under the lock, so that what is promised is counted
- * at once; make the disks; run the shim, which waits with its QEMU; answer with the token. Anything that fails
- * takes the steps before back. The agent dies in between: the journal names the files that were made, and the
- * next agent deletes them if no shim is there (vm/journal.h). The source never comes: the shim ends after 20 s
- * by itself, and its disks with it; sooner when the source's agent says that it knows of no such migration
- * (tidy.c), which is asked, too, when the same VM is announced again.
+ * Happy path: check; judge and claim the name in one step under the lock, so that what is promised is
+ * counted at once; make the disks; run the shim, which waits with its QEMU; answer with the token. Anything
+ * that fails takes the steps before back. The agent dies in between: the journal names the files that were
+ * made, and the next agent deletes them if no shim is there (vm/journal.h). The source never comes: the shim
+ * ends after 20 s by itself, and its disks with it; sooner when the source's agent says that it knows of no
+ * such migration (tidy.c), which is asked, too, when the same VM is announced again.
  */
 #include "agent/asked.h"
 #include "agent/datastore.h"

@@ -62,8 +62,8 @@ static int give_way(struct agent *a, const char *vm, const char *owner, uint64_t
     return r;
 }
 
-/* Our guest has gone on with the epoch above the one that was offered, since giving the VM could not be recorded
- * (HANDOFF_UNDOING); they have been told by an operator to take it as it was offered. */
+/* Our guest has gone on with the epoch above the one that was offered, since giving the VM could not be
+ * recorded (HANDOFF_UNDOING); they have been told by an operator to take it as it was offered. */
 static bool took_the_offer(const struct journal_open *with, const struct owner_record *ours,
                            const struct owner_record *theirs)
 {

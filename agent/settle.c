@@ -215,10 +215,10 @@ static json_t *tell_to_settle(struct agent *a, const char *vm, const struct conf
     return answer;
 }
 
-/* The operator says that the peer will never be back. What it may still have done with what we gave it had one
- * epoch (it took it) or two (it handed it back): ours is above, so that it is of the past when it comes back all
- * the same. What it has promised us we take as it was offered: who offered it has the journal of it, and gives
- * way (returned.c). */
+/* The operator says that the peer will never be back. What it may still have done with what we gave it had
+ * one epoch (it took it) or two (it handed it back): ours is above, so that it is of the past when it comes
+ * back all the same. What it has promised us we take as it was offered: who offered it has the journal of
+ * it, and gives way (returned.c). */
 static json_t *without_peer(struct agent *a, const char *vm, const struct known *here)
 {
     uint64_t epoch = here->rec.epoch + (here->rec.owner == OWNER_GIVEN ? 2 : 0);

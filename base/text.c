@@ -9,8 +9,8 @@ static int more_of(unsigned char first)
     return first < 0x80 ? 0 : first < 0xc2 ? -1 : first < 0xe0 ? 1 : first < 0xf0 ? 2 : first < 0xf5 ? 3 : -1;
 }
 
-/* Unicode's C0 and C1, line and paragraph separator, marks, embeddings, overrides and isolates of direction, and
- * the invisible ones. */
+/* Unicode's C0 and C1, line and paragraph separator, marks, embeddings, overrides and isolates of direction,
+ * and the invisible ones. */
 static bool is_harmless(uint32_t c)
 {
     bool control = c < 0x20 || (c >= 0x7f && c < 0xa0);

@@ -6,9 +6,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* Bytes of the character that `s`, which is not empty, begins with. *fits: it may be shown. A control character
- * does not (a terminal obeys it), nor does what ends a line or turns the direction of what follows (a reader would
- * take it for other text), nor a byte that is not UTF-8. */
+/* Bytes of the character that `s`, which is not empty, begins with. *fits: it may be shown. A control
+ * character does not (a terminal obeys it), nor does what ends a line or turns the direction of what follows
+ * (a reader would take it for other text), nor a byte that is not UTF-8. */
 size_t xm_text_char(const char *s, bool *fits);
 
 #endif

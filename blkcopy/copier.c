@@ -451,8 +451,8 @@ static bool start_step(struct xm_copier *c)
     return true;
 }
 
-/* Whether its rate lets it begin a chunk; if only later, the timer will tell. In the middle of one it does not
- * stop: the guest's writes to that chunk are held. */
+/* Whether its rate lets it begin a chunk; if only later, the timer will tell. In the middle of one it does
+ * not stop: the guest's writes to that chunk are held. */
 static bool may_claim(struct xm_copier *c)
 {
     uint64_t now = xm_engine_now(c->engine), wait = xm_bucket_take(&c->rate, 0, now);

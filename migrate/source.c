@@ -425,7 +425,8 @@ static void *source_main(void *arg)
         json_t *done = source_report(m);
         json_object_set_new(done, "event", json_string("done"));
         source_disks_off(m);
-        /* QEMU goes before the tracker: letting go of a live one's memory page by page costs 13 ms of CPU for each GiB. */
+        /* QEMU goes before the tracker: letting go of a live one's memory page by page costs 13 ms of CPU
+         * for each GiB. */
         if (!m->local) {
             poll(NULL, 0, SETTLE_MS);
             let_go(m);

@@ -43,8 +43,8 @@ struct source_report {
     uint64_t ram_bytes, final_pages;
     unsigned rounds;
     uint64_t estimate;
-    /* Parts of the downtime, the first three of them side by side; device_state: from QEMU's being told to write
-     * it until the destination has loaded it. */
+    /* Parts of the downtime, the first three of them side by side; device_state: from QEMU's being told to
+     * write it until the destination has loaded it. */
     struct source_span final_ram, disks, device_state, handoff;
     struct xm_digest digest;
     uint64_t verified; /* bytes of disks that were compared whole */
@@ -133,8 +133,8 @@ int source_handoff(struct source *);
  * destination. */
 bool source_keep(struct source *, struct handoff_msg *word);
 void source_tell(struct source *, const struct handoff_msg *); /* if it can be told within a second */
-/* Our record says that the VM is the destination's and runs there. A destination that hears it needs nobody's word
- * to start the VM again; one that does not asks our agent (agent/tidy.c). */
+/* Our record says that the VM is the destination's and runs there. A destination that hears it needs
+ * nobody's word to start the VM again; one that does not asks our agent (agent/tidy.c). */
 void source_tell_settled(struct source *);
 /* After a failed switch: the VM runs here again; one try. Fine to be called again. */
 int source_resume(struct source *, struct xm_error *);

@@ -7,7 +7,8 @@
  * follows; three ends are possible here:
  *   destroy    the VM runs there
  *   resume     it is ours (again), and runs here: the record could not be written, or the destination handed it back
- *   neither    nobody has answered: the VM stays stopped here, with its disks, until `recover` has asked the destination */
+ *   neither    nobody has answered: the VM stays stopped here, with its disks, until `recover` has asked the destination
+ */
 #include "migrate/source.h"
 
 #include <poll.h>

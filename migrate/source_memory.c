@@ -103,7 +103,8 @@ int source_memory(struct source *m)
         switch (
             xm_converge_judge(&judge, in.dirty_bytes, m->report.estimate, m->opt.downtime, m->opt.patience)) {
         case XM_CONVERGE_SWITCH:
-            /* Chunks that the mirror gave up meanwhile are copied while the guest runs, not while it is stopped. */
+            /* Chunks that the mirror gave up meanwhile are copied while the guest runs, not while it is
+             * stopped. */
             if (source_disks_in_step(m))
                 return 0;
             if ((r = source_disks_wait(m)) < 0)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* tests/bench/bench.h: what every benchmark shares: two hosts out of network namespaces, disks, processes that end
- * with us, statistics, and the rows of build/bench/results.json.
+/* tests/bench/bench.h: what every benchmark shares: two hosts out of network namespaces, disks, processes
+ * that end with us, statistics, and the rows of build/bench/results.json.
  *
  * A program measures one or more of the benches that `make bench-NAME` knows; NAME is its first argument.
  * XM_BENCH_RUNS (5): runs of each side. XM_BENCH_SHRINK (1): divides all sizes, to try a bench out. */
@@ -13,7 +13,8 @@
 /* Begins a bench: its old rows go from results.json. Rows, notes and failures from now on are its. */
 void bench_begin(const char *name);
 unsigned bench_runs(void);
-/* Three fifths of that: where a run tells little that is new (a small spread, a goal far off), and takes long. */
+/* Three fifths of that: where a run tells little that is new (a small spread, a goal far off), and takes
+ * long. */
 unsigned bench_runs_few(void);
 uint64_t bench_size(uint64_t full); /* shrunk, a multiple of 1 MiB */
 
@@ -44,12 +45,13 @@ const char *bench_dir(bool in_memory);
 const char *bench_loop(const char *name, uint64_t size);
 /* The loop device reads as zeros: they are written, so that it keeps its memory. */
 int bench_clear(const char *dev);
-/* 0 when two files or devices hold the same in their first size bytes, or come to it within so many seconds. Read without the
- * page cache, which would take as much memory again. */
+/* 0 when two files or devices hold the same in their first size bytes, or come to it within so many seconds.
+ * Read without the page cache, which would take as much memory again. */
 int bench_same(const char *a, const char *b, uint64_t size, unsigned seconds);
-/* For what takes much new memory while it is timed: so much of it is there for the next two seconds. A virtual machine that reports
- * its free pages gives them back to its own host two seconds after they were freed, and waits for each when it is needed
- * again (here 2 s a GiB, where memory that is there takes 0.1). */
+/* For what takes much new memory while it is timed: so much of it is there for the next two seconds. A
+ * virtual machine that reports its free pages gives them back to its own host two seconds after they were
+ * freed, and waits for each when it is needed again (here 2 s a GiB, where memory that is there takes 0.1).
+ */
 void bench_touch(uint64_t bytes);
 int bench_fill_random(const char *path, uint64_t size);
 
@@ -71,8 +73,8 @@ double bench_max(const struct bench_stat *);
 /* One row of results.json, and a line on stdout. goal: the ratio ours/peer to reach. */
 void bench_result(const char *unit, const struct bench_stat *ours, const struct bench_stat *peer,
                   const char *peer_name, double goal, bool higher_is_better);
-/* Beside peers of several versions: the row is the pair whose peer did best, by its median; the others stand in «beside».
- * Peers that were not measured are passed over. */
+/* Beside peers of several versions: the row is the pair whose peer did best, by its median; the others stand
+ * in «beside». Peers that were not measured are passed over. */
 struct bench_pair {
     const char *version;
     const struct bench_stat *ours, *peer;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Bulk copy of a disk from one host to another over unshaped veth, sides alternating in one run, every copy compared
- * with its original. usage: bench/disk disk-soft|disk-real|disk-sparse|disk-cpu
+/* Bulk copy of a disk from one host to another over unshaped veth, sides alternating in one run, every copy
+ * compared with its original. usage: bench/disk disk-soft|disk-real|disk-sparse|disk-cpu
  *                           bench/disk -s loop|file|memory RUNS (only ours, for profiling)
  *
  * disk-soft    loop devices over files in memory, so that software is the limit; beside QEMU's blockdev-mirror to an
@@ -106,7 +106,8 @@ static const struct side {
     bool (*run)(struct run *);
 } ours = {"xmigrate", run_ours}, nbdcopy = {"nbdcopy", run_nbdcopy};
 
-/* The same start for each: the destination reads as zeros, nothing is dirty, and what is cached of files goes. */
+/* The same start for each: the destination reads as zeros, nothing is dirty, and what is cached of files
+ * goes. */
 static bool start_again(void)
 {
     if (!files)
@@ -178,8 +179,8 @@ static void row(const struct costs c[1 + VERSIONS_MAX], size_t offset, const cha
     version_results(unit, &s[0], &s[1], name, goal, higher_is_better);
 }
 
-/* What this machine can do, MB/s: each part alone, the least of them; and what its processors leave when they have to do all
- * of it: reading, sending and receiving, writing. */
+/* What this machine can do, MB/s: each part alone, the least of them; and what its processors leave when
+ * they have to do all of it: reading, sending and receiving, writing. */
 struct limits {
     struct bench_stat alone, cpu, disk;
 };
@@ -230,7 +231,8 @@ static void make_loops(void)
     dst_dev = src_dev ? bench_loop("dst", disk_size) : NULL;
     if (!dst_dev || bench_fill_random(src_dev, disk_size))
         bench_die("no loop devices, or no memory for them");
-    /* The kernel moves a page of a file to another list when it is used for the second time: not in the first copy. */
+    /* The kernel moves a page of a file to another list when it is used for the second time: not in the
+     * first copy. */
     if (bench_clear(dst_dev) ||
         bench_run("for d in %s %s %s %s; do dd if=$d of=/dev/null bs=1M iflag=direct status=none; done",
                   src_dev, dst_dev, src_dev, dst_dev))

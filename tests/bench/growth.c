@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /* How time and our own memory grow with what is moved. usage: bench/growth growth
  *
- * disk size (sparse; full), number of disks, RAM: our copier and our rounds, without agents and guests, in memory over
- * unshaped veth. VMs at once: real guests under xmigrate, there and back. For each a row that compares what a unit costs
- * at the largest size with what it costs at the middle one (a straight line: 1), and one that compares the most memory
- * used with the bound of docs/design.md, «Bounds»: 64 MiB, 64 MiB of mirror buffer a disk, a thousandth of the
- * guest's RAM. */
+ * disk size (sparse; full), number of disks, RAM: our copier and our rounds, without agents and guests, in
+ * memory over unshaped veth. VMs at once: real guests under xmigrate, there and back. For each a row that
+ * compares what a unit costs at the largest size with what it costs at the middle one (a straight line: 1),
+ * and one that compares the most memory used with the bound of docs/design.md, «Bounds»: 64 MiB, 64 MiB of
+ * mirror buffer a disk, a thousandth of the guest's RAM. */
 #include "tests/bench/lib_copy.h"
 #include "tests/bench/lib_lab.h"
 #include "tests/bench/lib_ram.h"
@@ -68,8 +68,8 @@ static void copy_once(struct line *l, unsigned k, struct copy_job *j)
         bench_add(&l->memory, (double)r.memory / (1 << 20));
 }
 
-/* Where a full disk goes: memory that is there already. A virtual machine's own host may give it slowly when it is new (here a
- * fifth to a half of the speed), which would bend the line. */
+/* Where a full disk goes: memory that is there already. A virtual machine's own host may give it slowly when
+ * it is new (here a fifth to a half of the speed), which would bend the line. */
 static void touch(const char *path, uint64_t size)
 {
     if (bench_fill_random(path, size))
@@ -262,7 +262,8 @@ static void vm_counts(void)
     struct line l = {.what = "VMs at once", .unit = "VM", .bound = SMALL_MIB + 64 + 0.2};
     struct lab_guest g[VMS];
 
-    /* More than VMS: a destination counts a migration for a moment longer than its source, which has others begin. */
+    /* More than VMS: a destination counts a migration for a moment longer than its source, which has others
+     * begin. */
     setenv("XM_LAB_LIMITS", "storage_migrations = 8\nmigrations = 8", 1);
     lab_up();
     for (unsigned i = 0; i < VMS; i++) {

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /* What a guest notices of its disk being mirrored: 4 KiB writes at random places, depth 1 and 32, through
- * vhost-user-blk, driven by our own small front end: before, while the copy runs, and when it has finished and the mirror
- * stays on. Ours asynchronous and held to synchronous; beside qemu-storage-daemon (each version) with blockdev-mirror, background and
- * write-blocking. Loop devices over files in memory, unshaped veth. In the notes: the same guest, unmirrored, while we copy
- * another disk: what it cannot but notice where two processors carry it and both hosts. usage: bench/guestio guest-io-mirrored
+ * vhost-user-blk, driven by our own small front end: before, while the copy runs, and when it has finished
+ * and the mirror stays on. Ours asynchronous and held to synchronous; beside qemu-storage-daemon (each
+ * version) with blockdev-mirror, background and write-blocking. Loop devices over files in memory, unshaped
+ * veth. In the notes: the same guest, unmirrored, while we copy another disk: what it cannot but notice
+ * where two processors carry it and both hosts. usage: bench/guestio guest-io-mirrored
  *                                                                         bench/guestio -s MODE DEPTH RUNS (0 to 5, 0 to 1)
  *
  * Each mode is a new back end, its disk without a mirror first: what «unmirrored» means for this run. */
@@ -62,7 +63,8 @@ struct figures {
 static struct figures all[MODES][PHASES][DEPTHS];
 static struct bench_stat copied[MODES][DEPTHS]; /* MB/s, beside such a guest */
 
-/* ---- our back end: a disk process in host A; an event turns the mirror on, another says when all is copied ---- */
+/* ---- our back end: a disk process in host A; an event turns the mirror on, another says when all is copied
+ * ---- */
 
 struct backend {
     pid_t pid, sink;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* tests/bench/lib_copy.h: our bulk copy between the two hosts, without agents and guests: a process in host B that
- * writes what comes, one in host A that copies. */
+/* tests/bench/lib_copy.h: our bulk copy between the two hosts, without agents and guests: a process in host
+ * B that writes what comes, one in host A that copies. */
 #ifndef XM_BENCH_LIB_COPY_H
 #define XM_BENCH_LIB_COPY_H
 

@@ -42,7 +42,8 @@ double peer_iperf(const char *address, unsigned streams, unsigned seconds, const
     return bits / 8;
 }
 
-/* By the hosts' routes: a namespace may not choose every algorithm for itself (tcp_allowed_congestion_control). */
+/* By the hosts' routes: a namespace may not choose every algorithm for itself
+ * (tcp_allowed_congestion_control). */
 void peer_congestion(const char *algorithm)
 {
     for (char h = 'A'; h <= 'B'; h++) {
@@ -221,8 +222,8 @@ void peer_end(struct peer_qemu *q)
     *q = (struct peer_qemu){0};
 }
 
-/* Best of what was tried on this job: 1 MiB granularity, 16 MiB of buffer. The destinations read as zeros: a QEMU that can be
- * told so need not write them. */
+/* Best of what was tried on this job: 1 MiB granularity, 16 MiB of buffer. The destinations read as zeros: a
+ * QEMU that can be told so need not write them. */
 bool peer_mirror(struct peer_qemu *q, const char *node, const char *copy_mode)
 {
     json_t *args = json_pack("{s:s s:s s:s s:s s:s s:I s:I}", "job-id", "m", "device", node, "target", "dst",

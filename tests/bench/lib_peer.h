@@ -8,8 +8,8 @@
 
 /* Waits, at most 20 s, until something listens there. */
 bool peer_wait_port(char host, uint16_t port);
-/* Bytes a second from A to B; 0 when it failed. From memory, for about `seconds`. congestion: the algorithm, or NULL for the
- * hosts' default. */
+/* Bytes a second from A to B; 0 when it failed. From memory, for about `seconds`. congestion: the algorithm,
+ * or NULL for the hosts' default. */
 double peer_iperf(const char *address, unsigned streams, unsigned seconds, const char *congestion);
 /* Sequential, direct, 256 KiB, 16 deep, over the first `size` bytes, bytes a second; 0 when it failed. */
 double peer_fio(const char *path, bool write, uint64_t size);

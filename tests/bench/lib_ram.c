@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The first round of guest RAM without QEMU: a process with incompressible pages, its memory tracked, read and sent
- * from host A to host B into a memfd that was populated ahead. See lib_ram.h. */
+/* The first round of guest RAM without QEMU: a process with incompressible pages, its memory tracked, read
+ * and sent from host A to host B into a memfd that was populated ahead. See lib_ram.h. */
 #include "tests/bench/lib_ram.h"
 
 #include <stdio.h>

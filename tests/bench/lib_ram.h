@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* tests/bench/lib_ram.h: guest memory without a guest, moved by our rounds from host A (which the caller lives in) to B. */
+/* tests/bench/lib_ram.h: guest memory without a guest, moved by our rounds from host A (which the caller
+ * lives in) to B. */
 #ifndef XM_BENCH_LIB_RAM_H
 #define XM_BENCH_LIB_RAM_H
 
@@ -18,7 +19,8 @@ struct ram_costs {
     double open_s, round_s, second_s; /* tracking set up; round 1; round 2 with all dirty */
     double own_cpu, far_cpu;          /* of round 1; the other side, both rounds and populating */
 };
-/* Bytes per ns of round 1. The memory on both sides is compared, after a second round that carries it all again. */
+/* Bytes per ns of round 1. The memory on both sides is compared, after a second round that carries it all
+ * again. */
 double ram_run(struct ram_guest *, uint64_t size, int connections, struct ram_costs *);
 
 #endif

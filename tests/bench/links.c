@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/* What links carry: 256 KiB payloads between two processes in two namespaces. Both ends hash every byte; the receiver
- * answers at once. usage: bench/links links | bench/links -s GIB RUNS STREAMS KIB (only ours, for profiling)
+/* What links carry: 256 KiB payloads between two processes in two namespaces. Both ends hash every byte; the
+ * receiver answers at once. usage: bench/links links | bench/links -s GIB RUNS STREAMS KIB (only ours, for
+ * profiling)
  *
- * Shaped links (tc tbf), payload rates: 1, 2 and 4 of 1 Gbit/s beside one of them, and 1 Gbit/s with 200 Mbit/s beside
- * the sum of what each carries alone. One unshaped link: beside iperf3 with as many streams. */
+ * Shaped links (tc tbf), payload rates: 1, 2 and 4 of 1 Gbit/s beside one of them, and 1 Gbit/s with 200
+ * Mbit/s beside the sum of what each carries alone. One unshaped link: beside iperf3 with as many streams. */
 #include "net/net.h"
 #include "tests/bench/lib_peer.h"
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* Guest RAM: 1 GiB of incompressible pages from one host to the other over one unshaped veth pair, two connections on
- * each side. Ours: the first round out of a process whose memory is tracked (bench/lib_ram.h), into memory populated
- * ahead. Beside QEMU's multifd with two channels (each version) between two real, stopped QEMUs whose RAM has been filled (and is
- * populated ahead, too), and iperf3. Both sides' memories are compared after each run.
+/* Guest RAM: 1 GiB of incompressible pages from one host to the other over one unshaped veth pair, two
+ * connections on each side. Ours: the first round out of a process whose memory is tracked
+ * (bench/lib_ram.h), into memory populated ahead. Beside QEMU's multifd with two channels (each version)
+ * between two real, stopped QEMUs whose RAM has been filled (and is populated ahead, too), and iperf3. Both
+ * sides' memories are compared after each run.
  *
  * usage: bench/ram ram | bench/ram -s GIB RUNS CONNECTIONS (only ours, for profiling: where the time goes) */
 #include "tests/bench/lib_peer.h"

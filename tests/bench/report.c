@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* What has been measured, as a page: build/bench/report.html, self-contained, from build/bench/results.json. One bar
- * for us, one for the peer and one for each other version of it per row, whiskers from the least to the most of the runs,
- * and a line where our bar would have to end to meet the goal. And as a table: build/bench/table.md.
- * usage: report
+/* What has been measured, as a page: build/bench/report.html, self-contained, from build/bench/results.json.
+ * One bar for us, one for the peer and one for each other version of it per row, whiskers from the least to
+ * the most of the runs, and a line where our bar would have to end to meet the goal. And as a table:
+ * build/bench/table.md. usage: report
  *        report --failed NAME WHY    a row for a bench that ended without one
  *        report --refused NAME WHY   a row for a bench that was not begun; its older ones stay, if there are any
  *

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /* What tracking of dirty pages costs who writes memory, on each version of QEMU. usage: bench/tracked tracked
  *
- * A real guest in a plain QEMU rewrites 128 MiB as fast as it can; the pages it rewrites for each second of its vCPU threads' CPU
- * time (what else runs on two processors is not its loss) in the second after all its memory has been armed once, by our
- * tracker from outside or by QEMU's own dirty logging (a migration to nowhere at 1 MiB/s), beside what it does untracked
- * before and after. And a process of our own that writes memory natively: in the
- * note, for there a write costs so little that its first to a page, the one that is caught, shows. */
+ * A real guest in a plain QEMU rewrites 128 MiB as fast as it can; the pages it rewrites for each second of
+ * its vCPU threads' CPU time (what else runs on two processors is not its loss) in the second after all its
+ * memory has been armed once, by our tracker from outside or by QEMU's own dirty logging (a migration to
+ * nowhere at 1 MiB/s), beside what it does untracked before and after. And a process of our own that writes
+ * memory natively: in the note, for there a write costs so little that its first to a page, the one that is
+ * caught, shows. */
 #include "memxfer/memxfer.h"
 #include "tests/bench/lib_lab.h"
 #include "tests/bench/lib_version.h"

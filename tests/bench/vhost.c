@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* A guest's 4 KiB requests through vhost-user-blk: our back end beside qemu-storage-daemon's (each version), driven by the same small
- * front end, sides alternating; on files in memory (opened without cache, as all disks are), on loop devices over such, and on
- * files of the real disk, where fio tells what the disk can do. IOPS, latency, and CPU time of the back end per request.
+/* A guest's 4 KiB requests through vhost-user-blk: our back end beside qemu-storage-daemon's (each version),
+ * driven by the same small front end, sides alternating; on files in memory (opened without cache, as all
+ * disks are), on loop devices over such, and on files of the real disk, where fio tells what the disk can
+ * do. IOPS, latency, and CPU time of the back end per request.
  *
  * usage: bench/vhost vhost-iops
  *        bench/vhost -s SOCKET FILE       serve FILE, to be measured or to boot a guest from

@@ -47,8 +47,8 @@ static void look(char host, struct seen *s)
     json_decref(o);
 }
 
-/* The host that has it: a, b; 0: that is not clear. The other one may still hold the stopped guest that it gave away,
- * until it has been seen to run where it is: `start` there is what `recover` says. */
+/* The host that has it: a, b; 0: that is not clear. The other one may still hold the stopped guest that it
+ * gave away, until it has been seen to run where it is: `start` there is what `recover` says. */
 static char rests_at(const struct seen s[2])
 {
     for (int i = 0; i < 2; i++) {
@@ -61,7 +61,8 @@ static char rests_at(const struct seen s[2])
     return 0;
 }
 
-/* stays_ms: so long it has to look like that. A move whose command was killed may have its request read only now. */
+/* stays_ms: so long it has to look like that. A move whose command was killed may have its request read only
+ * now. */
 static bool comes_to_rest(struct world *w, struct seen s[2], unsigned seconds, unsigned stays_ms)
 {
     char at = 0;

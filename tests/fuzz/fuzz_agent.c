@@ -6,8 +6,8 @@
  *
  * The first byte says which message; then changes: which value of it (counted through the whole tree), what
  * becomes of it, and bytes for that. So nearly every input is JSON that is almost right, and goes deep. Must
- * hold: no report of a sanitizer, no hang; what is refused has a sentence; what is taken passes the bounds that
- * the rest relies on. */
+ * hold: no report of a sanitizer, no hang; what is refused has a sentence; what is taken passes the bounds
+ * that the rest relies on. */
 #include "agent/peer.c"
 #include "vm/handoff.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* tests/guest/client.c: xm-client, the test guest's counterpart on the host. Each command prints one JSON line; exit 0 when all
- * was well.
+/* tests/guest/client.c: xm-client, the test guest's counterpart on the host. Each command prints one JSON
+ * line; exit 0 when all was well.
  *
  *   xm-client heartbeat HOST SECONDS      one TCP connection, the longest gap between the guest's beats
  *   xm-client pulse HOST SECONDS          the same by UDP: gaps as the network shows them, without retransmission
@@ -9,8 +9,8 @@
  *   xm-client wait HOST SECONDS           until the guest answers commands
  *   xm-client fill FILE NAME SEED SPAN    prefills a disk's first SPAN bytes with records (guest: xm.disk=...:prefilled)
  *
- * SECONDS 0: until SIGTERM or SIGINT, which end any of them early and regularly. Those of `wait` count progress
- * (tests/progress.h). */
+ * SECONDS 0: until SIGTERM or SIGINT, which end any of them early and regularly. Those of `wait` count
+ * progress (tests/progress.h). */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* tests/guest/command.c: the commands, from the serial console and from TCP; one at a time, each answered by one JSON line.
+/* tests/guest/command.c: the commands, from the serial console and from TCP; one at a time, each answered by
+ * one JSON line.
  *
  *   status                        figures, and how many failures there were so far
  *   verify                        pauses all writers, reads back everything, goes on

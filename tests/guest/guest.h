@@ -12,7 +12,8 @@
  *                              that fails four times: QEMU's main thread, which makes them, may be kept from a busy processor for
  *                              longer. Beside 16 spinning processes, 3 of 32 boots panicked; with it none of 20.
  * Ports: 7001 TCP echo; 7002 heartbeat, TCP and UDP; 7003 TCP commands, the same as on the serial console.
- * Anything wrong is printed at once as a line «XMGUEST FAIL ...» and counted; «XMGUEST READY ...» ends the start. */
+ * Anything wrong is printed at once as a line «XMGUEST FAIL ...» and counted; «XMGUEST READY ...» ends the start.
+ */
 #ifndef XM_TESTS_GUEST_GUEST_H
 #define XM_TESTS_GUEST_GUEST_H
 

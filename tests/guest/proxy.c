@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* tests/guest/proxy.c: xm-client proxy: a man in the middle of the connections between two agents.
  *
- * Listens on the addresses given and passes everything on to the same port of 127.0.0.1, where the agent listens, both ways. On
- * connections that carry a migration's frames (their first line begins «XMIG/1 link») it does harm once, when `after` bytes have
- * passed towards the destination:
+ * Listens on the addresses given and passes everything on to the same port of 127.0.0.1, where the agent
+ * listens, both ways. On connections that carry a migration's frames (their first line begins «XMIG/1 link»)
+ * it does harm once, when `after` bytes have passed towards the destination:
  *   corrupt   flips one bit
  *   cut       closes that connection
  *   stall     passes nothing any more on any such connection

@@ -314,7 +314,8 @@ int lab_up(const char *name, const char *env)
     return rc == 0 ? 0 : -1;
 }
 
-/* Agents end regularly, so that a sanitizer has its last word; then nothing in any log may be one of its, or a guest's complaint. */
+/* Agents end regularly, so that a sanitizer has its last word; then nothing in any log may be one of its, or
+ * a guest's complaint. */
 static bool logs_are_clean(void)
 {
     char *out = NULL;

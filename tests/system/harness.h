@@ -5,7 +5,8 @@
  * One test program has at most one lab, made in its group's setup. It goes away in the group's teardown, and
  * also when the program is interrupted or timed out (SIGINT, SIGTERM). Run from the top of the tree.
  *
- * XM_TRACE=1 in the environment tells how long each command took. All time limits count progress, not seconds (tests/progress.h). */
+ * XM_TRACE=1 in the environment tells how long each command took. All time limits count progress, not
+ * seconds (tests/progress.h). */
 #ifndef XM_TESTS_SYSTEM_HARNESS_H
 #define XM_TESTS_SYSTEM_HARNESS_H
 

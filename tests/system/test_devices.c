@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Devices that have a key of their own: a real guest has them, and has them still where it has moved to; and what
- * a host does not take from another one. */
+/* Devices that have a key of their own: a real guest has them, and has them still where it has moved to; and
+ * what a host does not take from another one. */
 #include "tests/system/harness.h"
 
 #include <stdio.h>
@@ -100,8 +100,9 @@ static void a_guest_takes_its_devices_along(void **state)
 
 #define OVMF "/usr/share/OVMF/OVMF_"
 
-/* UEFI's variables are written by the firmware itself as it boots. They come to the destination with the request to prepare,
- * and once more with the VM: what is wrong in the file by then is put right before the guest runs. */
+/* UEFI's variables are written by the firmware itself as it boots. They come to the destination with the
+ * request to prepare, and once more with the VM: what is wrong in the file by then is put right before the
+ * guest runs. */
 static void the_firmwares_variables_go_along(void **state)
 {
     const char *run = lab_run_dir();

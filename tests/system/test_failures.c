@@ -100,8 +100,8 @@ static void abort_while_memory_copies(void **state)
     abort_in("memory");
 }
 
-/* What broke: it copied for ever, and promised each moment to be over in a minute. A VM with little else on its
- * disks than what it writes: what it makes absent again is copied behind all the rest. */
+/* What broke: it copied for ever, and promised each moment to be over in a minute. A VM with little else on
+ * its disks than what it writes: what it makes absent again is copied behind all the rest. */
 static void a_guest_that_outruns_the_links(void **state)
 {
     static struct small busy;
@@ -172,7 +172,8 @@ static void destination_qemu_dies_in_memory(void **state)
     kill_at_b("disks", "qemu.pid", want);
 }
 
-/* min_free holds while the disks come: the VM goes on, and the half disks do not stay where there is no room. */
+/* min_free holds while the disks come: the VM goes on, and the half disks do not stay where there is no room.
+ */
 static void the_datastore_fills_up(void **state)
 {
     const char *store = lab_store_dir();

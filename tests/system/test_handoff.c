@@ -223,8 +223,8 @@ static bool has_a_new_shim(const char *host, const char *name, const char *old)
     return yes;
 }
 
-/* Its user has paused it, and nobody else lets it go on: not the shim that comes after a killed one, not a move, not a move that fails
- * with the VM stopped. */
+/* Its user has paused it, and nobody else lets it go on: not the shim that comes after a killed one, not a
+ * move, not a move that fails with the VM stopped. */
 static void a_paused_vm_stays_paused(void **state)
 {
     char *out = NULL;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* What a VM is stands in one place: after moves, stops, agents' ends and boots, `start NAME` on its owner boots
- * the disks that it has, and nothing else does. The tests go on with one guest, the one without an operating system,
- * each where the one before has left it: at a, b, a, b, a. One with Linux is there for what needs one: its
- * console, and that it powers off.
+/* What a VM is stands in one place: after moves, stops, agents' ends and boots, `start NAME` on its owner
+ * boots the disks that it has, and nothing else does. The tests go on with one guest, the one without an
+ * operating system, each where the one before has left it: at a, b, a, b, a. One with Linux is there for
+ * what needs one: its console, and that it powers off.
  *
  * Which disk it is tell marks that were written to each when it was new, behind what the guest uses; and the
  * guest finds there what it had been told to be written. */

@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Each verification reads what the records span, under TCG: it has to be enough to be copied while it changes. */
+/* Each verification reads what the records span, under TCG: it has to be enough to be copied while it
+ * changes. */
 LAB_GROUP("move", "XM_LAB_APPEND='xm.disk=vda:rate=4M:span=96M:trim=16M:prefilled "
                   "xm.disk=vdb:rate=2M:span=32M:prefilled xm.mem=64M:rate=16M' ")
 
@@ -80,7 +81,8 @@ static void busy_guest_moves_with_its_disks(void **state)
     assert_string_equal(json_string_value(json_array_get(json_object_get(done, "kept_disks"), 1)), src_data);
     print_message("downtime: report %.1f ms, longest silence outside %.1f ms; total %.2f s\n",
                   number(done, "downtime_ms"), gap, number(done, "total_s"));
-    /* Not of our making on a busy machine; the bench has it. But a network that has forgotten the guest is dark until ARP asks. */
+    /* Not of our making on a busy machine; the bench has it. But a network that has forgotten the guest is
+     * dark until ARP asks. */
     assert_true(gap < 15000);
     assert_true(number(done, "downtime_ms") <= gap + 20); /* no longer than was seen */
     json_decref(done);

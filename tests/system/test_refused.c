@@ -21,9 +21,9 @@ static void must(int status, const char *part, const char *command)
     free(out);
 }
 
-/* Debian 12's OVMF.fd and Debian 13's, at one path: check said yes, disks and RAM were copied, and QEMU gave up in
- * the switch («Size mismatch: pc.bios»). Both hosts see this file, which is replaced after the VM was started, as
- * by an upgrade: what the guest has counts. */
+/* Debian 12's OVMF.fd and Debian 13's, at one path: check said yes, disks and RAM were copied, and QEMU gave
+ * up in the switch («Size mismatch: pc.bios»). Both hosts see this file, which is replaced after the VM was
+ * started, as by an upgrade: what the guest has counts. */
 static void firmware_of_another_size(void **state)
 {
     char path[200], want[400];

@@ -63,8 +63,8 @@ static void restart_agents(const char *env)
     }
 }
 
-/* web1 is started, with these lines at the end of its [vm], and its move to hostb fails. The sentence that it ends with: the
- * caller's. The VM is as before. */
+/* web1 is started, with these lines at the end of its [vm], and its move to hostb fails. The sentence that
+ * it ends with: the caller's. The VM is as before. */
 static json_t *must_stay(const char *more)
 {
     static const struct small_options usual = {.memory = 64};
@@ -118,8 +118,8 @@ static void device_state_beyond_the_budget_ends_it(void **state)
     must_say(must_stay(""), "longer than its budget");
 }
 
-/* Memory in a shared file is not sent by a QEMU that is told x-ignore-shared, and of this we know nothing: the
- * guest would have lost it. */
+/* Memory in a shared file is not sent by a QEMU that is told x-ignore-shared, and of this we know nothing:
+ * the guest would have lost it. */
 static void ram_that_nobody_would_send_is_not_left_behind(void **state)
 {
     const char *run = lab_run_dir();

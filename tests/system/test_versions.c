@@ -175,8 +175,8 @@ static void move(const char *from, const struct qemu *at, const struct qemu *to)
     guest_verify();
 }
 
-/* QEMU 10.0.13 tells its guests larger rings than it has, and 11.1 takes no such guest: refused by name before
- * anything is copied. */
+/* QEMU 10.0.13 tells its guests larger rings than it has, and 11.1 takes no such guest: refused by name
+ * before anything is copied. */
 static bool refused_for_its_rings(const char *from)
 {
     char *out = NULL;

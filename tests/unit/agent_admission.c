@@ -451,8 +451,8 @@ static void large_rings_go_where_they_are_taken(void **state)
     must_say(NULL);
 }
 
-/* Debian 12's OVMF.fd has 2 MiB and 13's 4 MiB: check said yes, and after disks and RAM the switch failed with
- * QEMU's «Size mismatch: pc.bios». */
+/* Debian 12's OVMF.fd has 2 MiB and 13's 4 MiB: check said yes, and after disks and RAM the switch failed
+ * with QEMU's «Size mismatch: pc.bios». */
 static void firmware_of_another_size_is_refused_by_name(void **state)
 {
     (void)state;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The agent's protocols, on a real agent in a process of its own: hostile lines on both sockets, and what a peer
- * may and may not ask for. */
+/* The agent's protocols, on a real agent in a process of its own: hostile lines on both sockets, and what a
+ * peer may and may not ask for. */
 #include "tests/unit/lib_agent.h"
 
 #include <setjmp.h>

@@ -253,7 +253,8 @@ static void the_vm_runs_on_when_only_the_shim_dies(void **state)
     assert_string_equal(state_of("web1"), "running");
 }
 
-/* The destination prepares meanwhile: the new shim was given the job that its user had been told to be over. */
+/* The destination prepares meanwhile: the new shim was given the job that its user had been told to be over.
+ */
 static void a_job_that_is_over_is_not_given_to_the_new_shim(void **state)
 {
     struct xm_jsonl js, peer;

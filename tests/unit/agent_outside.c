@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* What of another host's specification reaches QEMU here: every attack that was seen, and its neighbours. Each
- * has to be refused by name, and what is meant by it has to have another way. */
+/* What of another host's specification reaches QEMU here: every attack that was seen, and its neighbours.
+ * Each has to be refused by name, and what is meant by it has to have another way. */
 #include "agent/outside.h"
 
 #include <setjmp.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* What a peer may have prepared for a VM that is to come, and that nothing of it is lost or left when the agent
- * is killed. A real agent, with make-believe shims (lib_shim.c). */
+/* What a peer may have prepared for a VM that is to come, and that nothing of it is lost or left when the
+ * agent is killed. A real agent, with make-believe shims (lib_shim.c). */
 #include "tests/unit/lib_agent.h"
 #include "vm/owner.h"
 
@@ -138,8 +138,8 @@ static void a_probe_decides_what_is_shared(void **state)
     }
 }
 
-/* What broke: asked whether the VM could come back, this host took it for seen to run there, and the only good
- * copy of a VM whose guest had not been let run was deleted. */
+/* What broke: asked whether the VM could come back, this host took it for seen to run there, and the only
+ * good copy of a VM whose guest had not been let run was deleted. */
 static void a_check_settles_nothing(void **state)
 {
     struct owner_record rec = {.epoch = 3, .owner = OWNER_GIVEN, .to = "hostb"};

@@ -210,8 +210,8 @@ static json_t *by_word(void)
     return ask(t, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", "web1", "peer_is_dead", 1));
 }
 
-/* What broke: any answer but a record was taken for silence, and the VM was taken while the other host, in the
- * middle of the hand-off, let it go on. One that has nothing to say for good does not forbid it. */
+/* What broke: any answer but a record was taken for silence, and the VM was taken while the other host, in
+ * the middle of the hand-off, let it go on. One that has nothing to say for good does not forbid it. */
 static void who_answers_is_not_dead(void **state)
 {
     struct busy b = {.exit = 4}; /* it is being handed over at this moment */
@@ -228,9 +228,9 @@ static void who_answers_is_not_dead(void **state)
     pthread_join(b.thread, NULL);
 }
 
-/* Giving it away could not be recorded, and its guest went on with the epoch above; then the power went. hostb
- * has been told to take it as it was offered, and runs it: the lower epoch is the later word. What broke: the
- * journal was taken for one of a VM that was handed back, and two ran. */
+/* Giving it away could not be recorded, and its guest went on with the epoch above; then the power went.
+ * hostb has been told to take it as it was offered, and runs it: the lower epoch is the later word. What
+ * broke: the journal was taken for one of a VM that was handed back, and two ran. */
 static void the_offer_that_was_taken_counts(void **state)
 {
     struct owner_record mine = {.epoch = 3, .owner = OWNER_MINE, .settled = true};

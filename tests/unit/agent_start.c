@@ -36,7 +36,8 @@ static void a_vm_is_started_found_again_and_stopped(void **state)
     must(ask(t, start_request()), 0); /* and again, with the disk that it has */
 }
 
-/* Seen: a disk was made below the mount point of a datastore that was not mounted, and hidden by the next mount. */
+/* Seen: a disk was made below the mount point of a datastore that was not mounted, and hidden by the next
+ * mount. */
 static void nothing_is_made_where_a_datastore_is_not_mounted(void **state)
 {
     char away[256], here[256];

@@ -249,7 +249,8 @@ static void test_paused_claims_nothing(void **state)
     assert_in_range(f->next, 1, 2);
 }
 
-/* 2 MiB a second: 8 MiB take 4 s, but for a chunk and the first burst; four times that and it is over soon. */
+/* 2 MiB a second: 8 MiB take 4 s, but for a chunk and the first burst; four times that and it is over soon.
+ */
 static void test_reads_no_faster_than_its_rate(void **state)
 {
     struct fixture *f = *state;

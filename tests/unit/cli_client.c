@@ -208,7 +208,8 @@ static void few_lines_where_nothing_can_be_redrawn(void **state)
     assert_int_equal(printed, 11); /* each tenth once */
 }
 
-/* Seen: «The disks of web1 have moved. total time 0 ns», and the mirror «gave up 4 times»: who, and what of? */
+/* Seen: «The disks of web1 have moved. total time 0 ns», and the mirror «gave up 4 times»: who, and what of?
+ */
 static void nothing_to_move_and_chunks_copied_again_are_said_so(void **state)
 {
     (void)state;

@@ -49,7 +49,8 @@ int peer_tear_down(void **state);
 void need_qemu(void); /* skips the test where there is none */
 int agent_socket(void);
 
-/* Take the answer: ok, or (want_exit) refused with that status; and each of the texts (NULL ends them) in its sentence. */
+/* Take the answer: ok, or (want_exit) refused with that status; and each of the texts (NULL ends them) in
+ * its sentence. */
 void must(json_t *answer, int want_exit);
 void must_refuse(json_t *answer, int want_exit, ...) __attribute__((sentinel));
 json_t *last_of(struct xm_jsonl *);   /* of a request's events and answer: the answer */

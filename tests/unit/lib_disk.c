@@ -68,7 +68,8 @@ const char *lib_loop_blocks(const char *name, uint64_t size, unsigned block)
     int file = open(lib_path(image), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     assert_true(file >= 0);
     assert_int_equal(ftruncate(file, (off_t)size), 0);
-    /* Other processes look for a free one, too. Whoever ends how ever: the device goes with its last descriptor, which is ours. */
+    /* Other processes look for a free one, too. Whoever ends how ever: the device goes with its last
+     * descriptor, which is ours. */
     for (struct limit l = limit_start(10); limit_wait(&l);) {
         struct loop_config c = {.fd = (unsigned)file,
                                 .block_size = block,

@@ -28,7 +28,8 @@ void end_open(struct end *);
 void end_free(struct end *);    /* answers what it holds, frees the bundle */
 void end_release(struct end *); /* answers what it holds, and does not hold any more */
 void end_changed(struct end *); /* with its lock held: gives it up until something changes, 50 ms at most */
-/* Waits until cond, at most 10 s of progress; false: it did not come. Use the macro with an expression of the fields. */
+/* Waits until cond, at most 10 s of progress; false: it did not come. Use the macro with an expression of
+ * the fields. */
 #define end_wait(e, cond)                                                                                    \
     ({                                                                                                       \
         struct limit limit_ = limit_start(10);                                                               \

@@ -11,8 +11,8 @@
 #include <stddef.h>
 #include <cmocka.h>
 
-/* A frame as the sink gets it, with a payload of its own, and a link's manners: what follows the head goes where place() says,
- * part by part, until it is cut. */
+/* A frame as the sink gets it, with a payload of its own, and a link's manners: what follows the head goes
+ * where place() says, part by part, until it is cut. */
 struct ramwire_copy {
     STAILQ_ENTRY(ramwire_copy) next;
     struct xm_rx rx;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* tests/unit/lib_ramwire.h: a transport without a network for guest RAM: threads that take messages in random
- * order, keep them for a while, hand them to a ramsink, and end them. At times they do so twice, the second time much later,
- * or begin with one copy, stop in the middle of it, and bring the rest of it when the other has been answered long ago. */
+/* tests/unit/lib_ramwire.h: a transport without a network for guest RAM: threads that take messages in
+ * random order, keep them for a while, hand them to a ramsink, and end them. At times they do so twice, the
+ * second time much later, or begin with one copy, stop in the middle of it, and bring the rest of it when
+ * the other has been answered long ago. */
 #ifndef LIB_RAMWIRE_H
 #define LIB_RAMWIRE_H
 

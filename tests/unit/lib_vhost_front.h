@@ -51,8 +51,8 @@ struct vf {
     unsigned queues;
     uint16_t size; /* of each queue */
     bool indirect; /* put chains into indirect tables */
-    /* how long vf_wait watches the ring, with a call asked for, before it sleeps. What KVM does when a vCPU halts
-     * (halt_poll_ns, 200 us by default on x86) */
+    /* how long vf_wait watches the ring, with a call asked for, before it sleeps. What KVM does when a vCPU
+     * halts (halt_poll_ns, 200 us by default on x86) */
     uint64_t watch_ns;
     struct vf_queue q[VF_QUEUES];
 };

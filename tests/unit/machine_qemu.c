@@ -454,8 +454,8 @@ static void on_stop(void *ctx, const char *name, const json_t *data, uint64_t wh
         *(bool *)ctx = true;
 }
 
-/* In 7.2 one in six was «cancelling» for ever, and the VM stood still: an abort at that moment, a link that was
- * lost. */
+/* In 7.2 one in six was «cancelling» for ever, and the VM stood still: an abort at that moment, a link that
+ * was lost. */
 static void a_real_one_is_cancelled_at_the_moment_of_its_stop(void **state)
 {
     (void)state;
@@ -540,7 +540,8 @@ static void a_wrapper_that_does_not_become_qemu_is_named(void **state)
     }
 }
 
-/* The monitor is not there, so nothing is asked to quit: the wrapper is killed, and with it what it started. */
+/* The monitor is not there, so nothing is asked to quit: the wrapper is killed, and with it what it started.
+ */
 static void a_wrappers_children_end_with_it(void **state)
 {
     (void)state;

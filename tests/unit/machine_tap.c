@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* A guest's tap on a bridge that carries the host's own traffic: the host's address and frame size stay. In a network
- * namespace of the test's own. */
+/* A guest's tap on a bridge that carries the host's own traffic: the host's address and frame size stay. In
+ * a network namespace of the test's own. */
 #include "machine/qemu.h"
 
 #include <setjmp.h>

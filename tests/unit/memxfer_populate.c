@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* tests/unit/memxfer_populate.c: RAM is there and mapped ahead of its data, as far as asked and no farther. */
+/* tests/unit/memxfer_populate.c: RAM is there and mapped ahead of its data, as far as asked and no farther.
+ */
 #include "memxfer/populate.h"
 #include "tests/progress.h"
 

@@ -208,8 +208,9 @@ static void its_ram_is_copied_while_it_runs(void **state)
         if (i > 0)
             seen += r.pages_dirty;
         run("system_reset");
-        /* Its firmware writes far more, but how soon depends on when it gets a processor; and one that is reset
-         * in the middle of starting its second CPU may wait for that for ever, until it is reset again. */
+        /* Its firmware writes far more, but how soon depends on when it gets a processor; and one that is
+         * reset in the middle of starting its second CPU may wait for that for ever, until it is reset
+         * again. */
         uint64_t written = 0;
         unsigned patience = 2; /* more each time: a busy machine needs longer than that to come so far */
         struct limit again = limit_start(patience);

@@ -112,8 +112,8 @@ static void order(uint64_t first, uint64_t step, uint64_t count)
         usleep(20);
 }
 
-/* As QEMU does when the guest's balloon grows: holes in the file, and MADV_REMOVE. What the guest writes there later is
- * written. (What it reads there before is nobody's promise.) */
+/* As QEMU does when the guest's balloon grows: holes in the file, and MADV_REMOVE. What the guest writes
+ * there later is written. (What it reads there before is nobody's promise.) */
 static void sees_what_is_written_where_a_balloon_was(void **state)
 {
     (void)state;

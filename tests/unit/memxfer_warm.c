@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* tests/unit/memxfer_warm.c: another process's page tables are filled for the pages that are there, and for no
- * others; it goes on as if nothing had been. */
+/* tests/unit/memxfer_warm.c: another process's page tables are filled for the pages that are there, and for
+ * no others; it goes on as if nothing had been. */
 #include "tests/unit/lib_ramchild.h"
 #include "tests/progress.h"
 

@@ -170,7 +170,8 @@ static void test_held_until_released(void **state)
     close(reader);
 }
 
-/* Held when the migration ends, with more than its buffers take: QEMU finds its socket closed, nothing is sent. */
+/* Held when the migration ends, with more than its buffers take: QEMU finds its socket closed, nothing is
+ * sent. */
 static void test_held_for_good(void **state)
 {
     struct shuffle s = {.lock = PTHREAD_MUTEX_INITIALIZER};

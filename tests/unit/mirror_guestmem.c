@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Memory that a front end shares with the driver: none that it could make smaller afterwards, which would end us by a
- * SIGBUS at our next touch. */
+/* Memory that a front end shares with the driver: none that it could make smaller afterwards, which would
+ * end us by a SIGBUS at our next touch. */
 #include "mirror/guestmem.h"
 
 #include <setjmp.h>

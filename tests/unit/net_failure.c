@@ -186,7 +186,8 @@ static void a_silent_link_goes_down(void **state)
 static void an_idle_link_stays_up(void **state)
 {
     (void)state;
-    /* Where a thread gets no processor for so long, the bound is the machine's fault: then with a longer one. */
+    /* Where a thread gets no processor for so long, the bound is the machine's fault: then with a longer one.
+     */
     for (int ms = 200;; ms *= 4) {
         a.opts.silence = b.opts.silence = ms * XM_NS_PER_MS;
         end_open(&a);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* A link of 20 MB/s with a short queue, as a namespace of our own with a shaped loopback: what is urgent must not
- * wait for what the socket has taken already. Needs root, ip and tc. */
+/* A link of 20 MB/s with a short queue, as a namespace of our own with a shaped loopback: what is urgent
+ * must not wait for what the socket has taken already. Needs root, ip and tc. */
 #include "tests/unit/lib_netpair.h"
 #include "tests/progress.h"
 
@@ -96,8 +96,8 @@ static void urgent_does_not_wait_for_the_socket(void **state)
     print_message("%u urgent messages: %u frames of bulk before a quick one, %u at most; bulk: %.1f MB/s\n",
                   n, ahead[n / 4], ahead[n - 1], 1280 * (double)BULK / s / 1e6);
     assert_true(n > 0);
-    /* 11 where nothing else runs; a socket that takes what it likes: 19 to 21. A busy machine adds some, but not to all: the quick
-     * ones count. */
+    /* 11 where nothing else runs; a socket that takes what it likes: 19 to 21. A busy machine adds some, but
+     * not to all: the quick ones count. */
     assert_true(ahead[n / 4] < 15);
     load_free(&bulk);
     end_free(&a);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* tests/unit/tests_scripts.c: what the scripts behind `make deps`, `make lab` and `make demo` say to a newcomer. */
+/* tests/unit/tests_scripts.c: what the scripts behind `make deps`, `make lab` and `make demo` say to a
+ * newcomer. */
 #include "tests/unit/lib_tmpdir.h"
 
 #include <signal.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* A hand-off that was cut: what each pair of records leads to, and that no pair leads both hosts to run the VM,
- * or both to give up their copy. */
+/* A hand-off that was cut: what each pair of records leads to, and that no pair leads both hosts to run the
+ * VM, or both to give up their copy. */
 #include "vm/verdict.h"
 
 #include <setjmp.h>
