@@ -54,6 +54,7 @@ struct vm {
     json_t
         *moving;  /* while its disks move on this host: {"datastore", "reserve": [{path, used}]}; else NULL */
     int watch_fd; /* its watcher's socket, -1 */
+    bool watched; /* its watcher listens to its shim, or gives it another one */
     unsigned revived;    /* how often its shim was started anew since: */
     uint64_t revived_at; /* xm_now() */
     json_t *done;        /* the «done» of a move that took it away, until it has gone; else NULL */

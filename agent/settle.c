@@ -11,6 +11,7 @@
  * us: so a peer that asks does not wait long for a claim, and other VMs have nothing to do with it. */
 #include "agent/known.h"
 
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -67,9 +68,28 @@ int settle_end_here(struct agent *a, const char *vm, struct xm_error *e)
     return r;
 }
 
+/* The watcher of a shim that has just died starts another one itself, and tells its job; until it has, or has
+ * given up. */
+static bool watcher_revives(struct agent *a, const char *vm)
+{
+    uint64_t until = xm_now() + ASK_NS;
+    bool watched = true;
+
+    while (watched && !vm_process(a, vm, "shim.pid") && xm_now() < until) {
+        poll(NULL, 0, 20);
+        agent_lock(a);
+        const struct vm *here = vm_find(a, vm);
+        watched = here && here->watched;
+        agent_unlock(a);
+    }
+    return watched && vm_process(a, vm, "shim.pid");
+}
+
 /* A shim for a QEMU that has lost its own. */
 static int new_shim(struct agent *a, const char *vm, uint64_t epoch, struct xm_error *e)
 {
+    if (watcher_revives(a, vm))
+        return 0;
     char *path = vm_state_path(a, vm, "spec.json");
     json_t *spec = read_json(path, e);
     int r = spec ? 0 : -XM_MAX(e->code, 1);

@@ -26,7 +26,7 @@
 #define EXPECTED_NS   (10 * XM_NS_PER_S) /* a VM that is on its way is asked so often whether it has come */
 #define REVIVE_MAX    3
 #define REVIVE_NS     (600 * XM_NS_PER_S) /* so many in that time, then only: */
-#define ORPHAN_NS     (60 * XM_NS_PER_S)  /* once in that time */
+#define ORPHAN_NS     (10 * XM_NS_PER_S) /* once in that time: its disks may have been another's for a while */
 
 /* ---- the shim ---- */
 
@@ -501,6 +501,8 @@ static void *watch_main(void *arg)
     }
     agent_lock(a);
     ending = a->ending;
+    if ((vm = vm_find(a, w->name)) && vm->claimed == claimed)
+        vm->watched = false;
     agent_unlock(a);
     if (!ending && !vm_ended(a, w->name))
         watch_orphan(a, w->name, claimed);
@@ -519,12 +521,19 @@ int vm_watch(struct agent *a, const char *name, struct xm_error *e)
     snprintf(w->name, sizeof w->name, "%s", name);
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
-    if (vm)
+    if (vm) {
         vm->phase = VM_UP;
+        vm->watched = true;
+    }
     pthread_cond_broadcast(&a->changed);
     agent_unlock(a);
     int r = agent_thread(a, watch_main, w, e);
-    if (r)
-        free(w);
+    if (!r)
+        return 0;
+    agent_lock(a);
+    if ((vm = vm_find(a, name)))
+        vm->watched = false;
+    agent_unlock(a);
+    free(w);
     return r;
 }

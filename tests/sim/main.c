@@ -297,6 +297,8 @@ static const struct {
     {3175, "who waited for the end of an orphan took the next migration for it"},
     {8272,
      "a VM that had ended was started anew, and moved by a job that nobody told of it: it went on for ever"},
+    {7553, "recover and the watcher each started a shim for a QEMU that had lost its own; its job went on "
+           "for ever"},
     {11912, "a run directory was left by a prepare that failed while its shim was ending"},
 };
 

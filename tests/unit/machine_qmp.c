@@ -7,6 +7,7 @@
 #include <cmocka.h>
 #include "machine/qmp.h"
 
+#include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -35,8 +36,8 @@ static void *monitor_main(void *arg)
             if (!n) {
                 dprintf(c.fd, "%lld", (long long)xm_json_int(o, "id", -1) - (*at == '<'));
                 n = 1;
-            } else {
-                assert_int_equal(write(c.fd, at, n), n);
+            } else if (write(c.fd, at, n) != (ssize_t)n) {
+                break; /* the client has hung up without waiting for it */
             }
         }
         json_decref(o);
@@ -205,5 +206,6 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_a_late_answer_is_nobody_elses, tmpdir_make, tmpdir_remove),
         cmocka_unit_test_setup_teardown(test_an_error_without_id, tmpdir_make, tmpdir_remove),
     };
+    signal(SIGPIPE, SIG_IGN);
     return cmocka_run_group_tests_name("machine_qmp", tests, NULL, NULL);
 }
