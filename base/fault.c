@@ -106,7 +106,7 @@ static bool fault_act(const struct point *p, unsigned n)
 }
 
 /* The point that the file names, if it is there. Passages are counted from when a process first reads that
- * text; who can remove the file acts, so that one process does, once. */
+ * text; who can remove the file acts, so that one process does, once. One for each passage stays. */
 static bool by_file(const char *name)
 {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -131,7 +131,7 @@ static bool by_file(const char *name)
     bool here = good && !strcmp(p.name, name) && (++p.passed == p.nth || !p.nth);
     struct point acts = p;
     pthread_mutex_unlock(&lock);
-    return here && unlink(file) == 0 && fault_act(&acts, acts.passed);
+    return here && (!acts.nth || unlink(file) == 0) && fault_act(&acts, acts.passed);
 }
 
 bool xm_fault(const char *name)

@@ -51,6 +51,17 @@ int xm_sync_directory_of(const char *path, struct xm_error *e)
     return err;
 }
 
+/* As a directory that cannot be synced: fault point renamed-NAME, NAME being the file's. */
+static bool fault_renamed(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char *point = xm_printf("renamed-%s", slash ? slash + 1 : path);
+    bool fails = xm_fault(point);
+
+    free(point);
+    return fails;
+}
+
 int xm_file_replace(const char *path, const void *data, size_t len, struct xm_error *e)
 {
     char *tmp = xm_printf("%s.tmp-XXXXXX", path);
@@ -74,6 +85,8 @@ int xm_file_replace(const char *path, const void *data, size_t len, struct xm_er
     if (err) {
         unlink(tmp);
         xm_error_errno(e, -err, "cannot write %s", path);
+    } else if (fault_renamed(path)) {
+        err = xm_error_set(e, EIO, "cannot make the change of %s durable: fault point", path);
     } else {
         err = xm_sync_directory_of(path, e);
     }

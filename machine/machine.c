@@ -66,6 +66,8 @@ int machine_save_spec(struct machine *vm, struct xm_error *e)
 
     if (!r)
         r = xm_json_save(path, o, e);
+    if (!r)
+        vm->spec_uncertain = false;
     free(path);
     json_decref(o);
     return r;

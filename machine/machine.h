@@ -56,6 +56,8 @@ struct machine {
     struct xm_ram ram;     /* fixed from QEMU's start to its end */
     unsigned disks;
     struct machine_disk disk[VM_DISKS_MAX];
+    bool
+        spec_uncertain; /* spec.json may name a file that the VM's disk is not in: it has to be saved again */
 
     /* Any thread. Takes the reference; adds "vm". Events go to all who subscribed. */
     void (*emit)(struct machine *, json_t *event);

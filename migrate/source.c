@@ -251,6 +251,7 @@ static void let_go(struct source *m)
     source_tell_settled(m);
     qemu_end(&vm->qemu, &vm->spec);
     xm_fault("gone-qemu-ended");
+    source_unlock_disks(m);
     if (journal_settle(vm->state_dir, vm->spec.name, &e) < 0)
         xm_log(XM_LOG_WARN, "job %s: %s", m->job, e.text);
 }

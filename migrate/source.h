@@ -136,6 +136,8 @@ void source_tell(struct source *, const struct handoff_msg *); /* if it can be t
 /* Our record says that the VM is the destination's and runs there. A destination that hears it needs
  * nobody's word to start the VM again; one that does not asks our agent (agent/tidy.c). */
 void source_tell_settled(struct source *);
+/* Our disks are idle from here on: another host may use them, or they may be deleted. */
+void source_unlock_disks(struct source *);
 /* After a failed switch: the VM runs here again; one try. Fine to be called again. */
 int source_resume(struct source *, struct xm_error *);
 /* A switch in which the guest stands still has so long for something, `most` at most: ns, never 0. The

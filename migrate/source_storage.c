@@ -44,6 +44,21 @@ static void pivoted(void *arg, int status, const char *why)
     sem_post(&v->done);
 }
 
+/* Which file spec.json names after a power cut is not known, and the guest is about to write to the old one
+ * alone. The new one must not be taken for the disk then, nor by a shim that comes after this one: it goes,
+ * while it has nothing that the old one has not. Nothing else is deleted before spec.json can be written again
+ * (shim_run tries it). */
+static void forget_new_file(struct move *v)
+{
+    struct machine *vm = v->disk->machine;
+    struct xm_error e = {0};
+
+    vm->spec_uncertain = true;
+    if (xm_file_remove(v->path, &e) < 0)
+        xm_log(XM_LOG_ERROR, "VM %s: disk %s stays in %s; %s is not to be used: %s", vm->spec.name,
+               v->disk->spec->name, v->disk->spec->path, v->path, e.text);
+}
+
 /* On the disk's thread, with the guest's requests held and both files alike; the source's thread waits for
  * it. spec.json names the new file before a write comes that only that one has. */
 static int commit(void *arg)
@@ -68,9 +83,15 @@ static int commit(void *arg)
     d->path = old;
     memcpy(d->datastore, store, sizeof store);
     struct xm_error again = {0};
-    if (machine_save_spec(vm, &again) < 0)
-        xm_log(XM_LOG_ERROR, "VM %s: %s", vm->spec.name, again.text);
-    return r;
+    if (machine_save_spec(vm, &again) == 0)
+        return r;
+    forget_new_file(v);
+    xm_fault("pivot-uncertain");
+    return xm_error_set(
+        &v->error, v->error.code,
+        "%.200s; where the disk stays cannot be recorded either: %.200s. VM %s runs on in %s, "
+        "and is not to be stopped before %s can be written",
+        v->error.text, again.text, vm->spec.name, old, vm->state_dir);
 }
 
 static void pivot(struct machine_disk *d, void *arg)
@@ -272,7 +293,7 @@ int source_storage(struct source *m)
         sem_destroy(&v[i].done);
     }
     xm_fault("storage-sweep");
-    if (journal_sweep(vm->state_dir, vm->spec.name, &e) < 0)
+    if (!vm->spec_uncertain && journal_sweep(vm->state_dir, vm->spec.name, &e) < 0)
         xm_log(XM_LOG_WARN, "job %s: %s", m->job, e.text);
     if (r && moved)
         xm_error_prefix(&m->error, "%u disks have moved, then", moved);

@@ -379,9 +379,7 @@ static int drain(struct source *m)
     return r ? r : quiesced;
 }
 
-/* Disks that both hosts reach: ours are idle from here on, and the destination locks them before it promises
- * to run the VM. */
-static void unlock_disks(struct source *m)
+void source_unlock_disks(struct source *m)
 {
     for (unsigned i = 0; i < m->machine->disks; i++)
         xm_file_unlock(m->machine->disk[i].file);
@@ -424,7 +422,7 @@ static int switch_over(struct source *m)
         return r;
     xm_fault("switch-sent");
     if (!m->storage)
-        unlock_disks(m);
+        source_unlock_disks(m); /* both hosts reach them: the destination locks them before it promises */
     reply = call_destination(m->links, json_pack("{s:s s:b}", "call", "loaded", "paused", m->paused),
                              source_time_left(m, QEMU_TIMEOUT), &m->error);
     m->report.device_state.to = xm_now();

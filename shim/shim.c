@@ -253,6 +253,20 @@ void shim_end(struct shim *s)
     s->ending = true;
 }
 
+/* A storage-only move could not record where its disk is (migrate/source_storage.c). */
+static void save_uncertain(struct shim *s)
+{
+    struct machine *vm = &s->machine;
+    struct xm_error e = {0};
+
+    if (!vm->spec_uncertain || s->source)
+        return;
+    if (machine_save_spec(vm, &e) == 0)
+        xm_log(XM_LOG_INFO, "VM %s: where its disks are is recorded again", vm->spec.name);
+    else
+        xm_log(XM_LOG_DEBUG, "VM %s: %s", vm->spec.name, e.text);
+}
+
 void shim_run(struct shim *s)
 {
     enum { MAX_FDS = 64, FIXED = 5, LOOK_AT_LOGS_MS = 1000 };
@@ -280,6 +294,7 @@ void shim_run(struct shim *s)
         int ready = poll(p, (nfds_t)n, LOOK_AT_LOGS_MS);
         if (xm_now() - looked >= LOOK_AT_LOGS_MS * XM_NS_PER_MS) {
             machine_logs_turn(&s->machine);
+            save_uncertain(s);
             looked = xm_now();
         }
         if (ready < 0)

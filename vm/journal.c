@@ -2,6 +2,7 @@
 /* See journal.h. */
 #include "vm/journal.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -248,6 +249,29 @@ static bool foreign(const struct journal *j, const char *path)
     return j->planned && stat(path, &st) == 0 && st.st_blocks;
 }
 
+/* Who has a file open as a disk holds a lock on it (xm_file_open): taken here, nobody opens it as one between
+ * the question and the deletion. Readers hold none. */
+static int delete_file(const char *path, struct xm_error *e)
+{
+    struct flock all = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    struct stat st;
+    bool plain = stat(path, &st) == 0 && S_ISREG(st.st_mode);
+    int fd = plain ? open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK) : -1, r = 0;
+
+    if (plain && fd < 0 && errno != ENOENT)
+        return xm_error_errno(e, errno, "%s cannot be opened", path);
+    if (fd >= 0 && fcntl(fd, F_OFD_SETLK, &all) < 0) {
+        bool used = errno == EAGAIN || errno == EACCES;
+        r = xm_error_set(e, used ? EBUSY : errno, "%s",
+                         used ? "a process has it open as a disk" : strerror(errno));
+    }
+    if (!r)
+        r = xm_file_remove(path, e);
+    if (fd >= 0)
+        close(fd);
+    return r;
+}
+
 /* All of them, whatever happens to one; the first that stays is told, and the journal is kept for it. They
  * have gone durably before the journal goes, which is on another file system perhaps. */
 static int delete_files(const struct journal *j, const char *vm, struct xm_error *e)
@@ -260,7 +284,7 @@ static int delete_files(const struct journal *j, const char *vm, struct xm_error
         xm_fault("journal-delete");
         struct xm_error why = {0};
         if (!json_is_string(v) || foreign(j, json_string_value(v)) ||
-            xm_file_remove(json_string_value(v), &why) == 0)
+            delete_file(json_string_value(v), &why) == 0)
             continue;
         xm_log(XM_LOG_WARN, "VM %s: cannot delete %s: %s", vm, json_string_value(v), why.text);
         if (!r)
@@ -335,27 +359,55 @@ int journal_settle(const char *dir, const char *vm, struct xm_error *e)
     return r;
 }
 
-/* Takes those out of the list that the specification names. A specification that cannot be read deletes
- * nothing. */
-static int keep_named(struct journal *j, const char *dir, struct xm_error *e)
+/* What spec.json says, and after a power cut will still say: its writer may have been killed before it had made
+ * that durable, or have failed in it. */
+static json_t *durable_spec(const char *dir, struct xm_error *e)
 {
     char *path = xm_printf("%s/spec.json", dir);
-    json_t *spec = NULL, *left = json_array(), *v, *d;
-    size_t i, n;
+    json_t *spec = NULL;
     int r = xm_json_load(path, &spec, e);
 
     if (!r && !json_is_array(json_object_get(spec, "disks")))
         r = xm_error_set(e, EINVAL, "%s names no disks", path);
+    if (!r)
+        r = xm_sync_directory_of(path, e);
+    if (r) {
+        json_decref(spec);
+        spec = NULL;
+    }
+    free(path);
+    return spec;
+}
+
+/* The disk in it is named by the specification. */
+static bool is_named(const json_t *spec, const char *file)
+{
+    const json_t *d;
+    size_t i;
+
+    json_array_foreach (json_object_get(spec, "disks"), i, d) {
+        if (!strcmp(xm_json_str(d, "path", ""), file))
+            return true;
+    }
+    return false;
+}
+
+/* Takes those out of the list that the specification names. One that cannot be read, or names a file that is not
+ * there, deletes nothing: the other one may be the only copy. */
+static int keep_named(struct journal *j, const char *dir, struct xm_error *e)
+{
+    json_t *spec = durable_spec(dir, e), *left = json_array(), *v;
+    size_t i;
+    int r = spec ? 0 : -EIO;
+
     json_array_foreach (j->files, i, v) {
-        bool named = false;
-        json_array_foreach (json_object_get(spec, "disks"), n, d)
-            named =
-                named || !strcmp(xm_json_str(d, "path", ""), json_is_string(v) ? json_string_value(v) : "");
-        if (!named)
+        const char *file = json_is_string(v) ? json_string_value(v) : "";
+        if (!is_named(spec, file))
             json_array_append(left, v);
+        else if (!r && access(file, F_OK) < 0)
+            r = xm_error_errno(e, errno, "%s/spec.json names %s, and nothing is deleted", dir, file);
     }
     json_decref(spec);
-    free(path);
     if (r) {
         json_decref(left);
         return r;

@@ -8,7 +8,8 @@
  * earlier hand-offs are kept behind the new one.
  *
  * These are the only functions that delete a disk after a migration. Each asks the owner record, and refuses
- * where it is unreadable or does not say that the copy here is not needed. */
+ * where it is unreadable or does not say that the copy here is not needed. None deletes a file that a process has
+ * open as a disk (its lock, blkcopy/blkcopy.h): -EBUSY, and the journal stays. */
 #ifndef XM_VM_JOURNAL_H
 #define XM_VM_JOURNAL_H
 
@@ -67,8 +68,8 @@ int journal_undo(const char *dir, const char *vm, struct xm_error *);
 /* Source: the VM runs elsewhere. Deletes the files named. -EBUSY: the record does not say that it has gone
  * and was seen to run there. */
 int journal_settle(const char *dir, const char *vm, struct xm_error *);
-/* Storage-only has ended, or was cut: deletes the files named that spec.json does not name as a disk's.
- * -EBUSY: the record does not say that the VM is ours. */
+/* Storage-only has ended, or was cut: deletes the files named that spec.json does not name as a disk's, once that is
+ * durable. -EBUSY: the record does not say that the VM is ours. -ENOENT: a file that it names is not there. */
 int journal_sweep(const char *dir, const char *vm, struct xm_error *);
 
 #endif

@@ -141,6 +141,10 @@ int __wrap_fcntl(int fd, int what, ...)
 {
     struct obj *o = fd_obj(fd);
 
+    if (what == F_OFD_SETLK && o && o->kind == FD_FILE && o->inode->user && o->inode->user->alive) {
+        errno = EAGAIN;
+        return -1;
+    }
     return what == F_DUPFD_CLOEXEC && o ? fd_new(o, proc_current()) : 0;
 }
 

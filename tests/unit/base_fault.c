@@ -104,6 +104,9 @@ static void a_point_in_a_file_is_used_up(void **state)
     arm(path, "b:2:kill\n");
     int status = in_child(spec, pass, 0);
     assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    arm(path, "a:*:error\n");
+    assert_int_equal(WEXITSTATUS(in_child(spec, pass, 0)), 31); /* each time, for as long as it is there */
+    assert_int_equal(access(path, F_OK), 0);
     arm(path, "c:1:kill\n");
     assert_int_equal(WEXITSTATUS(in_child(spec, pass, 0)), 0);
     assert_int_equal(unlink(path), 0);

@@ -283,6 +283,54 @@ static void there_is_an_end_to_them(void **state)
     json_decref(none);
 }
 
+/* A process has it open as a disk, whatever the specification says. */
+static void a_file_in_use_is_not_deleted(void **state)
+{
+    static const enum journal_side sides[] = {JOURNAL_SOURCE, JOURNAL_DESTINATION, JOURNAL_STORAGE};
+    struct flock all = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+    (void)state;
+    for (unsigned i = 0; i < 3; i++) {
+        int (*end)(const char *, const char *, struct xm_error *) = i == 0   ? journal_settle
+                                                                    : i == 1 ? journal_undo
+                                                                             : journal_sweep;
+        journal(sides[i]);
+        record(i < 2 ? OWNER_GIVEN : OWNER_MINE, i == 1 ? E + 1 : E, true);
+        char *path = xm_printf("%s/spec.json", dir), *journal_path = xm_printf("%s/journal.json", dir);
+        json_t *spec = json_pack("{s:[{s:s}]}", "disks", "path", other);
+        assert_int_equal(xm_json_save(path, spec, NULL), 0);
+        int fd = open(disk, O_RDWR);
+        assert_int_equal(fcntl(fd, F_OFD_SETLK, &all), 0);
+        assert_int_equal(end(dir, "web1", NULL), -EBUSY);
+        assert_true(is_there(disk) && is_there(journal_path));
+        close(fd);
+        assert_int_equal(end(dir, "web1", NULL), 0);
+        assert_false(is_there(disk) || is_there(journal_path));
+        json_decref(spec);
+        free(journal_path);
+        free(path);
+    }
+}
+
+/* The specification names a file that is not there: the other one may be the only copy. */
+static void the_named_file_has_to_be_there(void **state)
+{
+    (void)state;
+    journal(JOURNAL_SOURCE);
+    json_t *files = json_pack("[s, s]", disk, other),
+           *spec = json_pack("{s:[{s:s}]}", "disks", "path", other);
+    char *path = xm_printf("%s/spec.json", dir);
+    assert_int_equal(journal_write(dir, JOURNAL_STORAGE, E, "hosta", NULL, files, NULL), 0);
+    record(OWNER_MINE, E, true);
+    assert_int_equal(xm_json_save(path, spec, NULL), 0);
+    unlink(other);
+    assert_int_equal(journal_sweep(dir, "web1", NULL), -ENOENT);
+    assert_true(is_there(disk));
+    free(path);
+    json_decref(files);
+    json_decref(spec);
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, tmpdir_make, tmpdir_remove)
@@ -291,7 +339,8 @@ int main(void)
         T(a_migration_that_came_to_nothing),       T(a_vm_that_has_gone),
         T(a_disk_that_was_about_to_be_made),       T(an_unreadable_record_deletes_nothing),
         T(the_other_sides_journal_is_not_touched), T(what_was_before_is_kept),
-        T(of_two_files_the_named_one_stays),
+        T(of_two_files_the_named_one_stays),       T(a_file_in_use_is_not_deleted),
+        T(the_named_file_has_to_be_there),
     };
     return cmocka_run_group_tests_name("vm_journal", tests, NULL, NULL);
 }
