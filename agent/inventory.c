@@ -296,13 +296,14 @@ int inventory_first_epoch(struct agent *a, const char *name, uint64_t *epoch, st
     return 0;
 }
 
-/* The record goes first: without it the rest means nothing, and a record without a spec would be a VM that is
- * damaged. */
+/* The record goes before the rest: without it the rest means nothing, and a record without a spec would be a VM
+ * that is damaged. But a journal without a record is that of a migration which came to nothing, and its files are
+ * deleted: here they are the VM's disks. */
 int inventory_remove(struct agent *a, const char *name, uint64_t epoch, struct xm_error *e)
 {
     static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
     char *dir = vm_state_path(a, name, NULL), *record = vm_state_path(a, name, "owner.json"),
-         *path = epochs_path(a);
+         *journal = vm_state_path(a, name, "journal.json"), *path = epochs_path(a);
 
     pthread_mutex_lock(&one);
     json_t *o = epochs_read(a, e);
@@ -314,10 +315,15 @@ int inventory_remove(struct agent *a, const char *name, uint64_t epoch, struct x
     json_decref(o);
     pthread_mutex_unlock(&one);
     if (!r)
+        r = xm_file_remove(journal, e);
+    xm_fault("forget-journal-gone");
+    if (!r)
         r = xm_file_remove(record, e);
+    xm_fault("forget-record-gone");
     if (!r)
         r = xm_rmdir_files(dir, e);
     free(path);
+    free(journal);
     free(record);
     free(dir);
     return r;

@@ -18,6 +18,7 @@
 #include "tests/progress.h"
 
 static struct test_agent *const t = &test_agent;
+static char fault[64]; /* a fault point of the agent's (base/fault.h) */
 /* ---- hostb ---- */
 
 static int hostb; /* listens where the agent has its peer */
@@ -168,6 +169,48 @@ static void half_received_disks_are_gone_after_a_boot(void **state)
     assert_true(until_gone(t, "state/vms/web1"));
 }
 
+/* A migration's files: nobody knows of it any more, or the VM that has come by it. */
+static void came_from_hostb(const char *vm, bool has_come)
+{
+    struct owner_record rec = {.epoch = 4, .owner = OWNER_MINE, .from = "hostb", .settled = true};
+    char below[64], disk[64];
+
+    snprintf(below, sizeof below, "state/vms/%s", vm);
+    snprintf(disk, sizeof disk, "ds/%s-root.raw", vm);
+    json_t *files = json_pack("[s]", in_dir(t, disk));
+    assert_int_equal(xm_file_replace(in_dir(t, disk), "data", 4, NULL), 0);
+    if (has_come)
+        assert_int_equal(owner_save(in_dir(t, below), vm, &rec, NULL), 0);
+    assert_int_equal(journal_write(in_dir(t, below), JOURNAL_DESTINATION, 4, "hostb", NULL, files, NULL), 0);
+    json_decref(files);
+}
+
+/* What broke: killed between the record and the journal, of which the next agent knew nothing but that files of
+ * a migration are to go. */
+static void what_was_undefined_keeps_its_disks(void **state)
+{
+    static const char *const points[] = {"forget-journal-gone", "forget-record-gone"};
+    char arm[64];
+
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        test_agent_stop(t, SIGTERM);
+        came_from_hostb("web1", true);
+        assert_int_equal(test_agent_start(t), 0);
+        snprintf(arm, sizeof arm, "%s:1:kill", points[i]);
+        assert_int_equal(xm_file_replace(fault, arm, strlen(arm), NULL), 0);
+        json_decref(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "undefine", "vm", "web1", "force", 1)));
+        test_agent_stop(t, SIGKILL);
+        assert_int_equal(unlink(fault), -1); /* it was reached */
+        assert_int_equal(exists(t, "state/vms/web1/owner.json"), i == 0);
+        assert_false(exists(t, "state/vms/web1/journal.json"));
+        came_from_hostb("web2", false); /* it goes, so what is to go is looked for */
+        assert_int_equal(test_agent_start(t), 0);
+        assert_true(until_gone(t, "ds/web2-root.raw"));
+        assert_true(exists(t, "ds/web1-root.raw"));
+    }
+}
+
 /* ---- two agents settle ---- */
 
 static void given_to_hostb(const char *vm)
@@ -313,6 +356,7 @@ int main(int argc, char **argv)
         TEST(the_next_move_of_it_is_let_in_at_once),
         TEST(a_source_that_does_not_say_is_waited_for),
         TEST(half_received_disks_are_gone_after_a_boot),
+        TEST(what_was_undefined_keeps_its_disks),
         TEST(two_hosts_tell_each_other_to_settle),
         TEST(a_vm_that_was_not_seen_to_run_there_has_not_moved),
         TEST(a_vm_that_was_seen_to_run_there_has_moved),
@@ -322,6 +366,9 @@ int main(int argc, char **argv)
 
     if (fake_shim_main(argc, argv, &status))
         return status;
+    snprintf(fault, sizeof fault, "@/tmp/xmt-tidy-fault-%d", getpid());
+    setenv("XMIGRATE_FAULT", fault, 1);
+    memmove(fault, fault + 1, strlen(fault));
     signal(SIGPIPE, SIG_IGN);
     return cmocka_run_group_tests_name("what is left behind", tests, NULL, NULL);
 }
