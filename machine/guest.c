@@ -7,7 +7,8 @@
  *   - a guest that was paused when its migration began, and the switch-over failed: QEMU 7.2 says «postmigrate»;
  *   - one that was loaded from a stream and not let run yet: «paused», whatever it was.
  * For the first there is a note in the run directory (it goes with QEMU's memory), from before the
- * switch-over until the guest runs. The second is told by the journal of the migration that comes in. */
+ * switch-over until the guest runs. The second is told by the journal of the migration that comes in, as long as
+ * the owner record does not say that the guest was seen to run here. */
 #include "machine/machine.h"
 
 #include <stdlib.h>
@@ -62,15 +63,20 @@ static bool stopped_by_us(const char *status)
     return false;
 }
 
+/* The journal stays after a migration, until the source is known to have settled: but once the guest has been
+ * seen to run here the record says so. */
 static bool was_loaded(const struct machine *vm)
 {
+    struct owner_record rec;
     struct journal j;
 
     if (journal_read(vm->state_dir, &j, NULL) < 0)
         return false;
-    bool yes = j.side == JOURNAL_DESTINATION;
+    bool comes = j.side == JOURNAL_DESTINATION;
+    bool has_run =
+        owner_load(vm->state_dir, vm->spec.name, &rec, NULL) == 0 && rec.owner == OWNER_MINE && rec.settled;
     journal_free(&j);
-    return yes;
+    return comes && !has_run;
 }
 
 int machine_guest_paused(struct machine *vm, bool *paused, struct xm_error *e)

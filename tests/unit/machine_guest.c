@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: MIT */
+/* Whether a guest that stands still is to go on: what QEMU says, beside what the record and the journal say. */
+#include "machine/machine.h"
+#include "tests/progress.h"
+#include "tests/unit/lib_tmpdir.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* QEMU's monitor: the guest is in this state. */
+struct monitor {
+    int fd;
+    const char *status;
+};
+
+static void *monitor_main(void *arg)
+{
+    struct monitor *m = arg;
+    struct xm_jsonl c;
+
+    xm_jsonl_init(&c, m->fd);
+    json_t *o = xm_jsonl_recv(&c, UINT64_MAX, NULL);
+    dprintf(c.fd, "{\"return\": {\"status\": \"%s\", \"running\": false}, \"id\": %lld}\n", m->status,
+            (long long)xm_json_int(o, "id", -1));
+    json_decref(o);
+    xm_jsonl_close(&c);
+    return NULL;
+}
+
+static bool is_paused(struct machine *vm, const char *status)
+{
+    struct monitor m = {.status = status};
+    struct xm_error e = {0};
+    int pair[2];
+    bool paused = false;
+    pthread_t t;
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    m.fd = pair[1];
+    assert_int_equal(pthread_create(&t, NULL, monitor_main, &m), 0);
+    qemu_init(&vm->qemu);
+    xm_jsonl_init(&vm->qemu.qmp.conn, pair[0]);
+    if (machine_guest_paused(vm, &paused, &e) < 0)
+        fail_msg("%s", e.text);
+    pthread_join(t, NULL);
+    qmp_close(&vm->qemu.qmp);
+    return paused;
+}
+
+/* What broke: the journal of the destination outlives the move, until the source is known to have settled, too.
+ * It was taken for «loaded, and not let run yet», and a guest that its user had paused days later went on when
+ * its shim died. */
+static void a_guest_that_has_run_here_is_paused_by_its_user(void **state)
+{
+    static const struct {
+        enum owner_side owner; /* NONE: no record */
+        bool settled;
+        enum journal_side journal; /* NONE: no journal */
+        bool paused;
+    } rows[] = {
+        {OWNER_MINE, true, JOURNAL_NONE, true},
+        {OWNER_MINE, true, JOURNAL_SOURCE, true},
+        {OWNER_MINE, true, JOURNAL_DESTINATION, true},
+        {OWNER_MINE, false, JOURNAL_DESTINATION, false},
+        {OWNER_PROMISED, true, JOURNAL_DESTINATION, false},
+        {OWNER_NONE, true, JOURNAL_DESTINATION, false},
+        {OWNER_GIVEN, true, JOURNAL_DESTINATION, false}, /* of an earlier stay */
+    };
+    char run[300], dir[300], name[32];
+
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct owner_record rec = {.epoch = 7, .owner = rows[i].owner, .settled = rows[i].settled};
+        struct machine vm = {.run_dir = run, .state_dir = dir};
+        snprintf(name, sizeof name, "%zu", i);
+        snprintf(vm.spec.name, sizeof vm.spec.name, "%s", name);
+        snprintf(run, sizeof run, "%s", tmpdir_path(""));
+        snprintf(dir, sizeof dir, "%s/%zu", tmpdir_path(""), i);
+        if (rows[i].owner)
+            assert_int_equal(owner_save(dir, name, &rec, NULL), 0);
+        if (rows[i].journal)
+            assert_int_equal(journal_write(dir, rows[i].journal, 7, "hostb", NULL, NULL, NULL), 0);
+        if (is_paused(&vm, "paused") != rows[i].paused)
+            fail_msg("row %zu: it is said to be %s", i, rows[i].paused ? "stopped by us" : "paused");
+        assert_false(is_paused(&vm, "inmigrate"));
+        assert_false(is_paused(&vm, "suspended"));
+        /* Until QEMU goes, or it runs. */
+        machine_note_paused(&vm, true);
+        assert_true(is_paused(&vm, "postmigrate"));
+        machine_note_paused(&vm, false);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_guest_that_has_run_here_is_paused_by_its_user, tmpdir_make,
+                                        tmpdir_remove),
+    };
+
+    return cmocka_run_group_tests_name("machine_guest", tests, NULL, NULL);
+}
