@@ -10,6 +10,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -69,7 +70,34 @@ static void last_line(const char *path, char *out, size_t size)
     free(text);
 }
 
-static void child_exec(char **argv, const char *log, const struct hand *hand, const struct qemu_place *at)
+static int write_pid(const char *run_dir, pid_t pid, struct xm_error *e)
+{
+    char *path = xm_printf("%s/qemu.pid", run_dir);
+    char text[32];
+    int n = snprintf(text, sizeof text, "%d\n", pid);
+    int r = xm_file_replace(path, text, (size_t)n, e);
+
+    free(path);
+    return r;
+}
+
+/* In the forked child, which is to be QEMU. Whoever looks for QEMU goes by qemu.pid: so there is none without that,
+ * whenever its shim is killed. Before it stands there the child ends with the shim; from then on it does not. */
+static void be_found(const char *run_dir, pid_t shim)
+{
+    struct xm_error e = {0};
+
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0 || getppid() != shim)
+        _exit(127); /* in the forked child only */
+    if (write_pid(run_dir, getpid(), &e) < 0) {
+        dprintf(2, "%s\n", e.text);
+        _exit(127); /* in the forked child only */
+    }
+    prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
+}
+
+static void child_exec(char **argv, const char *log, const struct hand *hand, const struct qemu_place *at,
+                       pid_t shim)
 {
     sigset_t none;
     int in = open("/dev/null", O_RDONLY);
@@ -85,6 +113,7 @@ static void child_exec(char **argv, const char *log, const struct hand *hand, co
     dup2(in, 0);
     dup2(out, 1);
     dup2(out, 2);
+    be_found(at->run_dir, shim);
     if (!hand_over(hand)) {
         dprintf(2, "cannot pass on what QEMU needs: %s\n", strerror(errno));
         _exit(127); /* in the forked child only */
@@ -128,10 +157,11 @@ static int spawn(struct qemu *q, const struct vm_spec *vm, const struct qemu_pla
     char **args = qemu_arguments(vm, &here, at);
     char *log = xm_printf("%s/qemu.log", at->run_dir);
 
-    pid_t pid = args ? fork() : -1;
+    pid_t shim = getpid(), pid = args ? fork() : -1;
     if (pid == 0)
-        child_exec(args, log, hand, at);
+        child_exec(args, log, hand, at, shim);
     int code = errno;
+    xm_fault("qemu-spawned");
     qemu_arguments_free(args);
     free(log);
     if (pid < 0)
@@ -140,17 +170,6 @@ static int spawn(struct qemu *q, const struct vm_spec *vm, const struct qemu_pla
     q->child = true;
     q->pidfd = pidfd_open_(pid);
     return 0;
-}
-
-static int write_pid(const char *run_dir, pid_t pid, struct xm_error *e)
-{
-    char *path = xm_printf("%s/qemu.pid", run_dir);
-    char text[32];
-    int n = snprintf(text, sizeof text, "%d\n", pid);
-    int r = xm_file_replace(path, text, (size_t)n, e);
-
-    free(path);
-    return r;
 }
 
 /* Not on the command line, which every user of the host may read. */
@@ -227,8 +246,6 @@ int qemu_start(struct qemu *q, const struct vm_spec *vm, const struct qemu_place
     if (!r)
         r = spawn(q, vm, at, &hand, e);
     hand_close(&hand);
-    if (!r)
-        r = write_pid(at->run_dir, q->pid, e);
     if (!r && qmp_open(&q->qmp, path, xm_now() + START_TIMEOUT, alive_cb, q, &why) < 0)
         r = say_why(vm, at, &why, e);
     free(path);

@@ -17,6 +17,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+static char fault[64]; /* a fault point (base/fault.h) */
+
 static bool has(char **args, const char *option, const char *part)
 {
     for (char **a = args; a[0] && a[1]; a++) {
@@ -507,6 +509,55 @@ static void a_real_one_is_cancelled_at_the_moment_of_its_stop(void **state)
     close(listener);
 }
 
+/* What broke: a shim that was killed between fork and qemu.pid left a QEMU that nobody knew of, with its taps. */
+static void whenever_its_shim_is_killed_it_is_found(void **state)
+{
+    (void)state;
+    const char *path = tmpdir_write(
+        "program", "#!/bin/sh\ncase \"$*\" in *-qmp\\ stdio*) exec qemu-system-x86_64 "
+                   "\"$@\";; esac\ntouch $(dirname $0)/started\nwhile test -e $0; do sleep 1; done\n");
+    struct vm_spec vm = {.name = "w1", .memory = 16 << 20, .vcpus = 1, .machine = (char *)"q35"};
+    struct qemu_place at = {.host = "hosta", .run_dir = tmpdir_path(""), .rights = true};
+    struct xm_error e = {0};
+    char *text = NULL, run[100];
+    size_t len;
+
+    real();
+    snprintf(run, sizeof run, "%.*s", (int)(strrchr(path, '/') - path), path);
+    at.run_dir = run;
+    chmod(path, 0755);
+    vm.qemu = (char *)path;
+    assert_non_null(qemu_facts(path, &e)); /* asked now, it is not asked by the child */
+    for (int waits = 1; waits >= 0; waits--) {
+        const char *arm = waits ? "qemu-spawned:1:stop" : "qemu-spawned:1:kill";
+        assert_int_equal(xm_file_replace(fault, arm, strlen(arm), NULL), 0);
+        pid_t shim = fork();
+        if (!shim) {
+            struct qemu q;
+            qemu_init(&q);
+            qemu_start(&q, &vm, &at, &e);
+            _exit(1);
+        }
+        for (struct limit l = limit_start(10); waits && !qemu_is_left(run) && limit_wait(&l);)
+            ;
+        for (struct limit l = limit_start(10);
+             waits && access(tmpdir_path("started"), F_OK) && limit_wait(&l);)
+            ;
+        kill(shim, SIGKILL);
+        assert_int_equal(waitpid(shim, NULL, 0), shim);
+        bool runs = access(tmpdir_path("started"), F_OK) == 0;
+        assert_true(runs || !waits);
+        assert_int_equal(qemu_is_left(run), runs);
+        if (runs) {
+            assert_int_equal(xm_file_read(tmpdir_path("qemu.pid"), 100, &text, &len, NULL), 0);
+            kill(-atoi(text), SIGKILL);
+            free(text);
+            unlink(tmpdir_path("started"));
+            unlink(tmpdir_path("qemu.pid"));
+        }
+    }
+}
+
 /* Its memory would be looked for in the shell. */
 static void a_wrapper_that_does_not_become_qemu_is_named(void **state)
 {
@@ -600,7 +651,11 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_wrapper_that_does_not_become_qemu_is_named, tmpdir_make,
                                         tmpdir_remove),
         cmocka_unit_test_setup_teardown(a_wrappers_children_end_with_it, tmpdir_make, tmpdir_remove),
+        cmocka_unit_test_setup_teardown(whenever_its_shim_is_killed_it_is_found, tmpdir_make, tmpdir_remove),
     };
+    snprintf(fault, sizeof fault, "@/tmp/xmt-qemu-fault-%d", getpid());
+    setenv("XMIGRATE_FAULT", fault, 1);
+    memmove(fault, fault + 1, strlen(fault));
     signal(SIGPIPE, SIG_IGN);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
