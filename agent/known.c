@@ -9,11 +9,11 @@ int known_here(struct agent *a, const char *vm, struct known *k, struct xm_error
     memset(k, 0, sizeof *k);
     struct xm_error why = {0};
     char *dir = vm_state_path(a, vm, NULL);
-    int r = owner_sync(dir, &why);
+    int r = owner_read(a, vm, &k->rec, &why);
+    if (!r || r == -ENOENT) /* its writer may have been killed between writing and durable */
+        r = owner_sync(dir, &why);
     free(dir);
-    if (!r)
-        r = owner_read(a, vm, &k->rec, &why);
-    if (r && r != -ENOENT)
+    if (r)
         return xm_error_set(e, -r, "%s", why.text);
     agent_lock(a);
     const struct vm *there = vm_find(a, vm);

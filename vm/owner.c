@@ -220,6 +220,9 @@ int owner_sync(const char *dir, struct xm_error *e)
 
     if (fd < 0 ? errno != ENOENT : fsync(fd) < 0)
         r = xm_error_errno(e, errno, "%s", path);
+    else if (fd < 0 &&
+             (r = xm_sync_directory_of(path, e)) == -ENOENT) /* one that was removed stays removed */
+        r = 0;
     if (fd >= 0)
         close(fd);
     free(path);
