@@ -139,6 +139,18 @@ static int open_sockets(struct agent *a, int *unix_fd, int *tcp_fd, struct xm_er
 
 /* ---- the loop ---- */
 
+/* SIGHUP is no way to end it, and the configuration is what it was when it started. */
+static bool is_the_end(int signal_fd)
+{
+    struct signalfd_siginfo info;
+
+    if (read(signal_fd, &info, sizeof info) != sizeof info || info.ssi_signo != SIGHUP)
+        return true;
+    xm_log(XM_LOG_WARN,
+           "the configuration is read when xmigrated starts: start it again; VMs and migrations go on");
+    return false;
+}
+
 static int loop(struct agent *a, int unix_fd, int tcp_fd, int signal_fd, struct xm_error *e)
 {
     int ep = epoll_create1(EPOLL_CLOEXEC);
@@ -153,9 +165,9 @@ static int loop(struct agent *a, int unix_fd, int tcp_fd, int signal_fd, struct 
         int n = epoll_wait(ep, &ev, 1, -1);
         if (n < 0 && errno != EINTR)
             break;
-        if (n > 0 && ev.data.fd == signal_fd)
+        if (n > 0 && ev.data.fd == signal_fd && is_the_end(signal_fd))
             break;
-        if (n > 0)
+        if (n > 0 && ev.data.fd != signal_fd)
             conn_accept(a, ev.data.fd, ev.data.fd == tcp_fd);
     }
     close(ep);
@@ -216,6 +228,7 @@ int agent_run(struct config *conf, struct xm_error *e)
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &set, NULL); /* before there are threads */
     signal(SIGPIPE, SIG_IGN);
     int r = make_directories(a, e);

@@ -443,7 +443,12 @@ json_t *define_autostart(struct agent *a, const char *name, bool yes)
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
     bool up = vm && vm->phase == VM_UP && !vm->incoming;
+    bool moves = up && vm->job[0];
     agent_unlock(a);
+    if (moves) { /* its definition has gone to the destination already */
+        json_decref(spec);
+        return refusal(EXIT_REFUSED, "VM %s is being moved: say it again when that is over", name);
+    }
     json_t *answer = up ? autostart_running(a, name, yes) : hold(a, name, spec);
     json_decref(spec);
     if (up || answer)

@@ -464,15 +464,17 @@ json_t *job_stream(struct conn *c, struct job *job)
             agent_wait(a, UINT64_MAX);
         }
     }
-    if (!job->over)
-        answer = refusal(EXIT_UNKNOWN,
-                         "the agent ends; job %s goes on, and the next agent knows of it: xmigrate watch %s",
-                         job->id, job->id);
+    bool lost = !job->over;
+    if (lost)
+        answer =
+            refusal(EXIT_UNKNOWN, "the agent ends; job %s goes on, and the next agent knows of it", job->id);
     else if (job->error[0])
         answer = refusal(job->exit, "%s", job->error);
     else
         answer = ok_answer();
     agent_unlock(a);
+    if (lost)
+        json_object_set_new(answer, "lost", json_true());
     json_object_set_new(answer, "job", json_string(job->id));
     job_put(a, job);
     return answer;

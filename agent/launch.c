@@ -87,6 +87,7 @@ static int launch(struct move *m, json_t *request, struct xm_error *e)
         r = xm_error_set(e, ECANCELED, "VM %s has ended, and was started anew", m->vm);
     if (!r)
         m->job->launched = true;
+    pthread_cond_broadcast(&m->agent->changed);
     agent_unlock(m->agent);
     xm_fault("launch");
     if (!r)

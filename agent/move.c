@@ -9,6 +9,7 @@
  */
 #include "agent/move.h"
 
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -67,6 +68,10 @@ static json_t *read_move(struct agent *a, const json_t *o, struct move *m)
         return refusal(EXIT_REFUSED, "%s has no datastore '%s'", a->conf.name, ds);
     m->options = read_options(a, options);
     m->peer = m->local ? NULL : config_peer(&a->conf, host);
+    if (!m->local && !strcmp(host, a->conf.name))
+        return refusal(EXIT_REFUSED,
+                       "this is %s: the disks alone move to another datastore of a host, by --storage-only",
+                       host);
     if (!m->local && !m->peer)
         return refusal(EXIT_REFUSED, "%s has no [peer %s] in its configuration", a->conf.name,
                        host[0] ? host : "?");
@@ -75,6 +80,7 @@ static json_t *read_move(struct agent *a, const json_t *o, struct move *m)
 
 /* A peer that is asked meanwhile has 3 s to let us connect, and 3 more to answer (agent/returned.c). */
 #define CLOSING_NS (10 * XM_NS_PER_S)
+#define LAUNCH_NS  (10 * XM_NS_PER_S) /* for a job that has just begun to have its shim */
 
 /* Holds the VM and takes a copy of what is known of it. NULL, or the refusal. */
 static json_t *hold(struct move *m, bool for_real)
@@ -227,7 +233,9 @@ static struct job *running_job(struct conn *c, const json_t *request, char vm[VM
     struct job *job = job_get(a, id);
 
     if (!job) {
-        *no = refusal(EXIT_FAILED, "there is no job '%.40s'; `xmigrate jobs` lists them", id);
+        *no = strchr(id, ':')
+                  ? refusal(EXIT_FAILED, "job %s is that host's: say it there", id)
+                  : refusal(EXIT_FAILED, "there is no job '%.40s'; `xmigrate jobs` lists them", id);
         return NULL;
     }
     agent_lock(a);
@@ -271,6 +279,32 @@ json_t *verb_abort(struct conn *c, const json_t *request)
     return ok_answer();
 }
 
+/* A shim works on it, or has just been asked to. */
+static bool wait_launched(struct agent *a, const struct job *job, uint64_t until)
+{
+    agent_lock(a);
+    while (!job->launched && !job->over && agent_wait(a, until))
+        ;
+    bool is = job->launched && !job->over;
+    agent_unlock(a);
+    return is;
+}
+
+/* Whoever has just seen the job begin may be quicker than it. */
+static json_t *set_soon(struct agent *a, const struct job *job, const char *vm, json_t *what,
+                        struct xm_error *e)
+{
+    uint64_t until = xm_now() + LAUNCH_NS;
+    json_t *answer = NULL;
+
+    xm_error_set(e, EAGAIN, "job %s is still being prepared: try again", job->id);
+    while (wait_launched(a, job, until) &&
+           !(answer = shim_call(a, vm, json_deep_copy(what), -1, LAUNCH_NS, e)) && xm_now() < until)
+        poll(NULL, 0, 100);
+    json_decref(what);
+    return answer;
+}
+
 json_t *verb_set(struct conn *c, const json_t *request)
 {
     struct agent *a = c->agent;
@@ -297,7 +331,7 @@ json_t *verb_set(struct conn *c, const json_t *request)
         json_object_set_new(what, "persist", json_boolean(go_on));
     else
         json_object_set_new(what, "bandwidth", json_integer((json_int_t)rate));
-    json_t *answer = shim_call(a, vm, what, -1, 10 * XM_NS_PER_S, &e);
+    json_t *answer = set_soon(a, job, vm, what, &e);
     job_put(a, job);
     if (!answer)
         return refusal(EXIT_FAILED, "%s", e.text);

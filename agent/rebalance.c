@@ -5,7 +5,7 @@
  * A peer that does not answer is left out, and said. A move that is refused or fails ends the run: the plan
  * was made for another state than there is now; the next run makes a new one. Nothing is kept between runs.
  */
-#include "agent/agent.h"
+#include "agent/datastore.h"
 #include "agent/facts.h"
 #include "agent/move.h"
 #include "agent/plan.h"
@@ -26,9 +26,13 @@ static json_t *own_datastores(struct agent *a, bool for_peer)
     for (unsigned i = 0; i < a->conf.datastores; i++) {
         const struct conf_datastore *d = &a->conf.datastore[i];
         uint64_t size = 0, space = 0;
+        struct xm_error wrong = {0};
         int r = for_peer && !d->incoming ? -EPERM : storage_space(d->path, &size, &space);
         if (r == -ETIMEDOUT)
             json_array_append_new(list, json_pack("{s:s, s:b}", "name", d->name, "hangs", 1));
+        /* One that is not mounted would be as full as what its mount point lies in. */
+        else if (!r && (r = datastore_judge(a, d, &wrong)) < 0)
+            json_array_append_new(list, json_pack("{s:s, s:s}", "name", d->name, "wrong", wrong.text));
         if (r)
             continue;
         agent_lock(a);
@@ -85,6 +89,10 @@ static void add_datastores(struct conn *c, struct scene *s, const char *host, co
                 target = xm_json_int(d, "target", -1);
         int64_t reserved = xm_json_int(d, "reserved", 0);
         const char *name = xm_json_str(d, "name", "");
+        const char *wrong = xm_json_str(d, "wrong", NULL);
+        if (i < CONFIG_MANY && wrong)
+            conn_event(c, json_pack("{s:s, s:o}", "event", "note", "text",
+                                    json_sprintf("%.400s; it is left out", wrong)));
         if (i < CONFIG_MANY && xm_json_bool(d, "hangs", false))
             conn_event(c, json_pack("{s:s, s:o}", "event", "note", "text",
                                     json_sprintf("datastore '%.64s' of %s does not answer: its storage "

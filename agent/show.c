@@ -34,6 +34,9 @@ static json_t *describe(struct agent *a, const char *name, json_t *spec, const j
     json_object_set(o, "disks", st && whole ? json_object_get(st, "disks") : json_object_get(spec, "disks"));
     if (st && json_object_get(st, "job"))
         json_object_set(o, "job", json_object_get(st, "job"));
+    if (incoming && json_object_get(o, "job")) /* its number is the source's, and here another job's */
+        json_object_set_new(
+            o, "job", json_sprintf("%s:%s", xm_json_str(incoming, "source", ""), xm_json_str(o, "job", "")));
     if (!incoming)
         json_object_set_new(o, "autostart", json_boolean(json_is_true(json_object_get(spec, "autostart"))));
     if (incoming)

@@ -228,6 +228,7 @@ json_t *verb_stop(struct conn *c, const json_t *request)
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
     bool up = vm && vm->phase == VM_UP, starting = vm && vm->phase == VM_STARTING;
+    bool comes = up && vm->incoming;
     agent_unlock(a);
     if (starting)
         return refusal(EXIT_FAILED, "VM %s is just being started", name);
@@ -257,5 +258,11 @@ json_t *verb_stop(struct conn *c, const json_t *request)
             "VM %s has not powered down within %s: its guest may not listen; `xmigrate stop --force %s` "
             "ends it at once",
             name, xm_format_time(patience).s, name);
-    return ok_answer();
+    answer = ok_answer();
+    json_object_set_new(
+        answer, "text",
+        json_sprintf(comes ? "VM %s: its migration to this host has been ended here; it is where it was"
+                           : "VM %s is stopped",
+                     name));
+    return answer;
 }

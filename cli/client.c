@@ -152,6 +152,10 @@ static void take_answer(struct talk *t, json_t *o)
 
     take_job(t, o);
     progress_clear(&t->progress);
+    if (xm_json_bool(o, "lost", false)) {
+        lose(t, xm_json_str(o, "error", "the agent ends"));
+        return;
+    }
     if (as_json(t)) {
         /* The same last line whether the agent gave it as an event or not. */
         if (v->follows && !args_has(t->args, OPT_DRY_RUN))

@@ -12,10 +12,31 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static int edit_fail(const struct cli_io *io, const char *what, const char *path)
+/* What the agent was not asked about. */
+static int say(const struct args *a, const struct cli_io *io, const char *error)
 {
-    fprintf(io->err, "xmigrate: %s%s%s: %s\n", what, *path ? " " : "", path, strerror(errno));
-    return CLI_FAILED;
+    json_t *o = error ? json_pack("{s:b, s:s, s:i}", "ok", 0, "error", error, "exit", CLI_FAILED)
+                      : json_pack("{s:b, s:s}", "ok", 1, "text", "Nothing has been changed.");
+
+    if (args_has(a, OPT_JSON)) {
+        json_dumpf(o, io->out, JSON_COMPACT);
+        fputc('\n', io->out);
+    } else if (!error) {
+        fprintf(io->out, "%s\n", xm_json_str(o, "text", ""));
+    }
+    if (error)
+        fprintf(io->err, "xmigrate: %s\n", error);
+    json_decref(o);
+    return error ? CLI_FAILED : CLI_DONE;
+}
+
+static int say_errno(const struct args *a, const struct cli_io *io, const char *what, const char *path)
+{
+    char *error = xm_printf("%s %s: %s", what, path, strerror(errno));
+    int status = say(a, io, error);
+
+    free(error);
+    return status;
 }
 
 static const char *editor(void)
@@ -31,7 +52,7 @@ static const char *editor(void)
 }
 
 /* EDITOR may have arguments of its own: a shell takes it apart, as everywhere. 0: it ended well. */
-static int run_editor(const char *path, const struct cli_io *io)
+static int run_editor(const struct args *a, const char *path, const struct cli_io *io)
 {
     char *command = xm_printf("%s \"$1\"", editor());
     int status = 0;
@@ -46,7 +67,9 @@ static int run_editor(const char *path, const struct cli_io *io)
     free(command);
     if (pid > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return 0;
-    fprintf(io->err, "xmigrate: the editor '%s' failed: nothing has been changed\n", editor());
+    char *error = xm_printf("the editor '%s' failed: nothing has been changed", editor());
+    say(a, io, error);
+    free(error);
     return CLI_FAILED;
 }
 
@@ -60,16 +83,16 @@ static int edit(const struct args *a, const char *ini, const char *path, const s
     char *after = NULL;
     size_t len = 0;
     struct xm_error e = {0};
-    int r = xm_file_replace(path, ini, strlen(ini), &e) < 0 ? CLI_FAILED : run_editor(path, io);
+    int r = xm_file_replace(path, ini, strlen(ini), &e) < 0 ? CLI_FAILED : run_editor(a, path, io);
 
     if (!r && xm_file_read(path, 1 << 20, &after, &len, &e) < 0)
         r = CLI_FAILED;
     if (e.code)
-        fprintf(io->err, "xmigrate: %s\n", e.text);
+        say(a, io, e.text);
     if (!r && strcmp(after, ini) != 0)
         r = define(a, path, io);
     else if (!r)
-        fprintf(io->out, "Nothing has been changed.\n");
+        say(a, io, NULL);
     if (r && after && strcmp(after, ini) != 0)
         fprintf(io->err, "What you wrote is in %s\n", path);
     else
@@ -91,7 +114,7 @@ int edit_run(const struct args *a, json_t *request, const struct cli_io *io)
     char *path = xm_printf("%s/xmigrate-%s-XXXXXX.ini", tmp && *tmp == '/' ? tmp : "/tmp", a->word[0]);
     int fd = mkstemps(path, 4);
     if (fd < 0) {
-        status = edit_fail(io, "cannot make", path);
+        status = say_errno(a, io, "cannot make", path);
     } else {
         close(fd);
         status = edit(a, xm_json_str(answer, "ini", ""), path, io);

@@ -200,7 +200,9 @@ static int prepare(struct source *m)
         return xm_error_prefix(&m->error, "no link to %s comes up", m->destination);
     m->error.code = 0;
     xm_fault("source-linked");
-    return source_begin(m);
+    int r = source_begin(m);
+    xm_links_set_rate(m->links, m->rate); /* whoever set it meanwhile may not have seen the links */
+    return r;
 }
 
 static int source_walk(struct source *m)
@@ -511,14 +513,11 @@ int source_abort(struct source *m, const char *job, const char *reason, struct x
     return 0;
 }
 
-int source_set_rate(struct source *m, uint64_t bytes_per_s)
+void source_set_rate(struct source *m, uint64_t bytes_per_s)
 {
-    if (!m->links && !m->local)
-        return -EINVAL;
     m->rate = bytes_per_s;
-    if (m->links)
+    if (m->links && m->state < SOURCE_SWITCH)
         xm_links_set_rate(m->links, bytes_per_s);
-    return 0;
 }
 
 void source_persist(struct source *m, bool yes)
