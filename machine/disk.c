@@ -13,6 +13,24 @@
 #define ENGINE_DEPTH  256
 #define LOCK_PATIENCE (5 * XM_NS_PER_S)
 
+/* Another file may stand there than the one that was judged. But it may have been enlarged under a running VM: its
+ * QEMU, and with it the guest's disk, has the size that it was started with. */
+static int check_size(struct machine_disk *d, struct xm_error *e)
+{
+    const struct vm_disk *s = d->spec;
+
+    if (!s->size || d->file->size == s->size)
+        return 0;
+    if (d->file->size < s->size || !qemu_is_left(d->machine->run_dir))
+        return xm_error_set(e, EINVAL, "%s has %llu bytes, and the VM's disk has %llu", s->path,
+                            (unsigned long long)d->file->size, (unsigned long long)s->size);
+    xm_log(XM_LOG_WARN, "VM %s: %s has %llu bytes, and disk %s stays as it was started, with %llu",
+           d->machine->spec.name, s->path, (unsigned long long)d->file->size, s->name,
+           (unsigned long long)s->size);
+    d->file->size = s->size;
+    return 0;
+}
+
 /* A shim of this VM that was killed a moment ago: the kernel keeps its lock until the I/O that it had under
  * way has ended, which also keeps those writes from landing after ours. */
 static int open_file(struct machine_disk *d, struct xm_error *e)
@@ -27,12 +45,8 @@ static int open_file(struct machine_disk *d, struct xm_error *e)
     while ((r = xm_file_open(d->file, s->path, how, 0, e)) == -EBUSY && xm_now() < deadline)
         poll(NULL, 0, 10);
     free(left);
-    /* Another file may stand there than the one that was judged. */
-    if (!r && s->size && d->file->size != s->size) {
-        r = xm_error_set(e, EINVAL, "%s has %llu bytes, and the VM's disk has %llu", s->path,
-                         (unsigned long long)d->file->size, (unsigned long long)s->size);
+    if (!r && (r = check_size(d, e)) < 0)
         xm_file_close(d->file);
-    }
     /* What the guest sees now it sees from now on, on whatever storage. */
     if (!r && !d->spec->block_size)
         d->spec->block_size = XM_MAX(512, d->file->block);
