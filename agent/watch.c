@@ -374,7 +374,8 @@ bool vm_clean_up(struct agent *a, const char *name)
     }
     if (qemu)
         kill_process(a, name, "qemu.pid", qemu);
-    if (journal_undo(dir, name, &e) < 0)
+    /* What came, and has ended here, has a journal, too, until its source is known to have settled. */
+    if (expendable(a, name) && journal_undo(dir, name, &e) < 0)
         xm_log(XM_LOG_WARN, "%s", e.text);
     free(dir);
     xm_fault("clean-up-undone");

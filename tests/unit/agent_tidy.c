@@ -211,6 +211,28 @@ static void what_was_undefined_keeps_its_disks(void **state)
     }
 }
 
+/* What broke: each stop of a VM whose migration was not closed yet warned that its disks are kept. */
+static void the_end_of_a_vm_that_came_is_no_warning(void **state)
+{
+    json_t *files = json_pack("[s]", in_dir(t, "ds/web1.raw"));
+    char *log;
+    size_t len;
+
+    (void)state;
+    need_qemu();
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini"))), 0);
+    assert_int_equal(
+        journal_write(in_dir(t, "state/vms/web1"), JOURNAL_DESTINATION, 1, "hostb", NULL, files, NULL), 0);
+    json_decref(files);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    assert_true(until_gone(t, "run/vms/web1"));
+    assert_true(exists(t, "ds/web1.raw"));
+    assert_int_equal(xm_file_read(in_dir(t, "agent.log"), 1 << 20, &log, &len, NULL), 0);
+    if (strstr(log, " warn ") || strstr(log, "has come here since"))
+        fail_msg("%s", log);
+    free(log);
+}
+
 /* ---- two agents settle ---- */
 
 static void given_to_hostb(const char *vm)
@@ -357,6 +379,7 @@ int main(int argc, char **argv)
         TEST(a_source_that_does_not_say_is_waited_for),
         TEST(half_received_disks_are_gone_after_a_boot),
         TEST(what_was_undefined_keeps_its_disks),
+        TEST(the_end_of_a_vm_that_came_is_no_warning),
         TEST(two_hosts_tell_each_other_to_settle),
         TEST(a_vm_that_was_not_seen_to_run_there_has_not_moved),
         TEST(a_vm_that_was_seen_to_run_there_has_moved),
