@@ -189,7 +189,6 @@ json_t *xm_jsonl_next(struct xm_jsonl *j, bool *bad, struct xm_error *e)
     return o;
 }
 
-/* Milliseconds until the deadline, rounded up; -1: no deadline. */
 json_t *xm_jsonl_recv(struct xm_jsonl *j, uint64_t deadline, struct xm_error *e)
 {
     for (;;) {

@@ -10,8 +10,9 @@
  * 5. All three capability sets are emptied, for those who stay root.
  *
  * The memory plane needs nothing of QEMU: the shim, which keeps its capabilities, stops a thread of it
- * (ptrace), suspends its sandbox for two system calls, and takes the descriptor (memxfer/inject.c). A
- * userfaultfd for asynchronous tracking (UFFD_USER_MODE_ONLY) is open to every process.
+ * (ptrace) and suspends its sandbox for the system calls that it has this thread make (memxfer/inject.c):
+ * userfaultfd, whose descriptor it takes, and close; at the destination madvise (memxfer/warm.c). A userfaultfd
+ * for asynchronous tracking (UFFD_USER_MODE_ONLY) is open to every process.
  *
  * The shim has two stages: from its start on, and from when QEMU runs. */
 #include "machine/confine.h"

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* memxfer/inject.c: borrows a thread of a running process for some system calls.
  *
- * The happy path, some 100 us long for a userfaultfd, of which one thread of the process notices nothing but
- * the time:
+ * The happy path, some 100 us long for a userfaultfd and as long as its calls take for others (warm.c: up to 64
+ * of madvise, some ms), of which one thread of the process notices nothing but the time:
  *
  * 1. PTRACE_SEIZE and PTRACE_INTERRUPT a thread that is not a vCPU. It stops on its way back to user mode,
  *    before it has looked at signals and before an interrupted system call is restarted.
@@ -35,7 +35,8 @@
  * -  Seccomp of a sandboxed VMM: suspended while we trace (needs CAP_SYS_ADMIN).
  *
  * -  We ourselves are killed while the thread is stopped: it would run on with our registers. That is a
- *    window of 100 us.
+ *    window as long as the happy path: 100 us once a migration at the source; at the destination some ms, dozens
+ *    of times, in a QEMU to which no guest can have been given yet (warm.c).
  *
  * All of it is done on a thread of its own: ptrace belongs to the thread that attached, and when that thread
  * ends, the kernel detaches whatever is still attached. Exit states are only looked at (WNOWAIT): they
