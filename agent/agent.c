@@ -255,6 +255,8 @@ int agent_run(struct config *conf, struct xm_error *e)
         r = open_sockets(a, &unix_fd, &tcp_fd, e);
         if (!r)
             r = tidy_start(a, e);
+        if (!r)
+            r = probes_start(a, e);
     }
     if (!r) {
         xm_log(XM_LOG_INFO, "host %s: ready, port %u", a->conf.name, a->port);

@@ -69,7 +69,7 @@ static int open_plain(int dir, const char *name, struct stat *st)
 
 static bool probe_says(int dir, const char *name, const char *content)
 {
-    char *file = xm_printf(".xmigrate-probe-%s", name), text[33];
+    char *file = xm_printf(PROBE_PREFIX "%s", name), text[33];
     struct stat st;
     int fd = open_plain(dir, file, &st);
     bool same =

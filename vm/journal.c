@@ -2,6 +2,7 @@
 /* See journal.h. */
 #include "vm/journal.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -249,17 +250,37 @@ static bool foreign(const struct journal *j, const char *path)
     return j->planned && stat(path, &st) == 0 && st.st_blocks;
 }
 
+/* Where a disk was there is nothing at all, or no directory: what looks as if it had been deleted lies in a
+ * file system that is not mounted. A datastore in use has its mark in it, at least (agent/datastore.h). */
+static bool unmounted(const char *path)
+{
+    char *dir = xm_printf("%s", path);
+    char *slash = strrchr(dir, '/');
+    bool empty = true;
+
+    *(slash && slash != dir ? slash : dir) = 0;
+    DIR *d = opendir(*dir ? dir : "/");
+    for (struct dirent *f; d && empty && (f = readdir(d));)
+        empty = !strcmp(f->d_name, ".") || !strcmp(f->d_name, "..");
+    if (d)
+        closedir(d);
+    free(dir);
+    return empty;
+}
+
 /* Who has a file open as a disk holds a lock on it (xm_file_open): taken here, nobody opens it as one between
  * the question and the deletion. Readers hold none. */
-static int delete_file(const char *path, struct xm_error *e)
+static int delete_file(const char *path, bool planned, struct xm_error *e)
 {
     struct flock all = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     struct stat st;
-    bool plain = stat(path, &st) == 0 && S_ISREG(st.st_mode);
+    bool found = stat(path, &st) == 0, there = found || errno != ENOENT, plain = found && S_ISREG(st.st_mode);
     int fd = plain ? open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK) : -1, r = 0;
 
     if (plain && fd < 0 && errno != ENOENT)
         return xm_error_errno(e, errno, "%s cannot be opened", path);
+    if (!there && !planned && unmounted(path))
+        return xm_error_set(e, ENOENT, "it is not there, nor is anything else: is its file system mounted?");
     if (fd >= 0 && fcntl(fd, F_OFD_SETLK, &all) < 0) {
         bool used = errno == EAGAIN || errno == EACCES;
         r = xm_error_set(e, used ? EBUSY : errno, "%s",
@@ -284,7 +305,7 @@ static int delete_files(const struct journal *j, const char *vm, struct xm_error
         xm_fault("journal-delete");
         struct xm_error why = {0};
         if (!json_is_string(v) || foreign(j, json_string_value(v)) ||
-            delete_file(json_string_value(v), &why) == 0)
+            delete_file(json_string_value(v), j->planned, &why) == 0)
             continue;
         xm_log(XM_LOG_WARN, "VM %s: cannot delete %s: %s", vm, json_string_value(v), why.text);
         if (!r)

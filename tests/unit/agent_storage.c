@@ -310,6 +310,22 @@ static void a_datastore_that_is_not_right_takes_no_disk(void **state)
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
 }
 
+/* Of an agent that was killed while it asked. One that is young may be another host's that asks just now. */
+static void probes_do_not_stay(void **state)
+{
+    struct timespec old[2] = {{.tv_sec = 1700000000}, {.tv_sec = 1700000000}};
+    (void)state;
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/.xmigrate-probe-0011"), "x", 1, NULL), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/.xmigrate-probe-2233"), "x", 1, NULL), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/old.raw"), "x", 1, NULL), 0);
+    assert_int_equal(utimensat(AT_FDCWD, in_dir(t, "ds/.xmigrate-probe-0011"), old, 0), 0);
+    assert_int_equal(utimensat(AT_FDCWD, in_dir(t, "ds/old.raw"), old, 0), 0);
+    assert_int_equal(test_agent_start(t), 0);
+    assert_true(until_gone(t, "ds/.xmigrate-probe-0011"));
+    assert_true(exists(t, "ds/.xmigrate-probe-2233"));
+    assert_true(exists(t, "ds/old.raw"));
+}
+
 /* What a dead migration left on it cannot be deleted; the agent starts, and others are looked after. */
 static void what_was_left_there_waits_for_it(void **state)
 {
@@ -341,6 +357,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         TEST(who_asks_again_is_told_at_once),
         TEST(only_what_needs_it_waits),
+        TEST(probes_do_not_stay),
         TEST(what_was_left_there_waits_for_it),
         TEST(a_start_asks_no_datastore_but_its_own),
         TEST(a_datastore_that_is_not_right_takes_no_disk),

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define E 7u /* the epoch of the hand-off */
@@ -217,6 +218,36 @@ static void of_two_files_the_named_one_stays(void **state)
     }
 }
 
+/* What broke: the datastore was unmounted while its disks were to go. They counted as gone, nothing named them any
+ * more, and they came back with the datastore. */
+static void what_is_not_mounted_is_not_gone(void **state)
+{
+    char *ds = xm_printf("%s", tmpdir_path("ds")), *path = xm_printf("%s/disk.raw", ds),
+         *mark = xm_printf("%s/.mark", ds);
+    json_t *files = json_pack("[s]", path);
+
+    (void)state;
+    journal(JOURNAL_SOURCE);
+    assert_int_equal(journal_end(dir, NULL), 0);
+    record(OWNER_GIVEN, E, true);
+    assert_int_equal(journal_write(dir, JOURNAL_SOURCE, E, "hostb", NULL, files, NULL), 0);
+    assert_int_equal(journal_settle(dir, "web1", NULL), -ENOENT); /* no mount point */
+    assert_int_equal(mkdir(ds, 0700), 0);
+    assert_int_equal(journal_settle(dir, "web1", NULL), -ENOENT); /* an empty one */
+    make(path);
+    make(mark);
+    assert_int_equal(journal_settle(dir, "web1", NULL), 0); /* mounted again */
+    assert_false(is_there(path));
+    assert_int_equal(journal_write(dir, JOURNAL_SOURCE, E, "hostb", NULL, files, NULL), 0);
+    assert_int_equal(journal_settle(dir, "web1", NULL), 0); /* deleted, and killed before that was noted */
+    unlink(mark);
+    rmdir(ds);
+    json_decref(files);
+    free(mark);
+    free(path);
+    free(ds);
+}
+
 static unsigned asks(struct journal_open *open)
 {
     struct owner_record rec = {.owner = OWNER_MINE, .epoch = E};
@@ -335,11 +366,17 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, tmpdir_make, tmpdir_remove)
     const struct CMUnitTest tests[] = {
-        T(hand_offs_that_are_open_are_kept),       T(there_is_an_end_to_them),
-        T(a_migration_that_came_to_nothing),       T(a_vm_that_has_gone),
-        T(a_disk_that_was_about_to_be_made),       T(an_unreadable_record_deletes_nothing),
-        T(the_other_sides_journal_is_not_touched), T(what_was_before_is_kept),
-        T(of_two_files_the_named_one_stays),       T(a_file_in_use_is_not_deleted),
+        T(what_is_not_mounted_is_not_gone),
+        T(hand_offs_that_are_open_are_kept),
+        T(there_is_an_end_to_them),
+        T(a_migration_that_came_to_nothing),
+        T(a_vm_that_has_gone),
+        T(a_disk_that_was_about_to_be_made),
+        T(an_unreadable_record_deletes_nothing),
+        T(the_other_sides_journal_is_not_touched),
+        T(what_was_before_is_kept),
+        T(of_two_files_the_named_one_stays),
+        T(a_file_in_use_is_not_deleted),
         T(the_named_file_has_to_be_there),
     };
     return cmocka_run_group_tests_name("vm_journal", tests, NULL, NULL);
