@@ -256,7 +256,7 @@ int agent_run(struct config *conf, struct xm_error *e)
         if (!r)
             r = tidy_start(a, e);
         if (!r)
-            r = probes_start(a, e);
+            r = leftovers_start(a, e);
     }
     if (!r) {
         xm_log(XM_LOG_INFO, "host %s: ready, port %u", a->conf.name, a->port);

@@ -223,6 +223,11 @@ static void judge_source(struct move *m, json_t *reasons)
         against(reasons,
                 xm_printf("VM %s is not this host's to give (%s)", m->vm, xm_json_str(st, "role", "?")));
     snprintf(m->qemu, sizeof m->qemu, "%s", xm_json_str(st, "qemu", ""));
+    if (!m->local && xm_json_bool(st, "postmigrate", false))
+        against(reasons,
+                xm_printf("VM %s is paused, and its last switch-over failed: QEMU %s begins no other "
+                          "migration before its guest has been continued; it may be paused again then",
+                          m->vm, m->qemu));
     json_decref(st);
     m->firmware = m->local ? 0 : firmware_of(m);
     if (!vm_owned(a, m->vm, &m->epoch))

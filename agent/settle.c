@@ -263,6 +263,12 @@ static json_t *without_peer(struct agent *a, const char *vm, const struct known 
     return take(a, vm, here, epoch, "was taken on its operator's word", true);
 }
 
+/* Its guest is there for good. A paused one is not let run by anything but its user. */
+static bool guest_is_there(const struct known *there)
+{
+    return !strcmp(there->state, "running") || !strcmp(there->state, "paused");
+}
+
 static json_t *judge_it(struct agent *a, const char *vm, const struct known *here, bool peer_is_dead)
 {
     const char *name = verdict_peer(&here->rec);
@@ -281,7 +287,7 @@ static json_t *judge_it(struct agent *a, const char *vm, const struct known *her
         return without_peer(a, vm, here);
     if (r)
         return cannot_ask(vm, name, e.text);
-    switch (verdict_of(a->conf.name, &here->rec, &there.rec, !strcmp(there.state, "running"), &epoch, &e)) {
+    switch (verdict_of(a->conf.name, &here->rec, &there.rec, guest_is_there(&there), &epoch, &e)) {
     case VERDICT_TAKE:
         return take(a, vm, here, epoch, "was given to this host", false);
     case VERDICT_BACK:

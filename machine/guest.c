@@ -22,7 +22,7 @@ static char *note_path(const struct machine *vm)
     return xm_printf("%s/paused", vm->run_dir);
 }
 
-static bool noted(const struct machine *vm)
+bool machine_noted_paused(const struct machine *vm)
 {
     char *path = note_path(vm);
     bool yes = access(path, F_OK) == 0;
@@ -85,7 +85,8 @@ int machine_guest_paused(struct machine *vm, bool *paused, struct xm_error *e)
     const char *status = xm_json_str(st, "status", "");
 
     vm->guest_running = xm_json_bool(st, "running", false);
-    *paused = !goes_on(status) && (noted(vm) || !(stopped_by_us(status) || was_loaded(vm)));
+    vm->postmigrate = !strcmp(status, "postmigrate");
+    *paused = !goes_on(status) && (machine_noted_paused(vm) || !(stopped_by_us(status) || was_loaded(vm)));
     json_decref(st);
     return st ? 0 : -EIO;
 }

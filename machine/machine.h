@@ -53,7 +53,8 @@ struct machine {
     struct qemu_user user; /* QEMU's; uid 0: ours */
     bool adopted;          /* an earlier shim started it */
     bool guest_running;    /* by QEMU's events */
-    struct xm_ram ram;     /* fixed from QEMU's start to its end */
+    bool postmigrate; /* when it was asked last, it stood still since a migration: 7.2 begins no other then */
+    struct xm_ram ram; /* fixed from QEMU's start to its end */
     unsigned disks;
     struct machine_disk disk[VM_DISKS_MAX];
     bool
@@ -86,6 +87,7 @@ int machine_save_spec(struct machine *, struct xm_error *); /* state_dir/spec.js
 int machine_guest_paused(struct machine *, bool *paused, struct xm_error *);
 /* For whoever finds its QEMU after a switch-over that was cut: it is to stay paused, or it is not. */
 void machine_note_paused(struct machine *, bool paused);
+bool machine_noted_paused(const struct machine *);
 
 /* logs.c. Nothing that fails there fails anything else. */
 int machine_console_open(struct machine *); /* where the guest's console is recorded; -errno: nowhere */

@@ -458,5 +458,9 @@ int source_resume(struct source *m, struct xm_error *e)
 
     if (!r && !m->storage)
         r = lock_disks(m, e);
-    return r || m->paused ? r : qemu_continue(&m->machine->qemu, QEMU_TIMEOUT, e);
+    if (r || !m->paused)
+        return r ? r : qemu_continue(&m->machine->qemu, QEMU_TIMEOUT, e);
+    bool paused;
+    return machine_guest_paused(m->machine, &paused,
+                                e); /* in which state that is, the next move's check wants to know */
 }

@@ -16,10 +16,11 @@ static int cmd_status(struct shim *s, struct client *c, const json_t *request, j
     static const char *const modes[] = {"off", "starting", "async", "sync"};
     struct machine *vm = &s->machine;
     bool migrates = s->source && !source_over(s->source);
-    const char *state = migrates            ? "migrating"
-                        : !shim_owns(s)     ? "incoming"
-                        : vm->guest_running ? "running"
-                                            : "stopped";
+    const char *state = migrates                   ? "migrating"
+                        : !shim_owns(s)            ? "incoming"
+                        : vm->guest_running        ? "running"
+                        : machine_noted_paused(vm) ? "paused"
+                                                   : "stopped";
     json_t *disks = json_array();
 
     (void)c;
@@ -28,6 +29,7 @@ static int cmd_status(struct shim *s, struct client *c, const json_t *request, j
     json_object_set_new(reply, "vm", json_string(vm->spec.name));
     json_object_set_new(reply, "state", json_string(state));
     json_object_set_new(reply, "role", json_string("owner"));
+    json_object_set_new(reply, "postmigrate", json_boolean(vm->postmigrate && !vm->guest_running));
     json_object_set_new(reply, "epoch", json_integer((json_int_t)vm->epoch));
     json_object_set_new(reply, "qemu_pid", json_integer(vm->qemu.pid));
     json_object_set_new(reply, "qemu", json_string(vm->qemu.qmp.version));

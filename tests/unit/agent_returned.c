@@ -23,7 +23,9 @@
 #include <unistd.h>
 
 static struct test_agent *const t = &test_agent;
-static int hostb = -1; /* listens where the agent has its peer */
+static int hostb = -1;     /* listens where the agent has its peer */
+static bool settled_there; /* what it says of web1, with: */
+static const char *state_there;
 
 /* web1 is ours with epoch 1, and a migration of it to hostb was under way when the power went. */
 static int set_up(void **state)
@@ -34,6 +36,8 @@ static int set_up(void **state)
     json_t *files = json_array();
 
     (void)state;
+    settled_there = true;
+    state_there = "running";
     hostb = xm_tcp_listen("127.0.0.2", 0, NULL);
     getsockname(hostb, (struct sockaddr *)&ss, &len);
     if (test_agent_make(t, ntohs(((struct sockaddr_in *)(void *)&ss)->sin_port)) < 0)
@@ -96,8 +100,8 @@ static void hostb_says(const char *owner, int epoch, const char *file, bool ther
         json_decref(xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL));
         xm_jsonl_send(fd,
                       json_pack("{s:b, s:s, s:i, s:s, s:b, s:b, s:s, s:s, s:s}", "ok", 1, "owner", owner,
-                                "epoch", epoch, "to", "", "settled", 1, "present", 1, "role", "owner",
-                                "state", "running", "job", ""),
+                                "epoch", epoch, "to", "", "settled", settled_there, "present", 1, "role",
+                                "owner", "state", state_there, "job", ""),
                       -1, NULL);
         xm_jsonl_close(&js);
     }
@@ -279,6 +283,21 @@ static void this_boot_is_no_reason(void **state)
     free(id);
 }
 
+/* What broke: hostb's shim died before it had noted that the guest is there, and a paused guest is never seen to
+ * run: the copy here stayed for ever, and the advice was to start it there. */
+static void a_paused_guest_is_there_too(void **state)
+{
+    struct owner_record given = {.epoch = 2, .owner = OWNER_GIVEN, .to = "hostb"};
+    (void)state;
+    settled_there = false;
+    state_there = "paused";
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &given, NULL), 0);
+    assert_int_equal(test_agent_start(t), 0);
+    hostb_says("mine", 2, "ds/web1.raw", false);
+    assert_false(exists(t, "ds/web1.raw"));
+    assert_true(record().settled);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 int main(int argc, char **argv)
 {
@@ -286,7 +305,7 @@ int main(int argc, char **argv)
         TEST(who_was_taken_for_dead_gives_way), TEST(it_is_not_started_before_the_other_host_has_been_asked),
         TEST(autostart_waits_for_the_answer),   TEST(who_answers_is_not_dead),
         TEST(the_offer_that_was_taken_counts),  TEST(the_epoch_above_an_open_offer_does_not_close_it),
-        TEST(this_boot_is_no_reason),
+        TEST(this_boot_is_no_reason),           TEST(a_paused_guest_is_there_too),
     };
     int status;
 

@@ -310,7 +310,7 @@ static void a_datastore_that_is_not_right_takes_no_disk(void **state)
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
 }
 
-/* Of an agent that was killed while it asked. One that is young may be another host's that asks just now. */
+/* Of an agent that was killed while it asked, or wrote a file anew. One that is young may be another host's that asks just now. */
 static void probes_do_not_stay(void **state)
 {
     struct timespec old[2] = {{.tv_sec = 1700000000}, {.tv_sec = 1700000000}};
@@ -320,7 +320,12 @@ static void probes_do_not_stay(void **state)
     assert_int_equal(xm_file_replace(in_dir(t, "ds/old.raw"), "x", 1, NULL), 0);
     assert_int_equal(utimensat(AT_FDCWD, in_dir(t, "ds/.xmigrate-probe-0011"), old, 0), 0);
     assert_int_equal(utimensat(AT_FDCWD, in_dir(t, "ds/old.raw"), old, 0), 0);
+    assert_int_equal(xm_mkdir_all(in_dir(t, "state/vms/db"), NULL), 0);
+    assert_int_equal(chmod(in_dir(t, "state"), 0700) | chmod(in_dir(t, "state/vms"), 0700), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "state/vms/db/spec.json.tmp-a1B2c3"), "x", 1, NULL), 0);
+    assert_int_equal(utimensat(AT_FDCWD, in_dir(t, "state/vms/db/spec.json.tmp-a1B2c3"), old, 0), 0);
     assert_int_equal(test_agent_start(t), 0);
+    assert_true(until_gone(t, "state/vms/db/spec.json.tmp-a1B2c3"));
     assert_true(until_gone(t, "ds/.xmigrate-probe-0011"));
     assert_true(exists(t, "ds/.xmigrate-probe-2233"));
     assert_true(exists(t, "ds/old.raw"));

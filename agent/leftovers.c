@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: MIT */
+/* What an agent or a shim that was killed has left, is taken away once an hour when it is old: files by
+ * which hosts find out whether a datastore is shared (reasons.c makes them, asked.c looks for them; they
+ * live for seconds), and the unfinished ones of xm_file_replace in the state directory. */
+#include "agent/agent.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PASS_NS (3600 * XM_NS_PER_S)
+#define OLD_S   600 /* nobody works so long on one */
+
+static bool is_probe(const char *name)
+{
+    return !strncmp(name, PROBE_PREFIX, strlen(PROBE_PREFIX));
+}
+
+static bool is_unfinished(const char *name)
+{
+    const char *at = strstr(name, ".tmp-");
+
+    return at && strlen(at) == strlen(".tmp-XXXXXX");
+}
+
+static void sweep(const char *path, bool (*is_one)(const char *name))
+{
+    DIR *d = opendir(path);
+    struct stat st;
+
+    for (struct dirent *f; d && (f = readdir(d));) {
+        if (is_one(f->d_name) && fstatat(dirfd(d), f->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+            S_ISREG(st.st_mode) && st.st_mtime < time(NULL) - OLD_S)
+            unlinkat(dirfd(d), f->d_name, 0);
+    }
+    if (d)
+        closedir(d);
+}
+
+static void sweep_state(const struct agent *a)
+{
+    static const char *const below[] = {"", "/jobs"};
+    char *vms = xm_printf("%s/vms", a->conf.state_dir);
+
+    for (unsigned i = 0; i < 2; i++) {
+        char *path = xm_printf("%s%s", a->conf.state_dir, below[i]);
+        sweep(path, is_unfinished);
+        free(path);
+    }
+    DIR *d = opendir(vms);
+    for (struct dirent *f; d && (f = readdir(d));) {
+        char *path = xm_printf("%s/%s", vms, f->d_name);
+        if (f->d_name[0] != '.')
+            sweep(path, is_unfinished);
+        free(path);
+    }
+    if (d)
+        closedir(d);
+    free(vms);
+}
+
+/* A thread of its own: storage may hang. */
+static void *leftovers_main(void *arg)
+{
+    struct agent *a = arg;
+    bool ending = false;
+
+    while (!ending) {
+        sweep_state(a);
+        for (unsigned i = 0; i < a->conf.datastores; i++)
+            sweep(a->conf.datastore[i].path, is_probe);
+        agent_lock(a);
+        uint64_t until = xm_now() + PASS_NS;
+        while (agent_wait(a, until))
+            ;
+        ending = a->ending;
+        agent_unlock(a);
+    }
+    agent_thread_ends(a);
+    return NULL;
+}
+
+int leftovers_start(struct agent *a, struct xm_error *e)
+{
+    return agent_thread(a, leftovers_main, a, e);
+}
