@@ -65,6 +65,7 @@ struct xm_round {
     unsigned number;                 /* from 1 */
     uint64_t pages_dirty;            /* collected for this round */
     uint64_t pages_data, pages_zero; /* sent as data; sent as «zero» (a few bytes) */
+    uint64_t pages_overtaken;        /* of data: the guest wrote to them on the way; sent again by the next */
     uint64_t wire_bytes;
     uint64_t ns; /* how long it took */
     double rate; /* bytes a second of wire time */

@@ -22,13 +22,27 @@ static void put32(uint8_t *p, uint32_t v)
     memcpy(p, &v, sizeof v);
 }
 
-static size_t table_bytes(unsigned runs)
+static uint64_t get64(const uint8_t *p)
 {
-    return XM_ROUND_UP(HEAD + 8u * (size_t)runs, 64);
+    uint64_t v;
+
+    memcpy(&v, p, sizeof v);
+    return le64toh(v);
+}
+
+static void put64(uint8_t *p, uint64_t v)
+{
+    v = htole64(v);
+    memcpy(p, &v, sizeof v);
+}
+
+static size_t table_bytes(unsigned runs, unsigned hashes)
+{
+    return XM_ROUND_UP(HEAD + 8u * ((size_t)runs + hashes), 64);
 }
 
 /* Most pages with data differ from zero in their first bytes, so this seldom reads far. */
-static bool page_is_zero(const uint8_t *page)
+bool pages_all_zero(const uint8_t *page)
 {
     for (unsigned i = 0; i < XM_PAGE; i += 64) {
         uint64_t w[8];
@@ -42,8 +56,21 @@ static bool page_is_zero(const uint8_t *page)
 void pages_begin(struct pages_frame *w, uint8_t *buf)
 {
     w->buf = buf;
-    w->runs = w->data = 0;
+    w->runs = w->data = w->pieces = 0;
     w->base = w->data_pages = w->zero_pages = 0;
+    w->direct = false;
+}
+
+void pages_begin_direct(struct pages_frame *w, uint8_t *buf)
+{
+    pages_begin(w, buf);
+    w->direct = true;
+}
+
+/* A table has room for so many runs: beside the hashes of a batch where there are some. */
+static unsigned runs_max(const struct pages_frame *w)
+{
+    return w->direct ? PAGES_RUNS_MAX - PAGES_BATCH : PAGES_RUNS_MAX;
 }
 
 uint8_t *pages_tail(struct pages_frame *w)
@@ -56,7 +83,7 @@ unsigned pages_room(const struct pages_frame *w, uint64_t page)
     /* In the worst case each page is a run. */
     if (w->runs && page - w->base > UINT32_MAX - PAGES_BATCH)
         return 0;
-    return XM_MIN(PAGES_BATCH - w->data, PAGES_RUNS_MAX - w->runs);
+    return XM_MIN(PAGES_BATCH - w->data, runs_max(w) - w->runs);
 }
 
 /* Appends to the last run or begins one. The caller knows that there is room. */
@@ -73,7 +100,7 @@ static void pages_append(struct pages_frame *w, uint64_t page, uint32_t n, uint3
             return;
         }
     }
-    assert(w->runs < PAGES_RUNS_MAX);
+    assert(w->runs < runs_max(w));
     w->run[w->runs].first = first;
     w->run[w->runs].count = n | zero;
     w->runs++;
@@ -84,7 +111,7 @@ void pages_put(struct pages_frame *w, uint64_t page, unsigned n)
     const uint8_t *from = pages_tail(w);
 
     for (unsigned i = 0; i < n; i++, from += XM_PAGE) {
-        if (page_is_zero(from)) {
+        if (pages_all_zero(from)) {
             pages_append(w, page + i, 1, PAGES_ZERO);
             w->zero_pages++;
             continue;
@@ -97,11 +124,43 @@ void pages_put(struct pages_frame *w, uint64_t page, unsigned n)
     }
 }
 
+void pages_point(struct pages_frame *w, uint64_t page, unsigned n, uint8_t *from, const uint8_t *there)
+{
+    for (unsigned i = 0; i < n; i++, from += XM_PAGE) {
+        if ((there && !there[i]) || pages_all_zero(from)) {
+            pages_append(w, page + i, 1, PAGES_ZERO);
+            w->zero_pages++;
+            continue;
+        }
+        pages_append(w, page + i, 1, 0);
+        struct iovec *last = w->pieces ? &w->piece[w->pieces - 1] : NULL;
+        if (last && (uint8_t *)last->iov_base + last->iov_len == from)
+            last->iov_len += XM_PAGE;
+        else
+            w->piece[w->pieces++] = (struct iovec){from, XM_PAGE};
+        w->data++;
+        w->data_pages++;
+    }
+}
+
+uint64_t pages_nth(const struct pages_frame *w, unsigned i)
+{
+    for (unsigned r = 0; r < w->runs; r++) {
+        if (w->run[r].count & PAGES_ZERO)
+            continue;
+        if (i < w->run[r].count)
+            return w->base + w->run[r].first + i;
+        i -= w->run[r].count;
+    }
+    assert(!"a page of data that the frame does not have");
+    return 0;
+}
+
 uint64_t pages_zero(struct pages_frame *w, uint64_t page, uint64_t n)
 {
     uint64_t took = 0;
 
-    while (took < n && w->runs < PAGES_RUNS_MAX) {
+    while (took < n && w->runs < runs_max(w)) {
         uint64_t reach = w->runs ? page + took - w->base : 0;
         if (reach >= UINT32_MAX - PAGES_COUNT_MAX)
             break;
@@ -113,12 +172,25 @@ uint64_t pages_zero(struct pages_frame *w, uint64_t page, uint64_t n)
     return took;
 }
 
+/* The hash of each page, when the frame is about to be sent. The guest may write to it at the same time:
+ * then it is the hash of nothing, and the page is sent again. */
+static void pages_hash(struct xm_msg *m)
+{
+    uint8_t *table = (uint8_t *)(uintptr_t)m->payload, *at = table + HEAD + 8 * (size_t)get32(table);
+
+    for (unsigned i = 0; i < m->pieces; i++) {
+        const uint8_t *page = m->piece[i].iov_base, *end = page + m->piece[i].iov_len;
+        for (; page < end; page += XM_PAGE, at += 8)
+            put64(at, xm_hash(page, XM_PAGE));
+    }
+}
+
 void pages_end(struct pages_frame *w, struct xm_msg *m)
 {
-    size_t table = table_bytes(w->runs);
+    size_t table = table_bytes(w->runs, w->direct ? w->data : 0);
     uint8_t *p = w->buf + PAGES_TABLE_MAX - table;
 
-    assert(w->runs > 0);
+    assert(w->runs > 0 && table <= PAGES_TABLE_MAX);
     memset(p + table - 64, 0, 64);
     put32(p, w->runs);
     put32(p + 4, w->data);
@@ -131,6 +203,13 @@ void pages_end(struct pages_frame *w, struct xm_msg *m)
     m->length = (uint32_t)(table + (size_t)w->data * XM_PAGE);
     m->offset = w->base << XM_PAGE_SHIFT;
     m->extent = end << XM_PAGE_SHIFT;
+    if (!w->direct || !w->data)
+        return;
+    m->flags |= XM_FLAG_HEAD;
+    m->piece = w->piece;
+    m->pieces = w->pieces;
+    m->apart = w->data * XM_PAGE;
+    m->complete = pages_hash;
 }
 
 uint32_t pages_head(const struct xm_frame_hdr *h)
@@ -158,8 +237,9 @@ int pages_check(const struct xm_frame_hdr *h, const uint8_t *payload, struct xm_
 
     if (!runs || runs > PAGES_RUNS_MAX || pages > PAGES_DATA_MAX)
         return xm_error_set(e, EPROTO, "a table of %u runs with %u pages", runs, pages);
-    size_t table = table_bytes(runs);
-    if (h->length != table + (size_t)pages * XM_PAGE)
+    bool hashes = h->flags & XM_FLAG_HEAD;
+    size_t table = table_bytes(runs, hashes ? pages : 0);
+    if (table > PAGES_TABLE_MAX || h->length != table + (size_t)pages * XM_PAGE)
         return xm_error_set(e, EPROTO, "a table of %u runs with %u pages in %u bytes", runs, pages,
                             h->length);
     uint64_t extent = h->extent >> XM_PAGE_SHIFT, at = 0, data = 0;
@@ -175,7 +255,7 @@ int pages_check(const struct xm_frame_hdr *h, const uint8_t *payload, struct xm_
     }
     if (at != extent || data != pages)
         return xm_error_set(e, EPROTO, "a table of RAM pages does not add up");
-    for (size_t i = HEAD + 8 * (size_t)runs; i < table; i++) {
+    for (size_t i = HEAD + 8 * ((size_t)runs + (hashes ? pages : 0)); i < table; i++) {
         if (payload[i])
             return xm_error_set(e, EPROTO, "a table of RAM pages is followed by bytes of no meaning");
     }
@@ -187,9 +267,14 @@ unsigned pages_runs(const uint8_t *payload)
     return get32(payload);
 }
 
-const uint8_t *pages_data(const uint8_t *payload)
+const uint8_t *pages_data(const struct xm_frame_hdr *h, const uint8_t *payload)
 {
-    return payload + table_bytes(get32(payload));
+    return payload + table_bytes(get32(payload), h->flags & XM_FLAG_HEAD ? get32(payload + 4) : 0);
+}
+
+bool pages_is(const uint8_t *payload, unsigned i, const uint8_t *page)
+{
+    return get64(payload + HEAD + 8 * ((size_t)get32(payload) + i)) == xm_hash(page, XM_PAGE);
 }
 
 struct pages_run pages_run_at(const struct xm_frame_hdr *h, const uint8_t *payload, unsigned i,

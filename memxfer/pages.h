@@ -14,9 +14,17 @@
  * -  8: for each run, u32 first: page number, counted from `offset`; u32 count: bits 0 to 30: number of
  *    pages, at least 1; bit 31: they read as zeros and have no data here
  *
- * -  zeros up to the next multiple of 64 bytes
+ * -  with XM_FLAG_HEAD: for each page of data, u64: its XXH3-64
+ *
+ * -  zeros up to the next multiple of 64 bytes, and at most 4096 bytes up to here
  *
  * -  pages * 4096 bytes: the data of the runs without bit 31, in the runs' order
+ *
+ * With XM_FLAG_HEAD the frame's own hash is that of the table alone, and the data may differ from what the
+ * table says of it, because the guest wrote to a page after it was hashed. Such a frame is applied and
+ * counted like any other, and answered with a REPLY, status 0: a bitmap of (pages + 7) / 8 bytes, bit 0 of
+ * byte 0 for the first page of data, of those pages that do not have their hash. At least one bit is set; a
+ * frame without such pages is answered with an ACK.
  *
  * The runs ascend and do not overlap; the first begins at page 0 and the last ends at `extent`. Pages between
  * runs are not concerned. The length is exactly what the table says. In round 1 the runs of all frames of a
@@ -39,6 +47,8 @@
  */
 #define PAGES_SEQ_WINDOW 4096u
 
+bool pages_all_zero(const uint8_t *page);
+
 /* ---- writing one frame ---- */
 
 struct pages_frame {
@@ -46,6 +56,9 @@ struct pages_frame {
                      at the end */
     uint64_t base; /* first page; valid with runs > 0 */
     unsigned runs, data;
+    bool direct; /* the data stay where they lie: `piece` */
+    unsigned pieces;
+    struct iovec piece[PAGES_BATCH];
     uint64_t data_pages, zero_pages;
     struct {
         uint32_t first, count;
@@ -53,12 +66,19 @@ struct pages_frame {
 };
 
 void pages_begin(struct pages_frame *, uint8_t *buf);
+/* The same for a frame whose data are not copied: pages_point() instead of pages_put(). */
+void pages_begin_direct(struct pages_frame *, uint8_t *buf);
 /* Where the next pages of data go, and how many may (0: the frame is full). */
 uint8_t *pages_tail(struct pages_frame *);
 unsigned pages_room(const struct pages_frame *, uint64_t page);
 /* Takes the n pages that were put at the tail as the block's pages from `page` on. Those that are all zeros
  * become zero runs. n <= pages_room(); pages come in ascending order. */
 void pages_put(struct pages_frame *, uint64_t page, unsigned n);
+/* Direct frames: takes n pages from `page` on, which lie at `from` and may change there. Those that are not
+ * there (NULL: all are) are zeros, and are not looked at. n <= pages_room(). */
+void pages_point(struct pages_frame *, uint64_t page, unsigned n, uint8_t *from, const uint8_t *there);
+/* The block's page that is the frame's i-th page of data. */
+uint64_t pages_nth(const struct pages_frame *, unsigned i);
 /* Adds a zero run. Returns how many pages it took: fewer than asked when the frame is full. */
 uint64_t pages_zero(struct pages_frame *, uint64_t page, uint64_t n);
 /* Writes the table and sets payload, length, offset and extent of the message. At least one run. */
@@ -81,7 +101,9 @@ int pages_check(const struct xm_frame_hdr *, const uint8_t *payload, struct xm_e
 /* After pages_check: how many runs, and the i-th; `data` walks on from run to run (begin with pages_data, i
  * ascending). */
 unsigned pages_runs(const uint8_t *payload);
-const uint8_t *pages_data(const uint8_t *payload);
+const uint8_t *pages_data(const struct xm_frame_hdr *, const uint8_t *payload);
+/* With XM_FLAG_HEAD: whether this is the frame's i-th page of data as the table says. */
+bool pages_is(const uint8_t *payload, unsigned i, const uint8_t *page);
 struct pages_run pages_run_at(const struct xm_frame_hdr *, const uint8_t *payload, unsigned i,
                               const uint8_t **data);
 

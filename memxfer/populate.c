@@ -16,6 +16,7 @@
  * all the same.
  */
 #include "memxfer/populate.h"
+#include "memxfer/ram.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -68,10 +69,8 @@ static void populate_unmap(struct populate *p, uint64_t from, uint64_t to)
     for (unsigned i = 0; i < p->ram->blocks; i++) {
         const struct xm_ram_block *b = &p->ram->block[i];
         uint64_t start = XM_MAX(from, p->first[i]), end = XM_MIN(to, p->first[i] + b->size);
-        if (start < end && mmap(b->map + (start - p->first[i]), end - start, PROT_READ | PROT_WRITE,
-                                MAP_SHARED | MAP_NORESERVE | MAP_FIXED, b->memfd,
-                                (off_t)(start - p->first[i])) == MAP_FAILED)
-            xm_log(XM_LOG_WARN, "RAM block %s stays mapped: errno %d", b->name, errno);
+        if (start < end)
+            ram_give_back(b, start - p->first[i], end - p->first[i]);
     }
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* memxfer/ram.c: the guest's RAM: which memfds a QEMU maps shared, and our own hold on them. */
-#include "memxfer/memxfer.h"
+#include "memxfer/ram.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -11,6 +11,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <linux/magic.h>
 #include <unistd.h>
 
 #define RAM_BLOCKS_MAX (sizeof((struct xm_ram *)0)->block / sizeof(struct xm_ram_block))
@@ -262,4 +264,77 @@ struct xm_bitmap *xm_ram_bitmap(struct xm_ram *ram, int memfd)
             return &ram->block[i].wrote;
     }
     return NULL;
+}
+
+bool ram_is_direct(const struct xm_ram_block *b)
+{
+    struct statfs fs;
+    int seals = fcntl(b->memfd, F_GET_SEALS);
+
+    return seals >= 0 && seals & F_SEAL_SHRINK && fstatfs(b->memfd, &fs) == 0 && fs.f_type == TMPFS_MAGIC;
+}
+
+void ram_give_back(const struct xm_ram_block *b, uint64_t from, uint64_t to)
+{
+    if (mmap(b->map + from, to - from, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
+             b->memfd, (off_t)from) == MAP_FAILED)
+        xm_log(XM_LOG_WARN, "RAM block %s stays mapped: errno %d", b->name, errno);
+}
+
+void ram_find_holes(const struct xm_ram_block *b, uint64_t page, unsigned n, uint8_t *there)
+{
+    if (mincore(b->map + (page << XM_PAGE_SHIFT), (size_t)n << XM_PAGE_SHIFT, there) < 0)
+        memset(there, 0, n);
+    for (unsigned i = 0; i < n; i++) {
+        off_t at = (off_t)((page + i) << XM_PAGE_SHIFT);
+        /* Not in memory: it is swapped out, which is data for the file, or a hole. (Only that is asked of the
+         * file: it would look through all of a range for where that ends.) */
+        there[i] = there[i] & 1 || lseek(b->memfd, at, SEEK_DATA) == at;
+    }
+}
+
+int ram_write(const struct xm_ram_block *b, const uint8_t *data, uint64_t offset, uint64_t len)
+{
+    while (len) {
+        ssize_t n = pwrite(b->memfd, data, len, (off_t)offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && (errno == EINVAL || errno == EOPNOTSUPP)) { /* hugetlbfs has no write() */
+            memcpy(b->map + offset, data, len);
+            return 0;
+        }
+        if (n <= 0)
+            return n < 0 ? -errno : -EIO;
+        data += n;
+        offset += (uint64_t)n;
+        len -= (uint64_t)n;
+    }
+    return 0;
+}
+
+/* For files that cannot punch single pages (huge pages): zeros over what is there. */
+static void write_zeros(const struct xm_ram_block *b, uint64_t offset, uint64_t len)
+{
+    for (uint64_t end = offset + len; offset < end;) {
+        off_t data = lseek(b->memfd, (off_t)offset, SEEK_DATA);
+        if (data < 0 && errno == ENXIO)
+            return;
+        if (data >= 0)
+            offset = XM_MAX(offset, (uint64_t)data);
+        if (offset >= end)
+            return;
+        uint64_t part = XM_MIN(end - offset, 65536ull);
+        memset(b->map + offset, 0, part);
+        offset += part;
+    }
+}
+
+void ram_zero(const struct xm_ram_block *b, uint64_t offset, uint64_t len)
+{
+    while (fallocate(b->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)len) < 0) {
+        if (errno != EINTR) {
+            write_zeros(b, offset, len);
+            return;
+        }
+    }
 }

@@ -27,6 +27,10 @@
  *    source has nothing open then, since a round, and the digest, begin when all before is answered. After
  *    the digest no frame is taken any more.
  *
+ * Pages may be torn: their guest wrote to them between their hash and their sending (pages.h, XM_FLAG_HEAD).
+ * The answer tells which; the source sends them again in the next round. They are noted until then, and while
+ * there is one the digest is refused: no VM runs on a torn page, whatever its source believes.
+ *
  * Failures: a bad table, a sequence number out of the window, a write error: answered with -errno, which ends
  * the migration at the source. A link that dies with a frame half received gives the claim up: those pages
  * are garbage until the frame comes again, which the round at the source waits for. No memory where pages go:
@@ -35,14 +39,13 @@
  * Lock: one mutex, held for a few instructions per frame, and while a place is taken back (which takes the
  * link's place.lock).
  */
-#include "memxfer/pages.h"
 #include "memxfer/populate.h"
+#include "memxfer/ram.h"
+#include "memxfer/torn.h"
 
 #include <endian.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* A frame that is being received, or applied. Belongs to the link thread that has the frame; others change
  * it under the lock. */
@@ -64,6 +67,7 @@ struct xm_ramsink {
     LIST_HEAD(, claim) claims;
     uint64_t round; /* the newest seen */
     bool closed;    /* the digest was asked for */
+    struct torn_map torn;
     struct xm_digest digest;
     struct {
         uint64_t low;                         /* all up to this were applied, or are being so */
@@ -190,14 +194,16 @@ static int claim_whole(struct xm_ramsink *s, struct claim *c, struct xm_error *e
     return r;
 }
 
-/* h: it is applied; NULL: it is not. */
-static void claim_end(struct xm_ramsink *s, struct claim *c, const struct xm_frame_hdr *h)
+/* torn: it is applied, and these of its pages are torn; NULL: it is not. */
+static void claim_end(struct xm_ramsink *s, struct claim *c, const struct torn *torn)
 {
     pthread_mutex_lock(&s->lock);
     if (c->held)
         LIST_REMOVE(c, link);
-    if (h)
-        xm_digest_add(&s->digest, h);
+    if (torn) {
+        xm_digest_add(&s->digest, &c->rx->hdr);
+        torn_map_note(&s->torn, c->rx, torn);
+    }
     pthread_cond_broadcast(&s->applied);
     pthread_mutex_unlock(&s->lock);
     free(c->copy);
@@ -214,53 +220,12 @@ static void wait_applied(struct xm_ramsink *s, unsigned block, uint64_t seq)
     pthread_mutex_unlock(&s->lock);
 }
 
-static int ramsink_write_all(const struct xm_ram_block *b, const uint8_t *data, uint64_t offset, uint64_t len)
-{
-    while (len) {
-        ssize_t n = pwrite(b->memfd, data, len, (off_t)offset);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0 && (errno == EINVAL || errno == EOPNOTSUPP)) { /* hugetlbfs has no write() */
-            memcpy(b->map + offset, data, len);
-            return 0;
-        }
-        if (n <= 0)
-            return n < 0 ? -errno : -EIO;
-        data += n;
-        offset += (uint64_t)n;
-        len -= (uint64_t)n;
-    }
-    return 0;
-}
-
-/* For files that cannot punch single pages (huge pages): zeros over what is there. */
-static void write_zeros(const struct xm_ram_block *b, uint64_t offset, uint64_t len)
-{
-    for (uint64_t end = offset + len; offset < end;) {
-        off_t data = lseek(b->memfd, (off_t)offset, SEEK_DATA);
-        if (data < 0 && errno == ENXIO)
-            return;
-        if (data >= 0)
-            offset = XM_MAX(offset, (uint64_t)data);
-        if (offset >= end)
-            return;
-        uint64_t part = XM_MIN(end - offset, 65536ull);
-        memset(b->map + offset, 0, part);
-        offset += part;
-    }
-}
-
 static void apply_zeros(struct xm_ramsink *s, const struct xm_ram_block *b, const struct pages_run *run)
 {
     uint64_t offset = run->page << XM_PAGE_SHIFT, len = run->count << XM_PAGE_SHIFT;
 
     populate_skip(s->populate, (unsigned)(b - s->ram->block), offset, len);
-    while (fallocate(b->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)len) < 0) {
-        if (errno != EINTR) {
-            write_zeros(b, offset, len);
-            return;
-        }
-    }
+    ram_zero(b, offset, len);
 }
 
 /* What is not in place already. */
@@ -268,7 +233,7 @@ static int ramsink_apply(struct xm_ramsink *s, const struct xm_rx *rx, const str
                          struct xm_error *e)
 {
     const struct xm_ram_block *b = &s->ram->block[rx->hdr.object];
-    const uint8_t *data = c->copy ? c->copy : pages_data(rx->payload);
+    const uint8_t *data = c->copy ? c->copy : pages_data(&rx->hdr, rx->payload);
 
     for (unsigned i = 0; i < pages_runs(rx->payload); i++) {
         struct pages_run run = pages_run_at(&rx->hdr, rx->payload, i, &data);
@@ -276,7 +241,7 @@ static int ramsink_apply(struct xm_ramsink *s, const struct xm_rx *rx, const str
         if (run.zero)
             apply_zeros(s, b, &run);
         else if (c->copy)
-            r = ramsink_write_all(b, run.data, run.page << XM_PAGE_SHIFT, run.count << XM_PAGE_SHIFT);
+            r = ram_write(b, run.data, run.page << XM_PAGE_SHIFT, run.count << XM_PAGE_SHIFT);
         if (r < 0)
             return xm_error_errno(e, -r, "cannot write guest RAM %s at page %llu", b->name,
                                   (unsigned long long)run.page);
@@ -292,6 +257,7 @@ uint64_t xm_ramsink_round(struct xm_ramsink *s)
     return round;
 }
 
+/* An honest source asks for it when no page is torn any more. */
 static void answer_digest(struct xm_ramsink *s, struct xm_rx *rx)
 {
     pthread_mutex_lock(&s->lock);
@@ -300,7 +266,14 @@ static void answer_digest(struct xm_ramsink *s, struct xm_rx *rx)
     while (!LIST_EMPTY(&s->claims))
         pthread_cond_wait(&s->applied, &s->lock);
     uint64_t wire[3] = {htole64(s->digest.frames), htole64(s->digest.bytes), htole64(s->digest.sum)};
+    uint64_t torn = s->torn.pages;
     pthread_mutex_unlock(&s->lock);
+    if (torn) {
+        xm_log(XM_LOG_ERROR, "guest RAM: %llu pages are not what their source had, and did not come again",
+               (unsigned long long)torn);
+        xm_rx_done(rx, -EBADMSG, NULL, 0);
+        return;
+    }
     xm_rx_done(rx, 0, wire, sizeof wire);
 }
 
@@ -343,7 +316,7 @@ static struct claim *claim_new(struct xm_rx *rx)
 /* The pieces of RAM that the runs name. */
 static unsigned pieces_of(const struct xm_ram_block *b, const struct xm_rx *rx, struct iovec *piece)
 {
-    const uint8_t *data = pages_data(rx->payload);
+    const uint8_t *data = pages_data(&rx->hdr, rx->payload);
     unsigned n = 0;
 
     for (unsigned i = 0; i < pages_runs(rx->payload); i++) {
@@ -405,9 +378,10 @@ static int judge_unplaced(struct xm_ramsink *s, const struct xm_rx *rx, struct x
 }
 
 /* All of it has come. 1: applied; 0: a duplicate of what is; -errno. */
-static int take_pages(struct xm_ramsink *s, struct xm_rx *rx, struct xm_error *e)
+static int take_pages(struct xm_ramsink *s, struct xm_rx *rx, struct torn *torn, struct xm_error *e)
 {
     bool placed = pages_head(&rx->hdr) < rx->hdr.length; /* ramsink_place() was asked */
+    bool hashes = placed && rx->hdr.flags & XM_FLAG_HEAD;
     struct claim *c = placed ? rx->owner : NULL;
     int r = c ? 0 : placed ? judge_unplaced(s, rx, e) : ramsink_judge(s, rx, e);
 
@@ -417,29 +391,36 @@ static int take_pages(struct xm_ramsink *s, struct xm_rx *rx, struct xm_error *e
         r = claim_whole(s, c, e);
     if (r == 0)
         wait_applied(s, rx->hdr.object, rx->hdr.seq);
+    /* A duplicate is answered by what its first copy has left here. */
+    if (r >= 0 && hashes)
+        torn_compare(&s->ram->block[rx->hdr.object], rx, r > 0 ? c->copy : NULL, torn);
     if (!c)
         return r;
     if (r > 0) {
         int failed = ramsink_apply(s, rx, c, e);
         r = failed < 0 ? failed : r;
     }
-    claim_end(s, c, r > 0 ? &rx->hdr : NULL);
+    claim_end(s, c, r > 0 ? torn : NULL);
     free(c);
     return r;
 }
 
 void xm_ramsink_frame(struct xm_ramsink *s, struct xm_rx *rx)
 {
+    struct torn torn = {0};
     struct xm_error e = {0};
+    unsigned pages = 0;
 
     if (rx->hdr.type == XM_FRAME_RAM_DIGEST) {
         answer_digest(s, rx);
         return;
     }
-    int r = take_pages(s, rx, &e);
+    int r = take_pages(s, rx, &torn, &e);
     if (r < 0)
         xm_log(XM_LOG_ERROR, "guest RAM: %s", e.text);
-    xm_rx_done(rx, XM_MIN(r, 0), NULL, 0);
+    else if (torn.pages)
+        pages = (rx->hdr.length - pages_head(&rx->hdr)) >> XM_PAGE_SHIFT;
+    xm_rx_done(rx, XM_MIN(r, 0), torn.bits, (pages + 7) / 8);
 }
 
 struct xm_placer xm_ramsink_placer(struct xm_ramsink *s)
@@ -457,11 +438,10 @@ struct xm_ramsink *xm_ramsink_new(struct xm_ram *ram, struct xm_error *e)
 {
     struct xm_ramsink *s = calloc(1, sizeof *s);
 
-    if (s && !(s->populate = populate_new(ram, POPULATE_AHEAD))) {
+    if (!s || torn_map_init(&s->torn, ram) < 0 || !(s->populate = populate_new(ram, POPULATE_AHEAD))) {
+        if (s)
+            torn_map_free(&s->torn);
         free(s);
-        s = NULL;
-    }
-    if (!s) {
         xm_error_set(e, ENOMEM, "no memory to receive guest RAM");
         return NULL;
     }
@@ -477,6 +457,7 @@ void xm_ramsink_free(struct xm_ramsink *s)
     if (!s)
         return;
     populate_free(s->populate);
+    torn_map_free(&s->torn);
     pthread_cond_destroy(&s->applied);
     pthread_mutex_destroy(&s->lock);
     free(s);

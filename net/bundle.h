@@ -61,7 +61,9 @@ TAILQ_HEAD(slots, slot);
 struct out {
     uint8_t hdr[64];
     const void *payload;
-    uint32_t length;
+    uint32_t length, head; /* of the payload; and how much of it is at `payload`, before the pieces */
+    const struct iovec *piece;
+    unsigned pieces;
     bool acks;         /* payload is link.tx.ack */
     void *owned;       /* to be freed when sent */
     struct slot *slot; /* of a message */
@@ -231,12 +233,12 @@ int rx_receive(struct link *);
 void rx_drop(struct link *); /* what was half received */
 
 /* link_place.c */
-int place_begin(struct link *); /* the head is there: RX_PLACE. 0 or -ENOMEM (link.why) */
+int place_begin(struct link *); /* the head is there: RX_PLACE. 0 or -errno (link.why) */
 /* Where the rest goes: iovecs from piece[0] on, at most XM_PIECES_MAX; returns how many. From a place_lock
  * to a place_took. */
 unsigned place_lock(struct link *, struct iovec *piece);
 void place_took(struct link *, size_t n); /* so many bytes are there */
-bool place_intact(const struct link *);   /* all is there: does it have its hash (or was it cut)? */
+bool place_intact(const struct link *);   /* all is there: does it have its hash (or needs none)? */
 void place_cut(struct xm_rx *);
 void place_free(struct link *);
 

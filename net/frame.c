@@ -34,7 +34,8 @@ static const struct frame_kind kinds[XM_FRAME_TYPE_MAX] = {
     [XM_FRAME_DISK_DIGEST] = {"DISK_DIGEST", 0, 0, 1, ORDERED, 0, true, sizeof(struct xm_digest)},
     [XM_FRAME_DISK_HASH] = {"DISK_HASH", 0, 0, 1, PLACED, 0, true, 16},
 
-    [XM_FRAME_RAM_PAGES] = {"RAM_PAGES", 1, XM_PAYLOAD_MAX, 1, PLACED, XM_FLAG_BULK | XM_FLAG_END, true, 0},
+    [XM_FRAME_RAM_PAGES] = {"RAM_PAGES", 1, XM_PAYLOAD_MAX, 1, PLACED,
+                            XM_FLAG_BULK | XM_FLAG_END | XM_FLAG_HEAD, true, XM_PAYLOAD_MAX / 4096 / 8},
     [XM_FRAME_RAM_DIGEST] = {"RAM_DIGEST", 0, 0, 1, ORDERED, 0, true, sizeof(struct xm_digest)},
 
     [XM_FRAME_STREAM] = {"STREAM", 0, XM_PAYLOAD_MAX, 1, ORDERED | USES_OFFSET, XM_FLAG_END, true, 0},
@@ -52,6 +53,11 @@ const struct frame_kind *frame_kind(uint8_t type)
 uint64_t frame_hash(const void *payload, size_t len)
 {
     return len ? XXH3_64bits(payload, len) : 0;
+}
+
+uint64_t xm_hash(const void *bytes, size_t len)
+{
+    return frame_hash(bytes, len);
 }
 
 /* A name of our own for the library's state. */
@@ -163,6 +169,7 @@ int frame_judge_msg(const struct xm_msg *m)
 
     if (!k || !k->request || m->flags & ~k->flags || m->length < k->min || m->length > k->max ||
         (m->length && !m->payload) || m->object >= XM_OBJECTS_MAX || m->offset > INT64_MAX ||
+        (m->apart && (!(m->flags & XM_FLAG_HEAD) || m->apart >= m->length || m->pieces > XM_PIECES_MAX)) ||
         (k->uses & USES_EXTENT && m->extent > INT64_MAX - m->offset))
         return -EINVAL;
     return 0;

@@ -24,7 +24,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#define KNOWN_FEATURES 0u
+#define KNOWN_FEATURES XM_FEATURE_HEAD
 
 struct wire_hello {
     uint32_t version, required, optional, max_payload;

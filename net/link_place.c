@@ -14,7 +14,8 @@
  *   from them.
  * - The hash is wrong: the whole bundle is lost, like for any frame (link_rx.c), and dropped() comes. What
  *   lies in the place is garbage then: the sink must not need it before frame() has come. What came after a
- *   cut is not hashed.
+ *   cut is not hashed. A frame with XM_FLAG_HEAD has its head judged before place() is asked, and the rest by
+ *   the sink.
  * - No memory in the place (EFAULT): the bundle is lost, and the peer is told so.
  *
  * Lock: place.lock is held while bytes are written, and protects xm_rx.is_cut. Taken with locks of the sink
@@ -27,6 +28,7 @@
 struct place {
     struct frame_hasher *hasher;
     unsigned pieces; /* 0: nobody wants it; it is hashed all the same, since a damaged head may be why */
+    bool hashes;     /* the frame's hash is that of all of it (no XM_FLAG_HEAD) */
     unsigned at;     /* the first piece that is not full */
     size_t at_done;  /* bytes of it that are there */
     bool cut;        /* seen to be cut: for good, nothing of the frame is hashed any more */
@@ -66,8 +68,14 @@ int place_begin(struct link *l)
     p->at = 0;
     p->at_done = 0;
     p->cut = false;
+    p->hashes = !(l->rx.hdr.flags & XM_FLAG_HEAD);
+    if (!p->hashes && frame_hash(l->rx.frame->payload, l->rx.head) != l->rx.hdr.hash)
+        return link_violation(l, EBADMSG,
+                              "the head of a %s frame does not have its checksum: damaged on the way",
+                              frame_kind(l->rx.hdr.type)->name);
     frame_hasher_reset(p->hasher);
-    frame_hasher_add(p->hasher, l->rx.frame->payload, l->rx.head);
+    if (p->hashes)
+        frame_hasher_add(p->hasher, l->rx.frame->payload, l->rx.head);
     p->pieces = placer->place(placer->ctx, l->rx.frame, p->piece);
     l->rx.state = RX_PLACE;
     return 0;
@@ -97,12 +105,13 @@ void place_took(struct link *l, size_t n)
     bool wanted = p->pieces && !p->cut;
 
     l->rx.got += (uint32_t)n;
-    if (!p->pieces)
+    if (!p->pieces && p->hashes)
         frame_hasher_add(p->hasher, l->rx.own, n);
     while (wanted && n) {
         struct iovec *v = &p->piece[p->at];
         size_t part = XM_MIN(n, v->iov_len - p->at_done);
-        frame_hasher_add(p->hasher, (uint8_t *)v->iov_base + p->at_done, part);
+        if (p->hashes)
+            frame_hasher_add(p->hasher, (uint8_t *)v->iov_base + p->at_done, part);
         p->at_done += part;
         n -= part;
         if (p->at_done == v->iov_len) {
@@ -117,7 +126,7 @@ bool place_intact(const struct link *l)
 {
     const struct place *p = l->rx.place;
 
-    return p->cut || frame_hasher_end(p->hasher) == l->rx.hdr.hash;
+    return p->cut || !p->hashes || frame_hasher_end(p->hasher) == l->rx.hdr.hash;
 }
 
 void place_cut(struct xm_rx *rx)

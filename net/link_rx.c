@@ -213,6 +213,9 @@ static int begin_request(struct link *l)
     if (!b->opts.sink.frame)
         return link_violation(l, EPROTO, "%s is refused: this side asks, and serves nothing",
                               frame_told(what, &l->rx.hdr));
+    if (l->rx.hdr.flags & XM_FLAG_HEAD && !b->opts.sink.placer.head)
+        return link_violation(l, EPROTO, "%s is refused: nobody here judges what its hash leaves out",
+                              frame_told(what, &l->rx.hdr));
     int err = judge_window(l);
     if (err < 0)
         return err;

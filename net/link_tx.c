@@ -4,7 +4,9 @@
  * Frames are queued in link.tx.out: first the answers to the peer's frames, then messages taken from the
  * bundle's queue. All of it goes out with one gathered sendmsg, headers and payloads together, without
  * copying; what the socket does not take is continued when it has room again. A payload's hash is made here,
- * just before it is copied into the socket, while that brings it into the cache anyway.
+ * just before it is copied into the socket, while that brings it into the cache anyway; and so are the hashes
+ * that a message's owner puts into its head (xm_msg.complete). Both are made once: a frame that is sent again
+ * over another link has the head that it had, though its pieces may have changed meanwhile.
  */
 #include "net/bundle.h"
 
@@ -12,6 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+
+/* Of one sendmsg; the kernel takes 1024. */
+#define PARTS_MAX (2 * OUT_MAX + XM_PIECES_MAX)
 
 bool tx_idle(const struct link *l)
 {
@@ -31,7 +36,7 @@ static struct out *tx_add(struct link *l, const struct xm_frame_hdr *h, const vo
 {
     struct out *o = &l->tx.out[l->tx.n++];
 
-    *o = (struct out){.payload = payload, .length = h->length};
+    *o = (struct out){.payload = payload, .length = h->length, .head = h->length};
     frame_encode(o->hdr, h);
     return o;
 }
@@ -176,10 +181,18 @@ void tx_messages(struct link *l)
         s->sent = false;
         room_count(&l->slots.room, m, 1);
         m->wire_id = (uint32_t)s->generation << 16 | s->index;
-        m->hash = frame_hash(m->payload, m->length);
+        if (!m->hashed && m->complete)
+            m->complete(m);
+        if (!m->hashed)
+            m->hash = frame_hash(m->payload, m->length - m->apart);
+        m->hashed = true;
         struct xm_frame_hdr h;
         xm_frame_of_msg(&h, m, m->wire_id, m->hash);
-        tx_add(l, &h, m->payload)->slot = s;
+        struct out *o = tx_add(l, &h, m->payload);
+        o->slot = s;
+        o->head -= m->apart;
+        o->piece = m->piece;
+        o->pieces = m->apart ? m->pieces : 0;
     }
 }
 
@@ -238,21 +251,34 @@ static void tx_part(struct iovec **at, const void *base, size_t len, size_t *ski
     *skip = 0;
 }
 
+/* What is still to be sent of as many frames as there are parts for, and at least one. Returns the bytes. */
+static size_t tx_parts(const struct link *l, struct iovec *iov, size_t *parts)
+{
+    struct iovec *at = iov;
+    size_t skip = l->tx.done, all = 0;
+
+    for (unsigned i = l->tx.first; i < l->tx.n; i++) {
+        const struct out *o = &l->tx.out[i];
+        if (at + 2 + o->pieces > iov + PARTS_MAX)
+            break;
+        tx_part(&at, o->hdr, FRAME_HDR, &skip);
+        tx_part(&at, o->payload, o->head, &skip);
+        for (unsigned k = 0; k < o->pieces; k++)
+            tx_part(&at, o->piece[k].iov_base, o->piece[k].iov_len, &skip);
+        all += FRAME_HDR + o->length;
+    }
+    *parts = (size_t)(at - iov);
+    return all - l->tx.done;
+}
+
 int tx_send(struct link *l)
 {
-    struct iovec iov[2 * OUT_MAX];
+    struct iovec iov[PARTS_MAX];
 
     l->tx.blocked = false;
     while (!tx_idle(l)) {
-        struct iovec *at = iov;
-        size_t skip = l->tx.done, all = 0;
-        for (unsigned i = l->tx.first; i < l->tx.n; i++) {
-            tx_part(&at, l->tx.out[i].hdr, FRAME_HDR, &skip);
-            tx_part(&at, l->tx.out[i].payload, l->tx.out[i].length, &skip);
-            all += FRAME_HDR + l->tx.out[i].length;
-        }
-        all -= l->tx.done;
-        struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)(at - iov)};
+        struct msghdr msg = {.msg_iov = iov};
+        size_t all = tx_parts(l, iov, &msg.msg_iovlen);
         ssize_t n = sendmsg(l->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR)
             continue;

@@ -66,7 +66,7 @@ static void join_ended(struct xm_links *b)
     }
 }
 
-static int link_start(struct xm_links *b, struct link *l, struct xm_error *e)
+static int link_start(struct xm_links *b, struct link *l, uint32_t features, struct xm_error *e)
 {
     int err = 0;
 
@@ -87,6 +87,9 @@ static int link_start(struct xm_links *b, struct link *l, struct xm_error *e)
     }
     if (!err) {
         err = l->number;
+        /* Sides that speak to each other are two processes: all links tell the same. */
+        atomic_store(&b->transport.features,
+                     b->links ? atomic_load(&b->transport.features) & features : features);
         b->link[b->links++] = l;
         b->up++;
         pthread_cond_broadcast(&b->changed);
@@ -109,7 +112,7 @@ int xm_links_add(struct xm_links *b, int fd, bool client, const char *name, stru
         l->window_bytes = (size_t)XM_MIN((uint64_t)b->opts.window_bytes, peer.window_bytes);
         l->window_frames = XM_MIN(XM_MIN(b->opts.window_frames, peer.window_frames), SLOTS_MAX);
         l->rx.heard = l->tx.spoke = xm_now();
-        err = link_start(b, l, e);
+        err = link_start(b, l, peer.optional, e);
     }
     if (err < 0)
         link_free(l);

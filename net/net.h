@@ -57,7 +57,17 @@ enum xm_frame_type {
     XM_FRAME_TYPE_MAX
 };
 
-enum { XM_FLAG_UNMAP = 1, XM_FLAG_END = 2, XM_FLAG_BULK = 4 };
+enum {
+    XM_FLAG_UNMAP = 1,
+    XM_FLAG_END = 2,
+    XM_FLAG_BULK = 4,
+    /* The frame's hash is that of the payload's head alone; the head says what the sink needs to judge the
+     * rest. Only to a peer with XM_FEATURE_HEAD. */
+    XM_FLAG_HEAD = 8
+};
+
+/* Optional features of a peer: what it can be sent. Bits of HELLO. */
+#define XM_FEATURE_HEAD 1u /* XM_FLAG_HEAD, and RAM_PAGES answered with a REPLY */
 
 /* 64 bytes on the wire, in this order. */
 struct xm_frame_hdr {
@@ -71,7 +81,7 @@ struct xm_frame_hdr {
     uint64_t extent;
     uint64_t seq;   /* counted per (type's class, object) from 1 by the sender of the object */
     uint64_t after; /* the frame that has to be applied before this one; 0: none */
-    uint64_t hash;  /* XXH3-64 of the payload, 0 without one */
+    uint64_t hash;  /* XXH3-64 of the payload (XM_FLAG_HEAD: of its head), 0 without one */
     uint64_t check; /* XXH3-64 of the 56 bytes before */
 };
 
@@ -84,6 +94,7 @@ struct xm_digest {
 };
 void xm_digest_add(struct xm_digest *, const struct xm_frame_hdr *);
 bool xm_digest_equal(const struct xm_digest *, const struct xm_digest *);
+uint64_t xm_hash(const void *, size_t); /* XXH3-64, the hash of all that goes over the wire; 0 for no bytes */
 
 /* A message: owned by the bundle (or another transport) between submit and post. */
 struct xm_msg {
@@ -95,21 +106,31 @@ struct xm_msg {
     uint16_t object;
     uint32_t length;
     const void *payload; /* not touched, not freed by the transport; must not change until it has ended */
+    /* With XM_FLAG_HEAD: the last `apart` bytes of the payload's `length` lie in pieces elsewhere, and may
+     * change while the message is under way: what arrives is what lies there at some moment until then. */
+    const struct iovec *piece;
+    unsigned pieces; /* at most XM_PIECES_MAX */
+    uint32_t apart;
+    /* NULL, or called once, on a link's thread, just before the payload is read for the first time: may
+     * complete what is at `payload`. A message that is sent again is sent with the same head. */
+    void (*complete)(struct xm_msg *);
     uint64_t offset, extent, seq, after;
     /* The answer: */
     int status;  /* 0: applied by the peer; -errno: refused by it, or never got there */
     void *reply; /* REPLY's bytes, malloc'ed, now the owner's; NULL with a plain ACK */
     uint32_t reply_len;
-    uint64_t hash; /* of the payload, as it was sent */
+    uint64_t hash; /* of the payload or its head, as it was sent */
     /* The transport's own: */
     STAILQ_ENTRY(xm_msg) link;
     uint32_t wire_id;
+    bool hashed;
 };
 
 /* What messages are submitted to. Implementations: the links; the simulator of the tests. */
 struct xm_transport {
     void (*submit)(struct xm_transport *, struct xm_msg *); /* any thread */
     void *ctx;
+    _Atomic uint32_t features; /* XM_FEATURE_*: of the other side, on each link that there was; 0 before */
 };
 
 /* The header that goes on the wire for a message (id is the link's; hash as computed). Also what digests
@@ -153,7 +174,8 @@ struct xm_placer {
      * xm_rx_cut() has returned. 0: nobody wants the rest, it is received, hashed and thrown away. */
     unsigned (*place)(void *ctx, struct xm_rx *, struct iovec *piece);
     /* Instead of frame(), after place(): the link has ended before all of the frame had come, or its hash
-     * was wrong; rx is freed afterwards. */
+     * was wrong; rx is freed afterwards. With XM_FLAG_HEAD the hash is judged before place(), and what has
+     * been placed is the sink's to judge, in frame(). */
     void (*dropped)(void *ctx, struct xm_rx *);
     void *ctx;
 };

@@ -64,6 +64,7 @@ void queue_submit(struct xm_transport *t, struct xm_msg *m)
     m->status = 0;
     m->reply = NULL;
     m->reply_len = 0;
+    m->hashed = false;
     if (status < 0) {
         msg_end(m, status);
         return;

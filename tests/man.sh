@@ -98,7 +98,8 @@ awk '
     if (match($0, /= [0-9]+/)) n = substr($0, RSTART + 2, RLENGTH - 2) + 0; else n++
     number[name] = n
   }
-  /\[XM_FRAME_[A-Z_]+\] = \{"/ { match($0, /\{.*\}/); split(substr($0, RSTART + 1, RLENGTH - 2), f, /, */)
+  /\[XM_FRAME_[A-Z_]+\] = \{"/ { row = $0; while (row !~ /\}/ && getline > 0) row = row $0
+    match(row, /\{.*\}/); split(substr(row, RSTART + 1, RLENGTH - 2), f, /, */)
     gsub(/"/, "", f[1]); gsub(/XM_FLAG_/, "", f[6]); gsub(/ \| /, " ", f[6])
     min = number_of(f[2]); max = number_of(f[3])
     print number[f[1]], f[1], max ? min "-" max : 0, f[6] == 0 ? "" : f[6]

@@ -137,7 +137,7 @@ struct xm_links *__wrap_xm_links_new(const struct xm_links_opts *o, struct xm_er
 
     (void)e;
     l->o = *o;
-    l->transport = (struct xm_transport){submit, l};
+    l->transport = (struct xm_transport){.submit = submit, .ctx = l};
     l->proc = proc_current();
     l->fd = -1;
     l->next = all;

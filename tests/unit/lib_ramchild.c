@@ -2,6 +2,7 @@
 #include "tests/unit/lib_ramchild.h"
 #include "tests/progress.h"
 
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -22,9 +23,11 @@ void ramchild_start(struct ramchild *c, uint64_t size, int fd, void (*body)(stru
     c->seed = seed * 0x9e3779b97f4a7c15ull + 1;
     c->page = mmap(NULL, sizeof *c->page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     assert_true(c->page != MAP_FAILED);
-    c->memfd = fd >= 0 ? fd : memfd_create("test-ram", MFD_CLOEXEC);
+    c->memfd = fd >= 0 ? fd : memfd_create("test-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     assert_true(c->memfd >= 0);
     assert_int_equal(ftruncate(c->memfd, (off_t)size), 0);
+    if (fd < 0) /* as the shim makes it */
+        assert_int_equal(fcntl(c->memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW), 0);
     fflush(NULL);
     pid_t parent = getpid();
     c->pid = fork();

@@ -18,7 +18,9 @@ struct ramwire_copy {
     struct xm_rx rx;
     int status;
     uint8_t reply[64];
-    uint8_t *bytes; /* all of the payload; rx.payload is its beginning */
+    uint32_t reply_len;
+    struct xm_msg *msg; /* is answered by it; or NULL */
+    uint8_t *bytes;     /* all of the payload; rx.payload is its beginning */
     struct iovec piece[XM_PIECES_MAX];
     unsigned pieces;
     size_t from, placed;  /* of the bytes: where the pieces begin, and how many are there */
@@ -30,7 +32,8 @@ static void copy_done(struct xm_rx *rx, int status, const void *reply, uint32_t 
     struct ramwire_copy *c = xm_container_of(rx, struct ramwire_copy, rx);
 
     c->status = status;
-    if (reply)
+    c->reply_len = len;
+    if (len)
         memcpy(c->reply, reply, XM_MIN(len, sizeof c->reply));
 }
 
@@ -51,6 +54,15 @@ static uint64_t roll(struct ramwire *w)
     return w->seed;
 }
 
+/* The payload as it is now. */
+static void gather(uint8_t *to, const struct xm_msg *m)
+{
+    memcpy(to, m->payload, m->length - m->apart);
+    to += m->length - m->apart;
+    for (unsigned i = 0; m->apart && i < m->pieces; to += m->piece[i++].iov_len)
+        memcpy(to, m->piece[i].iov_base, m->piece[i].iov_len);
+}
+
 static struct ramwire_copy *copy_make(const struct xm_msg *m, const struct xm_frame_hdr *h)
 {
     struct ramwire_copy *c = calloc(1, sizeof *c);
@@ -62,7 +74,7 @@ static struct ramwire_copy *copy_make(const struct xm_msg *m, const struct xm_fr
     pthread_mutex_init(&c->lock, NULL);
     if (m->length) {
         c->bytes = aligned_alloc(4096, XM_ROUND_UP(m->length, 4096));
-        memcpy(c->bytes, m->payload, m->length);
+        gather(c->bytes, m);
     }
     return c;
 }
@@ -127,6 +139,11 @@ static int copy_end(struct ramwire *w, struct ramwire_copy *c)
     int status = c->status;
     if (status)
         atomic_fetch_add(&w->refused, 1);
+    if (c->msg && c->reply_len) {
+        c->msg->reply = malloc(c->reply_len);
+        c->msg->reply_len = c->reply_len;
+        memcpy(c->msg->reply, c->reply, c->reply_len);
+    }
     copy_free(c);
     return status;
 }
@@ -207,9 +224,15 @@ static void *wire_main(void *arg)
         pthread_mutex_unlock(&w->lock);
 
         struct xm_frame_hdr h;
-        m->hash = XXH3_64bits(m->payload, m->length);
+        if (m->complete)
+            m->complete(m);
+        m->hash = XXH3_64bits(m->payload, m->length - m->apart);
         xm_frame_of_msg(&h, m, 0, m->hash);
         m->status = -ENOLINK;
+        if (m->apart)
+            atomic_fetch_add(&w->direct, 1);
+        if (w->on_the_way && m->apart)
+            w->on_the_way(m);
         if (!fails) {
             struct ramwire_copy *second = twice ? copy_make(m, &h) : NULL;
             pause_us(delay);
@@ -218,6 +241,9 @@ static void *wire_main(void *arg)
                 copy_begin(w, second)) /* a link that stops in the middle of it */
                 copy_bring(second, part);
             struct ramwire_copy *first = copy_make(m, &h);
+            first->msg = m;
+            if (m->apart && atomic_exchange(&w->damage, false))
+                first->bytes[m->length - 1] ^= 1;
             if (second && half && stale_later &&
                 copy_begin(w, first)) { /* it has not stopped; the live one is slower */
                 copy_bring(first, part);
@@ -263,6 +289,7 @@ void ramwire_start(struct ramwire *w, struct xm_ramsink *sink, uint64_t seed)
     memset(w, 0, sizeof *w);
     w->transport.submit = wire_submit;
     w->transport.ctx = w;
+    w->transport.features = XM_FEATURE_HEAD;
     w->sink = sink;
     w->seed = seed * 0x9e3779b97f4a7c15ull + 1;
     pthread_mutex_init(&w->lock, NULL);
@@ -291,6 +318,14 @@ void ramwire_stop(struct ramwire *w)
         pthread_join(w->thread[i], NULL);
     pthread_mutex_destroy(&w->lock);
     pthread_cond_destroy(&w->changed);
+}
+
+int ramwire_digest_status(struct ramwire *w)
+{
+    struct ramwire_copy c = {.rx.hdr.type = XM_FRAME_RAM_DIGEST, .rx.done = copy_done, .status = 1};
+
+    xm_ramsink_frame(w->sink, &c.rx);
+    return c.status;
 }
 
 void ramwire_digest(struct ramwire *w, struct xm_digest *d)

@@ -25,7 +25,10 @@ struct ramwire {
     uint64_t fail_after; /* messages until all others fail with -ENOLINK; 0: none does */
     uint64_t taken, late_delivered;
     size_t in_flight, most_in_flight; /* bytes */
-    atomic_int refused;
+    atomic_int refused, direct;       /* direct: frames that had their pages elsewhere (xm_msg.apart) */
+    atomic_bool damage;               /* the next direct frame's last byte is changed on its way */
+    /* Each direct frame, when it has been hashed and before its pages are taken; on the wire's threads. */
+    void (*on_the_way)(const struct xm_msg *);
 };
 
 void ramwire_start(struct ramwire *, struct xm_ramsink *, uint64_t seed);
@@ -34,5 +37,6 @@ void ramwire_stop(struct ramwire *); /* delivers what is late */
 void ramwire_hold(struct ramwire *, bool hold);
 /* Asks the sink for its digest. */
 void ramwire_digest(struct ramwire *, struct xm_digest *);
+int ramwire_digest_status(struct ramwire *); /* the answer's */
 
 #endif

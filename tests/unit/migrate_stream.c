@@ -116,7 +116,7 @@ static void test_in_order_once(void **state)
     int in[2], out[2];
     pthread_t t;
 
-    s.transport = (struct xm_transport){submit, &s};
+    s.transport = (struct xm_transport){.submit = submit, .ctx = &s};
     (void)state;
     pair(in), pair(out);
     s.to = stream_receive(out[0], &e);
@@ -147,7 +147,7 @@ static void test_held_until_released(void **state)
     int in[2], out[2];
     char got[8] = "";
 
-    s.transport = (struct xm_transport){submit, &s};
+    s.transport = (struct xm_transport){.submit = submit, .ctx = &s};
     (void)state;
     pair(in), pair(out);
     s.to = stream_receive(out[0], &e);
@@ -180,7 +180,7 @@ static void test_held_for_good(void **state)
     char much[1 << 16] = "";
     size_t written = 0;
 
-    s.transport = (struct xm_transport){submit, &s};
+    s.transport = (struct xm_transport){.submit = submit, .ctx = &s};
     (void)state;
     pair(in);
     struct stream *from = stream_send(in[0], &s.transport, &e);
@@ -205,7 +205,7 @@ static void test_refused(void **state)
     struct xm_error e = {0};
     int in[2];
 
-    s.transport = (struct xm_transport){submit, &s};
+    s.transport = (struct xm_transport){.submit = submit, .ctx = &s};
     (void)state;
     pair(in);
     struct stream *from = stream_send(in[0], &s.transport, &e);
@@ -225,7 +225,7 @@ static void test_nobody_came(void **state)
     struct xm_error e = {0};
     int in[2];
 
-    s.transport = (struct xm_transport){submit, &s};
+    s.transport = (struct xm_transport){.submit = submit, .ctx = &s};
     (void)state;
     pair(in);
     struct stream *from = stream_send(in[0], &s.transport, &e);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Payloads received in place: every byte where place() said, however they come in; nothing after a cut;
- * dropped() or frame(), one of them, once. */
+/* Payloads received in place: every byte where place() said, however they come in; nothing after a cut; dropped() or frame(),
+ * one of them, once. */
+#include "net/frame.h"
 #include "tests/unit/lib_netpair.h"
 #include "tests/progress.h"
 
@@ -16,8 +17,7 @@
 #define HEAD  128u
 #define GUARD 0xee
 
-/* The receiving end's memory. A frame's head names its pieces: pairs of u32 offset and length, until a
- * length of 0. */
+/* The receiving end's memory. A frame's head names its pieces: pairs of u32 offset and length, until a length of 0. */
 static uint8_t mem[MEM];
 static struct end a, b;
 static unsigned places, drops;
@@ -282,6 +282,170 @@ static void damage_in_place_is_seen(void **state)
     }
 }
 
+/* ---- frames whose hash is that of their head alone ---- */
+
+static size_t encode_head(const uint8_t *payload, uint32_t length)
+{
+    frame_encode(wire, &(struct xm_frame_hdr){.type = XM_FRAME_RAM_PAGES,
+                                              .flags = XM_FLAG_HEAD,
+                                              .length = length,
+                                              .seq = 1,
+                                              .extent = 4096,
+                                              .after = 1,
+                                              .id = 1,
+                                              .hash = frame_hash(payload, HEAD)});
+    memcpy(wire + 64, payload, length);
+    return 64 + length;
+}
+
+static void what_is_behind_a_head_is_the_sinks_to_judge(void **state)
+{
+    static uint8_t payload[MEM];
+    (void)state;
+    uint32_t length = make(payload, 3, 5000, 9);
+    size_t len = encode_head(payload, length);
+    payload[length - 1] ^= 4;
+    wire[len - 1] ^= 4;
+    int fd = bare_peer(&b, NULL);
+    write_all(fd, wire, len);
+    assert_true(end_wait(&b, b.frames == 1));
+    is_there(payload);
+    assert_int_equal(b.lost_events, 0);
+    close(fd);
+}
+
+static void a_damaged_head_places_nothing(void **state)
+{
+    static uint8_t payload[MEM];
+    (void)state;
+    size_t len = encode_head(payload, make(payload, 3, 5000, 9));
+    wire[64 + 3] ^= 4; /* where the first piece goes */
+    int fd = bare_peer(&b, NULL);
+    write_all(fd, wire, len);
+    assert_true(end_wait(&b, b.lost_events == 1));
+    assert_non_null(strstr(b.lost_why.text, "damaged on the way"));
+    assert_int_equal(places, 0);
+    assert_int_equal(b.frames, 0);
+    close(fd);
+}
+
+static void who_places_nothing_takes_no_such_frame(void **state)
+{
+    static uint8_t payload[MEM];
+    (void)state;
+    end_free(&b);
+    end_init(&b, 10);
+    end_open(&b);
+    size_t len = encode_head(payload, make(payload, 3, 5000, 9));
+    int fd = bare_peer(&b, NULL);
+    write_all(fd, wire, len);
+    assert_true(end_wait(&b, b.lost_events == 1));
+    assert_non_null(strstr(b.lost_why.text, "is refused"));
+    close(fd);
+}
+
+/* A message in pieces, with the number of times that it was completed in its head. */
+static struct {
+    struct xm_msg msg;
+    struct xm_mailbox box;
+    uint8_t head[HEAD], data[2][50000];
+    struct iovec piece[2];
+    bool ended;
+} parted;
+
+static void parted_complete(struct xm_msg *m)
+{
+    (void)m;
+    parted.head[HEAD - 1]++;
+}
+
+static void parted_ended(struct xm_post *post)
+{
+    (void)post;
+    parted.ended = true;
+}
+
+static void parted_submit(void)
+{
+    memset(&parted, 0, sizeof parted);
+    xm_mailbox_init(&parted.box);
+    xm_mailbox_own(&parted.box);
+    for (unsigned i = 0; i < 2; i++)
+        parted.piece[i] = (struct iovec){parted.data[i], sizeof parted.data[i]};
+    for (unsigned k = 0; k < sizeof parted.data; k++)
+        parted.data[k / 50000][k % 50000] = (uint8_t)(k * 7 + k / 1000);
+    uint32_t *table = (uint32_t *)(void *)parted.head;
+    table[0] = 100;
+    table[1] = sizeof parted.data;
+    parted.msg = (struct xm_msg){.post.run = parted_ended,
+                                 .home = &parted.box,
+                                 .type = XM_FRAME_RAM_PAGES,
+                                 .flags = XM_FLAG_HEAD,
+                                 .length = HEAD + sizeof parted.data,
+                                 .payload = parted.head,
+                                 .piece = parted.piece,
+                                 .pieces = 2,
+                                 .apart = sizeof parted.data,
+                                 .complete = parted_complete,
+                                 .extent = 4096,
+                                 .seq = 1,
+                                 .after = 1};
+    xm_links_transport(a.links)->submit(xm_links_transport(a.links), &parted.msg);
+}
+
+static void parted_wait(void)
+{
+    struct limit l = limit_start(10);
+
+    while (!parted.ended && !limit_over(&l))
+        xm_mailbox_wait(&parted.box, 20);
+    assert_true(parted.ended);
+    assert_int_equal(parted.msg.status, 0);
+    xm_mailbox_destroy(&parted.box);
+}
+
+static void pieces_are_sent_from_where_they_lie(void **state)
+{
+    (void)state;
+    end_join_tcp(&a, &b, 1, NULL);
+    assert_int_equal(xm_links_transport(a.links)->features, XM_FEATURE_HEAD);
+    parted_submit();
+    parted_wait();
+    assert_int_equal(parted.head[HEAD - 1], 1);
+    assert_int_equal(parted.msg.hash, xm_hash(parted.head, HEAD));
+    assert_memory_equal(mem + 100, parted.data, sizeof parted.data);
+    assert_int_equal(mem[99], GUARD);
+}
+
+/* Its pieces have changed meanwhile; what the receiver is told of them has not. */
+static void a_frame_that_is_sent_again_has_its_first_head(void **state)
+{
+    static uint8_t one[MEM], two[MEM];
+    struct xm_frame_hdr h1, h2;
+    (void)state;
+    end_free(&a);
+    end_init(&a, 0);
+    a.opts.link_timeout = 20 * XM_NS_PER_S;
+    end_open(&a);
+    int fd = bare_peer(&a, NULL);
+    parted_submit();
+    assert_int_equal(bare_recv(fd, &h1, one, sizeof one), 0);
+    close(fd);
+    assert_true(end_wait(&a, a.down_events == 1));
+    parted.data[1][1000]++;
+    fd = bare_peer(&a, NULL);
+    assert_int_equal(bare_recv(fd, &h2, two, sizeof two), 0);
+    assert_int_equal(h1.hash, h2.hash);
+    assert_int_equal(h2.hash, xm_hash(two, HEAD));
+    assert_memory_equal(one, two, HEAD);
+    assert_int_equal(two[HEAD - 1], 1);
+    assert_int_equal(two[HEAD + 51000], (uint8_t)(one[HEAD + 51000] + 1));
+    const uint32_t ack[2] = {h2.id, 0};
+    bare_send(fd, &(struct xm_frame_hdr){.type = XM_FRAME_ACK, .length = sizeof ack}, ack);
+    parted_wait();
+    close(fd);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -292,6 +456,11 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_nobody_wants_is_passed_by, setup, teardown),
         cmocka_unit_test_setup_teardown(a_link_that_dies_drops_what_it_had, setup, teardown),
         cmocka_unit_test_setup_teardown(damage_in_place_is_seen, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_is_behind_a_head_is_the_sinks_to_judge, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_damaged_head_places_nothing, setup, teardown),
+        cmocka_unit_test_setup_teardown(who_places_nothing_takes_no_such_frame, setup, teardown),
+        cmocka_unit_test_setup_teardown(pieces_are_sent_from_where_they_lie, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_frame_that_is_sent_again_has_its_first_head, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
