@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 bool peer_wait_port(char host, uint16_t port)
@@ -156,6 +157,14 @@ bool peer_qmp(struct peer_qemu *q, const char *socket)
     q->qmp.event = on_event;
     q->qmp.ctx = q;
     return q->open;
+}
+
+double peer_cpu(const struct peer_qemu *q)
+{
+    struct ucred who = {0};
+    socklen_t len = sizeof who;
+
+    return getsockopt(q->qmp.conn.fd, SOL_SOCKET, SO_PEERCRED, &who, &len) < 0 ? 0 : bench_cpu_of(who.pid);
 }
 
 static bool peer_do_args(struct peer_qemu *q, const char *command, json_t *args)

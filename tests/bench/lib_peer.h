@@ -34,6 +34,8 @@ struct peer_qemu {
 bool peer_qmp(struct peer_qemu *, const char *socket);
 /* args: jansson's format and values, or NULL. False and QEMU's words on stderr. */
 bool peer_do(struct peer_qemu *, const char *command, const char *format, ...);
+/* CPU seconds of the process that serves its QMP socket: `pid` may be a wrapper around it. */
+double peer_cpu(const struct peer_qemu *);
 json_t *peer_get(struct peer_qemu *, const char *command); /* may be NULL */
 /* Turns until *flag, at most `seconds`; no longer when a block job has failed. */
 bool peer_until(struct peer_qemu *, const bool *flag, unsigned seconds);

@@ -17,7 +17,8 @@ void ram_guest_end(struct ram_guest *, uint64_t size);
 
 struct ram_costs {
     double open_s, round_s, second_s; /* tracking set up; round 1; round 2 with all dirty */
-    double own_cpu, far_cpu;          /* of round 1; the other side, both rounds and populating */
+    double own_cpu, peer_cpu;         /* CPU seconds of round 1: this side, the other one */
+    double far_cpu;                   /* the other side, both rounds and populating */
 };
 /* Bytes per ns of round 1. The memory on both sides is compared, after a second round that carries it all
  * again. */

@@ -29,8 +29,8 @@ static pid_t start_qemu(char host, const char *ram, const char *sock, const char
                        sock, more);
 }
 
-/* Bytes per ns, 0 when it failed. */
-static double run_multifd(void)
+/* Bytes per ns, 0 when it failed. cpu: CPU seconds of both sides. */
+static double run_multifd(double *cpu)
 {
     char ram[2][200], sock[2][200];
     struct peer_qemu a = {0}, b = {0};
@@ -48,12 +48,14 @@ static double run_multifd(void)
     if (peer_qmp(&a, sock[0]) && peer_qmp(&b, sock[1]) && peer_migration_settings(&a, STREAMS) &&
         peer_migration_settings(&b, STREAMS) &&
         peer_do(&b, "migrate-incoming", "{s:s}", "uri", "tcp:10.50.0.2:4444")) {
+        double was = peer_cpu(&a) + peer_cpu(&b);
         uint64_t t0 = xm_now();
         if (peer_do(&a, "migrate", "{s:s}", "uri", "tcp:10.50.0.2:4444") &&
             peer_until_migration(&a, "completed", 60))
             rate = (double)size / (double)(xm_now() - t0);
         if (rate > 0 && !peer_until_migration(&b, "completed", 10))
             rate = 0;
+        *cpu = peer_cpu(&a) + peer_cpu(&b) - was;
     }
     peer_end(&a);
     peer_end(&b);
@@ -72,10 +74,11 @@ static void profile(char **arg)
     for (int i = atoi(arg[3]); i > 0; i--) {
         struct ram_costs c;
         ram_run(&g, size, atoi(arg[4]), &c);
-        printf("round 1 %.3f s, %.2f GB/s (tracking set up in %.1f ms; source %.2f CPU s/GB); round 2, all "
-               "dirty, "
-               "%.3f s; destination with populating, both rounds %.2f CPU s/GB\n",
-               c.round_s, gb / c.round_s, c.open_s * 1e3, c.own_cpu / gb, c.second_s, c.far_cpu / gb / 2);
+        printf(
+            "round 1 %.3f s, %.2f GB/s (tracking set up in %.1f ms; source %.2f, destination %.2f CPU s/GB); "
+            "round 2, all dirty, %.3f s; destination with populating, both rounds %.2f CPU s/GB\n",
+            c.round_s, gb / c.round_s, c.open_s * 1e3, c.own_cpu / gb, c.peer_cpu / gb, c.second_s,
+            c.far_cpu / gb / 2);
     }
 }
 
@@ -83,6 +86,7 @@ int main(int argc, char **argv)
 {
     bool only_ours = argc == 5 && !strcmp(argv[1], "-s");
     struct bench_stat ours = {0}, cpu = {0}, multifd[2][VERSIONS_MAX] = {0}, iperf[2] = {0};
+    struct bench_stat seconds = {0}, multifd_seconds[VERSIONS_MAX] = {0};
     struct ram_guest g;
 
     if (!only_ours)
@@ -100,16 +104,19 @@ int main(int argc, char **argv)
         struct ram_costs c;
         bench_add(&ours, ram_run(&g, size, STREAMS, &c) * 1e3);
         bench_add(&cpu, c.own_cpu / c.round_s);
+        bench_add(&seconds, (c.own_cpu + c.peer_cpu) * 1e9 / (double)size);
         for (int cubic = 0; cubic < 2; cubic++) {
             peer_congestion(cubic ? "cubic" : NULL);
             for (unsigned v = 0; v < version_count(); v++) {
                 if (!version_turn(v, r))
                     continue;
                 version_use(v);
-                double m = run_multifd();
+                double m_cpu = 0, m = run_multifd(&m_cpu);
                 if (m <= 0)
                     bench_die("QEMU %s did not migrate", version_short(v));
                 bench_add(&multifd[cubic][v], m * 1e3);
+                if (cubic) /* as ours */
+                    bench_add(&multifd_seconds[v], m_cpu * 1e9 / (double)size);
             }
             double n = peer_iperf("10.50.0.2", STREAMS, 1, NULL);
             if (n <= 0)
@@ -127,5 +134,7 @@ int main(int argc, char **argv)
     version_results("MB/s", &ours, multifd[0], "QEMU multifd, 2 channels", 1.2, true);
     version_results("MB/s", &ours, multifd[1], "QEMU multifd, 2 channels, the hosts told to use cubic", 1.2,
                     true);
+    version_results("CPU s/GB", &seconds, multifd_seconds,
+                    "QEMU multifd, 2 channels, the hosts told to use cubic; both sides", 1.0, false);
     return 0;
 }
