@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* memxfer/inject.c: borrows a thread of a running process for some system calls.
  *
- * The happy path, some 100 us long for a userfaultfd and as long as its calls take for others (warm.c: up to 64
- * of madvise, some ms), of which one thread of the process notices nothing but the time:
+ * The happy path, some 100 us long for a userfaultfd and as long as its calls take for others (warm.c: up to
+ * 64 of madvise, some ms), of which one thread of the process notices nothing but the time:
  *
  * 1. PTRACE_SEIZE and PTRACE_INTERRUPT a thread that is not a vCPU. It stops on its way back to user mode,
  *    before it has looked at signals and before an interrupted system call is restarted.
@@ -198,7 +198,8 @@ static int remote_syscall(struct injection *j, long nr, const uint64_t arg[3], i
         return r;
     if (inject_trace(j, PTRACE_GETREGS, 0, (uintptr_t)&at_entry) < 0)
         return ptrace_failed(j, "cannot read its registers");
-    /* Its sandbox is suspended, and another thread of it may have rewritten the code: no other call gets through. */
+    /* Its sandbox is suspended, and another thread of it may have rewritten the code: no other call gets
+     * through. */
     bool is_ours = at_entry.orig_rax == (unsigned long long)nr && at_entry.rdi == arg[0] &&
                    at_entry.rsi == arg[1] && at_entry.rdx == arg[2];
     if (!is_ours) {

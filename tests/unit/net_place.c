@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Payloads received in place: every byte where place() said, however they come in; nothing after a cut; dropped() or frame(),
- * one of them, once. */
+/* Payloads received in place: every byte where place() said, however they come in; nothing after a cut;
+ * dropped() or frame(), one of them, once. */
 #include "net/frame.h"
 #include "tests/unit/lib_netpair.h"
 #include "tests/progress.h"
@@ -17,7 +17,8 @@
 #define HEAD  128u
 #define GUARD 0xee
 
-/* The receiving end's memory. A frame's head names its pieces: pairs of u32 offset and length, until a length of 0. */
+/* The receiving end's memory. A frame's head names its pieces: pairs of u32 offset and length, until a
+ * length of 0. */
 static uint8_t mem[MEM];
 static struct end a, b;
 static unsigned places, drops;
