@@ -259,12 +259,21 @@ static void let_go(struct source *m)
 }
 
 /* The VM stays. A destination that may have promised to take it is asked first (agent/tidy.c): its operator
- * may take this host for dead. */
+ * may take this host for dead. The journal of an earlier migration, where this one has not come to write its own,
+ * names who else has to be asked, or which files are still to go. */
 static void source_keeps(struct source *m)
 {
+    const char *dir = m->machine->state_dir;
     struct xm_error e = {0};
+    struct journal j;
 
-    if (!m->local && !m->may_be_promised && journal_end(m->machine->state_dir, &e) < 0)
+    if (m->local || m->may_be_promised)
+        return;
+    int r = journal_read(dir, &j, &e);
+    if (!r && j.side == JOURNAL_SOURCE && !strcmp(j.peer, m->destination))
+        r = journal_end(dir, &e);
+    journal_free(&j);
+    if (r)
         xm_log(XM_LOG_WARN, "job %s: %s", m->job, e.text);
 }
 
