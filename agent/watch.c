@@ -166,6 +166,17 @@ static void learn_spec(struct agent *a, const char *name)
     free(path);
 }
 
+/* A job that this agent knows by its shim alone: its record could not be written, and who began it has died. */
+static void forget_job(struct agent *a, const char *name, const char *id)
+{
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    if (vm && !strcmp(vm->job, id))
+        vm->job[0] = 0;
+    pthread_cond_broadcast(&a->changed);
+    agent_unlock(a);
+}
+
 static void on_event(struct agent *a, const char *name, json_t *event)
 {
     const char *what = xm_json_str(event, "event", "");
@@ -196,6 +207,8 @@ static void on_event(struct agent *a, const char *name, json_t *event)
         if (!done || stays)
             job_event(a, job, json_incref(event));
         job_put(a, job);
+    } else if (id[0] && (done || !strcmp(what, "failed"))) {
+        forget_job(a, name, id);
     }
     if (incoming && strcmp(what, "progress"))
         learn_role(a, name);
