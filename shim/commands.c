@@ -161,18 +161,20 @@ static int cmd_storage(struct shim *s, struct client *c, const json_t *request, 
     return begin(s, request, true, e);
 }
 
+/* With its job: what goes out. Without one: what comes in, of which the job is another host's. Whoever aborts may
+ * have looked before the one was over and the other began. */
 static int cmd_abort(struct shim *s, struct client *c, const json_t *request, json_t *reply,
                      struct xm_error *e)
 {
     (void)c, (void)reply;
-    if (s->destination && !destination_may_own(s->destination)) {
+    const char *job = xm_json_str(request, "job", "");
+    if (!job[0] && s->destination && !destination_may_own(s->destination)) {
         destination_fail(s->destination, "aborted at the destination");
         return 0;
     }
-    if (!s->source)
+    if (!job[0] || !s->source)
         return xm_error_set(e, ENOENT, "VM %s has no such migration going on", s->machine.spec.name);
-    return source_abort(s->source, xm_json_str(request, "job", NULL),
-                        xm_json_str(request, "reason", "by its user"), e);
+    return source_abort(s->source, job, xm_json_str(request, "reason", "by its user"), e);
 }
 
 /* The definition of a running VM is its shim's to write: a second writer would lose where a disk has moved.
