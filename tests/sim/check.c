@@ -170,6 +170,8 @@ void check_left(struct host *owner)
         }
         snprintf(path, sizeof path, "%s/", h->store);
         files_each(h, path, stray, &l);
+        snprintf(path, sizeof path, "%s/", h->store2);
+        files_each(h, path, stray, &l);
         if (h == owner && l.owners != 1)
             sim_violated("the disk of the VM is not where its owner %s has it: %s", h->name,
                          disk ? disk : "?");

@@ -112,6 +112,12 @@ static void move(struct host *h)
                                other_host(h)->name, "storage", 1, "options"));
 }
 
+static void move_disks(struct host *h, const char *datastore)
+{
+    operator_asks(h, json_pack("{s:s, s:s, s:s, s:b, s:{}}", "verb", "move", "vm", VM, "datastore", datastore,
+                               "storage_only", 1, "options"));
+}
+
 void operator_abort(struct host *h)
 {
     (void)h;
@@ -176,6 +182,13 @@ static void one_command(void)
         if (owner)
             ask(other_host(owner), "undefine");
         break;
+    case 8:
+    case 9:
+    case 10:
+        move_disks(h, chance(500) ? "ds" : "ds2");
+        if (chance(200))
+            after(between(1, 600) * MS, aborts, NULL);
+        break;
     default:
         move(h);
         if (chance(200))
@@ -195,7 +208,10 @@ void operator_script(void)
         sim_violated("the VM does not start at first: %s", xm_json_str(said, "error", "?"));
     w.begun = true;
     if (planned) {
-        move(&w.host[0]);
+        if (plan_storage_only)
+            move_disks(&w.host[0], "ds2");
+        else
+            move(&w.host[0]);
         wait_answer(60 * SEC);
         tasks_run(sim_time() + between(1, 10) * SEC, NULL);
         if (w.busy_until > sim_time())

@@ -199,7 +199,7 @@ static struct config configuration(struct host *h)
         .downtime = 100 * MS,
         .link_timeout = 5 * SEC,
         .incoming_silence = 60 * SEC,
-        .datastores = 1,
+        .datastores = 2,
         .peers = 1,
     };
 
@@ -207,6 +207,10 @@ static struct config configuration(struct host *h)
     c.datastore[0].path = strdup(h->store);
     c.datastore[0].target = 90;
     c.datastore[0].incoming = true;
+    snprintf(c.datastore[1].name, sizeof c.datastore[1].name, "ds2");
+    c.datastore[1].path = strdup(h->store2);
+    c.datastore[1].target = 90;
+    c.datastore[1].incoming = true;
     snprintf(c.peer[0].name, sizeof c.peer[0].name, "%s", o->name);
     c.peer[0].address = strdup(o->address);
     c.peer[0].port = 7070;

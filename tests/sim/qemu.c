@@ -72,7 +72,7 @@ static void guest_writes(void *unused)
         if (p->kind != QEMU || !p->alive || p->stopped || !p->qemu->running)
             continue;
         struct inode *disk = qemu_disk(p);
-        if (!disk)
+        if (!disk || plane_holds_guest(shim_of_qemu(p)))
             continue; /* its requests wait */
         if (!disk->named)
             sim_violated("the disk of the guest that runs on %s has been deleted", p->host->name);

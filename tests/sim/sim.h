@@ -22,7 +22,7 @@
  *   fault.c    what goes wrong, when                   check.c   what must hold
  *   operator.c people at their consoles                main.c    seeds, every step in turn, deliberate sins
  *
- * Not modelled: storage-only moves, disks that both hosts reach, autostart by several VMs, NVRAM, full
+ * Not modelled: disks that both hosts reach, autostart by several VMs, NVRAM, full
  * file systems beyond a write that fails. A file that was fsynced keeps its name after a power cut, as on
  * ext4 and XFS. */
 #ifndef XM_SIM_H
@@ -191,7 +191,7 @@ struct proc {
 struct host {
     int number;
     const char *name;
-    char address[16], state_dir[16], run_dir[16], store[16];
+    char address[16], state_dir[16], run_dir[16], store[16], store2[16]; /* datastores ds and ds2 */
     bool on;
     struct proc *agent;
     unsigned boots;
@@ -263,6 +263,7 @@ void plane_reset(void);
 void plane_process_gone(struct proc *, bool silently);
 void plane_network_changed(void);
 void plane_guest_wrote(struct proc *shim, uint64_t version);
+bool plane_holds_guest(struct proc *shim);  /* its disk is just being swapped */
 struct proc *links_peer(struct xm_links *); /* the process at the other end, while they are up */
 struct xm_links *stream_links(struct proc *shim);
 bool stream_held(struct proc *shim);
@@ -300,6 +301,7 @@ struct planned {
     int host;
 };
 #define PLANNED_MAX 4
+extern bool plan_storage_only; /* of a move between two datastores, else to the other host */
 extern struct planned plan[PLANNED_MAX];
 extern unsigned planned;
 void faults_reset(unsigned random_ones); /* so many at chance */
@@ -343,6 +345,7 @@ enum sin {
     GIVEN_RESUMES,            /* the source that hears nothing goes on */
     NO_SETTLING,              /* nobody settles what was left open */
     LOAD_BEFORE_PAGES,        /* device state is not held until all pages are there */
+    SWAP_UNRECORDED,          /* storage-only: the disk is in the new file before spec.json says so */
     SINS
 };
 extern enum sin sin_committed;

@@ -14,6 +14,7 @@ int __real_owner_save(const char *, const char *, const struct owner_record *, s
 int __real_journal_write(const char *, enum journal_side, uint64_t, const char *, const struct owner_record *,
                          const json_t *, struct xm_error *);
 int __real_journal_undo(const char *, const char *, struct xm_error *);
+int __real_machine_save_spec(struct machine *, struct xm_error *);
 void __real_handoff_drive(struct handoff *, struct handoff_actions, const struct handoff_hands *, void *,
                           struct handoff_done *);
 enum verdict __real_verdict_of(const char *, const struct owner_record *, const struct owner_record *, bool,
@@ -162,4 +163,15 @@ json_t *__wrap_settle(struct agent *a, const char *vm, bool peer_is_dead, uint64
     if (sin_committed == NO_SETTLING)
         return refusal(EXIT_UNKNOWN, "nobody settles");
     return __real_settle(a, vm, peer_is_dead, patience);
+}
+
+/* Within a pivot: the guest is held. */
+int __wrap_machine_save_spec(struct machine *vm, struct xm_error *e)
+{
+    struct proc *p = proc_current();
+
+    if (sin_committed == SWAP_UNRECORDED && p->shim && vm->disks && vm->disk[0].started &&
+        plane_holds_guest(p))
+        return 0;
+    return __real_machine_save_spec(vm, e);
 }
