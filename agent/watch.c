@@ -166,7 +166,7 @@ static void learn_spec(struct agent *a, const char *name)
     free(path);
 }
 
-/* A job that this agent knows by its shim alone: its record could not be written, and who began it has died. */
+/* A job that this agent knows by its shim alone: its record could not be written, and who began it died. */
 static void forget_job(struct agent *a, const char *name, const char *id)
 {
     agent_lock(a);
@@ -387,8 +387,9 @@ bool vm_clean_up(struct agent *a, const char *name)
     }
     if (qemu)
         kill_process(a, name, "qemu.pid", qemu);
-    /* What came, and has ended here, has a journal, too, until its source is known to have settled. */
-    if (expendable(a, name) && journal_undo(dir, name, &e) < 0)
+    /* -EBUSY: it may be ours. What came, and has ended here, has a journal until its source has settled. */
+    int r = journal_undo(dir, name, &e);
+    if (r < 0 && r != -EBUSY)
         xm_log(XM_LOG_WARN, "%s", e.text);
     free(dir);
     xm_fault("clean-up-undone");
