@@ -32,7 +32,7 @@ static int namesake_judge(const struct question *q, struct xm_error *e)
     const struct owner_record *rec = &q->there.rec;
     const char *host = q->peer->name;
 
-    if (q->result == -EREMOTEIO || q->result == -EBUSY)
+    if (known_answered(q->result))
         return xm_error_set(e, EBUSY, "whether %s has a VM %s is not known: %s", host, q->vm, q->error.text);
     if (q->result)
         return 0;

@@ -128,8 +128,9 @@ static enum returned ask(struct agent *a, const char *vm, const struct owner_rec
     *over = !r;
     if (r && !with)
         return RETURNED_OURS;
-    if (r == -EBUSY) {
-        xm_error_set(e, EBUSY, "whether %s has taken VM %s over is not known: %s", who, vm, why.text);
+    if (known_answered(r)) {
+        xm_error_set(e, EBUSY, "whether %s has taken VM %s over is not known: it answers, but: %s", who, vm,
+                     why.text);
         return RETURNED_UNKNOWN;
     }
     if (r) {
@@ -210,8 +211,15 @@ enum returned returned_judge_claimed(struct agent *a, const char *vm, struct xm_
     int n = open_with(a, vm, &rec, open, e);
     if (n < 0)
         return RETURNED_UNKNOWN;
-    for (int i = 0; i < n && is == RETURNED_OURS; i++)
-        is = judge_held(a, vm, &rec, open[i].peer, &open[i], e);
+    /* All of them: one that has it counts, whoever else is silent. */
+    for (int i = 0; i < n && is != RETURNED_THEIRS; i++) {
+        struct xm_error why = {0};
+        enum returned it = judge_held(a, vm, &rec, open[i].peer, &open[i], &why);
+        if (it == RETURNED_OURS || (it == RETURNED_UNKNOWN && is == RETURNED_UNKNOWN))
+            continue;
+        is = it;
+        *e = why;
+    }
     return n || !rec.from[0] ? is : judge_held(a, vm, &rec, rec.from, NULL, e);
 }
 
@@ -256,7 +264,12 @@ static int take_by_word(struct agent *a, const char *vm, char *dead, size_t size
         const struct conf_peer *p = config_peer(&a->conf, open[i].peer);
         struct xm_error why = {0};
         int is = p ? known_there_soon(a, p, vm, &there, &why) : -ENOENT;
-        silent[i] = is && is != -EBUSY;
+        silent[i] = is && !known_answered(is);
+        if (!is && later_owner(a, open[i].peer, &open[i], &rec, &there.rec))
+            r = xm_error_set(e, EEXIST, "%s has taken it over (epoch %llu)", open[i].peer,
+                             (unsigned long long)there.rec.epoch);
+        else if (!r && known_answered(is))
+            r = xm_error_set(e, EBUSY, "%s answers, but: %s", open[i].peer, why.text);
         if (silent[i])
             length +=
                 (size_t)snprintf(dead + length, size - length, "%s%s", length ? ", " : "", open[i].peer);

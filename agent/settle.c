@@ -251,8 +251,9 @@ static json_t *without_peer(struct agent *a, const char *vm, const struct known 
         if (!strcmp(p->name, verdict_peer(&here->rec)))
             continue;
         int r = known_there_soon(a, p, vm, &there, &e);
-        if (r == -EBUSY)
-            return refusal(EXIT_UNKNOWN, "VM %s: whether %s has it is not known: %s", vm, p->name, e.text);
+        if (known_answered(r))
+            return refusal(EXIT_UNKNOWN, "VM %s: whether %s has it is not known: it answers, but: %s", vm,
+                           p->name, e.text);
         if (!r && there.rec.owner == OWNER_MINE && there.rec.epoch >= here->rec.epoch)
             return refusal(EXIT_FAILED, "VM %s is %s's (epoch %llu), and not taken from it", vm, p->name,
                            (unsigned long long)there.rec.epoch);
@@ -281,8 +282,12 @@ static json_t *judge_it(struct agent *a, const char *vm, const struct known *her
         return refusal(EXIT_UNKNOWN, "VM %s: '%s' decides whose it is, and is no [peer] of %s", vm, name,
                        a->conf.name);
     int r = p ? known_there(a, p, vm, &there, &e) : -ENOENT;
-    if (peer_is_dead && r == -EBUSY)
-        return refusal(EXIT_UNKNOWN, "VM %s: %s is not dead, it answers: %s", vm, name, e.text);
+    if (peer_is_dead && known_answered(r))
+        return refusal(
+            EXIT_UNKNOWN,
+            "VM %s: %s is not dead, it answers: %s. If the VM does not run there, nor can any more, end "
+            "xmigrated there first",
+            vm, name, e.text);
     if (r && peer_is_dead)
         return without_peer(a, vm, here);
     if (r)

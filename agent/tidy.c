@@ -182,7 +182,7 @@ static void look_at(struct agent *a, const char *name)
         journal_undo(dir, name, &e);
     }
     if (e.code)
-        xm_log(XM_LOG_DEBUG, "VM %s: %s", name, e.text);
+        xm_log(said_before(name, e.text) ? XM_LOG_DEBUG : XM_LOG_WARN, "VM %s: %s", name, e.text);
     journal_free(&j);
     free(dir);
 }

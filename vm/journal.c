@@ -307,7 +307,7 @@ static int delete_files(const struct journal *j, const char *vm, struct xm_error
         if (!json_is_string(v) || foreign(j, json_string_value(v)) ||
             delete_file(json_string_value(v), j->planned, &why) == 0)
             continue;
-        xm_log(XM_LOG_WARN, "VM %s: cannot delete %s: %s", vm, json_string_value(v), why.text);
+        xm_log(XM_LOG_DEBUG, "VM %s: cannot delete %s: %s", vm, json_string_value(v), why.text);
         if (!r)
             r = xm_error_set(e, why.code, "cannot delete %s: %s", json_string_value(v), why.text);
     }

@@ -121,6 +121,10 @@ static void make_host(int i)
     file_make_dir(h, h->run_dir);
     file_make_dir(h, h->store);
     file_make_dir(h, h->store2);
+    snprintf(path, sizeof path, "%s/.xmigrate-datastore", h->store); /* as agent/datastore.c marks them */
+    file_put(h, path, "", 0);
+    snprintf(path, sizeof path, "%s/.xmigrate-datastore", h->store2);
+    file_put(h, path, "", 0);
     snprintf(path, sizeof path, "%s/vms", h->state_dir);
     file_make_dir(h, path);
 }

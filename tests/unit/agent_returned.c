@@ -215,7 +215,7 @@ static json_t *by_word(void)
 }
 
 /* What broke: any answer but a record was taken for silence, and the VM was taken while the other host, in
- * the middle of the hand-off, let it go on. One that has nothing to say for good does not forbid it. */
+ * the middle of the hand-off, let it go on, or ran it with a record that it could not read. */
 static void who_answers_is_not_dead(void **state)
 {
     struct busy b = {.exit = 4}; /* it is being handed over at this moment */
@@ -226,10 +226,14 @@ static void who_answers_is_not_dead(void **state)
     must_say(start(), 4, "it cannot say");
     assert_int_equal(record().epoch, 1);
     b.exit = 1; /* its record is damaged */
-    must_say(by_word(), 0, "hostb is gone");
-    assert_int_equal(record().epoch, 5);
+    must_say(by_word(), 4, "it cannot say");
+    assert_int_equal(record().epoch, 1);
     b.over = true;
     pthread_join(b.thread, NULL);
+    close(hostb); /* its agent is ended */
+    hostb = -1;
+    must_say(by_word(), 0, "hostb is gone");
+    assert_int_equal(record().epoch, 5);
 }
 
 /* Giving it away could not be recorded, and its guest went on with the epoch above; then the power went.
@@ -298,14 +302,34 @@ static void a_paused_guest_is_there_too(void **state)
     assert_true(record().settled);
 }
 
+/* It was offered to hostb, then to hostd, which is silent, and no [peer] any more. What broke: hostd was asked first,
+ * and hostb not at all; «hostd is dead» then made the VM ours with an epoch above hostb's, which runs it. */
+static void one_that_has_it_counts_whoever_is_silent(void **state)
+{
+    json_t *none = json_array();
+    (void)state;
+    assert_int_equal(journal_write(in_dir(t, "state/vms/web1"), JOURNAL_SOURCE, 2, "hostd", NULL, none, NULL),
+                     0);
+    json_decref(none);
+    assert_int_equal(test_agent_start(t), 0);
+    hostb_says("mine", 2, "state/vms/web1/journal.json", false);
+    assert_int_equal(record().owner, OWNER_GIVEN);
+    assert_string_equal(record().to, "hostb");
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        TEST(who_was_taken_for_dead_gives_way), TEST(it_is_not_started_before_the_other_host_has_been_asked),
-        TEST(autostart_waits_for_the_answer),   TEST(who_answers_is_not_dead),
-        TEST(the_offer_that_was_taken_counts),  TEST(the_epoch_above_an_open_offer_does_not_close_it),
-        TEST(this_boot_is_no_reason),           TEST(a_paused_guest_is_there_too),
+        TEST(who_was_taken_for_dead_gives_way),
+        TEST(it_is_not_started_before_the_other_host_has_been_asked),
+        TEST(autostart_waits_for_the_answer),
+        TEST(who_answers_is_not_dead),
+        TEST(the_offer_that_was_taken_counts),
+        TEST(the_epoch_above_an_open_offer_does_not_close_it),
+        TEST(this_boot_is_no_reason),
+        TEST(a_paused_guest_is_there_too),
+        TEST(one_that_has_it_counts_whoever_is_silent),
     };
     int status;
 
