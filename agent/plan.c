@@ -29,7 +29,7 @@ static unsigned bits(unsigned x)
 }
 
 /* The subset of most datastores that can be helped together; of several, the one with the cheapest plan. */
-static unsigned help_most(struct search *s, const unsigned *full, unsigned count, bool *proven)
+static void help_most(struct search *s, const unsigned *full, unsigned count, bool *proven)
 {
     struct step *keep = calloc(s->in->vm_count + 1, sizeof(*keep));
     unsigned tried = XM_MIN(count, SUBSETS_OF_MAX), chosen = 0, kept = 0;
@@ -56,7 +56,75 @@ static unsigned help_most(struct search *s, const unsigned *full, unsigned count
     s->best_count = chosen ? kept : 0;
     *proven = *proven && tried == count;
     free(keep);
-    return chosen;
+}
+
+/* ---- the others, as far as it goes ---- */
+
+/* Less than this nearer to its target is not worth a move. */
+#define RELIEF_MIN (1ull << 20)
+
+static uint64_t left_by_best(const struct search *s, unsigned d)
+{
+    uint64_t used = s->in->datastores[d].used;
+
+    for (unsigned i = 0; i < s->best_count; i++) {
+        unsigned to = s->best[i].datastore;
+        used -= plan_leaves(s, s->best[i].vm, d, to);
+        used += to == d ? plan_arrives(s, s->best[i].vm, d) : 0;
+    }
+    return used;
+}
+
+/* What is the least that datastore d can be brought to, with all others as `allowed` says? Halves the range
+ * between its target and what is known to be possible; the last solution found stays in s->best. */
+static void relieve(struct search *s, unsigned d, struct step *keep, bool *proven)
+{
+    uint64_t low = s->limit[d], high = left_by_best(s, d), try = low;
+    unsigned kept = s->best_count;
+
+    memcpy(keep, s->best, kept * sizeof(*keep));
+    while (high > low) {
+        s->allowed[d] = try;
+        s->nodes = 0;
+        if (plan_solve(s)) {
+            kept = s->best_count;
+            memcpy(keep, s->best, kept * sizeof(*keep));
+            high = XM_MIN(left_by_best(s, d), try);
+        } else {
+            low = try;
+        }
+        *proven = *proven && s->proven;
+        if (high - low <= RELIEF_MIN)
+            break;
+        try = low + (high - low) / 2;
+    }
+    s->allowed[d] = high;
+    s->best_count = kept;
+    memcpy(s->best, keep, kept * sizeof(*keep));
+}
+
+/* Those that cannot be helped to their target, or not together with the others, are brought as near to it as
+ * they can, one after the other, the worst first. None of those before is given up for it. */
+static void relieve_others(struct search *s, unsigned *full, unsigned count, bool *proven)
+{
+    const struct plan_datastore *ds = s->in->datastores;
+    struct step *keep = calloc(s->in->vm_count + 1, sizeof(*keep));
+
+    for (unsigned d = 0; d < s->in->datastore_count; d++)
+        s->allowed[d] = XM_MAX(s->limit[d], left_by_best(s, d));
+    s->nodes_max = PLAN_NODES_MAX / 16;
+    for (unsigned i = 0; keep && i < count; i++) {
+        for (unsigned k = i + 1; k < count; k++) {
+            unsigned a = full[i], b = full[k];
+            if (ds[b].used - s->limit[b] > ds[a].used - s->limit[a]) {
+                full[i] = b;
+                full[k] = a;
+            }
+        }
+        if (left_by_best(s, full[i]) > s->limit[full[i]])
+            relieve(s, full[i], keep, proven);
+    }
+    free(keep);
 }
 
 /* ---- saying it ---- */
@@ -100,14 +168,17 @@ static void explain_move(struct search *s, const struct step *step, struct plan_
              to_before, percent(s->used[step->datastore], to->size));
 }
 
+/* After the moves. */
 static void explain_problem(struct search *s, unsigned d, struct plan_problem *p)
 {
     const struct plan_datastore *ds = &s->in->datastores[d];
     uint64_t over = ds->used - s->limit[d], movable = 0, room = 0;
+    bool less = s->used[d] < ds->used;
     unsigned roomiest = d;
-    char head[200];
+    char head[300];
 
     p->datastore = d;
+    p->over = s->used[d] - s->limit[d];
     snprintf(head, sizeof(head), "%s is %u %% full, %s above its target of %u %%", ds->name,
              percent(ds->used, ds->size), xm_format_size(over).s, ds->target);
     if (s->host[d] != 0) {
@@ -116,25 +187,29 @@ static void explain_problem(struct search *s, unsigned d, struct plan_problem *p
                  head, s->in->host, ds->host);
         return;
     }
+    if (less)
+        snprintf(head + strlen(head), sizeof(head) - strlen(head), ", and stays at %u %%, %s above it",
+                 percent(s->used[d], ds->size), xm_format_size(p->over).s);
     for (unsigned v = 0; v < s->in->vm_count; v++)
         movable += s->in->vms[v].fixed ? 0 : plan_leaves(s, v, d, UINT32_MAX);
     for (unsigned i = 0; i < s->in->datastore_count; i++) {
-        uint64_t used = s->in->datastores[i].used;
-        if (i != d && s->host[i] != UINT32_MAX && used < s->limit[i] && s->limit[i] - used > room) {
-            room = s->limit[i] - used;
+        if (i != d && s->host[i] != UINT32_MAX && s->used[i] < s->limit[i] &&
+            s->limit[i] - s->used[i] > room) {
+            room = s->limit[i] - s->used[i];
             roomiest = i;
         }
     }
     if (movable < over)
-        snprintf(p->reason, sizeof(p->reason), "%s, but the VMs here that could be moved take only %s of it",
-                 head, xm_format_size(movable).s);
+        snprintf(p->reason, sizeof(p->reason), "%s, %s the VMs here that could be moved take only %s of it",
+                 head, less ? "since" : "but", xm_format_size(movable).s);
     else if (roomiest == d)
-        snprintf(p->reason, sizeof(p->reason), "%s, but no other datastore has room below its own target",
-                 head);
+        snprintf(p->reason, sizeof(p->reason), "%s, %s no other datastore has %sroom below its own target",
+                 head, less ? "since" : "but", less ? "more " : "");
     else
         snprintf(p->reason, sizeof(p->reason),
-                 "%s, but no moves of its VMs fit into the room elsewhere: the most is %s, in %s:%s", head,
-                 xm_format_size(room).s, s->in->datastores[roomiest].host, s->in->datastores[roomiest].name);
+                 "%s, %s no %smoves of its VMs fit into the room elsewhere: the most is %s, in %s:%s", head,
+                 less ? "since" : "but", less ? "more " : "", xm_format_size(room).s,
+                 s->in->datastores[roomiest].host, s->in->datastores[roomiest].name);
 }
 
 /* ---- in and out ---- */
@@ -203,7 +278,7 @@ static int init(struct search *s, const struct plan_input *in, struct xm_error *
 {
     unsigned stores = in->datastore_count + 1, vms = in->vm_count + 1;
 
-    *s = (struct search){.in = in};
+    *s = (struct search){.in = in, .nodes_max = PLAN_NODES_MAX};
     s->limit = calloc(stores, sizeof(*s->limit));
     s->allowed = calloc(stores, sizeof(*s->allowed));
     s->used = calloc(stores, sizeof(*s->used));
@@ -233,7 +308,7 @@ static int init(struct search *s, const struct plan_input *in, struct xm_error *
 static int plan(const struct plan_input *in, struct plan *p, struct xm_error *e)
 {
     struct search s;
-    unsigned *full = calloc(in->datastore_count + 1, sizeof(*full)), count = 0, helped = 0;
+    unsigned *full = calloc(in->datastore_count + 1, sizeof(*full)), count = 0;
     int rc = init(&s, in, e);
 
     p->moves = calloc(in->vm_count + 1, sizeof(*p->moves));
@@ -247,16 +322,14 @@ static int plan(const struct plan_input *in, struct plan *p, struct xm_error *e)
         if (in->datastores[d].used > s.limit[d] && s.host[d] == 0)
             full[count++] = d;
     }
-    if (count)
-        helped = help_most(&s, full, count, &p->fewest);
+    if (count) {
+        help_most(&s, full, count, &p->fewest);
+        relieve_others(&s, full, count, &p->fewest);
+    }
     for (unsigned i = 0; i < s.best_count; i++)
         explain_move(&s, &s.best[i], &p->moves[p->move_count++]);
-    for (unsigned d = 0, i = 0; d < in->datastore_count; d++) {
-        if (in->datastores[d].used <= s.limit[d] || s.host[d] == UINT32_MAX)
-            continue;
-        bool is_helped = s.host[d] == 0 && i < SUBSETS_OF_MAX && helped & 1u << i;
-        i += s.host[d] == 0;
-        if (!is_helped)
+    for (unsigned d = 0; d < in->datastore_count; d++) {
+        if (s.used[d] > s.limit[d] && s.host[d] != UINT32_MAX)
             explain_problem(&s, d, &p->problems[p->problem_count++]);
     }
 out:

@@ -10,7 +10,9 @@
  * - within the host (`xmigrate --storage-only VM DATASTORE`): its disks in other datastores go to this one;
  * disks outside any datastore stay where they are;
  * - to another host (`xmigrate --with-storage VM HOST:DATASTORE`): all its disks; not when one is outside any
- * datastore. What cannot be solved is left as it is, and said why.
+ * datastore.
+ * When not every datastore of this host can be brought to its target, as many as possible are, and the others,
+ * the one that is most over it first, as near to theirs as can be; what stays over is said, and why.
  */
 #ifndef XM_AGENT_PLAN_H
 #define XM_AGENT_PLAN_H
@@ -60,6 +62,7 @@ struct plan_move {
 
 struct plan_problem {
     unsigned datastore; /* stays above its target */
+    uint64_t over;      /* by so many bytes, after the moves */
     char reason[600];
 };
 

@@ -9,15 +9,13 @@
  * makes another order possible is not looked for: in 30 000 random cases none was ever needed.)
  *
  * Depth is limited and grows by one: the first depth with a solution has the fewest moves; that depth is
- * searched to its end for the cheapest. NODES_MAX bounds the whole; beyond it the greedy plan is taken and
+ * searched to its end for the cheapest. nodes_max bounds the whole; beyond it the greedy plan is taken and
  * `fewest` is false.
  */
 #include "agent/plan_search.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#define NODES_MAX 300000u
 
 /* ---- what a move does ---- */
 
@@ -304,7 +302,7 @@ static void search(struct search *s, unsigned left)
         consider(s);
         return;
     }
-    if (s->nodes >= NODES_MAX) {
+    if (s->nodes >= s->nodes_max) {
         s->exhausted = true;
         return;
     }

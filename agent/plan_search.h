@@ -5,6 +5,8 @@
 
 #include "agent/plan.h"
 
+#define PLAN_NODES_MAX 300000u
+
 struct cost {
     unsigned moves, across;
     uint64_t bytes;
@@ -28,8 +30,8 @@ struct search {
     unsigned depth, best_count;
     bool found;
     struct cost best_cost;
-    unsigned nodes;
-    bool exhausted; /* NODES_MAX was reached */
+    unsigned nodes, nodes_max;
+    bool exhausted; /* nodes_max was reached */
     bool proven;    /* solve: there is nothing better */
 };
 

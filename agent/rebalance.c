@@ -2,6 +2,9 @@
 /* rebalance: what is there (own datastores, those of the peers that answer, own VMs), the plan (agent/plan.h,
  * a pure function), and its moves, each an ordinary move with all its checks, one after the other.
  *
+ * A target that cannot be reached is no error of ours, but who runs this wants to know: it is in `over`, and
+ * the command's exit status says it.
+ *
  * A peer that does not answer is left out, and said. A move that is refused or fails ends the run: the plan
  * was made for another state than there is now; the next run makes a new one. Nothing is kept between runs.
  */
@@ -235,6 +238,20 @@ static json_t *problems(const struct plan *p)
     return list;
 }
 
+/* This host's own datastores that stay over their targets. */
+static json_t *over(const struct scene *s, const struct plan *p)
+{
+    json_t *list = json_array();
+
+    for (unsigned i = 0; i < p->problem_count; i++) {
+        const struct plan_datastore *d = &s->datastore[p->problems[i].datastore];
+        if (!strcmp(d->host, s->input.host))
+            json_array_append_new(list, json_pack("{s:s, s:I}", "datastore", d->name, "bytes",
+                                                  (json_int_t)p->problems[i].over));
+    }
+    return list;
+}
+
 /* ---- running it ---- */
 
 static void tell(struct conn *c, json_t *text)
@@ -313,12 +330,8 @@ static json_t *rebalance(struct conn *c, const struct scene *s, bool dry_run)
         answer = run_plan(c, s, &p);
     if (!answer) {
         answer = ok_answer();
-        json_object_set(answer, "moves", list);
-        /* A plan without moves reads as «all is well»: not where something stays over its target. */
-        if (dry_run || !p.move_count) {
-            if (p.move_count || !p.problem_count)
-                json_object_set(answer, "plan", list);
-        }
+        json_object_set(answer, "plan", list);
+        json_object_set_new(answer, "over", over(s, &p));
         json_object_set(answer, "reasons", why);
     }
     json_decref(why);

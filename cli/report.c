@@ -307,25 +307,25 @@ static void print_move(const json_t *m, FILE *out)
     free(line);
 }
 
+/* Moves that were made have been told one by one. */
 int report_plan(const struct args *a, const json_t *answer, const struct cli_io *io)
 {
-    const json_t *plan = json_object_get(answer, "plan"), *problems = json_object_get(answer, "problems");
+    const json_t *plan = json_object_get(answer, "plan"), *reasons = json_object_get(answer, "reasons");
+    bool over = json_array_size(json_object_get(answer, "over")) > 0;
     size_t i;
     json_t *m;
 
-    (void)a;
-    if (json_is_array(plan) && !json_array_size(plan))
-        fputs(json_array_size(problems) ? "Nothing that could be moved would help.\n"
-                                        : "Every datastore is below its target: nothing to move.\n",
-              io->out);
-    json_array_foreach (plan, i, m)
-        print_move(m, io->out);
-    json_array_foreach (problems, i, m) {
-        put_text(io->out, xm_json_str(m, "reason", scalar(m)));
-        fputc('\n', io->out);
+    if (json_is_array(plan) && !json_array_size(plan) && !over)
+        fputs("Every datastore of this host is at or below its target: nothing to move.\n", io->out);
+    else if (json_is_array(plan) && !json_array_size(plan) && !json_array_size(reasons))
+        fputs("Nothing that could be moved would help.\n", io->out);
+    if (args_has(a, OPT_DRY_RUN)) {
+        json_array_foreach (plan, i, m)
+            print_move(m, io->out);
     }
-    print_lines(json_object_get(answer, "reasons"), "", io->out);
-    return report_text(a, answer, io);
+    print_lines(reasons, "", io->out);
+    report_text(a, answer, io);
+    return over ? CLI_FAILED : CLI_DONE;
 }
 
 static void line(const struct cli_io *io, const char *what, const char *value)

@@ -428,12 +428,18 @@ static void a_plan_is_printed_move_by_move(void **state)
     assert_int_equal(run("rebalance", SAYS("{\"ok\":true,\"plan\":[]}"), false, false), CLI_DONE);
     expect_in(out, "nothing to move");
     assert_int_equal(
-        run("rebalance",
+        run("rebalance --dry-run",
             SAYS("{\"ok\":true,\"plan\":[{\"vm\":\"web1\",\"host\":\"hostb\",\"datastore\":\"ds3\"}],"
-                 "\"problems\":[{\"datastore\":\"ds1\",\"reason\":\"ds1 stays above its target\"}]}"),
+                 "\"over\":[{\"datastore\":\"ds1\",\"bytes\":1}],\"reasons\":[\"ds1 stays above its "
+                 "target\"]}"),
             false, false),
-        CLI_DONE);
+        CLI_FAILED);
     expect_out("web1: -> hostb:ds3\nds1 stays above its target\n");
+    assert_int_equal(
+        run("--json rebalance",
+            SAYS("{\"ok\":true,\"plan\":[],\"over\":[{\"datastore\":\"ds1\",\"bytes\":1}],\"reasons\":[]}"),
+            false, false),
+        CLI_FAILED);
 }
 
 static void text_from_outside_cannot_steer_the_terminal(void **state)
