@@ -2,11 +2,13 @@
 /* edit: the VM's definition as `dump` prints it goes into a file, the user's editor, and to `define`.
  *
  * Failures: the editor fails, or the text is the same: nothing is changed. define refuses it: the file stays,
- * and is named, so that no work is lost.
+ * and is named, so that no work is lost. What is typed to interrupt the editor is the editor's alone: it goes
+ * to all of the terminal's foreground, and we would die before the text is defined or named.
  */
 #include "cli/edit.h"
 #include "cli/client.h"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -51,19 +53,28 @@ static const char *editor(void)
     return "vi";
 }
 
+static const int typed[] = {SIGINT, SIGQUIT};
+
 /* EDITOR may have arguments of its own: a shell takes it apart, as everywhere. 0: it ended well. */
 static int run_editor(const struct args *a, const char *path, const struct cli_io *io)
 {
     char *command = xm_printf("%s \"$1\"", editor());
+    struct sigaction ignore = {.sa_handler = SIG_IGN}, before[2];
     int status = 0;
-    pid_t pid = fork();
 
+    for (int i = 0; i < 2; i++)
+        sigaction(typed[i], &ignore, &before[i]);
+    pid_t pid = fork();
     if (pid == 0) {
+        for (int i = 0; i < 2; i++)
+            sigaction(typed[i], &before[i], NULL);
         execl("/bin/sh", "sh", "-c", command, "sh", path, (char *)NULL);
         _exit(127);
     }
     while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR) {
     }
+    for (int i = 0; i < 2; i++)
+        sigaction(typed[i], &before[i], NULL);
     free(command);
     if (pid > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return 0;

@@ -442,6 +442,15 @@ static void a_plan_is_printed_move_by_move(void **state)
         CLI_FAILED);
 }
 
+static void what_is_typed_to_interrupt_the_editor_is_not_for_us(void **state)
+{
+    (void)state;
+    setenv("VISUAL", "kill -INT $PPID; kill -QUIT $PPID; test -w", 1);
+    assert_int_equal(run("edit web1", SAYS("{\"ok\":true,\"ini\":\"[vm]\\n\"}"), true, false), CLI_DONE);
+    expect_out("Nothing has been changed.\n");
+    unsetenv("VISUAL");
+}
+
 static void text_from_outside_cannot_steer_the_terminal(void **state)
 {
     (void)state;
@@ -482,6 +491,7 @@ int main(void)
         WITH_DIR(lists_are_tables_and_missing_fields_are_dashes),
         WITH_DIR(show_prints_what_there_is),
         WITH_DIR(a_plan_is_printed_move_by_move),
+        WITH_DIR(what_is_typed_to_interrupt_the_editor_is_not_for_us),
         WITH_DIR(text_from_outside_cannot_steer_the_terminal),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
