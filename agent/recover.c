@@ -130,7 +130,9 @@ static json_t *recover(struct agent *a, const char *vm, bool peer_is_dead)
     if (answer)
         return answer;
     if (here.rec.owner != OWNER_MINE && silent.code)
-        return refusal(EXIT_UNKNOWN, "whose VM %s is cannot be said: %s", vm, silent.text);
+        return refusal(EXIT_UNKNOWN,
+                       "whose VM %s is cannot be said: %s; start xmigrated there, and ask again", vm,
+                       silent.text);
     if (here.rec.owner != OWNER_MINE)
         return refusal(EXIT_FAILED, "neither %s nor its peers have a record of a VM '%s'", a->conf.name, vm);
     /* Who cannot be asked had no part in it (returned_judge). */

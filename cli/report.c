@@ -518,9 +518,11 @@ int report_failure(const json_t *failure, const struct cli_io *io)
     } else if (vm && json_is_true(json_object_get(failure, "vm_safe"))) {
         put_text(io->err, vm);
         fputs(" is safe where it was.\n", io->err);
-    } else if (exit_of_failure(failure) == CLI_UNKNOWN) {
+    } else if (vm && exit_of_failure(failure) == CLI_UNKNOWN &&
+               !(error && strstr(error, "xmigrate recover"))) {
+        /* A migration's. What a verb was refused by says itself what to do, above all recover's. */
         fputs("Which host owns the VM now says: xmigrate recover ", io->err);
-        put_text(io->err, vm ? vm : "VM");
+        put_text(io->err, vm);
         fputc('\n', io->err);
     }
     return exit_of_failure(failure);

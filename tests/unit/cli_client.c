@@ -283,6 +283,14 @@ static void a_failure_with_the_vm_unknown_is_4_and_says_recover(void **state)
     expect_in(err, "xmigrate recover web1\n");
 }
 
+static void a_question_that_stays_open_is_not_answered_by_asking_it(void **state)
+{
+    (void)state;
+    const char *no = "{\"ok\":false,\"error\":\"hostb cannot be asked\",\"exit\":4}";
+    assert_int_equal(run("recover web1", SAYS(no), false, false), CLI_UNKNOWN);
+    assert_string_equal(err, "xmigrate: hostb cannot be asked\n");
+}
+
 static void a_refusal_is_3_and_gives_every_reason(void **state)
 {
     (void)state;
@@ -481,6 +489,7 @@ int main(void)
         WITH_DIR(a_failure_with_the_vm_safe_is_1),
         WITH_DIR(a_vm_that_ended_meanwhile_is_stopped_and_starts_there),
         WITH_DIR(a_failure_with_the_vm_unknown_is_4_and_says_recover),
+        WITH_DIR(a_question_that_stays_open_is_not_answered_by_asking_it),
         WITH_DIR(a_refusal_is_3_and_gives_every_reason),
         WITH_DIR(check_says_yes_or_why_not),
         WITH_DIR(detach_prints_the_job_and_leaves),
