@@ -88,12 +88,16 @@ unit: $(UNIT) $(B)/tests/run
 PREFIX  ?= /usr/local
 .PHONY: install
 install: progs
-	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/etc/xmigrate
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/etc/xmigrate \
+	  $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 755 $(B)/xmigrated $(B)/xmigrate-shim $(DESTDIR)$(PREFIX)/sbin
 	install -m 755 $(B)/xmigrate $(DESTDIR)$(PREFIX)/bin
 	for s in 1 5 7 8; do install -d $(DESTDIR)$(PREFIX)/share/man/man$$s; \
 	  install -m 644 man/*.$$s $(DESTDIR)$(PREFIX)/share/man/man$$s; done
+	sed 's|@PREFIX@|$(PREFIX)|' etc/xmigrated.service >$(B)/xmigrated.service
+	install -m 644 $(B)/xmigrated.service $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 644 etc/xmigrated.conf.example $(DESTDIR)/etc/xmigrate
+	install -m 644 etc/cron.d/xmigrate $(DESTDIR)/etc/xmigrate/cron.example
 
 .PHONY: format lint layers clean
 format:

@@ -57,6 +57,17 @@ if [ -x "$build/xmigrated" ]; then
   same "xmigrated --help" man/xmigrated.8
 fi
 
+# ... the unit that is installed, without its comments, and systemd understands it.
+grep -v '^#' etc/xmigrated.service | sed '/^$/d; s|@PREFIX@|/usr/local|' >"$tmp/a"
+awk '/^\[Unit\]/ { on = 1 } /^\.EE/ { on = 0 } on && NF' man/xmigrated.8 | sed 's/\\-/-/g' >"$tmp/b"
+same etc/xmigrated.service man/xmigrated.8
+if command -v systemd-analyze >/dev/null && [ -x "$build/xmigrated" ]; then
+  sed "s|@PREFIX@/sbin|$(cd "$build" && pwd)|" etc/xmigrated.service >"$tmp/xmigrated.service"
+  systemd-analyze verify --man=no "$tmp/xmigrated.service" 2>&1 | grep -F xmigrated >"$tmp/out" && complain "$(cat "$tmp/out")"
+else
+  echo "man: SKIPPED the unit's syntax: systemd-analyze is not installed"
+fi
+
 # xmigrate.conf(5): the keys of the tables that the files are read by.
 if [ -f agent/config.c ]; then
   # «{"name", ...» or INI_KEY(struct x, name, ...), and the section that each table belongs to.
