@@ -345,6 +345,8 @@ static void name_datastores(struct agent *a, struct vm_spec *s)
     }
 }
 
+/* A VM that is another host's by its record is not one of ours, but its definition is what is left of it here,
+ * and with it its disks can be taken up again should that host be lost. */
 json_t *verb_dump(struct conn *c, const json_t *request)
 {
     struct agent *a = c->agent;
@@ -357,13 +359,13 @@ json_t *verb_dump(struct conn *c, const json_t *request)
     if (inventory_read(a, name, &v) < 0)
         return not_running(a, name, EXIT_FAILED);
     agent_lock(a);
-    bool runs = vm_find(a, name) != NULL;
+    bool runs = vm_find(a, name) != NULL, edit = xm_json_bool(request, "edit", false);
     agent_unlock(a);
-    if (runs && xm_json_bool(request, "edit", false)) { /* before its user has written what is then refused */
+    if (runs && edit) { /* before its user has written what is then refused */
         answer =
             refusal(EXIT_REFUSED,
                     "VM %s runs, or is on its way: its definition can be changed when it is stopped", name);
-    } else if (!inventory_owns(&v)) {
+    } else if (!inventory_owns(&v) && (edit || !v.spec || v.rec.owner != OWNER_GIVEN)) {
         answer = not_running(a, name, EXIT_FAILED);
     } else if (!v.spec || vm_spec_from_json(&s, v.spec, &e) < 0) {
         answer = refusal(EXIT_FAILED, "VM %s: %s", name, v.spec ? e.text : v.damage.text);
@@ -373,6 +375,12 @@ json_t *verb_dump(struct conn *c, const json_t *request)
         answer = ini ? ok_answer() : refusal(EXIT_FAILED, "VM %s: %s", name, e.text);
         if (ini)
             json_object_set_new(answer, "ini", json_string(ini));
+        if (ini && v.rec.owner == OWNER_GIVEN)
+            json_object_set_new(
+                answer, "note",
+                json_sprintf("VM %s is %s's by the record of %s: this is its definition as it "
+                             "was given away",
+                             name, v.rec.to, a->conf.name));
         free(ini);
     }
     vm_spec_free(&s);

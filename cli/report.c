@@ -157,8 +157,15 @@ int report_undefine(const struct args *a, const json_t *answer, const struct cli
 /* As it is: it is read by define again. What a terminal would obey is not in it (vm/spec_dump.c). */
 int report_dump(const struct args *a, const json_t *answer, const struct cli_io *io)
 {
+    const char *note = xm_json_str(answer, "note", NULL);
+
     (void)a;
     fputs(xm_json_str(answer, "ini", ""), io->out);
+    if (note) { /* not into the file */
+        fputs("note: ", io->err);
+        put_text(io->err, note);
+        fputc('\n', io->err);
+    }
     return CLI_DONE;
 }
 

@@ -66,6 +66,7 @@ static void busy_guest_moves_with_its_disks(void **state)
     char src_system[512], src_data[512], system[512], data[512];
     struct watchers w;
     json_t *done = NULL;
+    char *out = NULL;
     double gap;
 
     (void)state;
@@ -92,7 +93,12 @@ static void busy_guest_moves_with_its_disks(void **state)
     assert_int_equal(sh(NULL, 60, "build/guest/xm-client compare %s %s vda 7 96M 16M", src_system, system),
                      0);
     assert_int_equal(sh(NULL, 60, "build/guest/xm-client compare %s %s vdb 7 32M 0", src_data, data), 0);
-    /* The source keeps the disks, as asked, and nothing else. */
+    /* The source keeps the disks, as asked, and the definition that they were in. */
+    assert_int_equal(sh(&out, 10, "%s", xmigrate("a", "dump web1")), 0);
+    assert_non_null(strstr(out, "note: VM web1 is hostb's"));
+    assert_non_null(strstr(out, "[disk data]"));
+    free(out);
+    assert_int_equal(sh(NULL, 10, "EDITOR=true %s", xmigrate("a", "edit web1")), 1);
     assert_int_equal(sh(NULL, 10, "rm %s", src_data), 0);
     host_must_be_clean("a");
 }
