@@ -50,6 +50,21 @@ else
   complain "there is no $build/xmigrate to compare with"
 fi
 
+# ... each verb's answer; keys that the page names are in the programs. `move' and `watch' have events, `console' is no answer.
+awk '/^\.S[SH]/ { on = $0 == ".SS Keys of the answers" } on' man/xmigrate.1 >"$tmp/answers"
+grep -A 1 '^\.TP' "$tmp/answers" | sed -n 's/^\.B //p' | tr -d ',' | tr ' ' '\n' >"$tmp/a"
+awk -F '\t' '$1 == "verb" && $2 !~ /^(move|watch|console)$/ { print $2 }' "$tmp/options" >"$tmp/b"
+same "man/xmigrate.1 (answers)" "xmigrate --options (verbs)"
+sed -n -e 's/^\.IR* //p' -e 's/^\.RI ( //p' "$tmp/answers" | awk '{ print $1 }' | grep '^[a-z_]*$' | sort -u | while read -r key; do
+  grep -q "\"$key\"" agent/*.c vm/*.c shim/*.c || echo "$key"
+done >"$tmp/missing"
+[ ! -s "$tmp/missing" ] || { sed 's/^/man: xmigrate.1 names a key that no program has: /' "$tmp/missing" >&2; bad=1; }
+
+# xmigrate-protocol(7): the options of a move.
+awk '/json_t \*options_of/ { on = 1 } on' cli/verbs.c | sed '/^}/q' | grep -o '"[a-z_]*"' | tr -d '"' | grep -v '^$' >"$tmp/a"
+sed -n 's/^with \(downtime_ms.*\)); start$/\1/p' man/xmigrate-protocol.7 | tr -d ' ' | tr ',' '\n' >"$tmp/b"
+same "cli/verbs.c (options of a move)" man/xmigrate-protocol.7
+
 # xmigrated(8): the options of its own help.
 if [ -x "$build/xmigrated" ]; then
   "$build/xmigrated" --help | grep -o -e '--[a-z-]*' >"$tmp/a"
