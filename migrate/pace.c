@@ -58,3 +58,20 @@ double pace_eta(const struct pace *p)
         gain = per_second(p->last.left, p->first.left, ns);
     return gain > 0 ? (double)p->last.left / gain : -1;
 }
+
+uint64_t pace_disk_total(const struct pace_disk *d)
+{
+    return d->allocated ? XM_MIN(d->allocated, d->size) : d->size;
+}
+
+/* What the guest has allocated since may make it more than this says, so the chunks have the last word. */
+uint64_t pace_disk_left(const struct pace_disk *d)
+{
+    uint64_t total = pace_disk_total(d), copied = d->copied > d->again ? d->copied - d->again : 0;
+    uint64_t left = total > copied ? total - copied : 0;
+
+    if (!d->allocated)
+        left = d->missing;
+    left = XM_MAX(left, XM_MIN(d->chunk, total));
+    return XM_MIN(left, d->missing);
+}

@@ -79,7 +79,8 @@ struct source {
     struct handoff handoff;
     struct xm_meter meter;
     struct source_report report;
-    struct pace pace; /* of the disks' copy; looked at with the progress */
+    struct pace pace;  /* of the disks' copy; looked at with the progress */
+    struct pace shown; /* the same without the holes of sparse disks: for the time left */
     uint64_t last_progress;
     uint64_t device_state_ns; /* measured or assumed */
     double wire_rate;         /* bytes a second, of the last round of memory */

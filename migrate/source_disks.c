@@ -155,6 +155,7 @@ int source_disks_pace(struct source *m)
 int source_disks_wait(struct source *m)
 {
     pace_reset(&m->pace);
+    pace_reset(&m->shown);
     for (;;) {
         int r = source_interrupted(m);
         if (!r)

@@ -8,7 +8,7 @@
 
 static void add_disks(struct source *m, json_t *o, uint64_t *done, uint64_t *total)
 {
-    struct pace_sample now = {.at = xm_now()};
+    struct pace_sample now = {.at = xm_now()}, shown = {.at = now.at};
     static const char *const modes[] = {"off", "starting", "async", "sync"};
     json_t *list = json_array();
 
@@ -20,8 +20,17 @@ static void add_disks(struct source *m, json_t *o, uint64_t *done, uint64_t *tot
         if (!copied && st.chunks_total && st.mode != XM_MIRROR_OFF)
             copied =
                 (uint64_t)((double)st.size * (double)st.chunks[XM_CHUNK_PRESENT] / (double)st.chunks_total);
-        *done += copied;
-        *total += st.size;
+        uint64_t chunk = st.chunks_total ? st.size / st.chunks_total : 0;
+        struct pace_disk work = {.size = st.size,
+                                 .allocated = st.allocated,
+                                 .missing = st.size - copied,
+                                 .copied = st.copied.bytes_data + st.copied.bytes_zero,
+                                 .again = st.given_up * chunk,
+                                 .chunk = chunk};
+        uint64_t of = pace_disk_total(&work), left = pace_disk_left(&work);
+        *done += of - left;
+        *total += of;
+        shown.left += left;
         now.left += st.size - copied;
         now.taken += st.copied.bytes_data + st.mirrored_bytes;
         now.guest += st.mirrored_bytes;
@@ -29,13 +38,17 @@ static void add_disks(struct source *m, json_t *o, uint64_t *done, uint64_t *tot
             now.guest += (uint64_t)((double)st.given_up * (double)st.size / (double)st.chunks_total);
         json_array_append_new(list,
                               json_pack("{s:s s:I s:I s:s s:I s:I s:I}", "name", d->spec->name, "copied",
-                                        (json_int_t)copied, "total", (json_int_t)st.size, "mode",
+                                        (json_int_t)(of - left), "total", (json_int_t)of, "mode",
                                         modes[st.mode], "mirrored", (json_int_t)st.mirrored_bytes, "buffer",
                                         (json_int_t)st.buffer_bytes, "given_up", (json_int_t)st.given_up));
     }
     json_object_set_new(o, "disks", list);
     if (m->storage || m->local)
         pace_look(&m->pace, &now);
+    shown.taken = now.taken;
+    shown.guest = now.guest;
+    if (m->storage || m->local)
+        pace_look(&m->shown, &shown);
 }
 
 /* While the disks are copied: how long it still takes follows from how fast what is left becomes less,
@@ -43,7 +56,7 @@ static void add_disks(struct source *m, json_t *o, uint64_t *done, uint64_t *tot
 static void add_pace(struct source *m, json_t *o)
 {
     const struct pace *p = &m->pace;
-    double eta = pace_eta(p);
+    double eta = pace_eta(&m->shown);
 
     json_object_set_new(o, "eta_s", eta >= 0 ? json_real(eta) : json_null());
     json_object_set_new(o, "needed_rate", p->known ? json_real(p->needed) : json_null());

@@ -222,6 +222,7 @@ static int copy_all(struct source *m, struct move *v)
     struct machine *vm = m->machine;
 
     pace_reset(&m->pace);
+    pace_reset(&m->shown);
     for (;;) {
         bool all = true;
         share_rate(m, v);

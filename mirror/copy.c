@@ -165,6 +165,7 @@ int xm_disk_mirror_on(struct xm_disk *d, struct xm_replica *replica, bool target
     }
     xm_copier_delay(d->copy.copier, d->opts.write_cap / 2);
     reset_stats(d);
+    d->stats.allocated = XM_MIN(xm_file_allocated(d->file), d->file->size);
     d->mirror.replica = replica;
     d->mirror.lost = false;
     d->copy.failures = 0;

@@ -44,7 +44,8 @@ struct xm_disk_opts {
 struct xm_disk_status {
     enum xm_mirror_mode mode;
     uint64_t size, chunks_total;
-    uint64_t chunks[3];                       /* by enum xm_chunk_state */
+    uint64_t allocated; /* bytes of the file when the mirror was turned on; 0: not known, or nothing */
+    uint64_t chunks[3]; /* by enum xm_chunk_state */
     struct xm_copier_stats copied;            /* acknowledged by the other side (invariant 9) */
     uint64_t mirrored_bytes, mirrored_writes; /* acknowledged */
     uint64_t buffer_bytes, buffer_max;

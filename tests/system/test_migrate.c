@@ -115,6 +115,22 @@ static void thin_disk_stays_thin(void **state)
     assert_int_equal(sh(NULL, 10, "test $(($(stat -c %%b %s) * 512)) -lt 500000000", system), 0);
 }
 
+/* All that is copied of the thin disk of 1 GiB is its data, and at the end all of that is. */
+static void progress_must_count_data(const char *lines)
+{
+    int64_t done = -1, total = -1;
+    const char *at;
+
+    for (const char *l = lines; (l = strstr(l, "\"bytes_done\":")); l++) {
+        done = atoll(strchr(l, ':') + 1);
+        assert_non_null(at = strstr(l, "\"bytes_total\":"));
+        total = atoll(strchr(at, ':') + 1);
+        assert_true(done <= total);
+    }
+    print_message("progress: %lld of %lld bytes at the end\n", (long long)done, (long long)total);
+    assert_true(done == total && total > 100 << 20 && total < 1 << 30);
+}
+
 /* With the guest's writers at rest over the switch, both sides' disks are the same to the last byte. */
 static void resting_disks_are_identical(void **state)
 {
@@ -132,6 +148,7 @@ static void resting_disks_are_identical(void **state)
     assert_true(job_saw(&move, "\"disks\"", 30));
     guest_must("pause");
     assert_int_equal(job_end(&move, 120, &out), 0);
+    progress_must_count_data(out);
     free(out);
     vm_must_run_at("a", "web1");
     disk_path("a", "web1", "system", system, sizeof(system));

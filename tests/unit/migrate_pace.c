@@ -106,9 +106,35 @@ static void nothing_moves(void **state)
     assert_false(pace_outrun(&pace));
 }
 
+/* What broke: half of the image was a hole, and the copy stood at 20 % a second before its end. */
+static void holes_are_no_work(void **state)
+{
+    struct pace_disk d = {.size = 1000 * MB, .allocated = 400 * MB, .chunk = MB, .missing = 1000 * MB};
+
+    (void)state;
+    assert_int_equal(pace_disk_total(&d), 400 * MB);
+    assert_int_equal(pace_disk_left(&d), 400 * MB);
+    d.copied = 200 * MB; /* the front half; all holes are behind it */
+    d.missing = 800 * MB;
+    assert_int_equal(pace_disk_left(&d), 200 * MB);
+    d.again = 50 * MB;
+    assert_int_equal(pace_disk_left(&d), 250 * MB);
+    d.again = 0;
+    d.missing = 30 * MB; /* holes first */
+    assert_int_equal(pace_disk_left(&d), 30 * MB);
+    d.copied = 500 * MB; /* the guest has written more: never all of it before it is all there */
+    assert_int_equal(pace_disk_left(&d), MB);
+    d.missing = 0;
+    assert_int_equal(pace_disk_left(&d), 0);
+    d = (struct pace_disk){.size = 1000 * MB, .chunk = MB, .missing = 700 * MB, .copied = 100 * MB};
+    assert_int_equal(pace_disk_total(&d), 1000 * MB);
+    assert_int_equal(pace_disk_left(&d), 700 * MB); /* not known */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(holes_are_no_work, set_up),
         cmocka_unit_test_setup(an_idle_guest, set_up),
         cmocka_unit_test_setup(a_guest_that_writes_takes_its_share, set_up),
         cmocka_unit_test_setup(a_guest_that_outruns_it_is_told_after_its_patience, set_up),
