@@ -15,7 +15,7 @@
 
 static void usage(FILE *f)
 {
-    fprintf(f, "usage: xmigrated [--config FILE]\n"
+    fprintf(f, "usage: xmigrated [--config FILE] [--check]\n"
                "  --config FILE  configuration (default " CONFIG_PATH ")\n"
                "  --check        read the configuration, say whether it is good, and end\n"
                "  --version, --help\n");

@@ -109,6 +109,8 @@ static json_t *start_spec(struct agent *a, struct vm_spec *s, const json_t *reco
         xm_log(XM_LOG_INFO, "VM %s: started", s->name);
         answer = ok_answer();
         json_object_set_new(answer, "vm", json_string(s->name));
+        json_object_set_new(answer, "text",
+                            json_sprintf("VM %s is %s's, and has been started", s->name, a->conf.name));
     }
     gathered_free(&g);
     json_decref(spec);
@@ -196,9 +198,6 @@ json_t *start_again(struct agent *a, const char *name)
         answer = refusal(EXIT_REFUSED, "%s", e.text);
     else
         answer = start_spec(a, &s, v.spec, false);
-    if (xm_json_bool(answer, "ok", false))
-        json_object_set_new(answer, "text",
-                            json_sprintf("VM %s is %s's, and has been started", name, a->conf.name));
     vm_spec_free(&s);
     inventory_free(&v);
     return answer;

@@ -33,9 +33,8 @@ const struct option_row option_table[OPTIONS] = {
     {OPT_DETACH, "detach", .help = "Start it, print the job's number and do not wait."},
     {OPT_DRY_RUN, "dry-run", .help = "Only say whether it could be done, or what would be done."},
     {OPT_FORCE, "force",
-     .help = "Do not ask the guest: end the VM at once, as a power cut does. Forget a VM although no host is "
-             "known to "
-             "have it."},
+     .help = "stop: do not ask the guest, end the VM at once, as a power cut does. undefine: forget a VM "
+             "although no host is known to have it."},
     {OPT_TIMEOUT, "timeout", .arg = "TIME", .initial = "2min",
      .help = "How long the guest is given to power itself down."},
     {OPT_PEER_IS_DEAD, "peer-is-dead",
@@ -118,7 +117,7 @@ static int take_option(struct args *a, const struct option_row *o, const char *v
 {
     char buf[80];
 
-    if (args_has(a, o->id) && o->arg)
+    if (args_has(a, o->id))
         return xm_error_set(e, EINVAL, "--%s is given twice", o->name);
     a->given |= OPT_BIT(o->id);
     a->value[o->id] = value;

@@ -99,12 +99,24 @@ void progress_clear(struct progress *p)
     p->line = false;
 }
 
+/* What is not there whole would be read as another number: fields are two blanks apart. */
+static void cut(char *text, size_t columns)
+{
+    text[columns] = 0;
+    for (size_t i = columns; i > 1; i--) {
+        if (text[i - 1] == ' ' && text[i - 2] == ' ') {
+            text[i - 2] = 0;
+            return;
+        }
+    }
+}
+
 static void redraw(struct progress *p, char *text)
 {
     unsigned columns = p->io->columns ? p->io->columns : 80;
 
     if (strlen(text) >= columns)
-        text[columns - 1] = 0; /* a longer line would wrap, and \r would not come back to its start */
+        cut(text, columns - 1); /* a longer line would wrap, and \r would not come back to its start */
     fputc('\r', p->io->out);
     put_text(p->io->out, text);
     fputs("\033[K", p->io->out);

@@ -250,6 +250,12 @@ static bool in_bytes(const char *key)
     return !strcmp(key, "memory") || !strcmp(key, "size") || (n > 6 && !strcmp(key + n - 6, "_bytes"));
 }
 
+/* Or a moment? */
+static bool is_time(const char *key, const json_t *v)
+{
+    return json_is_integer(v) && (!strcmp(key, "at") || !strcmp(key, "started"));
+}
+
 /* Is there nothing to say? */
 static bool empty(const json_t *v)
 {
@@ -283,7 +289,9 @@ static void print_tree(const json_t *o, const char *without, int indent, FILE *o
             }
         } else {
             fprintf(out, "%*s", (int)XM_MAX(14 - (int)strlen(key), 1), "");
-            put_text(out, in_bytes(key) && json_is_integer(v) ? size_text(o, key) : scalar(v));
+            put_text(out, in_bytes(key) && json_is_integer(v) ? size_text(o, key)
+                          : is_time(key, v)                   ? time_text(v)
+                                                              : scalar(v));
             fputc('\n', out);
         }
     }
@@ -445,7 +453,7 @@ void report_done(const json_t *done, const json_t *first, const struct cli_io *i
     }
     if (local) { /* no other host, no links, nothing stood still */
         fputs("The disks of ", io->out);
-        to = xm_json_str(first, "datastore", NULL);
+        to = xm_json_str(first, "datastore", xm_json_str(done, "datastore", NULL));
     }
     put_text(io->out, vm);
     fputs(local ? " have moved" : " has moved", io->out);

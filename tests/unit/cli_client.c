@@ -229,7 +229,7 @@ static void a_terminal_gets_one_line_redrawn(void **state)
     (void)state;
     assert_int_equal(run("web1 hostb", SAYS(JOB, DISKS, DISKS, DONE), false, true), CLI_DONE);
     const char *line =
-        "\rdisks     50 %  50.00 MiB of 100.00 MiB  100.00 MB/s  500.0\033[K"; /* cut at 59 columns */
+        "\rdisks     50 %  50.00 MiB of 100.00 MiB  100.00 MB/s\033[K"; /* cut at 59 columns, before the time left */
     assert_int_equal(strncmp(out, line, strlen(line)), 0);
     assert_int_equal(strncmp(out + strlen(line), line, strlen(line)), 0);
     expect_in(out, "\033[K\r\033[Kweb1 has moved to hostb.\n");

@@ -181,6 +181,7 @@ static void mistakes_are_named(void **state)
     refuse("web1 hostb --downtime", "--downtime needs a value behind it");
     refuse("--json=yes web1 hostb", "--json takes no value");
     refuse("--downtime 5 --downtime 6 web1 hostb", "--downtime is given twice");
+    refuse("--with-storage --with-storage web1 hostb", "--with-storage is given twice");
     refuse("--downtime soon web1 hostb",
            "--downtime: \"soon\" is no time: write milliseconds, or a number with its unit, as in 2s");
     refuse("--downtime 0 web1 hostb", "--downtime: 0 is not between 1 ms and 1 h in whole milliseconds");
