@@ -294,6 +294,14 @@ static int resolve_size(struct agent *a, const struct vm_spec *s, struct vm_disk
                             "larger for it, edit or define with size = %llu",
                             d->name, s->name, d->path, (unsigned long long)size, (unsigned long long)d->size,
                             (unsigned long long)size);
+    /* An image as it was downloaded, mostly. */
+    if (!known && d->datastore[0] && size && d->size > size && size % 512 == 0)
+        return xm_error_set(
+            e, EINVAL,
+            "disk '%s' of VM %s: %s has %llu bytes, the specification says %llu: take that "
+            "size out for a disk as large as the file, or enlarge it by `truncate -s %llu %s`",
+            d->name, s->name, d->path, (unsigned long long)size, (unsigned long long)d->size,
+            (unsigned long long)d->size, d->path);
     if (d->size && d->size != size)
         return xm_error_set(e, EINVAL, "disk '%s' of VM %s: %s has %llu bytes, the specification says %llu",
                             d->name, s->name, d->path, (unsigned long long)size, (unsigned long long)d->size);

@@ -350,6 +350,16 @@ static void a_disk_is_added_by_define_and_made_once(void **state)
 
 /* ---- definitions ---- */
 
+static void an_image_smaller_than_its_disk_shall_be_gets_advice(void **state)
+{
+    (void)state;
+    write_text("ds/image.raw", "%1024s", "");
+    write_text("web5.ini", "[vm]\nname = web5\nmemory = 16M\naccel = tcg\n"
+                           "[disk root]\ndatastore = ds\nfile = image.raw\nsize = 2M\nformat = raw\n");
+    must_refuse(about_spec("define", "web5.ini"), 3, "image.raw has 1024 bytes", "take that size out",
+                "truncate -s 2097152 /", NULL);
+}
+
 static void a_running_vm_is_neither_defined_nor_undefined(void **state)
 {
     (void)state;
@@ -681,6 +691,7 @@ int main(int argc, char **argv)
         TEST(a_disk_grows_to_what_its_file_has),
         TEST(two_vms_never_have_one_file),
         TEST(a_disk_is_added_by_define_and_made_once),
+        TEST(an_image_smaller_than_its_disk_shall_be_gets_advice),
         TEST(a_running_vm_is_neither_defined_nor_undefined),
         TEST(undefine_keeps_disks_and_the_name_goes_on_in_a_higher_epoch),
         TEST(the_firmwares_variables_are_kept),
