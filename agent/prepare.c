@@ -74,9 +74,14 @@ static int close_last_journal(struct agent *a, const char *name, struct xm_error
     journal_free(&j);
     if (!r)
         r = journal_settle(dir, name, e);
-
     if (!r)
         r = journal_undo(dir, name, e);
+    if (r == -ENODEV) { /* a datastore that is gone for good does not keep the VM away */
+        xm_log(XM_LOG_WARN, "VM %s: what an earlier migration left is not taken away any more: %s", name,
+               e->text);
+        *e = (struct xm_error){0};
+        r = 0;
+    }
     free(dir);
     return r;
 }

@@ -83,6 +83,7 @@ static void on_qmp_event(void *ctx, const char *name, const json_t *data, uint64
         vm->guest_running = false;
     else if (!strcmp(name, "RESUME")) {
         vm->guest_running = true;
+        vm->postmigrate = false;
         machine_note_paused(vm, false);
     }
     if (vm->qmp_event)

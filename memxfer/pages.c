@@ -4,6 +4,10 @@
 
 #include <assert.h>
 #include <endian.h>
+#include <errno.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <string.h>
 
 #define HEAD 8u /* bytes before the runs */
@@ -124,7 +128,24 @@ void pages_put(struct pages_frame *w, uint64_t page, unsigned n)
     }
 }
 
-void pages_point(struct pages_frame *w, uint64_t page, unsigned n, uint8_t *from, const uint8_t *there)
+/* A page of memory that the hardware has lost (an uncorrectable error) is a SIGBUS at our touch. */
+static __thread sigjmp_buf *touching; /* NULL: this thread touches none */
+
+static void on_lost_page(int sig)
+{
+    if (touching)
+        siglongjmp(*touching, 1);
+    signal(sig, SIG_DFL); /* the access is made again, and ends us */
+}
+
+static void watch_lost_pages(void)
+{
+    struct sigaction a = {.sa_handler = on_lost_page, .sa_flags = SA_NODEFER};
+
+    sigaction(SIGBUS, &a, NULL);
+}
+
+static void point_all(struct pages_frame *w, uint64_t page, unsigned n, uint8_t *from, const uint8_t *there)
 {
     for (unsigned i = 0; i < n; i++, from += XM_PAGE) {
         if ((there && !there[i]) || pages_all_zero(from)) {
@@ -141,6 +162,22 @@ void pages_point(struct pages_frame *w, uint64_t page, unsigned n, uint8_t *from
         w->data++;
         w->data_pages++;
     }
+}
+
+int pages_point(struct pages_frame *w, uint64_t page, unsigned n, uint8_t *from, const uint8_t *there)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    sigjmp_buf env;
+
+    pthread_once(&once, watch_lost_pages);
+    if (sigsetjmp(env, 0)) {
+        touching = NULL;
+        return -EIO;
+    }
+    touching = &env;
+    point_all(w, page, n, from, there);
+    touching = NULL;
+    return 0;
 }
 
 uint64_t pages_nth(const struct pages_frame *w, unsigned i)

@@ -75,8 +75,9 @@ unsigned pages_room(const struct pages_frame *, uint64_t page);
  * become zero runs. n <= pages_room(); pages come in ascending order. */
 void pages_put(struct pages_frame *, uint64_t page, unsigned n);
 /* Direct frames: takes n pages from `page` on, which lie at `from` and may change there. Those that are not
- * there (NULL: all are) are zeros, and are not looked at. n <= pages_room(). */
-void pages_point(struct pages_frame *, uint64_t page, unsigned n, uint8_t *from, const uint8_t *there);
+ * there (NULL: all are) are zeros, and are not looked at. n <= pages_room(). -EIO: one of them cannot be read
+ * (lost by the hardware); the frame is of no use then. */
+int pages_point(struct pages_frame *, uint64_t page, unsigned n, uint8_t *from, const uint8_t *there);
 /* The block's page that is the frame's i-th page of data. */
 uint64_t pages_nth(const struct pages_frame *, unsigned i);
 /* Adds a zero run. Returns how many pages it took: fewer than asked when the frame is full. */

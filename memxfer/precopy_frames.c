@@ -201,7 +201,7 @@ static int copy_pages(struct xm_precopy *pc, unsigned block, uint64_t page, unsi
     return 0;
 }
 
-static void point_pages(struct xm_precopy *pc, unsigned block, uint64_t page, unsigned n)
+static int point_pages(struct xm_precopy *pc, unsigned block, uint64_t page, unsigned n)
 {
     const struct xm_ram_block *b = &pc->ram->block[block];
     uint8_t there[PAGES_BATCH];
@@ -209,7 +209,11 @@ static void point_pages(struct xm_precopy *pc, unsigned block, uint64_t page, un
     /* The first round has asked where data lie. */
     if (pc->number > 1)
         ram_find_holes(b, page, n, there);
-    pages_point(&pc->open->frame, page, n, b->map + (page << XM_PAGE_SHIFT), pc->number > 1 ? there : NULL);
+    int r = pages_point(&pc->open->frame, page, n, b->map + (page << XM_PAGE_SHIFT),
+                        pc->number > 1 ? there : NULL);
+    return r ? xm_error_set(&pc->error, -r, "cannot read guest RAM %s: the host's memory has an error there",
+                            b->name)
+             : 0;
 }
 
 int precopy_send_pages(struct xm_precopy *pc, unsigned block, uint64_t page, uint64_t n)
@@ -220,8 +224,10 @@ int precopy_send_pages(struct xm_precopy *pc, unsigned block, uint64_t page, uin
             return r;
         unsigned part = (unsigned)XM_MIN(n, pages_room(&pc->open->frame, page));
         if (part && pc->open->frame.direct)
-            point_pages(pc, block, page, part);
-        else if (part && (r = copy_pages(pc, block, page, part)) < 0)
+            r = point_pages(pc, block, page, part);
+        else if (part)
+            r = copy_pages(pc, block, page, part);
+        if (r < 0)
             return r;
         if (!part)
             submit_open(pc);

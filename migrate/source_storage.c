@@ -259,7 +259,7 @@ int source_storage(struct source *m)
         sem_init(&v[i].done, 0, 0);
         v[i].path = xm_printf("%s", path ? path : "");
     }
-    r = journal_sweep(vm->state_dir, vm->spec.name, &m->error); /* one that was cut, or could not delete */
+    r = source_sweep(m);
     if (!r)
         r = open_journal(m, v, true, &m->error);
     for (unsigned i = 0; !r && i < vm->disks; i++) {

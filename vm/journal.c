@@ -280,7 +280,7 @@ static int delete_file(const char *path, bool planned, struct xm_error *e)
     if (plain && fd < 0 && errno != ENOENT)
         return xm_error_errno(e, errno, "%s cannot be opened", path);
     if (!there && !planned && unmounted(path))
-        return xm_error_set(e, ENOENT, "it is not there, nor is anything else: is its file system mounted?");
+        return xm_error_set(e, ENODEV, "it is not there, nor is anything else: is its file system mounted?");
     if (fd >= 0 && fcntl(fd, F_OFD_SETLK, &all) < 0) {
         bool used = errno == EAGAIN || errno == EACCES;
         r = xm_error_set(e, used ? EBUSY : errno, "%s",

@@ -5,6 +5,9 @@
 #include <endian.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+#include <sys/mman.h>
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -286,8 +289,29 @@ static void point(uint64_t page, const char *fill)
         there[i] = fill[i] != '.';
         memset(lie + (size_t)i * XM_PAGE, fill[i] == '0' ? 0 : fill[i], XM_PAGE);
     }
-    pages_point(&w, page, n, lie, there);
+    assert_int_equal(pages_point(&w, page, n, lie, there), 0);
     lie += (size_t)n * XM_PAGE;
+}
+
+/* A page that the hardware has lost is a SIGBUS at its first touch, as is one behind a file's end. The move ends by
+ * it, and not the disks' server. */
+static void a_lost_page_is_an_error(void **state)
+{
+    int fd = memfd_create("ram", MFD_CLOEXEC);
+
+    (void)state;
+    assert_int_equal(ftruncate(fd, 4 * XM_PAGE), 0);
+    uint8_t *p = mmap(NULL, 4 * XM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    assert_ptr_not_equal(p, MAP_FAILED);
+    memset(p, 1, 4 * XM_PAGE);
+    assert_int_equal(ftruncate(fd, 2 * XM_PAGE), 0);
+    for (int i = 0; i < 3; i++) {
+        pages_begin_direct(&w, buf);
+        assert_int_equal(pages_point(&w, 0, 2, p, NULL), 0);
+        assert_int_equal(pages_point(&w, 2, 2, p + 2 * XM_PAGE, NULL), -EIO);
+    }
+    munmap(p, 4 * XM_PAGE);
+    close(fd);
 }
 
 static void pages_may_stay_where_they_lie(void **state)
@@ -400,6 +424,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(hostile_tables_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(hostile_headers_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(random_tables_stay_within_bounds, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_lost_page_is_an_error, setup, teardown),
         cmocka_unit_test_setup_teardown(pages_may_stay_where_they_lie, setup, teardown),
         cmocka_unit_test_setup_teardown(a_direct_frame_has_room_for_its_hashes, setup, teardown),
         cmocka_unit_test_setup_teardown(hostile_tables_with_hashes_are_refused, setup, teardown),
