@@ -345,8 +345,8 @@ static void name_datastores(struct agent *a, struct vm_spec *s)
     }
 }
 
-/* A VM that is another host's by its record is not one of ours, but its definition is what is left of it here,
- * and with it its disks can be taken up again should that host be lost. */
+/* A VM that is another host's by its record is not one of ours, but its definition is what is left of it
+ * here, and with it its disks can be taken up again should that host be lost. */
 json_t *verb_dump(struct conn *c, const json_t *request)
 {
     struct agent *a = c->agent;

@@ -296,9 +296,9 @@ int inventory_first_epoch(struct agent *a, const char *name, uint64_t *epoch, st
     return 0;
 }
 
-/* The record goes before the rest: without it the rest means nothing, and a record without a spec would be a VM
- * that is damaged. But a journal without a record is that of a migration which came to nothing, and its files are
- * deleted: here they are the VM's disks. */
+/* The record goes before the rest: without it the rest means nothing, and a record without a spec would be a
+ * VM that is damaged. But a journal without a record is that of a migration which came to nothing, and its
+ * files are deleted: here they are the VM's disks. */
 int inventory_remove(struct agent *a, const char *name, uint64_t epoch, struct xm_error *e)
 {
     static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;

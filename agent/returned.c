@@ -137,7 +137,7 @@ static enum returned ask(struct agent *a, const char *vm, const struct owner_rec
         xm_error_set(e, EHOSTUNREACH,
                      "VM %s was in a hand-off with %s when %s was last there, and %s may run it by now, "
                      "which cannot be asked: %s; if %s is lost for good, `xmigrate recover %s "
-                     "--peer-is-dead`",
+                     "--peer-is-dead` (or if it is only off, and nobody had it take the VM)",
                      vm, who, a->conf.name, who, why.text, who, vm);
         return RETURNED_UNKNOWN;
     }
@@ -263,7 +263,7 @@ static int take_by_word(struct agent *a, const char *vm, char *dead, size_t size
     for (int i = 0; i < n; i++) {
         const struct conf_peer *p = config_peer(&a->conf, open[i].peer);
         struct xm_error why = {0};
-        int is = p ? known_there_soon(a, p, vm, &there, &why) : -ENOENT;
+        int is = p ? known_there(a, p, vm, &there, &why) : -ENOENT;
         silent[i] = is && !known_answered(is);
         if (!is && later_owner(a, open[i].peer, &open[i], &rec, &there.rec))
             r = xm_error_set(e, EEXIST, "%s has taken it over (epoch %llu)", open[i].peer,

@@ -250,7 +250,7 @@ static json_t *without_peer(struct agent *a, const char *vm, const struct known 
         struct known there;
         if (!strcmp(p->name, verdict_peer(&here->rec)))
             continue;
-        int r = known_there_soon(a, p, vm, &there, &e);
+        int r = known_there(a, p, vm, &there, &e); /* its shim, which may be slow, is asked there */
         if (known_answered(r))
             return refusal(EXIT_UNKNOWN, "VM %s: whether %s has it is not known: it answers, but: %s", vm,
                            p->name, e.text);

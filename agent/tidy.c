@@ -9,6 +9,7 @@
  */
 #include "agent/known.h"
 #include "agent/returned.h"
+#include "agent/storage.h"
 
 #include <dirent.h>
 #include <stdio.h>
@@ -139,6 +140,19 @@ static bool said_before(const char *name, const char *text)
     return same;
 }
 
+/* A deletion that hangs would keep the VM from every move. */
+static bool storage_of_answers(const struct journal *j, struct xm_error *e)
+{
+    json_t *file;
+    size_t i;
+
+    json_array_foreach (j->files, i, file) {
+        if (json_is_string(file) && storage_hangs(json_string_value(file), e) < 0)
+            return false;
+    }
+    return true;
+}
+
 static void look_at(struct agent *a, const char *name)
 {
     char *dir = vm_state_path(a, name, NULL);
@@ -164,8 +178,8 @@ static void look_at(struct agent *a, const char *name)
             xm_log(XM_LOG_DEBUG, "not settled yet: %s", xm_json_str(answer, "error", ""));
         json_decref(answer);
     } else if (!r && rec.owner == OWNER_MINE && j.side == JOURNAL_STORAGE) {
-        /* Or it would be the journal of a move that has begun since we looked. */
-        if (settle_hold(a, name, true)) {
+        /* Held: or it would be the journal of a move that has begun since we looked. */
+        if (storage_of_answers(&j, &e) && settle_hold(a, name, true)) {
             journal_sweep(dir, name, &e);
             settle_hold(a, name, false);
         }

@@ -177,7 +177,10 @@ static unsigned depth_used(const struct xm_copier *c)
 
 unsigned xm_copier_room(const struct xm_copier *c)
 {
-    return c->depth.now > depth_used(c) ? c->depth.now - depth_used(c) : 0;
+    unsigned room = c->depth.now > depth_used(c) ? c->depth.now - depth_used(c) : 0;
+
+    /* What is claimed has to be read at once: the guest's writes to it are held. */
+    return c->rate.rate ? XM_MIN(room, 1) : room;
 }
 
 static struct piece *piece_get(struct job *j)

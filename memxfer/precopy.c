@@ -197,7 +197,7 @@ int xm_precopy_round(struct xm_precopy *pc, bool final, const _Atomic bool *abor
     if (pc->first_submit && end > pc->first_submit && (round.wire_bytes >= RATE_SAMPLE || !(pc->rate > 0)))
         pc->rate = (double)round.wire_bytes * 1e9 / (double)(end - pc->first_submit);
     round.rate = pc->rate;
-    if (!final && pc->number > 1 && round.pages_data > GIVE_BACK / XM_PAGE)
+    if (!final)
         give_back_all(pc);
     if (out)
         *out = round;

@@ -128,8 +128,8 @@ int source_stuck(const struct xm_switch_inputs *, const struct xm_round *last, u
 /* Bytes of device state that a VM may have for this budget; pure. The rate: bytes a second, 0: not known. */
 uint64_t source_state_max(double wire_rate, uint64_t budget_ns);
 int source_switch(struct source *);
-/* What a storage-only move that was cut, or could not delete, has left goes before the next journal is written. A
- * datastore that is gone for good does not keep the VM here. */
+/* What a storage-only move that was cut, or could not delete, has left goes before the next journal is
+ * written. A datastore that is gone for good does not keep the VM here. */
 int source_sweep(struct source *);
 int source_handoff_prepare(struct source *); /* the record says that the VM is ours to give */
 int source_handoff(struct source *);

@@ -4,6 +4,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,10 @@
 #include <unistd.h>
 
 static const char *const side_names[] = {"none", "source", "destination", "storage"};
+
+/* Within a process: a source that begins, and a destination that hears how the VM's coming has ended, may
+ * change it at once. The agent holds the VM meanwhile. */
+static pthread_mutex_t changing = PTHREAD_MUTEX_INITIALIZER;
 
 static char *path_of(const char *dir)
 {
@@ -60,8 +65,8 @@ static bool is_handoff(enum journal_side side)
     return side == JOURNAL_SOURCE || side == JOURNAL_DESTINATION;
 }
 
-/* Its open hand-offs but those with `but`, the latest first; how many. A later one with the same host says all
- * that an earlier one would. */
+/* Its open hand-offs but those with `but`, the latest first; how many. A later one with the same host says
+ * all that an earlier one would. */
 static unsigned open_of(const struct journal *j, const char *but, struct journal_open *open)
 {
     struct journal_open top = {.side = j->side, .epoch = j->epoch};
@@ -77,8 +82,8 @@ static unsigned open_of(const struct journal *j, const char *but, struct journal
     return n;
 }
 
-int journal_write(const char *dir, enum journal_side side, uint64_t epoch, const char *peer,
-                  const struct owner_record *before, const json_t *files, struct xm_error *e)
+static int write_it(const char *dir, enum journal_side side, uint64_t epoch, const char *peer,
+                    const struct owner_record *before, const json_t *files, struct xm_error *e)
 {
     struct journal_open open[JOURNAL_OPEN_MAX + 1];
     struct journal j;
@@ -93,6 +98,15 @@ int journal_write(const char *dir, enum journal_side side, uint64_t epoch, const
             return xm_error_set(e, EBUSY, "%s/journal.json: hand-offs with %u hosts are open", dir, n);
     }
     return save(dir, side, epoch, peer, before, files, false, open, n, e);
+}
+
+int journal_write(const char *dir, enum journal_side side, uint64_t epoch, const char *peer,
+                  const struct owner_record *before, const json_t *files, struct xm_error *e)
+{
+    pthread_mutex_lock(&changing);
+    int r = write_it(dir, side, epoch, peer, before, files, e);
+    pthread_mutex_unlock(&changing);
+    return r;
 }
 
 int journal_plan(const char *dir, uint64_t epoch, const char *peer, const struct owner_record *before,
@@ -203,11 +217,13 @@ static int without_top(const char *dir, const struct journal_open *open, unsigne
 int journal_end(const char *dir, struct xm_error *e)
 {
     struct journal j;
+    pthread_mutex_lock(&changing);
     int r = journal_read(dir, &j, e);
 
     if (!r)
         r = without_top(dir, j.older, j.olders, e);
     journal_free(&j);
+    pthread_mutex_unlock(&changing);
     return r;
 }
 
@@ -222,7 +238,7 @@ unsigned journal_asks(const struct journal *j, const struct owner_record *rec,
     return n;
 }
 
-int journal_close(const char *dir, const char *peer, struct xm_error *e)
+static int close_it(const char *dir, const char *peer, struct xm_error *e)
 {
     struct journal_open open[JOURNAL_OPEN_MAX + 1];
     struct journal j;
@@ -239,6 +255,14 @@ int journal_close(const char *dir, const char *peer, struct xm_error *e)
         r = save(dir, j.side, j.epoch, j.peer, j.had_record ? &j.before : NULL, j.files, j.planned, open + 1,
                  n - 1, e);
     journal_free(&j);
+    return r;
+}
+
+int journal_close(const char *dir, const char *peer, struct xm_error *e)
+{
+    pthread_mutex_lock(&changing);
+    int r = close_it(dir, peer, e);
+    pthread_mutex_unlock(&changing);
     return r;
 }
 
@@ -380,8 +404,8 @@ int journal_settle(const char *dir, const char *vm, struct xm_error *e)
     return r;
 }
 
-/* What spec.json says, and after a power cut will still say: its writer may have been killed before it had made
- * that durable, or have failed in it. */
+/* What spec.json says, and after a power cut will still say: its writer may have been killed before it had
+ * made that durable, or have failed in it. */
 static json_t *durable_spec(const char *dir, struct xm_error *e)
 {
     char *path = xm_printf("%s/spec.json", dir);
@@ -413,8 +437,8 @@ static bool is_named(const json_t *spec, const char *file)
     return false;
 }
 
-/* Takes those out of the list that the specification names. One that cannot be read, or names a file that is not
- * there, deletes nothing: the other one may be the only copy. */
+/* Takes those out of the list that the specification names. One that cannot be read, or names a file that is
+ * not there, deletes nothing: the other one may be the only copy. */
 static int keep_named(struct journal *j, const char *dir, struct xm_error *e)
 {
     json_t *spec = durable_spec(dir, e), *left = json_array(), *v;

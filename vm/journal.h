@@ -8,8 +8,8 @@
  * earlier hand-offs are kept behind the new one.
  *
  * These are the only functions that delete a disk after a migration. Each asks the owner record, and refuses
- * where it is unreadable or does not say that the copy here is not needed. None deletes a file that a process has
- * open as a disk (its lock, blkcopy/blkcopy.h): -EBUSY, and the journal stays. */
+ * where it is unreadable or does not say that the copy here is not needed. None deletes a file that a
+ * process has open as a disk (its lock, blkcopy/blkcopy.h): -EBUSY, and the journal stays. */
 #ifndef XM_VM_JOURNAL_H
 #define XM_VM_JOURNAL_H
 
@@ -40,8 +40,8 @@ struct journal {
     unsigned olders;
 };
 
-/* before: destination, the record as it is, NULL without one. Durable when it returns 0. Source, storage-only:
- * open hand-offs that the journal has are kept; -EBUSY when there are too many. */
+/* before: destination, the record as it is, NULL without one. Durable when it returns 0. Source,
+ * storage-only: open hand-offs that the journal has are kept; -EBUSY when there are too many. */
 int journal_write(const char *dir, enum journal_side, uint64_t epoch, const char *peer,
                   const struct owner_record *before, const json_t *files, struct xm_error *);
 /* Destination, before the files are made: killed in between, what of them is there is deleted as long as it
@@ -61,8 +61,8 @@ unsigned journal_asks(const struct journal *, const struct owner_record *,
 /* That host knows how they ended, or is gone for good: its hand-offs are not open any more. */
 int journal_close(const char *dir, const char *peer, struct xm_error *);
 
-/* The three that follow: -ENODEV: where a file was there is nothing at all, so its file system is not mounted; the
- * journal stays, for when it is. Whoever cannot wait for that tells it, and goes on. */
+/* The three that follow: -ENODEV: where a file was there is nothing at all, so its file system is not
+ * mounted; the journal stays, for when it is. Whoever cannot wait for that tells it, and goes on. */
 
 /* Destination: the migration came to nothing. Deletes the files that were made for it, then what the
  * directory holds of this VM unless there is a record of an earlier stay. -EBUSY: the record says that the
@@ -71,8 +71,9 @@ int journal_undo(const char *dir, const char *vm, struct xm_error *);
 /* Source: the VM runs elsewhere. Deletes the files named. -EBUSY: the record does not say that it has gone
  * and was seen to run there. */
 int journal_settle(const char *dir, const char *vm, struct xm_error *);
-/* Storage-only has ended, or was cut: deletes the files named that spec.json does not name as a disk's, once that is
- * durable. -EBUSY: the record does not say that the VM is ours. -ENOENT: a file that it names is not there. */
+/* Storage-only has ended, or was cut: deletes the files named that spec.json does not name as a disk's, once
+ * that is durable. -EBUSY: the record does not say that the VM is ours. -ENOENT: a file that it names is not
+ * there. */
 int journal_sweep(const char *dir, const char *vm, struct xm_error *);
 
 #endif

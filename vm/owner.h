@@ -35,8 +35,8 @@ int owner_prepare(const char *dir, struct xm_error *);
 /* -ENOENT: no record (then there is no owner here). A file that cannot be read or understood is an error that
  * names it: then nothing is known, which is not the same as «not ours». */
 int owner_load(const char *dir, const char *vm, struct owner_record *, struct xm_error *);
-/* What owner_load has read before is durable when it returns 0: a writer that was killed has left it to the kernel.
- * For who acts on the record, or tells it to others. No record is 0. */
+/* What owner_load has read before is durable when it returns 0: a writer that was killed has left it to the
+ * kernel. For who acts on the record, or tells it to others. No record is 0. */
 int owner_sync(const char *dir, struct xm_error *);
 /* What was before a promise that came to nothing: `before`, or no record (NULL). Durable when it returns 0.
  */

@@ -287,8 +287,8 @@ static void this_boot_is_no_reason(void **state)
     free(id);
 }
 
-/* What broke: hostb's shim died before it had noted that the guest is there, and a paused guest is never seen to
- * run: the copy here stayed for ever, and the advice was to start it there. */
+/* What broke: hostb's shim died before it had noted that the guest is there, and a paused guest is never
+ * seen to run: the copy here stayed for ever, and the advice was to start it there. */
 static void a_paused_guest_is_there_too(void **state)
 {
     struct owner_record given = {.epoch = 2, .owner = OWNER_GIVEN, .to = "hostb"};
@@ -302,8 +302,9 @@ static void a_paused_guest_is_there_too(void **state)
     assert_true(record().settled);
 }
 
-/* It was offered to hostb, then to hostd, which is silent, and no [peer] any more. What broke: hostd was asked first,
- * and hostb not at all; «hostd is dead» then made the VM ours with an epoch above hostb's, which runs it. */
+/* It was offered to hostb, then to hostd, which is silent, and no [peer] any more. What broke: hostd was
+ * asked first, and hostb not at all; «hostd is dead» then made the VM ours with an epoch above hostb's,
+ * which runs it. */
 static void one_that_has_it_counts_whoever_is_silent(void **state)
 {
     json_t *none = json_array();

@@ -293,8 +293,8 @@ static void point(uint64_t page, const char *fill)
     lie += (size_t)n * XM_PAGE;
 }
 
-/* A page that the hardware has lost is a SIGBUS at its first touch, as is one behind a file's end. The move ends by
- * it, and not the disks' server. */
+/* A page that the hardware has lost is a SIGBUS at its first touch, as is one behind a file's end. The move
+ * ends by it, and not the disks' server. */
 static void a_lost_page_is_an_error(void **state)
 {
     int fd = memfd_create("ram", MFD_CLOEXEC);

@@ -218,8 +218,8 @@ static void of_two_files_the_named_one_stays(void **state)
     }
 }
 
-/* What broke: the datastore was unmounted while its disks were to go. They counted as gone, nothing named them any
- * more, and they came back with the datastore. */
+/* What broke: the datastore was unmounted while its disks were to go. They counted as gone, nothing named
+ * them any more, and they came back with the datastore. */
 static void what_is_not_mounted_is_not_gone(void **state)
 {
     char *ds = xm_printf("%s", tmpdir_path("ds")), *path = xm_printf("%s/disk.raw", ds),
@@ -259,8 +259,8 @@ static unsigned asks(struct journal_open *open)
     return n;
 }
 
-/* What broke: the next move wrote over the journal, and with it over the only note that hostb may have taken the
-* VM. It came from hosta, was offered to hostb, then to hostc, then its disks moved. */
+/* What broke: the next move wrote over the journal, and with it over the only note that hostb may have taken
+ * the VM. It came from hosta, was offered to hostb, then to hostc, then its disks moved. */
 static void hand_offs_that_are_open_are_kept(void **state)
 {
     struct journal_open open[JOURNAL_OPEN_MAX + 1];
