@@ -189,7 +189,7 @@ uint64_t pages_nth(const struct pages_frame *w, unsigned i)
             return w->base + w->run[r].first + i;
         i -= w->run[r].count;
     }
-    assert(!"a page of data that the frame does not have");
+    assert(false); /* a page of data that the frame does not have */
     return 0;
 }
 

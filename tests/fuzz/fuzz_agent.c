@@ -8,8 +8,13 @@
  * becomes of it, and bytes for that. So nearly every input is JSON that is almost right, and goes deep. Must
  * hold: no report of a sanitizer, no hang; what is refused has a sentence; what is taken passes the bounds
  * that the rest relies on. */
-#include "agent/peer.c"
+#include "agent/asked.h"
+#include "agent/outside.h"
 #include "vm/handoff.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -78,7 +83,7 @@ static json_t *any_value(struct input *in)
     case 1:
         return json_boolean(take(in) & 1);
     case 2:
-        return json_integer(((json_int_t)take(in) << 56) - (json_int_t)take(in));
+        return json_integer((json_int_t)(((uint64_t)take(in) << 56) - take(in)));
     case 3:
         return json_integer((json_int_t)1 << take(in) % 63);
     case 4:
@@ -154,7 +159,7 @@ static bool try_request(const json_t *o)
     size_t i;
 
     TAILQ_INIT(&agent.vms);
-    bool taken = read_request(&agent, &q, o, &e) == 0;
+    bool taken = asked_read(&agent, &q, o, &e) == 0;
     if (!taken) {
         must(e.code && *e.text, "refused without a sentence");
     } else {
