@@ -66,6 +66,18 @@ bool agent_wait(struct agent *a, uint64_t deadline)
     return !a->ending;
 }
 
+bool agent_pause(struct agent *a, uint64_t ns)
+{
+    uint64_t until = xm_now() + ns;
+
+    agent_lock(a);
+    while (agent_wait(a, until))
+        ;
+    bool ending = a->ending;
+    agent_unlock(a);
+    return ending;
+}
+
 /* ---- start ---- */
 
 /* What stands in them is believed: who may write there is this host. */

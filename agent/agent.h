@@ -193,6 +193,7 @@ int agent_thread(struct agent *, void *(*run)(void *), void *arg, struct xm_erro
 void agent_thread_ends(struct agent *); /* the last thing such a thread does */
 /* Under the lock; false when the deadline (xm_now() scale) has passed or the agent ends. */
 bool agent_wait(struct agent *, uint64_t deadline);
+bool agent_pause(struct agent *, uint64_t ns); /* not under the lock. True, and at once: the agent ends */
 
 /* ---- connections and verbs (conn.c, verbs.c) ---- */
 

@@ -141,12 +141,7 @@ static void *autostart_main(void *arg)
     if (!ending)
         note_done(a, names);
     for (size_t waiting; !ending && (waiting = json_array_size(names));) {
-        agent_lock(a);
-        uint64_t until = xm_now() + AGAIN_NS;
-        while (agent_wait(a, until))
-            ;
-        agent_unlock(a);
-        ending = start_all(a, names, silent, false);
+        ending = agent_pause(a, AGAIN_NS) || start_all(a, names, silent, false);
         if (json_array_size(names) < waiting)
             note_done(a, names);
     }

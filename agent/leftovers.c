@@ -73,12 +73,7 @@ static void *leftovers_main(void *arg)
         sweep_state(a);
         for (unsigned i = 0; i < a->conf.datastores; i++)
             sweep(a->conf.datastore[i].path, is_probe);
-        agent_lock(a);
-        uint64_t until = xm_now() + PASS_NS;
-        while (agent_wait(a, until))
-            ;
-        ending = a->ending;
-        agent_unlock(a);
+        ending = agent_pause(a, PASS_NS);
     }
     agent_thread_ends(a);
     return NULL;

@@ -254,12 +254,7 @@ static void *tidy_main(void *arg)
         }
         if (d)
             closedir(d);
-        agent_lock(a);
-        uint64_t until = xm_now() + PASS_NS;
-        while (agent_wait(a, until))
-            ;
-        ending = a->ending;
-        agent_unlock(a);
+        ending = agent_pause(a, PASS_NS);
     }
     free(path);
     agent_thread_ends(a);

@@ -26,7 +26,7 @@
 #define EXPECTED_NS   (10 * XM_NS_PER_S) /* a VM that is on its way is asked so often whether it has come */
 #define REVIVE_MAX    3
 #define REVIVE_NS     (600 * XM_NS_PER_S) /* so many in that time, then only: */
-#define ORPHAN_NS     (10 * XM_NS_PER_S) /* once in that time: its disks may have been another's for a while */
+#define ORPHAN_NS     (10 * XM_NS_PER_S)  /* once in that time: another may have had its disks' locks */
 
 /* ---- the shim ---- */
 
@@ -507,12 +507,7 @@ static void *watch_main(void *arg)
         /* It hung up, or is not there yet, or is dead. */
         if (!vm_process(a, w->name, "shim.pid") && !revive(a, w->name))
             break;
-        agent_lock(a);
-        uint64_t until = xm_now() + 100 * XM_NS_PER_MS;
-        while (agent_wait(a, until))
-            ;
-        ending = a->ending;
-        agent_unlock(a);
+        ending = agent_pause(a, 100 * XM_NS_PER_MS);
     }
     agent_lock(a);
     ending = a->ending;

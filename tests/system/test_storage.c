@@ -139,6 +139,7 @@ static void storage_of_its_own_is_no_shared_storage(void **state)
  * meanwhile. */
 static void min_free_stays_free_and_the_rate_holds(void **state)
 {
+    json_t *done = NULL;
     struct job move;
     char *out = NULL;
     (void)state;
@@ -156,6 +157,11 @@ static void min_free_stays_free_and_the_rate_holds(void **state)
     free(out);
     both_disks_must_lie_in("b", "b/ds1");
     assert_int_equal(count_files("b", "web1"), 2);
+    assert_int_equal(xmigrate_run("b", 0, &done, "--json --storage-only --bandwidth 60MB web1 ds2"), 0);
+    if (number(done, "total_s") < 2)
+        fail_msg("170 MiB at 60 MB/s took %.1f s", number(done, "total_s"));
+    json_decref(done);
+    both_disks_must_lie_in("b", "b/ds2");
     vm_must_run_at("b", "web1");
     small_must_be_whole(&guest, "b");
 }
@@ -198,8 +204,9 @@ static void the_shim_dies_after_the_new_path_is_recorded(void **state)
 }
 
 /* The state directory's file system fails after spec.json has been renamed, and again when the old path is
- * written: which one will stand there after a power cut is not known. The disk stays where it is, and nothing is
- * deleted that it needs; when the state directory can be written again, the record is right again. */
+ * written: which one will stand there after a power cut is not known. The disk stays where it is, and
+ * nothing is deleted that it needs; when the state directory can be written again, the record is right
+ * again. */
 static void where_the_disk_is_cannot_be_recorded(void **state)
 {
     const char *run = lab_run_dir(), *store = lab_store_dir();
@@ -218,7 +225,8 @@ static void where_the_disk_is_cannot_be_recorded(void **state)
     if (code != 1 || !strstr(out, "is not to be stopped before"))
         fail_msg("exit status %d: %s", code, out);
     free(out);
-    /* Whichever path spec.json has now: nor does an agent that has just started, and looks for what is left. */
+    /* Whichever path spec.json has now: nor does an agent that has just started, and looks for what is left.
+     */
     sh(NULL, 5, "kill -9 $(cat %s/a/agent.pid)", run);
     assert_int_equal(sh(NULL, 30, "tests/system/lab.sh agent a"), 0);
     vm_must_run_at("a", "web1");
