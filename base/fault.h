@@ -7,7 +7,8 @@
  * N may be *: each passage.
  *
  * @FILE instead: the one NAME:N:ACTION that stands in that file, looked for at each passage; it is removed by
- * who acts, unless N is *. So a point can be armed in programs that run, and it is seen that it was reached. */
+ * who acts, unless N is *. So a point can be armed in programs that run, and it is seen that it was reached.
+ */
 #ifndef XM_BASE_FAULT_H
 #define XM_BASE_FAULT_H
 

@@ -103,8 +103,9 @@ static void add_boot(struct args *a, const struct vm_spec *vm)
     add2(a, "-drive",
          xm_printf("if=pflash,unit=0,format=raw,readonly=on,file.driver=file,file.filename=/dev/fdset/%d",
                    QEMU_FD_FIRMWARE));
-    /* Not writethrough: a firmware programs its flash byte by byte, some thousand times in its first boot, and a flush of
-     * the disk after each took 7 s there, more on a slow disk; and one more would stand in the downtime. */
+    /* Not writethrough: a firmware programs its flash byte by byte, some thousand times in its first boot,
+     * and a flush of the disk after each took 7 s there, more on a slow disk; and one more would stand in
+     * the downtime. */
     add_set(a, QEMU_FD_NVRAM, QEMU_FD_NVRAM);
     add_set(a, QEMU_FD_NVRAM, QEMU_FD_NVRAM_READ);
     add2(
@@ -122,9 +123,9 @@ static void add_disks(struct args *a, const struct vm_spec *vm, const struct qem
              xm_printf("socket,id=chr-%s,path=/proc/self/fd/%d/disk-%s.sock,%s", d->name, QEMU_FD_DIR,
                        d->name, knows->reconnect_ms ? "reconnect-ms=1000" : "reconnect=1"));
         /* config-wce=off: the guest cannot change the cache mode, which QEMU would not tell the driver again
-         * after a reconnect or a move. The disk is write-back, and the guest flushes.
-         * queue-size: 10.0 tells its guests 1024 whatever it is set to, and 11 refuses a guest whose rings are
-         * larger than that: so it is what 10.0 tells. */
+         * after a reconnect or a move. The disk is write-back, and the guest flushes. queue-size: 10.0 tells
+         * its guests 1024 whatever it is set to, and 11 refuses a guest whose rings are larger than that: so
+         * it is what 10.0 tells. */
         add2(
             a, "-device",
             xm_printf(

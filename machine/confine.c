@@ -11,8 +11,8 @@
  *
  * The memory plane needs nothing of QEMU: the shim, which keeps its capabilities, stops a thread of it
  * (ptrace) and suspends its sandbox for the system calls that it has this thread make (memxfer/inject.c):
- * userfaultfd, whose descriptor it takes, and close; at the destination madvise (memxfer/warm.c). A userfaultfd
- * for asynchronous tracking (UFFD_USER_MODE_ONLY) is open to every process.
+ * userfaultfd, whose descriptor it takes, and close; at the destination madvise (memxfer/warm.c). A
+ * userfaultfd for asynchronous tracking (UFFD_USER_MODE_ONLY) is open to every process.
  *
  * The shim has two stages: from its start on, and from when QEMU runs. */
 #include "machine/confine.h"

@@ -13,8 +13,8 @@
 #define ENGINE_DEPTH  256
 #define LOCK_PATIENCE (5 * XM_NS_PER_S)
 
-/* Another file may stand there than the one that was judged. But it may have been enlarged under a running VM: its
- * QEMU, and with it the guest's disk, has the size that it was started with. */
+/* Another file may stand there than the one that was judged. But it may have been enlarged under a running
+ * VM: its QEMU, and with it the guest's disk, has the size that it was started with. */
 static int check_size(struct machine_disk *d, struct xm_error *e)
 {
     const struct vm_disk *s = d->spec;

@@ -81,8 +81,9 @@ static int write_pid(const char *run_dir, pid_t pid, struct xm_error *e)
     return r;
 }
 
-/* In the forked child, which is to be QEMU. Whoever looks for QEMU goes by qemu.pid: so there is none without that,
- * whenever its shim is killed. Before it stands there the child ends with the shim; from then on it does not. */
+/* In the forked child, which is to be QEMU. Whoever looks for QEMU goes by qemu.pid: so there is none
+ * without that, whenever its shim is killed. Before it stands there the child ends with the shim; from then
+ * on it does not. */
 static void be_found(const char *run_dir, pid_t shim)
 {
     struct xm_error e = {0};

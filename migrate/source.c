@@ -259,8 +259,8 @@ static void let_go(struct source *m)
 }
 
 /* The VM stays. A destination that may have promised to take it is asked first (agent/tidy.c): its operator
- * may take this host for dead. The journal of an earlier migration, where this one has not come to write its own,
- * names who else has to be asked, or which files are still to go. */
+ * may take this host for dead. The journal of an earlier migration, where this one has not come to write its
+ * own, names who else has to be asked, or which files are still to go. */
 static void source_keeps(struct source *m)
 {
     const char *dir = m->machine->state_dir;

@@ -100,7 +100,8 @@ int source_disk_check(struct source *m, struct machine_disk *d)
     /* The driver tries a chunk again, behind all others, before it says so. */
     if (!st.failed)
         return 0;
-    /* A destination that ends says why, and then its links go: that is the cause, whoever sees which first. */
+    /* A destination that ends says why, and then its links go: that is the cause, whoever sees which first.
+     */
     int r = source_interrupted(m);
     return r ? r
              : xm_error_set(&m->error, -st.failed, "disk %s: %s; the VM stays here", d->spec->name, st.why);

@@ -46,8 +46,8 @@ static void pivoted(void *arg, int status, const char *why)
 
 /* Which file spec.json names after a power cut is not known, and the guest is about to write to the old one
  * alone. The new one must not be taken for the disk then, nor by a shim that comes after this one: it goes,
- * while it has nothing that the old one has not. Nothing else is deleted before spec.json can be written again
- * (shim_run tries it). */
+ * while it has nothing that the old one has not. Nothing else is deleted before spec.json can be written
+ * again (shim_run tries it). */
 static void forget_new_file(struct move *v)
 {
     struct machine *vm = v->disk->machine;
@@ -202,7 +202,8 @@ static const char *wanted(const struct source *m, const char *disk, const char *
     return NULL;
 }
 
-/* min_free stays free, whatever fills the datastore meanwhile: looked at between two pumps, some 10 ms apart. */
+/* min_free stays free, whatever fills the datastore meanwhile: looked at between two pumps, some 10 ms apart.
+ */
 static int leaves_min_free(struct source *m, const struct move *v)
 {
     uint64_t min_free = (uint64_t)xm_json_int(m->request, "min_free", 0);

@@ -2,7 +2,7 @@
 /* migrate/stream.h: QEMU's own migration stream (device state, and RAM that is not the guest's: ROMs),
  * carried over the links. At the source what QEMU writes into its socket becomes STREAM frames; at the
  * destination frames are put in order and written to the socket that the other QEMU reads. One thread each.
- * */
+ */
 #ifndef XM_MIGRATE_STREAM_H
 #define XM_MIGRATE_STREAM_H
 

@@ -161,8 +161,8 @@ static int cmd_storage(struct shim *s, struct client *c, const json_t *request, 
     return begin(s, request, true, e);
 }
 
-/* With its job: what goes out. Without one: what comes in, of which the job is another host's. Whoever aborts may
- * have looked before the one was over and the other began. */
+/* With its job: what goes out. Without one: what comes in, of which the job is another host's. Whoever
+ * aborts may have looked before the one was over and the other began. */
 static int cmd_abort(struct shim *s, struct client *c, const json_t *request, json_t *reply,
                      struct xm_error *e)
 {
@@ -178,7 +178,7 @@ static int cmd_abort(struct shim *s, struct client *c, const json_t *request, js
 }
 
 /* The definition of a running VM is its shim's to write: a second writer would lose where a disk has moved.
- * */
+ */
 static int set_autostart(struct shim *s, bool yes, struct xm_error *e)
 {
     if (s->source || s->destination)

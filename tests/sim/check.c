@@ -131,7 +131,8 @@ static void stray(struct host *h, const char *path, struct inode *i, void *arg)
     (void)i;
     if (l->disk && !strcmp(path, l->disk))
         l->owners++;
-    else if (!w.word_given && !strstr(path, "/.xmigrate-datastore")) /* what a host had that was declared dead is kept */
+    else if (!w.word_given &&
+             !strstr(path, "/.xmigrate-datastore")) /* who was declared dead keeps what it had */
         sim_violated("%s has been left on %s", path, h->name);
 }
 

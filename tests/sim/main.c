@@ -292,8 +292,8 @@ static int every_step(bool twice, bool storage_only)
 
 /* ---- what was found ---- */
 
-/* Runs in which the product went wrong before it was mended, named after what broke. What a seed does changes with the
- * simulator; each of these was also found by the search that goes over every step. */
+/* Runs in which the product went wrong before it was mended, named after what broke. What a seed does
+ * changes with the simulator; each of these was also found by the search that goes over every step. */
 static const struct {
     uint64_t seed;
     const char *what;

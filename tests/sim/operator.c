@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* People at their consoles: the commands of xmigrate(1), said to either agent, in an order that chance
  * gives them; and at the end, in a world that is whole again, what the manual says to bring the VM back.
- * */
+ */
 #include "tests/sim/sim.h"
 #include "agent/agent.h"
 

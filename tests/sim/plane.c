@@ -697,8 +697,8 @@ void __wrap_xm_disk_copy_rate(struct xm_disk *disk, uint64_t rate)
     (void)disk, (void)rate;
 }
 
-/* The source's thread has the disk's part, too. Whoever called puts the new file in the old one's place before
- * anybody else runs. */
+/* The source's thread has the disk's part, too. Whoever called puts the new file in the old one's place
+ * before anybody else runs. */
 void __wrap_xm_disk_pivot(struct xm_disk *disk, struct xm_file *file, int (*commit)(void *),
                           void (*done)(void *, int, const char *), void *arg)
 {

@@ -349,7 +349,8 @@ struct command {
     unsigned number;
 };
 
-/* It was stopped when it was asked. Commands are done in their order, also for who has not waited for them. */
+/* It was stopped when it was asked. Commands are done in their order, also for who has not waited for them.
+ */
 static void asked_again(void *arg)
 {
     struct command *c = arg;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* What a host tells another of a VM is what stands durably in its record: a shim may write at the same moment. fsync
- * is watched by standing in front of libc's. */
+/* What a host tells another of a VM is what stands durably in its record: a shim may write at the same
+ * moment. fsync is watched by standing in front of libc's. */
 #include "agent/known.h"
 #include "tests/unit/lib_tmpdir.h"
 
@@ -31,8 +31,8 @@ int fsync(int fd)
     return r;
 }
 
-/* What broke: it was synced, then read. Killed in between, the writer of what was read had not made it durable; it
- * was told, the other host acted upon it, and after a power cut it had never been. */
+/* What broke: it was synced, then read. Killed in between, the writer of what was read had not made it
+ * durable; it was told, the other host acted upon it, and after a power cut it had never been. */
 static void what_was_read_is_durable(void **state)
 {
     struct agent a = {.conf = {.state_dir = (char *)tmpdir_path("")}};

@@ -310,7 +310,8 @@ static void a_datastore_that_is_not_right_takes_no_disk(void **state)
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
 }
 
-/* Of an agent that was killed while it asked, or wrote a file anew. One that is young may be another host's that asks just now. */
+/* Of an agent that was killed while it asked, or wrote a file anew. One that is young may be another host's
+ * that asks just now. */
 static void probes_do_not_stay(void **state)
 {
     struct timespec old[2] = {{.tv_sec = 1700000000}, {.tv_sec = 1700000000}};

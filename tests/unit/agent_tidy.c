@@ -185,8 +185,8 @@ static void came_from_hostb(const char *vm, bool has_come)
     json_decref(files);
 }
 
-/* What broke: killed between the record and the journal, of which the next agent knew nothing but that files of
- * a migration are to go. */
+/* What broke: killed between the record and the journal, of which the next agent knew nothing but that files
+ * of a migration are to go. */
 static void what_was_undefined_keeps_its_disks(void **state)
 {
     static const char *const points[] = {"forget-journal-gone", "forget-record-gone"};

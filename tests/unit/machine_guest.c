@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Whether a guest that stands still is to go on: what QEMU says, beside what the record and the journal say. */
+/* Whether a guest that stands still is to go on: what QEMU says, beside what the record and the journal say.
+ */
 #include "machine/machine.h"
 #include "tests/progress.h"
 #include "tests/unit/lib_tmpdir.h"
@@ -53,9 +54,9 @@ static bool is_paused(struct machine *vm, const char *status)
     return paused;
 }
 
-/* What broke: the journal of the destination outlives the move, until the source is known to have settled, too.
- * It was taken for «loaded, and not let run yet», and a guest that its user had paused days later went on when
- * its shim died. */
+/* What broke: the journal of the destination outlives the move, until the source is known to have settled,
+ * too. It was taken for «loaded, and not let run yet», and a guest that its user had paused days later went
+ * on when its shim died. */
 static void a_guest_that_has_run_here_is_paused_by_its_user(void **state)
 {
     static const struct {

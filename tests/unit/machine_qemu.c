@@ -509,7 +509,8 @@ static void a_real_one_is_cancelled_at_the_moment_of_its_stop(void **state)
     close(listener);
 }
 
-/* What broke: a shim that was killed between fork and qemu.pid left a QEMU that nobody knew of, with its taps. */
+/* What broke: a shim that was killed between fork and qemu.pid left a QEMU that nobody knew of, with its
+ * taps. */
 static void whenever_its_shim_is_killed_it_is_found(void **state)
 {
     (void)state;
