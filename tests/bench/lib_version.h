@@ -22,7 +22,7 @@ bool version_knows(const char *command, const char *argument);
 /* The one that our own guests run on in pairs with QEMU's migration: the newest, or the host's
  * (XM_BENCH_OURS=host). */
 unsigned version_of_ours(void);
-/* Whether it is measured in that round: the newest always, the other in every second. Time is the reason: its
+/* Whether it is measured in that round: the newest always, the other in every fourth. Time is the reason: its
  * median is of fewer runs. */
 bool version_turn(unsigned v, unsigned round);
 

@@ -165,7 +165,7 @@ int main(int argc, char **argv)
         for (unsigned v = 0; v < version_count(); v++) {
             char who[40];
             /* Ours has a goal of its own when the guest is idle, and therefore more rounds. */
-            if (idle ? i % 2 : !version_turn(v, i))
+            if ((idle && i % 2) || !version_turn(v, i))
                 continue;
             struct outcome q = run_qemu(v);
             snprintf(who, sizeof who, "QEMU %s", version_short(v));
