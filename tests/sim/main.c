@@ -176,7 +176,7 @@ static bool run(uint64_t seed, bool verbose)
     tasks_reset();
     fds_reset();
     files_reset();
-    plane_reset();
+    links_reset();
     operator_reset();
     for (int i = 0; i < HOSTS; i++)
         make_host(i);

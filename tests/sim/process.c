@@ -28,7 +28,7 @@ void set_partition(bool yes)
     w.partitioned = yes;
     sim_trace("the network is %s", yes ? "cut" : "whole");
     sockets_of_network_changed();
-    plane_network_changed();
+    links_network_changed();
 }
 
 /* ---- processes ---- */
@@ -69,7 +69,7 @@ static void gone(struct proc *p, bool power)
     p->alive = false;
     if (p->kind == AGENT)
         p->host->listening = false;
-    plane_process_gone(p, power);
+    links_process_gone(p, power);
     if (!power || !p->host->on)
         fds_close_all(p);
     task_wake(p);
@@ -114,7 +114,7 @@ void proc_stop(struct proc *p, bool stop)
     sim_trace("%s's %s (%d) is %s", p->host->name, kinds[p->kind], p->pid, stop ? "stopped" : "continued");
     p->stopped = stop;
     tasks_freeze(p, stop);
-    plane_network_changed();
+    links_network_changed();
 }
 
 /* ---- the agent ---- */
@@ -346,14 +346,14 @@ void host_cut(struct host *h)
         if (p->host != h || !p->alive || p == self)
             continue;
         p->alive = false;
-        plane_process_gone(p, true);
+        links_process_gone(p, true);
         fds_close_all(p);
         tasks_drop(p);
     }
     h->listening = false;
     files_power_cut(h);
     sockets_of_network_changed();
-    plane_network_changed();
+    links_network_changed();
     if (self && self->host == h)
         gone(self, true);
 }

@@ -72,13 +72,13 @@ static void guest_writes(void *unused)
         if (p->kind != QEMU || !p->alive || p->stopped || !p->qemu->running)
             continue;
         struct inode *disk = qemu_disk(p);
-        if (!disk || plane_holds_guest(shim_of_qemu(p)))
+        if (!disk || disks_hold_guest(shim_of_qemu(p)))
             continue; /* its requests wait */
         if (!disk->named)
             sim_violated("the disk of the guest that runs on %s has been deleted", p->host->name);
         p->qemu->memory = ++w.version;
         disk->version = disk->durable_version = w.version;
-        plane_guest_wrote(shim_of_qemu(p), w.version);
+        disks_guest_wrote(shim_of_qemu(p), w.version);
     }
     after(between(5, 40) * MS, guest_writes, unused);
 }

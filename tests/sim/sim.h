@@ -18,7 +18,8 @@
  *   task.c     coroutines, virtual time, pthreads      memory.c  malloc of one run
  *   files.c    the file system of a host               socket.c  descriptors, sockets, poll
  *   process.c  hosts, agents, shims, kill, power cuts  qemu.c    QEMU and the guest
- *   plane.c    links, disks' copies, RAM               facts.c   what a host is; logs; fault points
+ *   links.c    links, calls, device state              disks.c   disks, their copies and locks
+ *   ram.c      rounds of memory                        facts.c   what a host is; logs; fault points
  *   fault.c    what goes wrong, when                   check.c   what must hold
  *   operator.c people at their consoles                main.c    seeds, every step in turn, deliberate sins
  *
@@ -257,18 +258,18 @@ struct proc *shim_of_qemu(struct proc *qemu);
 struct machine;
 struct inode *machine_inode(struct proc *shim);
 
-/* ---- plane.c ---- */
+/* ---- links.c, disks.c, ram.c ---- */
 
-void plane_reset(void);
-void plane_process_gone(struct proc *, bool silently);
-void plane_network_changed(void);
-void plane_guest_wrote(struct proc *shim, uint64_t version);
-bool plane_holds_guest(struct proc *shim);  /* its disk is just being swapped */
+void links_reset(void);
+void links_process_gone(struct proc *, bool silently);
+void links_network_changed(void);
 struct proc *links_peer(struct xm_links *); /* the process at the other end, while they are up */
 struct xm_links *stream_links(struct proc *shim);
 bool stream_held(struct proc *shim);
-bool pages_complete(struct proc *shim); /* the destination has all of the guest's memory */
 bool links_live(struct xm_links *);
+void disks_guest_wrote(struct proc *shim, uint64_t version);
+bool disks_hold_guest(struct proc *shim); /* its disk is just being swapped */
+bool pages_complete(struct proc *shim);   /* the destination has all of the guest's memory */
 
 /* ---- fault.c ---- */
 

@@ -171,7 +171,7 @@ int __wrap_machine_save_spec(struct machine *vm, struct xm_error *e)
     struct proc *p = proc_current();
 
     if (sin_committed == SWAP_UNRECORDED && p->shim && vm->disks && vm->disk[0].started &&
-        plane_holds_guest(p))
+        disks_hold_guest(p))
         return 0;
     return __real_machine_save_spec(vm, e);
 }

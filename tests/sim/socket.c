@@ -76,7 +76,7 @@ void socket_eof(struct obj *o)
 {
     o->eof = true;
     obj_changed(o);
-    plane_network_changed();
+    links_network_changed();
 }
 
 static void closed_far(void *arg)
@@ -449,7 +449,7 @@ int __wrap_shutdown(int fd, int how)
     if (o && o->kind == FD_SOCKET) {
         o->eof = true;
         obj_changed(o);
-        plane_network_changed();
+        links_network_changed();
     }
     return 0;
 }
