@@ -211,6 +211,23 @@ static void note_grown(struct move *m, const struct vm_disk *d)
                       d->path, xm_format_size(size).s, d->name, m->vm, xm_format_size(d->size).s));
 }
 
+/* What the source would say once all is copied (migrate/source_memory.c). */
+static void judge_downtime(const struct move *m, json_t *reasons)
+{
+    uint64_t budget = (uint64_t)xm_json_int(m->options, "downtime_ns", 0);
+    uint64_t least = SWITCH_STATE_NS + SWITCH_FLUSH_NS + SWITCH_ROUND_TRIP_NS;
+
+    if (budget < least)
+        against(
+            reasons,
+            xm_printf(
+                "the switch-over is estimated at %s with nothing left to send (device state %s, flush %s, "
+                "round trip %s), more than the budget of %s: it needs --downtime %llu at least",
+                xm_format_time(least).s, xm_format_time(SWITCH_STATE_NS).s, xm_format_time(SWITCH_FLUSH_NS).s,
+                xm_format_time(SWITCH_ROUND_TRIP_NS).s, xm_format_time(budget).s,
+                (unsigned long long)(least / XM_NS_PER_MS + 1)));
+}
+
 static void judge_source(struct move *m, json_t *reasons)
 {
     struct agent *a = m->agent;
@@ -234,6 +251,7 @@ static void judge_source(struct move *m, json_t *reasons)
         against(reasons, xm_printf("%s's record does not say that it owns VM %s; see `xmigrate recover %s`",
                                    a->conf.name, m->vm, m->vm));
     if (!m->local) {
+        judge_downtime(m, reasons);
         admit_extra(&m->spec, reasons);
         json_t *nvram = m->spec.nvram ? nvram_pack(a, m->vm, &e) : json_null();
         if (!nvram)

@@ -496,7 +496,6 @@ struct source *source_start(struct machine *vm, const json_t *request, bool loca
     };
     m->rate = (uint64_t)xm_json_int(o, "bandwidth", 0);
     m->persist = xm_json_bool(o, "persist", false);
-    m->device_state_ns = 15 * XM_NS_PER_MS;
     m->state = local ? SOURCE_DISKS : SOURCE_PREPARE;
     int r = pthread_create(&m->thread, NULL, source_main, m);
     if (!r)

@@ -90,9 +90,9 @@ int source_memory(struct source *m)
             .mirror_backlog = mirror_backlog(m),
             .wire_rate = round.rate,
             .scan_ns = xm_now() - t,
-            .device_state_ns = m->device_state_ns,
-            .flush_ns = 2 * XM_NS_PER_MS,
-            .round_trip_ns = 2 * XM_NS_PER_MS,
+            .device_state_ns = SWITCH_STATE_NS,
+            .flush_ns = SWITCH_FLUSH_NS,
+            .round_trip_ns = SWITCH_ROUND_TRIP_NS,
         };
         m->report.estimate = xm_switch_estimate(&in);
         xm_log(XM_LOG_INFO,

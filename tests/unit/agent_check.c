@@ -102,6 +102,27 @@ static void both_sides_say_that_memory_cannot_be_tracked(void **state)
     }
 }
 
+/* All was copied, and then the source said that it cannot be. */
+static void a_budget_that_no_switch_can_keep_is_refused_by_check(void **state)
+{
+    static const char says[] = "more than the budget of 1.0 ms: it needs --downtime 20 at least";
+    (void)state;
+
+    assert_int_equal(test_agent_start(t), 0);
+    json_decref(start());
+    for (int ms = 1; ms <= 20; ms += 19) {
+        json_t *answer = ask(t, json_pack("{s:s, s:s, s:s, s:b, s:{s:i}}", "verb", "check", "vm", "web1",
+                                          "host", "hostb", "storage", 1, "options", "downtime_ms", ms));
+        json_t *reasons = json_object_get(answer, "reasons");
+        if (ms == 1 ? !one_says(reasons, says) : one_says(reasons, "needs --downtime"))
+            fail_msg("%s", json_dumps(answer, 0));
+        json_decref(answer);
+    }
+    json_t *answer = ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1));
+    assert_true(xm_json_bool(answer, "ok", false));
+    json_decref(answer);
+}
+
 /* As a destination: of images in the directories that its configuration names. */
 static void another_disc_of_the_same_path_is_refused(void **state)
 {
@@ -264,6 +285,8 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(both_sides_say_that_memory_cannot_be_tracked, make, take_away),
+        cmocka_unit_test_setup_teardown(a_budget_that_no_switch_can_keep_is_refused_by_check, make,
+                                        take_away),
         cmocka_unit_test_setup_teardown(another_disc_of_the_same_path_is_refused, make, take_away),
         cmocka_unit_test_setup_teardown(without_kvm_a_vm_for_it_is_refused_by_that_name, make, take_away),
         cmocka_unit_test_setup_teardown(what_qemu_would_not_take_is_refused_by_name, make, take_away),
