@@ -82,6 +82,17 @@ static json_t *read_move(struct agent *a, const json_t *o, struct move *m)
 #define CLOSING_NS (10 * XM_NS_PER_S)
 #define LAUNCH_NS  (10 * XM_NS_PER_S) /* for a job that has just begun to have its shim */
 
+/* Where its disks are by what stands durably: a destination that opened another file of that name and size
+ * would run the VM on it. It is held, and so nobody else's to change. */
+static json_t *recorded_spec(struct move *m, struct xm_error *e)
+{
+    char *path = vm_state_path(m->agent, m->vm, "spec.json");
+    json_t *spec = read_json(path, e);
+
+    free(path);
+    return spec;
+}
+
 /* Holds the VM and takes a copy of what is known of it. NULL, or the refusal. */
 static json_t *hold(struct move *m, bool for_real)
 {
@@ -112,7 +123,12 @@ static json_t *hold(struct move *m, bool for_real)
     agent_unlock(a);
     if (absent)
         return not_running(a, m->vm, EXIT_REFUSED);
-    if (!no && vm_spec_from_json(&m->spec, spec, &e) < 0)
+    m->held = spec && for_real;
+    if (m->held) {
+        json_decref(spec);
+        spec = recorded_spec(m, &e);
+    }
+    if (!no && (!spec || vm_spec_from_json(&m->spec, spec, &e) < 0))
         no = refusal(EXIT_FAILED, "VM %s: %s", m->vm, e.text);
     /* Started before this was put into the specification: its guest sees what the storage has. */
     for (unsigned i = 0; !no && i < m->spec.disks; i++) {
@@ -120,7 +136,6 @@ static json_t *hold(struct move *m, bool for_real)
         if (!d->block_size)
             d->block_size = probe_block_size(d->path);
     }
-    m->held = spec && for_real;
     json_decref(spec);
     return no;
 }

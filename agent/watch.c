@@ -6,7 +6,7 @@
  * the watcher subscribes to the shim's events and passes those of this host's jobs on; when the shim has
  * ended, the run directory is removed and the VM forgotten.
  *
- * The shim dies while its QEMU lives: a new shim is started with the same shim.json; it takes the QEMU over,
+ * The shim dies while its QEMU lives: a new shim is started by what the inventory has; it takes the QEMU over,
  * whose disks wait. Shim and QEMU are both dead: the directory is removed; if it was an incoming migration
  * that never took over, the disks that were made for it too.
  */
@@ -150,10 +150,12 @@ static void learn_role(struct agent *a, const char *name)
     json_decref(st);
 }
 
-static void learn_spec(struct agent *a, const char *name)
+/* Disks may have moved, also where that failed in the end: what stands durably, not what this agent
+ * remembers. A new reference, or NULL. */
+static json_t *learn_spec(struct agent *a, const char *name, struct xm_error *e)
 {
     char *path = vm_state_path(a, name, "spec.json");
-    json_t *spec = read_json(path, NULL);
+    json_t *spec = read_json(path, e);
 
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
@@ -162,8 +164,8 @@ static void learn_spec(struct agent *a, const char *name)
         vm->spec = json_incref(spec);
     }
     agent_unlock(a);
-    json_decref(spec);
     free(path);
+    return spec;
 }
 
 /* A job that this agent knows by its shim alone: its record could not be written, and who began it died. */
@@ -190,7 +192,9 @@ static void on_event(struct agent *a, const char *name, json_t *event)
     if (vm && !incoming && vm->job[0] && !strcmp(vm->job, xm_json_str(event, "job", "")))
         memcpy(id, vm->job, sizeof id);
     agent_unlock(a);
-    bool done = !strcmp(what, "done");
+    bool done = !strcmp(what, "done"), over = done || !strcmp(what, "failed");
+    if (over && !incoming)
+        json_decref(learn_spec(a, name, NULL));
     if (id[0] && done) {
         agent_lock(a);
         if ((vm = vm_find(a, name))) {
@@ -201,13 +205,11 @@ static void on_event(struct agent *a, const char *name, json_t *event)
     }
     if (id[0] && (job = job_get(a, id))) {
         bool stays = !strcmp(xm_json_str(job->about, "mode", ""), "storage-only");
-        if (done && stays)
-            learn_spec(a, name);
         /* When the VM has gone, «done» is said after it has gone from the list too (vm_ended). */
         if (!done || stays)
             job_event(a, job, json_incref(event));
         job_put(a, job);
-    } else if (id[0] && (done || !strcmp(what, "failed"))) {
+    } else if (id[0] && over) {
         forget_job(a, name, id);
     }
     if (incoming && strcmp(what, "progress"))
@@ -298,10 +300,7 @@ static bool revive(struct agent *a, const char *name)
     bool expected = vm && vm->incoming;
     bool may = vm && (!expected || vm_owned(a, name, NULL)) && vm->revived++ < REVIVE_MAX;
     agent_unlock(a);
-    /* What stands durably, not what this agent remembers: disks may have moved a moment ago. */
-    char *path = vm_state_path(a, name, "spec.json");
-    json_t *spec = may ? read_json(path, &e) : NULL;
-    free(path);
+    json_t *spec = may ? learn_spec(a, name, &e) : NULL;
     if (may && !spec)
         xm_log(XM_LOG_ERROR, "VM %s: %s", name, e.text);
     if (!spec || !vm_process(a, name, "qemu.pid") || !vm_owned(a, name, &epoch)) {

@@ -253,6 +253,43 @@ static void the_vm_runs_on_when_only_the_shim_dies(void **state)
     assert_string_equal(state_of("web1"), "running");
 }
 
+/* Its disk moved to another file of this host before the shim died, which did not come to say so. What broke:
+ * the agent went on with the old path, and a destination that reaches the same storage was told that one: the
+ * VM would have gone on there on the file that it had left. */
+static void where_the_disks_are_is_read_anew(void **state)
+{
+    struct xm_jsonl js;
+    int listener = *(int *)*state;
+    need_qemu();
+
+    must(ask(t, start_request()), 0);
+    start_qemu(false);
+    json_t *spec = json_load_file(in_dir(t, "state/vms/web1/spec.json"), 0, NULL);
+    json_object_set_new(json_array_get(json_object_get(spec, "disks"), 0), "path",
+                        json_string(in_dir(t, "ds/moved.raw")));
+    assert_int_equal(link(in_dir(t, "ds/web1.raw"), in_dir(t, "ds/moved.raw")), 0);
+    assert_int_equal(xm_json_save(in_dir(t, "state/vms/web1/spec.json"), spec, NULL), 0);
+    json_decref(spec);
+    pid_t shim = shim_pid(t, "web1");
+    kill(shim, SIGKILL);
+    for (struct limit l = limit_start(20);
+         (shim_pid(t, "web1") == shim || strcmp(state_of("web1"), "running")) && limit_wait(&l);)
+        ;
+    xm_jsonl_init(&js, agent_socket());
+    xm_jsonl_send(js.fd, json_pack("{s:s, s:s, s:s}", "verb", "move", "vm", "web1", "host", "hostb"), -1,
+                  NULL);
+    must_not_be_refused(listener, &js);
+    json_t *o = serve_one(listener, json_pack("{s:b, s:[s]}", "ok", 1, "reasons", "no"));
+    assert_string_equal(
+        xm_json_str(json_array_get(json_object_get(json_object_get(o, "vm"), "disks"), 0), "path", ""),
+        in_dir(t, "ds/moved.raw"));
+    assert_string_equal(xm_json_str(json_array_get(json_object_get(o, "probes"), 0), "file", ""),
+                        "moved.raw");
+    json_decref(o);
+    must(last_of(&js), 3);
+    xm_jsonl_close(&js);
+}
+
 /* The destination prepares meanwhile: the new shim was given the job that its user had been told to be over.
  */
 static void a_job_that_is_over_is_not_given_to_the_new_shim(void **state)
@@ -430,6 +467,7 @@ int main(int argc, char **argv)
         TEST(an_abort_ends_it_with_the_vm_here),
         TEST(the_shim_dies_in_a_move),
         TEST(the_vm_runs_on_when_only_the_shim_dies),
+        TEST(where_the_disks_are_is_read_anew),
         TEST(a_job_that_is_over_is_not_given_to_the_new_shim),
         TEST(the_destination_learns_what_is_known_of_the_cpu),
         TEST(a_source_that_cannot_tell_the_guests_cpu_says_why),
