@@ -146,13 +146,25 @@ static json_t *run_here(struct agent *a, const char *vm, const char *how, const 
 
 /* ---- the verdicts ---- */
 
-static json_t *take(struct agent *a, const char *vm, const struct known *here, uint64_t epoch,
-                    const char *how, bool by_word)
+/* Recorded as ours; its shim has nothing left that could run, and would hand the VM back. */
+static int end_shim(struct agent *a, const char *vm, struct known *here, struct xm_error *e)
+{
+    json_t *o = shim_call(a, vm, json_pack("{s:s, s:b}", "cmd", "stop", "force", 1), -1, ASK_NS, e);
+    int r = !o ? -EIO : wait_gone(a, vm) ? 0 : xm_error_set(e, ETIMEDOUT, "its shim does not end");
+
+    json_decref(o);
+    here->present = r != 0;
+    return r;
+}
+
+static json_t *take(struct agent *a, const char *vm, struct known *here, uint64_t epoch, const char *how,
+                    bool by_word)
 {
     struct owner_record rec = {.epoch = epoch, .owner = OWNER_MINE};
     struct xm_error e = {0};
+    bool undecided = !strcmp(here->role, "undecided"), lost = by_word && !vm_process(a, vm, "qemu.pid");
 
-    if (!strcmp(here->role, "undecided")) { /* its shim has it loaded, and records it itself */
+    if (undecided && !lost) { /* its shim has it loaded, and records it itself */
         json_t *o =
             shim_call(a, vm, json_pack("{s:s, s:s}", "cmd", "decide", "owner", "mine"), -1, 2 * ASK_NS, &e);
         if (!o)
@@ -163,6 +175,9 @@ static json_t *take(struct agent *a, const char *vm, const struct known *here, u
     snprintf(rec.from, sizeof rec.from, "%s", verdict_peer(&here->rec));
     if (owner_write(a, vm, &rec, &e) < 0)
         return refusal(EXIT_FAILED, "%s", e.text);
+    if (undecided && end_shim(a, vm, here, &e) < 0)
+        return refusal(EXIT_UNKNOWN, "VM %s %s, and what is left of it here does not end: %s", vm, how,
+                       e.text);
     json_t *answer = run_here(a, vm, how, here, epoch);
     if (xm_json_bool(answer, "ok", false)) {
         char *dir = vm_state_path(a, vm, NULL);
@@ -239,7 +254,7 @@ static json_t *tell_to_settle(struct agent *a, const char *vm, const struct conf
  * one epoch (it took it) or two (it handed it back): ours is above, so that it is of the past when it comes
  * back all the same. What it has promised us we take as it was offered: who offered it has the journal of
  * it, and gives way (returned.c). */
-static json_t *without_peer(struct agent *a, const char *vm, const struct known *here)
+static json_t *without_peer(struct agent *a, const char *vm, struct known *here)
 {
     uint64_t epoch = here->rec.epoch + (here->rec.owner == OWNER_GIVEN ? 2 : 0);
 
@@ -270,7 +285,7 @@ static bool guest_is_there(const struct known *there)
     return !strcmp(there->state, "running") || !strcmp(there->state, "paused");
 }
 
-static json_t *judge_it(struct agent *a, const char *vm, const struct known *here, bool peer_is_dead)
+static json_t *judge_it(struct agent *a, const char *vm, struct known *here, bool peer_is_dead)
 {
     const char *name = verdict_peer(&here->rec);
     const struct conf_peer *p = config_peer(&a->conf, name);

@@ -98,6 +98,31 @@ static void recover_changes_nothing_while_the_other_side_is_silent(void **state)
     assert_string_equal(state_of("web1"), "");
 }
 
+/* It is loaded here and may have been given to us, the source is lost for good, and then its QEMU ends. What
+ * broke: its shim handed it back to the dead host, each further word changed nothing, and neither was the VM
+ * to be stopped: whole disks here, and no way to them. */
+static void a_promised_vm_whose_qemu_has_ended_is_taken_by_word(void **state)
+{
+    struct owner_record rec = {.epoch = 2, .owner = OWNER_PROMISED, .from = "hostb"};
+    need_qemu();
+
+    must(ask_as_peer(t, prepare_request("5")), 0);
+    json_t *conf = json_load_file(in_dir(t, "run/vms/web1/shim.json"), 0, NULL);
+    assert_int_equal(xm_json_save(in_dir(t, "state/vms/web1/spec.json"), json_object_get(conf, "vm"), NULL),
+                     0);
+    json_decref(conf);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "run/vms/web1/undecided"), "", 0, NULL), 0);
+    shutdown(*(int *)*state, SHUT_RDWR);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", "web1", "peer_is_dead", 1)), 0);
+    assert_string_equal(state_of("web1"), "running");
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_MINE);
+    assert_int_equal(rec.epoch, 2);
+    assert_true(rec.settled);
+    assert_true(exists(t, "ds/web1-root.raw"));
+}
+
 /* A VM that was stopped is started by whoever wants it to run, not by a question. */
 static void recover_starts_nothing_that_was_stopped(void **state)
 {
@@ -119,6 +144,7 @@ int main(int argc, char **argv)
         TEST(a_peer_that_has_lost_its_record_is_not_taken_for_one_without_the_vm),
         TEST(an_operator_takes_back_what_a_dead_peer_had),
         TEST(recover_changes_nothing_while_the_other_side_is_silent),
+        TEST(a_promised_vm_whose_qemu_has_ended_is_taken_by_word),
         TEST(recover_starts_nothing_that_was_stopped),
     };
     int status;

@@ -62,6 +62,37 @@ static void set_autostart(struct fake *f, json_t *yes)
     json_dump_file(spec, path, 0);
 }
 
+/* The links to its source were lost after the promise, and its QEMU has ended. */
+static bool is_undecided(const struct fake *f)
+{
+    char path[300];
+
+    snprintf(path, sizeof path, "%s/undecided", f->dir);
+    return f->incoming && access(path, F_OK) == 0;
+}
+
+/* As the real one: what it cannot run it hands back. */
+static void decide(const struct fake *f, json_t *reply)
+{
+    struct owner_record rec;
+
+    if (!owner_load(f->state, f->vm, &rec, NULL) && rec.owner == OWNER_PROMISED) {
+        struct owner_record back = {.epoch = rec.epoch + 1, .owner = OWNER_GIVEN};
+        memcpy(back.to, rec.from, sizeof back.to);
+        owner_save(f->state, f->vm, &back, NULL);
+    }
+    json_object_set_new(reply, "ok", json_false());
+    json_object_set_new(reply, "error", json_string("QEMU has ended before it let the guest run"));
+}
+
+/* As the real one. */
+static bool is_open(const struct fake *f)
+{
+    struct owner_record rec;
+
+    return !owner_load(f->state, f->vm, &rec, NULL) && verdict_open(&rec);
+}
+
 /* Events that an answer has to precede are sent by `after`. */
 static json_t *command(struct fake *f, int at, const json_t *o, const char **after)
 {
@@ -74,7 +105,10 @@ static json_t *command(struct fake *f, int at, const json_t *o, const char **aft
                             json_string(f->incoming ? "incoming"
                                         : f->job[0] ? "migrating"
                                                     : "running"));
-        json_object_set_new(reply, "role", json_string(f->incoming ? "incoming" : "owner"));
+        json_object_set_new(reply, "role",
+                            json_string(is_undecided(f) ? "undecided"
+                                        : f->incoming   ? "incoming"
+                                                        : "owner"));
         if (f->incoming)
             json_object_set_new(reply, "step", json_string("waiting"));
         if (f->job[0])
@@ -88,6 +122,11 @@ static json_t *command(struct fake *f, int at, const json_t *o, const char **aft
             json_object_set_new(reply, "ok", json_false());
     } else if (!strcmp(cmd, "stop") && !strcmp(f->vm, "deaf") && !xm_json_bool(o, "force", false)) {
         return reply; /* its guest does not listen */
+    } else if (!strcmp(cmd, "decide")) {
+        decide(f, reply);
+    } else if (!strcmp(cmd, "stop") && is_undecided(f) && is_open(f)) {
+        json_object_set_new(reply, "ok", json_false());
+        json_object_set_new(reply, "error", json_string("whose VM it is has to be settled"));
     } else if (!strcmp(cmd, "stop")) {
         life_end(f->state, xm_json_bool(o, "force", false) ? LIFE_FORCED : LIFE_USER, NULL);
         f->end = true;
