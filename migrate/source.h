@@ -128,7 +128,7 @@ int source_stuck(const struct xm_switch_inputs *, const struct xm_round *last, u
 uint64_t source_state_max(double wire_rate, uint64_t budget_ns);
 int source_switch(struct source *);
 /* What a storage-only move that was cut, or could not delete, has left goes before the next journal is
- * written. A datastore that is gone for good does not keep the VM here. */
+ * written. A datastore that is gone for good, or dies, does not keep the VM here. */
 int source_sweep(struct source *);
 int source_handoff_prepare(struct source *); /* the record says that the VM is ours to give */
 int source_handoff(struct source *);

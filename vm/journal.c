@@ -333,7 +333,8 @@ static int delete_files(const struct journal *j, const char *vm, struct xm_error
             continue;
         xm_log(XM_LOG_DEBUG, "VM %s: cannot delete %s: %s", vm, json_string_value(v), why.text);
         if (!r)
-            r = xm_error_set(e, why.code, "cannot delete %s: %s", json_string_value(v), why.text);
+            r = xm_error_set(e, why.code == EBUSY ? EBUSY : ENODEV, "cannot delete %s: %s",
+                             json_string_value(v), why.text);
     }
     return r;
 }

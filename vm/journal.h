@@ -61,8 +61,9 @@ unsigned journal_asks(const struct journal *, const struct owner_record *,
 /* That host knows how they ended, or is gone for good: its hand-offs are not open any more. */
 int journal_close(const char *dir, const char *peer, struct xm_error *);
 
-/* The three that follow: -ENODEV: where a file was there is nothing at all, so its file system is not
- * mounted; the journal stays, for when it is. Whoever cannot wait for that tells it, and goes on. */
+/* The three that follow: -ENODEV: a file cannot be deleted: its file system is read-only by now, or fails; or
+ * there is nothing at all where it was, so that is not mounted. The journal stays, for when it is well again.
+ * Whoever cannot wait for that tells it, and goes on. */
 
 /* Destination: the migration came to nothing. Deletes the files that were made for it, then what the
  * directory holds of this VM unless there is a record of an earlier stay. -EBUSY: the record says that the

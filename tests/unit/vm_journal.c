@@ -343,6 +343,34 @@ static void a_file_in_use_is_not_deleted(void **state)
     }
 }
 
+/* Its storage is read-only by now, say; here it is a directory. What broke: no move of the VM began any more. */
+static void a_file_that_cannot_be_deleted_keeps_its_journal_and_nobody_waits(void **state)
+{
+    static const enum journal_side sides[] = {JOURNAL_SOURCE, JOURNAL_DESTINATION, JOURNAL_STORAGE};
+    struct xm_error e;
+
+    (void)state;
+    for (unsigned i = 0; i < 3; i++) {
+        int (*end)(const char *, const char *, struct xm_error *) = i == 0   ? journal_settle
+                                                                    : i == 1 ? journal_undo
+                                                                             : journal_sweep;
+        journal(sides[i]);
+        record(i < 2 ? OWNER_GIVEN : OWNER_MINE, i == 1 ? E + 1 : E, true);
+        char *path = xm_printf("%s/spec.json", dir), *journal_path = xm_printf("%s/journal.json", dir);
+        json_t *spec = json_pack("{s:[{s:s}]}", "disks", "path", other);
+        assert_int_equal(xm_json_save(path, spec, NULL), 0);
+        assert_int_equal(unlink(disk) | mkdir(disk, 0700), 0);
+        e.text[0] = 0;
+        assert_int_equal(end(dir, "web1", &e), -ENODEV);
+        assert_non_null(strstr(e.text, disk));
+        assert_true(is_there(journal_path));
+        assert_int_equal(rmdir(disk), 0);
+        json_decref(spec);
+        free(journal_path);
+        free(path);
+    }
+}
+
 /* The specification names a file that is not there: the other one may be the only copy. */
 static void the_named_file_has_to_be_there(void **state)
 {
@@ -377,6 +405,7 @@ int main(void)
         T(what_was_before_is_kept),
         T(of_two_files_the_named_one_stays),
         T(a_file_in_use_is_not_deleted),
+        T(a_file_that_cannot_be_deleted_keeps_its_journal_and_nobody_waits),
         T(the_named_file_has_to_be_there),
     };
     return cmocka_run_group_tests_name("vm_journal", tests, NULL, NULL);
