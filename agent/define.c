@@ -198,12 +198,41 @@ json_t *verb_define(struct conn *c, const json_t *request)
     return answer;
 }
 
+/* What the journal of its last migration still waits for. NULL: nothing. */
+static json_t *not_cleaned_up(struct agent *a, const struct inventory_vm *v)
+{
+    struct journal_open open[JOURNAL_OPEN_MAX + 1];
+    char *dir = vm_state_path(a, v->name, NULL);
+    struct xm_error e = {0};
+    struct journal j;
+    json_t *no = NULL;
+    int r = journal_read(dir, &j, &e);
+    const char *file = json_string_value(json_array_get(j.files, 0));
+
+    if (r)
+        no = refusal(EXIT_REFUSED,
+                     "VM %s: what its last migration left is not known: %s. With --force it is forgotten all "
+                     "the same, and that stays",
+                     v->name, e.text);
+    else if (v->rec.owner == OWNER_MINE && journal_asks(&j, &v->rec, open))
+        no =
+            refusal(EXIT_REFUSED,
+                    "VM %s: its last migration is not cleaned up yet; that is done within seconds, when %s "
+                    "answers: try again; if that host is lost for good: `xmigrate recover %s --peer-is-dead`",
+                    v->name, open[0].peer, v->name);
+    else if (j.side != JOURNAL_NONE)
+        no = refusal(EXIT_REFUSED,
+                     "VM %s: what its last migration left is not cleaned up yet (%s), which is tried every "
+                     "few seconds. With --force the VM is forgotten all the same, and that stays",
+                     v->name, file ? file : "its journal");
+    journal_free(&j);
+    free(dir);
+    return no;
+}
+
 /* NULL: it may be forgotten. With force what is in doubt, too, but not what cannot be read. */
 static json_t *must_stay(struct agent *a, const struct inventory_vm *v, bool force)
 {
-    char *dir = vm_state_path(a, v->name, NULL);
-    struct journal j = {0};
-    struct xm_error e = {0};
     bool known = v->rec.owner == OWNER_MINE || (v->rec.owner == OWNER_GIVEN && v->rec.settled);
     json_t *no = NULL;
     enum whereabouts is = WHERE_NOWHERE;
@@ -229,16 +258,10 @@ static json_t *must_stay(struct agent *a, const struct inventory_vm *v, bool for
                      "VM %s: %s. What %s remembers of it keeps another VM of its name from being started; "
                      "if it is to be forgotten all the same: `xmigrate undefine --force %s`",
                      v->name, where, a->conf.name, v->name);
-    } else if (!force && (journal_read(dir, &j, &e) < 0 || j.side != JOURNAL_NONE)) {
-        no = refusal(EXIT_REFUSED,
-                     "VM %s: its last migration is not cleaned up yet%s%s; that is done within seconds, when "
-                     "%s answers: "
-                     "try again; if that host is lost for good: `xmigrate recover %s --peer-is-dead`",
-                     v->name, e.code ? ": " : "", e.text, j.peer[0] ? j.peer : "its other host", v->name);
+    } else if (!force) {
+        no = not_cleaned_up(a, v);
     }
-    journal_free(&j);
     free(where);
-    free(dir);
     return no;
 }
 

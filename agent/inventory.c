@@ -247,7 +247,9 @@ int inventory_contradiction(struct agent *a, const struct vm_spec *s, struct xm_
         const char *name = json_string_value(v);
         if (r || inventory_read(a, name, &k))
             continue;
-        if (!inventory_owns(&k)) /* an old record: its disks went, or are a copy that belongs to no VM */
+        /* An old record: its disks went, or are a copy that belongs to no VM. One that is open may be handed
+         * back, and then they are the VM's. */
+        if (!inventory_owns(&k) && !verdict_open(&k.rec))
             r = 0;
         else if (!strcmp(name, s->name))
             r = contradicts_itself(a, s, k.spec, e);

@@ -50,8 +50,8 @@ char *inventory_whereabouts(struct agent *, const char *name, const struct owner
                             enum whereabouts *is);
 
 /* Would this definition contradict what stands in the inventory: another path or size of a disk of the same
- * name (but for a larger size that its file has by now), a file that another VM has? A sentence that names
- * both; 0 when not. */
+ * name (but for a larger size that its file has by now), a file that another VM has, or may be handed back
+ * with? A sentence that names both; 0 when not. */
 int inventory_contradiction(struct agent *, const struct vm_spec *, struct xm_error *);
 /* Does the recorded definition of this VM have this disk? Then its file exists, or something is wrong. */
 bool inventory_has_disk(const json_t *spec, const char *disk);

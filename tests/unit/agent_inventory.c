@@ -332,6 +332,40 @@ static void two_vms_never_have_one_file(void **state)
     must(about_spec("define", "two.ini"), 0);
 }
 
+/* What was given away and is not settled may be handed back. What broke: another VM was defined on its disk. */
+static void a_disk_that_may_come_back_is_not_another_vms(void **state)
+{
+    (void)state;
+    need_qemu();
+    must(about_spec("define", "spec.ini"), 0);
+    own("web1", OWNER_GIVEN, 2, "hostb", false);
+    write_text("two.ini", "[vm]\nname = web2\nmemory = 16M\naccel = tcg\n[disk root]\ndatastore = ds\nfile = "
+                          "web1.raw\n");
+    must_refuse(about_spec("define", "two.ini"), 3, "is disk 'root' of VM web1", NULL);
+    own("web1", OWNER_GIVEN, 2, "hostb", true);
+    must(about_spec("define", "two.ini"), 0);
+}
+
+/* What broke: the advice was to declare a host dead that had nothing to do with it, this very one even. */
+static void undefine_says_what_is_not_cleaned_up(void **state)
+{
+    json_t *files = json_pack("[s]", in_dir(t, "ds/a-directory")), *none = json_array();
+    (void)state;
+    need_qemu();
+
+    must(about_spec("define", "spec.ini"), 0);
+    assert_int_equal(mkdir(in_dir(t, "ds/a-directory"), 0700), 0); /* which cannot be deleted */
+    assert_int_equal(
+        journal_write(in_dir(t, "state/vms/web1"), JOURNAL_STORAGE, 1, "hosta", NULL, files, NULL), 0);
+    must_refuse(about_vm("undefine", "web1"), 3, "ds/a-directory", "With --force", NULL);
+    assert_int_equal(journal_write(in_dir(t, "state/vms/web1"), JOURNAL_SOURCE, 2, "hostb", NULL, none, NULL),
+                     0);
+    must_refuse(about_vm("undefine", "web1"), 3, "when hostb answers", "recover web1 --peer-is-dead`", NULL);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "undefine", "vm", "web1", "force", 1)), 0);
+    json_decref(files);
+    json_decref(none);
+}
+
 static void a_disk_is_added_by_define_and_made_once(void **state)
 {
     (void)state;
@@ -690,6 +724,8 @@ int main(int argc, char **argv)
         TEST(a_spec_that_contradicts_the_record_is_refused),
         TEST(a_disk_grows_to_what_its_file_has),
         TEST(two_vms_never_have_one_file),
+        TEST(a_disk_that_may_come_back_is_not_another_vms),
+        TEST(undefine_says_what_is_not_cleaned_up),
         TEST(a_disk_is_added_by_define_and_made_once),
         TEST(an_image_smaller_than_its_disk_shall_be_gets_advice),
         TEST(a_running_vm_is_neither_defined_nor_undefined),
