@@ -87,8 +87,8 @@ int vm_watch(struct agent *, const char *name, struct xm_error *); /* it has a s
 /* An incoming VM that is on its way out (its shim does not answer any more) is waited for. True: it has gone.
  */
 bool vm_wait_ending(struct agent *, const char *name);
-/* Ends what is left of a VM here that is another host's, and has no shim. False: it has one, or does not end.
- */
+/* Ends what is left of a VM here that is another host's, and has no shim. False: it has one, or is claimed by
+ * a request, or does not end. */
 bool vm_end_orphan(struct agent *, const char *name);
 /* No shim any more: takes away what is left of the VM here. False: its QEMU is left, which nobody may end
  * before it is known whose the VM is. */

@@ -339,15 +339,21 @@ json_t *verb_undefine(struct conn *c, const json_t *request)
 
     if (vm_name_check(name, NULL) < 0)
         return not_running(a, name, EXIT_FAILED);
+    /* Who settles it meanwhile would write its record anew. */
+    if (!settle_claim(a, name, SETTLE_PREPARE_PATIENCE))
+        return refusal(EXIT_REFUSED, "what is open of VM %s is just being settled on %s: try again", name,
+                       a->conf.name);
     json_t *nothing = json_object(), *answer = hold(a, name, nothing);
-    json_decref(nothing);
     if (answer) {
         json_decref(answer);
-        return refusal(EXIT_REFUSED, "VM %s runs, or is on its way: it can be undefined when it is stopped",
-                       name);
+        answer = refusal(EXIT_REFUSED, "VM %s runs, or is on its way: it can be undefined when it is stopped",
+                         name);
+    } else {
+        answer = undefine(a, name, xm_json_bool(request, "force", false));
+        let_go(a, name);
     }
-    answer = undefine(a, name, xm_json_bool(request, "force", false));
-    let_go(a, name);
+    json_decref(nothing);
+    settle_release(a, name);
     return answer;
 }
 

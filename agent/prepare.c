@@ -262,8 +262,14 @@ json_t *verb_peer_prepare(struct conn *c, const json_t *request)
         answer = refusal(EXIT_USAGE, "%s", e.text);
     else if (prepare_settle_last(c->agent, &q, false, SETTLE_PREPARE_PATIENCE, &e) < 0)
         answer = refusal(EXIT_FAILED, "%s", e.text);
-    else
+    else if (!settle_claim(c->agent, q.spec.name, SETTLE_PREPARE_PATIENCE))
+        answer = refusal(EXIT_FAILED, "what is open of VM %s is just being settled on %s: try again",
+                         q.spec.name, c->agent->conf.name);
+    else {
+        /* Or its files and its journal would be taken for those of the last one (tidy.c). */
         answer = prepare(c->agent, &q);
+        settle_release(c->agent, q.spec.name);
+    }
     asked_free(&q);
     return answer;
 }

@@ -155,6 +155,7 @@ static bool storage_of_answers(const struct journal *j, struct xm_error *e)
 
 static void look_at(struct agent *a, const char *name)
 {
+    xm_fault("tidy-look");
     char *dir = vm_state_path(a, name, NULL);
     struct owner_record rec;
     struct journal j;

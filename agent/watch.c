@@ -401,12 +401,16 @@ bool vm_clean_up(struct agent *a, const char *name)
 
 bool vm_end_orphan(struct agent *a, const char *name)
 {
-    if (vm_process(a, name, "shim.pid"))
+    agent_lock(a);
+    const struct vm *held = vm_find(a, name);
+    bool may = !held || held->phase == VM_UP;
+    agent_unlock(a);
+    if (!may || vm_process(a, name, "shim.pid"))
         return false;
     bool gone = vm_clean_up(a, name);
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
-    if (gone && vm)
+    if (gone && vm && vm->phase == VM_UP) /* whoever has claimed it forgets it */
         vm_forget(vm);
     agent_unlock(a);
     return gone;

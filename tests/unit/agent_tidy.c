@@ -233,6 +233,32 @@ static void the_end_of_a_vm_that_came_is_no_warning(void **state)
     free(log);
 }
 
+/* What the last migration of it left cannot be deleted yet, and is looked at when it is announced anew. What
+ * broke: the files and the journal that had just been made for it were taken for those. */
+static void what_is_prepared_is_not_taken_for_what_was_left(void **state)
+{
+    struct owner_record gone = {.epoch = 1, .owner = OWNER_GIVEN, .to = "hostb", .settled = true};
+    json_t *files = json_pack("[s]", in_dir(t, "ds/a-directory")), *request = prepare_request("5");
+
+    (void)state;
+    need_qemu();
+    json_object_set_new(json_object_get(request, "vm"), "name", json_string("slow"));
+    assert_int_equal(xm_mkdir_all(in_dir(t, "ds/a-directory/not-empty"), NULL), 0);
+    assert_int_equal(xm_mkdir_all(in_dir(t, "state/vms/slow"), NULL), 0);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/slow"), "slow", &gone, NULL), 0);
+    assert_int_equal(xm_file_replace(fault, "tidy-look:1:delay=1000", 22, NULL), 0);
+    assert_int_equal(
+        journal_write(in_dir(t, "state/vms/slow"), JOURNAL_SOURCE, 1, "hostb", NULL, files, NULL), 0);
+    json_decref(files);
+    for (struct limit l = limit_start(20); access(fault, F_OK) == 0 && limit_wait(&l);)
+        ;
+    json_t *o = ask_as_peer(t, request);
+    assert_true(exists(t, "ds/slow-root.raw"));
+    assert_true(exists(t, "state/vms/slow/journal.json"));
+    must(o, 0);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "slow", "force", 1)), 0);
+}
+
 /* ---- two agents settle ---- */
 
 static void given_to_hostb(const char *vm)
@@ -277,6 +303,35 @@ static void two_hosts_tell_each_other_to_settle(void **state)
     o = answer_of(&here);
     assert_string_equal(xm_json_str(o, "text", ""), "hostb: it is");
     must(o, 0);
+}
+
+/* What broke: its record was there again, with the state directory, when hostb had answered. */
+static void what_is_forgotten_while_it_is_settled_stays_forgotten(void **state)
+{
+    json_t *none = json_array();
+    struct xm_jsonl its, user;
+
+    (void)state;
+    given_to_hostb("web1");
+    assert_int_equal(journal_write(in_dir(t, "state/vms/web1"), JOURNAL_SOURCE, 4, "hostb", NULL, none, NULL),
+                     0);
+    json_decref(none);
+    json_decref(asked(&its, 20));
+    xm_jsonl_init(&user, xm_unix_connect(in_dir(t, "run/agent.sock"), NULL));
+    xm_jsonl_send(user.fd, json_pack("{s:s, s:s, s:b}", "verb", "undefine", "vm", "web1", "force", 1), -1,
+                  NULL);
+    /* It waits for that answer, or did not. */
+    poll(&(struct pollfd){.fd = user.fd, .events = POLLIN}, 1, 1000);
+    answer(&its, owner("mine", 4, ""));
+    must(answer_of(&user), 0);
+    char *log = NULL;
+    bool settled = false;
+    size_t len;
+    for (struct limit l = limit_start(10); !settled && limit_wait(&l); free(log))
+        settled = !xm_file_read(in_dir(t, "agent.log"), 1 << 20, &log, &len, NULL) &&
+                  strstr(log, "settled: VM web1 is hostb's");
+    assert_true(settled);
+    assert_false(exists(t, "state/vms/web1"));
 }
 
 /* ---- what jobs say ---- */
@@ -380,7 +435,9 @@ int main(int argc, char **argv)
         TEST(half_received_disks_are_gone_after_a_boot),
         TEST(what_was_undefined_keeps_its_disks),
         TEST(the_end_of_a_vm_that_came_is_no_warning),
+        TEST(what_is_prepared_is_not_taken_for_what_was_left),
         TEST(two_hosts_tell_each_other_to_settle),
+        TEST(what_is_forgotten_while_it_is_settled_stays_forgotten),
         TEST(a_vm_that_was_not_seen_to_run_there_has_not_moved),
         TEST(a_vm_that_was_seen_to_run_there_has_moved),
         TEST(a_job_that_a_shim_may_still_take_is_not_over),

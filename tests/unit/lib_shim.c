@@ -211,6 +211,8 @@ bool fake_shim_main(int argc, char **argv, int *status)
         fprintf(stderr, "VM broken: it does not want to\n");
         return true;
     }
+    if (!strcmp(f.vm, "slow"))
+        poll(NULL, 0, 2000);
     snprintf(path, sizeof path, "%s/shim.sock", f.dir);
     int listener = xm_unix_listen(path, NULL);
     pid_t pid = listener < 0 ? -1 : fork();
