@@ -97,19 +97,22 @@ json_t *verb_peer_cancel(struct conn *c, const json_t *request)
 {
     struct agent *a = c->agent;
     const char *name = xm_json_str(request, "vm", ""), *token = xm_json_str(request, "token", "");
+    json_t *incoming = NULL;
     struct xm_error e = {0};
 
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
-    bool right = vm && vm->incoming && vm->phase == VM_UP && token[0] &&
-                 !strcmp(xm_json_str(vm->incoming, "token", ""), token);
+    if (vm && vm->incoming && vm->phase == VM_UP && token[0] &&
+        !strcmp(xm_json_str(vm->incoming, "token", ""), token))
+        incoming = json_incref(vm->incoming);
     agent_unlock(a);
-    if (!right)
+    if (!incoming)
         return refusal(EXIT_FAILED, "%s does not wait for this migration", a->conf.name);
-    json_t *answer = shim_call(a, name, json_pack("{s:s}", "cmd", "abort"), -1, 10 * XM_NS_PER_S, &e);
-    if (!answer)
+    int r = shim_abort_incoming(a, name, xm_json_str(incoming, "source", ""),
+                                xm_json_str(incoming, "job", ""), 10 * XM_NS_PER_S, &e);
+    json_decref(incoming);
+    if (r < 0)
         return refusal(EXIT_FAILED, "%s", e.text);
-    json_decref(answer);
     agent_lock(a);
     uint64_t until = xm_now() + 20 * XM_NS_PER_S;
     while (vm_find(a, name) && agent_wait(a, until))

@@ -56,12 +56,10 @@ void tidy_expected(struct agent *a, const char *name)
     xm_log(XM_LOG_WARN, "VM %s: job %s of %s has ended there; it is not waited for any more", name, job,
            source);
     /* It refuses when the VM may be ours meanwhile. */
-    json_t *o = shim_call(a, name, json_pack("{s:s}", "cmd", "abort"), -1, GONE_NS, &e);
-    if (!o) {
+    if (shim_abort_incoming(a, name, source, job, GONE_NS, &e) < 0) {
         xm_log(XM_LOG_WARN, "VM %s: %s", name, e.text);
         return;
     }
-    json_decref(o);
     agent_lock(a);
     uint64_t until = xm_now() + GONE_NS;
     while (vm_find(a, name) && agent_wait(a, until))

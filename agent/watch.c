@@ -75,6 +75,17 @@ json_t *shim_call(struct agent *a, const char *name, json_t *request, int pass_f
     return shim_call_on(fd, name, request, pass_fd, timeout_ns, e);
 }
 
+int shim_abort_incoming(struct agent *a, const char *vm, const char *source, const char *job,
+                        uint64_t timeout_ns, struct xm_error *e)
+{
+    json_t *o =
+        shim_call(a, vm, json_pack("{s:s, s:s, s:s}", "cmd", "abort", "source", source, "incoming", job), -1,
+                  timeout_ns, e);
+
+    json_decref(o);
+    return o ? 0 : -XM_MAX(e->code, 1);
+}
+
 int vm_spawn(struct agent *a, const char *name, json_t *spec, uint64_t epoch, json_t *incoming,
              struct xm_error *e)
 {

@@ -331,6 +331,11 @@ bool destination_may_own(const struct destination *dst)
     return st == DEST_PROMISED || st == DEST_UNDECIDED || st == DEST_RUNNING;
 }
 
+bool destination_is(const struct destination *dst, const char *source, const char *job)
+{
+    return !strcmp(dst->source, source) && !strcmp(dst->job, job);
+}
+
 void destination_status(struct destination *dst, json_t *into)
 {
     enum dest_state st = dst->state;

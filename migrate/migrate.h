@@ -58,6 +58,7 @@ bool destination_owns(const struct destination *);           /* the VM is this h
 /* The source may have given it to us: what is here may be the only copy. False only where it was never
  * promised, or the source's record says that it stays there. */
 bool destination_may_own(const struct destination *);
+bool destination_is(const struct destination *, const char *source, const char *job);
 /* Main thread: ends its thread; what the functions above say stands from then on. */
 void destination_join(struct destination *);
 void destination_free(struct destination *); /* main thread; joins; the disks' threads still turn */

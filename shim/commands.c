@@ -161,14 +161,16 @@ static int cmd_storage(struct shim *s, struct client *c, const json_t *request, 
     return begin(s, request, true, e);
 }
 
-/* With its job: what goes out. Without one: what comes in, of which the job is another host's. Whoever
- * aborts may have looked before the one was over and the other began. */
+/* `job`: what goes out. `incoming` and `source`: what comes in, whose job is another host's. Whoever aborts may have
+ * looked before the one was over and the other began. */
 static int cmd_abort(struct shim *s, struct client *c, const json_t *request, json_t *reply,
                      struct xm_error *e)
 {
     (void)c, (void)reply;
     const char *job = xm_json_str(request, "job", "");
-    if (!job[0] && s->destination && !destination_may_own(s->destination)) {
+    if (!job[0] && s->destination && !destination_may_own(s->destination) &&
+        destination_is(s->destination, xm_json_str(request, "source", ""),
+                       xm_json_str(request, "incoming", ""))) {
         destination_fail(s->destination, "aborted at the destination");
         return 0;
     }

@@ -137,6 +137,30 @@ static void the_next_move_of_it_is_let_in_at_once(void **state)
     must(o, 0);
 }
 
+/* The answer is of the one that was asked about. Found by the simulator (seed 558233): the next migration of
+ * the VM had come meanwhile, and was ended. */
+static void an_answer_ends_no_later_migration(void **state)
+{
+    struct xm_jsonl its;
+    json_t *o, *first;
+    (void)state;
+    need_qemu();
+
+    first = ask_as_peer(t, prepare_request("5"));
+    json_decref(asked(&its, 20)); /* of job 5 */
+    must(ask_as_peer(t, json_pack("{s:s, s:s, s:O}", "verb", "peer.cancel", "vm", "web1", "token",
+                                  json_object_get(first, "token"))),
+         0);
+    must(first, 0);
+    must(ask_as_peer(t, prepare_request("6")), 0);
+    answer(&its, owner("mine", 1, ""));
+    is_asked("peer.owner", "web1", owner("mine", 1, "6"));
+    o = ask(t, json_pack("{s:s}", "verb", "list"));
+    assert_int_equal(json_array_size(json_object_get(o, "vms")), 1);
+    json_decref(o);
+    assert_true(exists(t, "ds/web1-root.raw"));
+}
+
 /* Who cannot be asked, or does not say, decides nothing. */
 static void a_source_that_does_not_say_is_waited_for(void **state)
 {
@@ -431,6 +455,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         TEST(a_migration_that_its_source_knows_nothing_of_is_not_waited_for),
         TEST(the_next_move_of_it_is_let_in_at_once),
+        TEST(an_answer_ends_no_later_migration),
         TEST(a_source_that_does_not_say_is_waited_for),
         TEST(half_received_disks_are_gone_after_a_boot),
         TEST(what_was_undefined_keeps_its_disks),

@@ -93,6 +93,15 @@ static bool is_open(const struct fake *f)
     return !owner_load(f->state, f->vm, &rec, NULL) && verdict_open(&rec);
 }
 
+/* As the real one: what is aborted is named. */
+static bool is_of(const struct fake *f, const json_t *o)
+{
+    const json_t *in = json_object_get(f->conf, "incoming");
+
+    return !strcmp(xm_json_str(o, "incoming", ""), xm_json_str(in, "job", "?")) &&
+           !strcmp(xm_json_str(o, "source", ""), xm_json_str(in, "source", "?"));
+}
+
 /* Events that an answer has to precede are sent by `after`. */
 static json_t *command(struct fake *f, int at, const json_t *o, const char **after)
 {
@@ -122,6 +131,10 @@ static json_t *command(struct fake *f, int at, const json_t *o, const char **aft
             json_object_set_new(reply, "ok", json_false());
     } else if (!strcmp(cmd, "stop") && !strcmp(f->vm, "deaf") && !xm_json_bool(o, "force", false)) {
         return reply; /* its guest does not listen */
+    } else if (!strcmp(cmd, "abort") && f->incoming && !is_of(f, o)) {
+        json_object_set_new(reply, "ok", json_false());
+        json_object_set_new(reply, "error", json_string("no such migration going on"));
+        *after = "";
     } else if (!strcmp(cmd, "decide")) {
         decide(f, reply);
     } else if (!strcmp(cmd, "stop") && is_undecided(f) && is_open(f)) {
