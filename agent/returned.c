@@ -63,25 +63,40 @@ static int give_way(struct agent *a, const char *vm, const char *owner, uint64_t
 }
 
 /* Our guest has gone on with the epoch above the one that was offered, since giving the VM could not be
- * recorded (HANDOFF_UNDOING); they have been told by an operator to take it as it was offered. */
+ * recorded (HANDOFF_UNDOING); they have been told by an operator to take it as it was offered, if they have,
+ * or had, it with that epoch. */
 static bool took_the_offer(const struct journal_open *with, const struct owner_record *ours,
                            const struct owner_record *theirs)
 {
-    return with && with->side == JOURNAL_SOURCE && theirs->owner == OWNER_MINE &&
-           theirs->epoch >= with->epoch && ours->epoch <= with->epoch + 1;
+    return with && with->side == JOURNAL_SOURCE && theirs->epoch >= with->epoch &&
+           ours->epoch <= with->epoch + 1;
 }
 
 /* They have it, or had it and gave it to a third one, later than we had it. */
 static const char *later_owner(const struct agent *a, const char *host, const struct journal_open *with,
                                const struct owner_record *ours, const struct owner_record *theirs)
 {
-    if (took_the_offer(with, ours, theirs))
-        return host;
-    if (theirs->epoch <= ours->epoch)
+    if (theirs->epoch <= ours->epoch && !took_the_offer(with, ours, theirs))
         return NULL;
     if (theirs->owner == OWNER_MINE)
         return host;
     return theirs->owner == OWNER_GIVEN && strcmp(theirs->to, a->conf.name) != 0 ? theirs->to : NULL;
+}
+
+/* What they are promised is not what we have offered them: somebody else has the VM, and they do not say who.
+ * -EBUSY. */
+static int offered_by_another(const char *vm, const char *host, const struct journal_open *with,
+                              const struct owner_record *ours, const struct owner_record *theirs,
+                              struct xm_error *e)
+{
+    uint64_t offer = with && with->side == JOURNAL_SOURCE ? with->epoch : ours->epoch + 1;
+
+    return theirs->owner != OWNER_PROMISED || theirs->epoch <= offer
+               ? 0
+               : xm_error_set(e, EBUSY,
+                              "VM %s has been taken over: another host is just giving it to %s (epoch %llu); "
+                              "ask again when that is over",
+                              vm, host, (unsigned long long)theirs->epoch);
 }
 
 static enum returned taken_over(struct agent *a, const char *vm, const struct owner_record *ours,
@@ -144,6 +159,10 @@ static enum returned ask(struct agent *a, const char *vm, const struct owner_rec
     const char *owner = later_owner(a, who, with, ours, &there.rec);
     if (owner)
         return taken_over(a, vm, ours, owner, there.rec.epoch, e);
+    if (offered_by_another(vm, who, with, ours, &there.rec, e) < 0) {
+        *over = false;
+        return RETURNED_UNKNOWN;
+    }
     *over = there.rec.owner != OWNER_PROMISED && !not_settled(a, &there.rec);
     return RETURNED_OURS;
 }
@@ -268,6 +287,8 @@ static int take_by_word(struct agent *a, const char *vm, char *dead, size_t size
         if (!is && later_owner(a, open[i].peer, &open[i], &rec, &there.rec))
             r = xm_error_set(e, EEXIST, "%s has taken it over (epoch %llu)", open[i].peer,
                              (unsigned long long)there.rec.epoch);
+        else if (!r && !is)
+            r = offered_by_another(vm, open[i].peer, &open[i], &rec, &there.rec, e);
         else if (!r && known_answered(is))
             r = xm_error_set(e, EBUSY, "%s answers, but: %s", open[i].peer, why.text);
         if (silent[i])

@@ -25,7 +25,7 @@
 static struct test_agent *const t = &test_agent;
 static int hostb = -1;     /* listens where the agent has its peer */
 static bool settled_there; /* what it says of web1, with: */
-static const char *state_there;
+static const char *state_there, *given_to;
 
 /* web1 is ours with epoch 1, and a migration of it to hostb was under way when the power went. */
 static int set_up(void **state)
@@ -38,6 +38,7 @@ static int set_up(void **state)
     (void)state;
     settled_there = true;
     state_there = "running";
+    given_to = "";
     hostb = xm_tcp_listen("127.0.0.2", 0, NULL);
     getsockname(hostb, (struct sockaddr *)&ss, &len);
     if (test_agent_make(t, ntohs(((struct sockaddr_in *)(void *)&ss)->sin_port)) < 0)
@@ -80,6 +81,13 @@ static void must_say(json_t *answer, int exit, const char *part)
     json_decref(answer);
 }
 
+static json_t *record_there(const char *owner, int epoch)
+{
+    return json_pack("{s:b, s:s, s:i, s:s, s:b, s:b, s:s, s:s, s:s}", "ok", 1, "owner", owner, "epoch", epoch,
+                     "to", given_to, "settled", settled_there, "present", 1, "role", "owner", "state",
+                     state_there, "job", "");
+}
+
 /* Answers what is asked, until that file is there, or not there. */
 static void hostb_says(const char *owner, int epoch, const char *file, bool there)
 {
@@ -98,11 +106,7 @@ static void hostb_says(const char *owner, int epoch, const char *file, bool ther
         }
         xm_jsonl_init(&js, fd);
         json_decref(xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL));
-        xm_jsonl_send(fd,
-                      json_pack("{s:b, s:s, s:i, s:s, s:b, s:b, s:s, s:s, s:s}", "ok", 1, "owner", owner,
-                                "epoch", epoch, "to", "", "settled", settled_there, "present", 1, "role",
-                                "owner", "state", state_there, "job", ""),
-                      -1, NULL);
+        xm_jsonl_send(fd, record_there(owner, epoch), -1, NULL);
         xm_jsonl_close(&js);
     }
 }
@@ -180,11 +184,13 @@ static void autostart_waits_for_the_answer(void **state)
     assert_true(exists(t, "run/vms/web1/shim.pid"));
 }
 
-/* Answers each question with that refusal, until the answer to ours is there. */
+/* Answers each question so, until the answer to ours is there. */
 struct busy {
     pthread_t thread;
     _Atomic bool over;
-    int exit; /* that hostb refuses with */
+    int exit;          /* that hostb refuses with; or: */
+    const char *owner; /* what its record says */
+    int epoch;
 };
 
 static void *busy_main(void *arg)
@@ -200,9 +206,11 @@ static void *busy_main(void *arg)
         xm_jsonl_init(&js, accept(hostb, NULL, NULL));
         if (recv(js.fd, hello, sizeof hello, MSG_WAITALL) == sizeof hello) {
             json_decref(xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL));
-            xm_jsonl_send(js.fd,
-                          json_pack("{s:b, s:s, s:i}", "ok", 0, "error", "it cannot say", "exit", b->exit),
-                          -1, NULL);
+            xm_jsonl_send(
+                js.fd,
+                b->owner ? record_there(b->owner, b->epoch)
+                         : json_pack("{s:b, s:s, s:i}", "ok", 0, "error", "it cannot say", "exit", b->exit),
+                -1, NULL);
         }
         xm_jsonl_close(&js);
     }
@@ -249,6 +257,37 @@ static void the_offer_that_was_taken_counts(void **state)
     assert_int_equal(record().owner, OWNER_GIVEN);
     assert_string_equal(record().to, "hostb");
     assert_true(exists(t, "ds/web1.raw"));
+}
+
+/* And moved it on: only who asks for the owner alone would take that for a hand-off of the past. */
+static void the_offer_that_was_taken_and_given_on_counts(void **state)
+{
+    struct owner_record mine = {.epoch = 3, .owner = OWNER_MINE, .settled = true};
+    (void)state;
+    given_to = "hostc";
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &mine, NULL), 0);
+    assert_int_equal(test_agent_start(t), 0);
+    hostb_says("given", 3, "state/vms/web1/journal.json", false);
+    assert_int_equal(record().owner, OWNER_GIVEN);
+    assert_string_equal(record().to, "hostc");
+}
+
+/* It took the offer, gave the VM to hostc, and hostc is just giving it back. Our own offer was another one. */
+static void what_another_host_promises_is_not_ours(void **state)
+{
+    struct busy b = {.owner = "promised", .epoch = 4};
+    (void)state;
+    need_qemu();
+    assert_int_equal(test_agent_start(t), 0);
+    assert_int_equal(pthread_create(&b.thread, NULL, busy_main, &b), 0);
+    must_say(start(), 4, "another host is just giving it to hostb");
+    must_say(by_word(), 4, "another host is just giving it to hostb");
+    assert_int_equal(record().epoch, 1);
+    b.epoch = 2; /* ours, which it may not redeem any more when it hears that we have it still */
+    must_say(start(), 0, "has been started");
+    b.over = true;
+    pthread_join(b.thread, NULL);
+    must_say(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0, "true");
 }
 
 /* The promise that hostb still has may be redeemed by its operator: the journal stays. */
@@ -327,6 +366,8 @@ int main(int argc, char **argv)
         TEST(autostart_waits_for_the_answer),
         TEST(who_answers_is_not_dead),
         TEST(the_offer_that_was_taken_counts),
+        TEST(the_offer_that_was_taken_and_given_on_counts),
+        TEST(what_another_host_promises_is_not_ours),
         TEST(the_epoch_above_an_open_offer_does_not_close_it),
         TEST(this_boot_is_no_reason),
         TEST(a_paused_guest_is_there_too),
