@@ -65,6 +65,8 @@ int destination_check_frame(void *ctx, const struct xm_frame_hdr *h, struct xm_e
     struct machine *vm = dst->machine;
 
     dst->heard = xm_now();
+    if (h->type == XM_FRAME_RAM_PAGES && dst->sealed)
+        return xm_error_set(e, EPROTO, "memory, when all of it was here");
     if (h->type >= XM_FRAME_RAM_PAGES && h->type < XM_FRAME_STREAM)
         return xm_ramsink_check(dst->ramsink, h, e);
     if (h->type >= XM_FRAME_STREAM)
@@ -94,12 +96,23 @@ static void hand_on(struct destination *dst, struct xm_mailbox *to, struct xm_rx
         xm_rx_done(rx, -ECANCELED, NULL, 0);
 }
 
+/* Invariant: disks, memory and device state are of one moment. The source gives up a switch, its guest goes on, and its
+ * mirror is still there; whoever is told by an operator to take the VM then takes it as it was at the switch. */
+static bool comes_too_late(struct destination *dst, uint8_t type)
+{
+    if (type == XM_FRAME_DISK_DIGEST || type == XM_FRAME_RAM_DIGEST)
+        dst->sealed = true;
+    return dst->sealed && (type == XM_FRAME_DISK_DATA || type == XM_FRAME_DISK_ZERO);
+}
+
 void destination_take_frame(void *ctx, struct xm_rx *rx)
 {
     struct destination *dst = ctx;
     uint8_t type = rx->hdr.type;
 
-    if (type >= XM_FRAME_DISK_DATA && type < XM_FRAME_RAM_PAGES) {
+    if (comes_too_late(dst, type)) {
+        xm_rx_done(rx, -ECANCELED, NULL, 0);
+    } else if (type >= XM_FRAME_DISK_DATA && type < XM_FRAME_RAM_PAGES) {
         rx->owner = dst;
         rx->post.run = disk_frame_run;
         hand_on(dst, &dst->machine->disk[rx->hdr.object].engine->mailbox, rx);

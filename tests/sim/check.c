@@ -27,7 +27,7 @@ void sim_violated(const char *fmt, ...)
 
 static void read_records(void)
 {
-    for (int i = 0; i < HOSTS; i++) {
+    for (int i = 0; i < w.hosts; i++) {
         char dir[64];
         if (seen_turn[i] == records_turn[i])
             continue;
@@ -39,6 +39,11 @@ static void read_records(void)
     }
 }
 
+static bool says_mine(int i)
+{
+    return !readable[i] && record[i].owner == OWNER_MINE;
+}
+
 /* After each event. */
 void check_always(void)
 {
@@ -48,14 +53,18 @@ void check_always(void)
         running += p->kind == QEMU && p->alive && p->qemu->running;
     if (running > 1)
         sim_violated("the guest runs twice");
-    if (records_turn[0] == seen_turn[0] && records_turn[1] == seen_turn[1])
+    if (memcmp(records_turn, seen_turn, (size_t)w.hosts * sizeof *seen_turn) == 0)
         return;
     read_records();
-    bool both =
-        !readable[0] && !readable[1] && record[0].owner == OWNER_MINE && record[1].owner == OWNER_MINE;
-    if (both && (record[0].epoch == record[1].epoch || !w.word_given))
-        sim_violated("both hosts say that the VM is theirs, with epochs %llu and %llu",
-                     (unsigned long long)record[0].epoch, (unsigned long long)record[1].epoch);
+    for (int a = 0; a < w.hosts; a++) {
+        for (int b = a + 1; b < w.hosts; b++) {
+            bool both = says_mine(a) && says_mine(b);
+            if (both && (record[a].epoch == record[b].epoch || !w.word_given))
+                sim_violated("both %s and %s say that the VM is theirs, with epochs %llu and %llu",
+                             w.host[a].name, w.host[b].name, (unsigned long long)record[a].epoch,
+                             (unsigned long long)record[b].epoch);
+        }
+    }
 }
 
 /* ---- at rest ---- */
@@ -104,9 +113,8 @@ struct host *check_owner(void)
     struct host *owner = NULL;
 
     read_records();
-    for (int i = 0; i < HOSTS; i++) { /* the newest: one that was declared dead may not know it yet */
-        if (!readable[i] && record[i].owner == OWNER_MINE &&
-            (!owner || record[i].epoch > record[owner->number].epoch))
+    for (int i = 0; i < w.hosts; i++) { /* the newest: one that was declared dead may not know it yet */
+        if (says_mine(i) && (!owner || record[i].epoch > record[owner->number].epoch))
             owner = &w.host[i];
     }
     return owner;
@@ -148,7 +156,7 @@ void check_left(struct host *owner)
     char path[160];
 
     read_records();
-    for (int i = 0; i < HOSTS; i++) {
+    for (int i = 0; i < w.hosts; i++) {
         struct host *h = &w.host[i];
         struct leftover l = {0};
         char *disk = NULL;

@@ -2,6 +2,7 @@
 /* Disks: a copy is HALF until it is in step; from then on each write of the guest goes to both sides while the
  * links are up. */
 #include "tests/sim/links.h"
+#include "migrate/destination.h"
 #include "migrate/source.h"
 #include "shim/shim.h"
 
@@ -71,6 +72,14 @@ static struct inode *far_side(struct xm_replica *r, struct host **h)
     return p ? machine_inode(p) : NULL;
 }
 
+/* It takes nothing any more (migrate/destination_frames.c). */
+static bool sealed(const struct xm_replica *r)
+{
+    struct proc *p = r->near ? NULL : links_peer(r->l);
+
+    return p && p->shim && p->shim->destination && p->shim->destination->sealed;
+}
+
 void disks_guest_wrote(struct proc *shim, uint64_t version)
 {
     struct xm_replica *r = shim->shim ? shim->shim->machine.disk[0].replica : NULL;
@@ -78,7 +87,7 @@ void disks_guest_wrote(struct proc *shim, uint64_t version)
 
     if (!r || !r->in_step)
         return;
-    if (far)
+    if (far && !sealed(r))
         far->version = version;
     else
         r->in_step = false;

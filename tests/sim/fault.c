@@ -69,7 +69,7 @@ void heal(void)
     w.ending = true;
     w.points_of_script = w.points;
     set_partition(false);
-    for (int i = 0; i < HOSTS; i++) {
+    for (int i = 0; i < w.hosts; i++) {
         power_back(&w.host[i]);
         agent_back(&w.host[i]);
     }
@@ -94,10 +94,15 @@ static void stop(struct proc *p)
 
 static void declared(void *arg)
 {
-    struct host *other = other_host(arg);
+    struct host *dead = arg, *other = other_host(arg);
 
-    if (w.ending || !other->on)
+    if (w.ending || !other->on || (w.hosts > 2 && w.partitioned)) /* who is cut off is not dead */
         return;
+    /* Who was declared dead itself first hears what became of the VM meanwhile. */
+    if (other->returned && check_unrest(other))
+        return;
+    other->returned = false;
+    dead->returned = true;
     w.word_given = true;
     operator_asks(other, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", VM, "peer_is_dead", 1));
 }
@@ -105,7 +110,11 @@ static void declared(void *arg)
 /* It may not reach the other one at first, and its operator knows of nothing. */
 static void returns(void *arg)
 {
+    const struct host *h = arg;
+
     set_partition(!w.ending && w.points % 2);
+    if (w.hosts > 2 && w.partitioned)
+        w.alone = h->number;
     power_back(arg);
 }
 
@@ -226,8 +235,8 @@ void fault_point(const char *what)
             fault_do(plan[i].fault, &w.host[plan[i].host]);
     }
     if (left && w.points >= next_at) {
-        enum fault f = (enum fault)below(DECLARED_DEAD);
-        struct host *h = &w.host[below(HOSTS)];
+        enum fault f = (enum fault)below(w.hosts > 2 ? FAULTS : DECLARED_DEAD);
+        struct host *h = &w.host[below((uint64_t)w.hosts)];
         /* Some faults come in pairs, a few steps apart. */
         next_at = w.points + 1 + (chance(400) ? below(20) : below(500));
         left--;

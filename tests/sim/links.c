@@ -316,6 +316,8 @@ static void *serve_call(void *arg)
     if (!l || l->freed || !l->up)
         return NULL;
     if (c->type != XM_FRAME_CALL) {
+        if (l->proc->shim && l->proc->shim->destination)
+            l->proc->shim->destination->sealed |= c->type == XM_FRAME_DISK_DIGEST;
         answer(c, 0, &none, sizeof none);
         return NULL;
     }
@@ -391,12 +393,14 @@ int __wrap_xm_transport_call_until(struct xm_transport *t, struct xm_msg *m, boo
     struct xm_links *l = t->ctx;
     uint64_t until = sim_time() + between(1, 20) * MS;
 
-    (void)m;
     while (sim_time() < until || !links_live(l)) {
         if (over(ctx))
             return xm_error_set(e, ECANCELED, "it is over");
         task_sleep(10 * MS);
     }
+    struct proc *far = m->type == XM_FRAME_DISK_FLUSH ? links_peer(l) : NULL;
+    if (far && machine_inode(far))
+        file_flushed(far->host, machine_inode(far));
     return 0;
 }
 

@@ -2,9 +2,10 @@
 /* Runs: one seed each, or every fault at every step of a move in turn; then rules are broken on purpose,
  * and each has to be noticed.
  *
- *   sim                 the regressions, each fault at each step, SEEDS seeds, the sins
- *   sim -n N -f F       N seeds, from F on           sim -2     also every two faults of some kinds, a
- * few steps apart
+ *   sim                 the regressions, each fault at each step, SEEDS seeds with two hosts and a fifth of that with
+ *                       three, the sins
+ *   sim -n N -f F       N seeds, from F on           sim -3     three hosts alone
+ *   sim -2              also every two faults of some kinds, a few steps apart
  *   sim -s              without the sins             sim -S     the seeds alone
  *   sim -x              the sins alone
  *   sim -k              goes on after what it finds    sim -l     each seed with several commands and a
@@ -25,12 +26,13 @@
 #ifdef __SANITIZE_ADDRESS__ /* each costs ten times as much */
 #define SEEDS 5000
 #else
-#define SEEDS 50000
+#define SEEDS 42000 /* and a fifth of that with three hosts */
 #endif
 
 enum sin sin_committed;
 static uint64_t dice;
 static bool all_full; /* each seed is: for the long run */
+static bool three;    /* hosts, in runs by seed */
 static bool go_on;    /* after what was found, to see how much there is of it */
 
 int __real_clock_gettime(clockid_t, struct timespec *);
@@ -106,10 +108,11 @@ static const char spec[] =
 
 static void make_host(int i)
 {
+    static const char *const names[HOSTS] = {"A", "B", "C"};
     struct host *h = &w.host[i];
     char path[64];
 
-    *h = (struct host){.number = i, .name = i ? "B" : "A"};
+    *h = (struct host){.number = i, .name = names[i]};
     snprintf(h->address, sizeof h->address, "10.0.0.%d", i + 1);
     snprintf(h->state_dir, sizeof h->state_dir, "/%s/state", h->name);
     snprintf(h->run_dir, sizeof h->run_dir, "/%s/run", h->name);
@@ -157,7 +160,7 @@ static void draw(void)
     w.preempt = rates[below(4)];
     w.slow = chance(250) ? (unsigned)below(60) : 0;
     w.duplicate = chance(300) ? 30 : 0;
-    w.write_errors = chance(150) ? 5 + (unsigned)below(60) : 0;
+    w.write_errors = chance(w.hosts > 2 ? 400 : 150) ? 5 + (unsigned)below(60) : 0;
     w.read_errors = chance(100) ? 20 + (unsigned)below(200) : 0;
     w.refusals = chance(100) ? 300 : 0;
     w.refuse_run = chance(100) ? 500 : 0;
@@ -172,13 +175,14 @@ static bool run(uint64_t seed, bool verbose)
     memset(&w, 0, sizeof w);
     w.verbose = verbose;
     w.seed = seed;
+    w.hosts = by_plan || !three ? 2 : 3;
     dice = seed * 0x2545f4914f6cdd1du + 12345;
     tasks_reset();
     fds_reset();
     files_reset();
     links_reset();
     operator_reset();
-    for (int i = 0; i < HOSTS; i++)
+    for (int i = 0; i < w.hosts; i++)
         make_host(i);
     w.autostart = !by_plan && chance(300);
     w.full = by_plan || chance(all_full ? 1000 : 200);
@@ -188,9 +192,9 @@ static bool run(uint64_t seed, bool verbose)
         draw();
     if (sin == RECORD_ERROR_IS_NOT_OURS) /* there are few otherwise */
         w.read_errors = 300;
-    faults_reset(by_plan || chance(50) ? 0 : (unsigned)between(1, 5));
+    faults_reset(by_plan || chance(50) ? 0 : (unsigned)between(1, three ? 8 : 5));
     guest_reset();
-    for (int i = 0; i < HOSTS; i++)
+    for (int i = 0; i < w.hosts; i++)
         host_on(&w.host[i]);
     tasks_run(sim_time() + 200 * MS, NULL);
     if (!w.failed)
@@ -222,8 +226,9 @@ static int seeds(uint64_t first, uint64_t count)
     planned = 0;
     for (uint64_t s = first; s < first + count; s++) {
         if (!run(s, false)) {
-            printf("seed %llu: %s\n  XM_SIM_SEED=%llu %s -v tells how\n", (unsigned long long)s, w.violation,
-                   (unsigned long long)s, program_invocation_name);
+            printf("seed %llu: %s\n  XM_SIM_SEED=%llu %s -v%s%s tells how\n", (unsigned long long)s,
+                   w.violation, (unsigned long long)s, program_invocation_name, three ? " -3" : "",
+                   all_full ? " -l" : "");
             if (!go_on)
                 return 1;
         }
@@ -231,8 +236,8 @@ static int seeds(uint64_t first, uint64_t count)
         done += w.jobs_done;
         failed_jobs += w.jobs_failed;
     }
-    printf("%llu seeds, %lu points, %lu moves done, %lu failed, in %.1f s\n", (unsigned long long)count,
-           points, done, failed_jobs, seconds() - began);
+    printf("%llu seeds%s, %lu points, %lu moves done, %lu failed, in %.1f s\n", (unsigned long long)count,
+           three ? " with three hosts" : "", points, done, failed_jobs, seconds() - began);
     return 0;
 }
 
@@ -412,13 +417,14 @@ int main(int argc, char **argv)
     bool only_sins = false;
     int opt;
 
-    while ((opt = getopt(argc, argv, "vklxn:f:2sS")) != -1) {
+    while ((opt = getopt(argc, argv, "vklxn:f:23sS")) != -1) {
         sins_too &= opt != 's' && opt != 'S';
         steps_too &= opt != 'S';
         go_on |= opt == 'k';
         all_full |= opt == 'l';
         verbose |= opt == 'v';
         twice |= opt == '2';
+        three |= opt == '3';
         if (opt == 'n')
             count = strtoull(optarg, NULL, 10);
         if (opt == 'f')
@@ -451,6 +457,11 @@ int main(int argc, char **argv)
         r = every_step(twice, true);
     if (!r && count && !only_sins)
         r = seeds(first, count);
+    if (!r && count > 1 && !only_sins && !three) {
+        three = true;
+        r = seeds(first, count / 5);
+        three = false;
+    }
     if (!r && sins_too)
         r = sins();
     return r;

@@ -105,11 +105,15 @@ static void ask(struct host *h, const char *verb)
     operator_asks(h, json_pack("{s:s, s:s}", "verb", verb, "vm", VM));
 }
 
-static void move(struct host *h)
+/* Returns where to. */
+static struct host *move(struct host *h)
 {
+    struct host *to = other_host(h);
+
     w.moves_wanted++;
-    operator_asks(h, json_pack("{s:s, s:s, s:s, s:b, s:{}}", "verb", "move", "vm", VM, "host",
-                               other_host(h)->name, "storage", 1, "options"));
+    operator_asks(h, json_pack("{s:s, s:s, s:s, s:b, s:{}}", "verb", "move", "vm", VM, "host", to->name,
+                               "storage", 1, "options"));
+    return to;
 }
 
 static void move_disks(struct host *h, const char *datastore)
@@ -149,9 +153,48 @@ static void aborts(void *unused)
         operator_abort(NULL);
 }
 
+static struct host *living(void)
+{
+    int i = 0;
+
+    while (i < w.hosts - 1 && !w.host[i].on)
+        i++;
+    return &w.host[i];
+}
+
+/* One is off, and of those that are on none is cut off. */
+static bool dead_indeed(void)
+{
+    bool off = false;
+
+    for (int i = 0; i < w.hosts; i++)
+        off |= !w.host[i].on;
+    return off && (w.hosts == 2 || !w.partitioned);
+}
+
+/* One of three is lost in the middle of things and declared dead; who took the VM gives it on; it returns. */
+static void lost_and_back(struct host *h)
+{
+    wait_answer(below(3 * SEC));
+    fault_do(DECLARED_DEAD, h);
+    tasks_run(sim_time() + 15 * SEC, NULL);
+    wait_answer(20 * SEC);
+    struct host *owner = check_owner();
+    if (owner && owner->on && chance(700))
+        move(owner);
+    if (chance(500))
+        tasks_run(w.busy_until, NULL);
+}
+
 static void one_command(void)
 {
-    struct host *owner = check_owner(), *h = owner && chance(850) ? owner : &w.host[below(HOSTS)];
+    struct host *owner = check_owner(), *h = owner && chance(850) ? owner : &w.host[below((uint64_t)w.hosts)];
+
+    if (w.hosts > 2 && h->on && chance(150)) {
+        move(h);
+        lost_and_back(h);
+        return;
+    }
 
     switch (below(20)) {
     case 0:
@@ -172,8 +215,10 @@ static void one_command(void)
         break;
     case 6:
         /* Only of a host that is dead indeed, as far as anybody can see. */
-        h = w.host[0].on ? &w.host[0] : &w.host[1];
-        if (!other_host(h)->on) {
+        h = living();
+        if (dead_indeed() && !(h->returned && check_unrest(h))) {
+            for (int i = 0; i < w.hosts; i++)
+                w.host[i].returned |= !w.host[i].on;
             w.word_given = true;
             operator_asks(h, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", VM, "peer_is_dead", 1));
         }
@@ -198,7 +243,7 @@ static void one_command(void)
 
 void operator_script(void)
 {
-    unsigned commands = 1 + (unsigned)below(w.full ? 4 : 2);
+    unsigned commands = 1 + (unsigned)below(w.hosts > 2 ? 7 : w.full ? 4 : 2);
 
     ask(&w.host[0], "start");
     wait_answer(100 * SEC);
@@ -224,15 +269,24 @@ void operator_script(void)
             wait_answer(60 * SEC);
         tasks_run(sim_time() + (chance(500) ? below(500 * MS) : below(8 * SEC)), NULL);
     }
+    if (w.busy_until > sim_time())
+        tasks_run(w.busy_until, NULL);
 }
 
 /* ---- what the manual says ---- */
 
 static const char *unrest(void)
 {
-    const char *why = check_unrest(&w.host[0]);
+    static char text[100];
 
-    return why ? why : check_unrest(&w.host[1]);
+    for (int i = 0; i < w.hosts; i++) {
+        const char *why = check_unrest(&w.host[i]);
+        if (why) {
+            snprintf(text, sizeof text, "%s: %s", w.host[i].name, why);
+            return text;
+        }
+    }
+    return NULL;
 }
 
 static bool rest(uint64_t ns)
@@ -247,7 +301,7 @@ static bool rest(uint64_t ns)
 /* `recover` at both; where that says «start it there», that is done. */
 static void recover_everywhere(void)
 {
-    for (int i = 0; i < HOSTS && !w.failed; i++) {
+    for (int i = 0; i < w.hosts && !w.failed; i++) {
         ask(&w.host[i], "recover");
         wait_answer(200 * SEC);
     }
@@ -276,7 +330,7 @@ void check_end(void)
         by_itself = rest(60 * SEC);
     }
     if (!w.failed && unrest())
-        sim_violated("it does not come to rest: %s: %s", check_unrest(&w.host[0]) ? "A" : "B", unrest());
+        sim_violated("it does not come to rest: %s", unrest());
     struct host *owner = w.failed ? NULL : check_owner();
     if (!w.failed && !owner)
         sim_violated("nobody owns the VM");
@@ -304,12 +358,11 @@ void check_end(void)
         check_left(owner);
     if (w.failed || !w.full)
         return;
-    move(owner);
+    owner = move(owner);
     wait_answer(200 * SEC);
     rest(60 * SEC);
     if (!w.failed && !ok())
         sim_violated("the next move does not work: %s", xm_json_str(said, "error", "?"));
-    owner = other_host(owner);
     if (!w.failed && check_owner() != owner)
         sim_violated("the next move is said to be done, and its destination does not own the VM");
     if (!w.failed)

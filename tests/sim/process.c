@@ -13,12 +13,14 @@ struct world w;
 
 struct host *other_host(const struct host *h)
 {
-    return &w.host[!h->number];
+    return &w.host[(h->number + 1 + (w.hosts > 2 ? (int)below(2) : 0)) % w.hosts];
 }
 
 bool reachable(const struct host *a, const struct host *b)
 {
-    return a == b || (!w.partitioned && a->on && b->on);
+    bool cut = w.partitioned && (w.hosts == 2 || a->number == w.alone || b->number == w.alone);
+
+    return a == b || (!cut && a->on && b->on);
 }
 
 void set_partition(bool yes)
@@ -26,7 +28,9 @@ void set_partition(bool yes)
     if (w.partitioned == yes)
         return;
     w.partitioned = yes;
-    sim_trace("the network is %s", yes ? "cut" : "whole");
+    if (yes && w.hosts > 2)
+        w.alone = (int)below(3);
+    sim_trace("the network is %s%s", yes ? "cut" : "whole", yes && w.hosts > 2 ? w.host[w.alone].name : "");
     sockets_of_network_changed();
     links_network_changed();
 }
@@ -76,7 +80,10 @@ static void gone(struct proc *p, bool power)
     if (p->qemu && p->qemu->monitor)
         obj_put(p->qemu->monitor);
     sockets_of_process_gone(p);
-    tasks_drop(p);
+    struct proc *q = p->kind == SHIM ? proc_find(p->host, QEMU) : NULL;
+    if (q && q->qemu->incoming && !strcmp(q->qemu->status, "active"))
+        qemu_exit(q, false); /* its stream has ended: as QEMU does */
+    tasks_drop(p);           /* the current one does not come back */
 }
 
 void proc_kill(struct proc *p, const char *how)
@@ -185,7 +192,6 @@ void agent_heard_preamble(struct obj *client, const char *line, size_t len)
 
 static struct config configuration(struct host *h)
 {
-    struct host *o = other_host(h);
     struct config c = {
         .name = strdup(h->name),
         .state_dir = strdup(h->state_dir),
@@ -200,7 +206,6 @@ static struct config configuration(struct host *h)
         .link_timeout = 5 * SEC,
         .incoming_silence = 60 * SEC,
         .datastores = 2,
-        .peers = 1,
     };
 
     snprintf(c.datastore[0].name, sizeof c.datastore[0].name, "ds");
@@ -211,10 +216,16 @@ static struct config configuration(struct host *h)
     c.datastore[1].path = strdup(h->store2);
     c.datastore[1].target = 90;
     c.datastore[1].incoming = true;
-    snprintf(c.peer[0].name, sizeof c.peer[0].name, "%s", o->name);
-    c.peer[0].address = strdup(o->address);
-    c.peer[0].port = 7070;
-    address_parse(&c.peer[0].parsed, o->address);
+    for (int i = 0; i < w.hosts; i++) {
+        struct conf_peer *p = &c.peer[c.peers];
+        if (i == h->number)
+            continue;
+        snprintf(p->name, sizeof p->name, "%s", w.host[i].name);
+        p->address = strdup(w.host[i].address);
+        p->port = 7070;
+        address_parse(&p->parsed, p->address);
+        c.peers++;
+    }
     return c;
 }
 

@@ -52,8 +52,12 @@ static void guest_runs(struct proc *p)
     q->running = true;
     w.ran_last = p->host;
     sim_trace("%s's guest runs, after its write %llu", p->host->name, (unsigned long long)q->memory);
-    if (w.word_given && q->memory != HALF)
-        w.version = q->memory; /* what a host had that was declared dead is lost, as its operator knows */
+    /* What a host had that was declared dead is lost, as its operator knows. Was the power cut here too, since the
+     * copy was promised, then some of its last writes are. */
+    if (w.word_given && q->memory == HALF)
+        q->memory = disk->version = w.version;
+    if (w.word_given)
+        w.version = q->memory;
     if (!owned(p->host))
         sim_violated("the guest runs on %s, whose record does not say that it owns it", p->host->name);
     else if (q->memory == HALF || (disk && disk->version == HALF))

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* tests/sim: two hosts in one process, with the programs themselves on a simulated kernel.
+/* tests/sim: two hosts, or three, in one process, with the programs themselves on a simulated kernel.
  *
  * Approach chosen. The objects of the product are linked as they are (agent/, shim/, migrate/, machine/,
  * vm/, base/): the records' slots, the journal, the verdicts, and also in which order who writes what,
@@ -38,7 +38,7 @@
 #define MS    XM_NS_PER_MS
 #define SEC   XM_NS_PER_S
 #define NEVER UINT64_MAX
-#define HOSTS 2
+#define HOSTS 3 /* w.hosts of them are there: two, or a third that is a peer of both */
 #define VM    "web1"
 
 struct host;
@@ -197,13 +197,16 @@ struct host {
     struct proc *agent;
     unsigned boots;
     bool listening;
+    bool returned; /* it was declared dead, came back, and has not come to rest since */
 };
 
 struct world {
     uint64_t seed;
     struct host host[HOSTS];
+    int hosts;
     struct proc *procs;
     bool partitioned;
+    int alone;           /* of three hosts the one that is cut off then */
     uint64_t busy_until; /* a fault that takes longer: the script does not end before */
     bool ending;         /* the world is healed: nothing new goes wrong */
     bool failed;
@@ -224,7 +227,7 @@ struct world {
 };
 extern struct world w;
 
-struct host *other_host(const struct host *);
+struct host *other_host(const struct host *); /* of two others any */
 struct proc *proc_new(enum proc_kind, struct host *);
 struct proc *proc_of(pid_t);
 struct proc *proc_find(struct host *, enum proc_kind); /* the living one; NULL */

@@ -484,7 +484,7 @@ int __wrap_xm_tcp_connect(const char *local, const char *remote, uint16_t port, 
     struct host *there = &w.host[0];
 
     (void)local, (void)port;
-    for (int i = 0; i < HOSTS; i++) {
+    for (int i = 0; i < w.hosts; i++) {
         if (!strcmp(w.host[i].address, remote))
             there = &w.host[i];
     }
