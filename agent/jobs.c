@@ -191,6 +191,7 @@ static void job_finish(struct job *job, const json_t *event)
         return;
     snprintf(job->error, sizeof job->error, "%s",
              xm_json_str(event, "error", "it failed, and does not say why"));
+    xm_text_mend(job->error);
     job->exit =
         (int)xm_json_int(event, "exit", xm_json_bool(event, "vm_safe", false) ? EXIT_FAILED : EXIT_UNKNOWN);
     json_object_set_new(job->about, "error", json_string(job->error));

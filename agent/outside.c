@@ -17,8 +17,8 @@ static void because(json_t *reasons, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    json_t *s = json_string(text);
-    json_array_append_new(reasons, s ? s : json_string("(a word that is not UTF-8)"));
+    xm_text_mend(text);
+    json_array_append_new(reasons, json_string(text));
 }
 
 /* ---- machine, accel, cpu: a name, then OPTION=VALUE behind commas ---- */

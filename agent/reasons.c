@@ -145,8 +145,8 @@ static void take_reasons(json_t *to, const json_t *from)
 
 static void against(json_t *reasons, char *why)
 {
-    json_t *s = json_string(why);
-    json_array_append_new(reasons, s ? s : json_string("(a text that is not UTF-8)"));
+    xm_text_mend(why);
+    json_array_append_new(reasons, json_string(why));
     free(why);
 }
 

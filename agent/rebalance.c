@@ -80,6 +80,19 @@ struct scene {
     struct plan_vm *vm;
 };
 
+static void note(struct conn *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void note(struct conn *c, const char *fmt, ...)
+{
+    char text[600];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    xm_text_mend(text);
+    conn_event(c, json_pack("{s:s, s:s}", "event", "note", "text", text));
+}
+
 /* Also for lists that a peer has sent: what makes no sense is left out. */
 static void add_datastores(struct conn *c, struct scene *s, const char *host, const json_t *list)
 {
@@ -94,13 +107,9 @@ static void add_datastores(struct conn *c, struct scene *s, const char *host, co
         const char *name = xm_json_str(d, "name", "");
         const char *wrong = xm_json_str(d, "wrong", NULL);
         if (i < CONFIG_MANY && wrong)
-            conn_event(c, json_pack("{s:s, s:o}", "event", "note", "text",
-                                    json_sprintf("%.400s; it is left out", wrong)));
+            note(c, "%.400s; it is left out", wrong);
         if (i < CONFIG_MANY && xm_json_bool(d, "hangs", false))
-            conn_event(c, json_pack("{s:s, s:o}", "event", "note", "text",
-                                    json_sprintf("datastore '%.64s' of %s does not answer: its storage "
-                                                 "hangs; it is left out",
-                                                 name, host)));
+            note(c, "datastore '%.64s' of %s does not answer: its storage hangs; it is left out", name, host);
         if (i >= CONFIG_MANY || size <= 0 || used < 0 || used > size || target < 0 || target > 100 ||
             reserved < 0 || config_name_check("datastore", name, NULL) < 0)
             continue;
@@ -127,8 +136,7 @@ static void add_peers(struct conn *c, struct scene *s)
                                     &reasons, NULL, &e);
         json_decref(reasons);
         if (!o) {
-            conn_event(c, json_pack("{s:s, s:o}", "event", "note", "text",
-                                    json_sprintf("%s; it is left out", e.text)));
+            note(c, "%s; it is left out", e.text);
             continue;
         }
         struct plan_host *h = &s->host[s->input.host_count++];

@@ -25,6 +25,7 @@ static json_t *say(const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
+    xm_text_mend(text);
     json_t *answer = ok_answer();
     json_object_set_new(answer, "text", json_string(text));
     return answer;

@@ -52,11 +52,8 @@ json_t *refusal(int exit, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    json_t *o = json_pack("{s:b, s:s, s:i}", "ok", 0, "error", text, "exit", exit);
-    /* What was asked may be quoted in it and cut in the middle of a character. */
-    return o ? o
-             : json_pack("{s:b, s:s, s:i}", "ok", 0, "error", "refused, with a text that is not UTF-8",
-                         "exit", exit);
+    xm_text_mend(text); /* what was asked may be quoted in it and cut in the middle of a character */
+    return json_pack("{s:b, s:s, s:i}", "ok", 0, "error", text, "exit", exit);
 }
 
 /* A peer says which it is; its address has to be that one's. */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "base/error.h"
+#include "base/text.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -14,6 +15,7 @@ int xm_error_set(struct xm_error *e, int code, const char *fmt, ...)
         vsnprintf(text, sizeof text, fmt, ap);
         va_end(ap);
         memcpy(e->text, text, sizeof text);
+        xm_text_mend(e->text);
         e->code = code;
     }
     return -code;
@@ -29,6 +31,7 @@ int xm_error_errno(struct xm_error *e, int code, const char *fmt, ...)
         vsnprintf(what, sizeof what, fmt, ap);
         va_end(ap);
         snprintf(e->text, sizeof e->text, "%s: %s", what, strerror_r(code, why, sizeof why));
+        xm_text_mend(e->text);
         e->code = code;
     }
     return -code;
@@ -46,5 +49,6 @@ int xm_error_prefix(struct xm_error *e, const char *fmt, ...)
     va_end(ap);
     memcpy(rest, e->text, sizeof rest);
     snprintf(e->text, sizeof e->text, "%s: %.*s", prefix, (int)(sizeof rest - sizeof prefix - 3), rest);
+    xm_text_mend(e->text);
     return -e->code;
 }

@@ -9,6 +9,28 @@ static int more_of(unsigned char first)
     return first < 0x80 ? 0 : first < 0xc2 ? -1 : first < 0xe0 ? 1 : first < 0xf0 ? 2 : first < 0xf5 ? 3 : -1;
 }
 
+#define NONE UINT32_MAX
+
+/* Bytes of the character that `s`, which is not empty, begins with; NONE: they are no UTF-8. */
+static size_t text_decode(const char *s, uint32_t *c)
+{
+    static const uint32_t least[] = {0, 0x80, 0x800, 0x10000};
+    int more = more_of((unsigned char)s[0]);
+
+    *c = NONE;
+    if (more < 0)
+        return 1;
+    uint32_t is = (unsigned char)s[0] & (more < 1 ? 0x7fu : 0x3fu >> more);
+    for (int i = 1; i <= more; i++) {
+        if (((unsigned char)s[i] & 0xc0) != 0x80)
+            return 1;
+        is = is << 6 | ((unsigned char)s[i] & 0x3fu);
+    }
+    if (is >= least[more] && is <= 0x10ffff && (is < 0xd800 || is > 0xdfff))
+        *c = is;
+    return (size_t)more + 1;
+}
+
 /* Unicode's C0 and C1, line and paragraph separator, marks, embeddings, overrides and isolates of direction,
  * and the invisible ones. */
 static bool is_harmless(uint32_t c)
@@ -17,23 +39,26 @@ static bool is_harmless(uint32_t c)
     bool format = c == 0xad || c == 0x61c || (c >= 0x200b && c <= 0x200f) || (c >= 0x2028 && c <= 0x202e) ||
                   (c >= 0x2060 && c <= 0x206f) || c == 0xfeff || (c >= 0xe0000 && c < 0xe1000);
 
-    return !control && !format && c <= 0x10ffff && (c < 0xd800 || c > 0xdfff);
+    return !control && !format;
 }
 
 size_t xm_text_char(const char *s, bool *fits)
 {
-    static const uint32_t least[] = {0, 0x80, 0x800, 0x10000};
-    int more = more_of((unsigned char)s[0]);
-    uint32_t c = (unsigned char)s[0] & (more < 1 ? 0x7fu : 0x3fu >> more);
+    uint32_t c;
+    size_t length = text_decode(s, &c);
 
-    *fits = false;
-    if (more < 0)
-        return 1;
-    for (int i = 1; i <= more; i++) {
-        if (((unsigned char)s[i] & 0xc0) != 0x80)
-            return 1;
-        c = c << 6 | ((unsigned char)s[i] & 0x3fu);
+    *fits = c != NONE && is_harmless(c);
+    return length;
+}
+
+void xm_text_mend(char *s)
+{
+    uint32_t c;
+
+    while (*s) {
+        size_t length = text_decode(s, &c);
+        if (c == NONE)
+            *s = '?', length = 1;
+        s += length;
     }
-    *fits = is_harmless(c) && c >= least[more];
-    return (size_t)more + 1;
 }

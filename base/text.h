@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* base/text.h: text from outside, before a person's terminal or a log shows it. */
+/* base/text.h: text from outside, before a person's terminal or a log shows it, or a message carries it. */
 #ifndef XM_BASE_TEXT_H
 #define XM_BASE_TEXT_H
 
@@ -10,5 +10,8 @@
  * character does not (a terminal obeys it), nor does what ends a line or turns the direction of what follows
  * (a reader would take it for other text), nor a byte that is not UTF-8. */
 size_t xm_text_char(const char *s, bool *fits);
+/* Each byte that is not UTF-8 becomes '?': of what a stranger has written, and of a character that was cut.
+ * No JSON can be made of a text that has one. */
+void xm_text_mend(char *s);
 
 #endif

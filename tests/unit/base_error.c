@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
+#include <stdio.h>
 #include <string.h>
 #include "base/base.h"
 
@@ -60,6 +61,46 @@ static void too_long_a_text_is_cut(void **state)
     assert_non_null(strstr(e.text, ": No space left on device"));
 }
 
+static void must_be_json(const struct xm_error *e)
+{
+    json_t *s = json_string(e->text);
+
+    if (!s)
+        fail_msg("no JSON can be made of this: %s", e->text);
+    json_decref(s);
+}
+
+/* What broke: a peer's byte, or a character of our own that was cut in its middle, made the last event of a
+ * migration none at all, and its job ran for ever. */
+static void the_text_is_utf8_whatever_is_put_into_it(void **state)
+{
+    static const char *const strange[] = {"\xff", "a\xc3(b", "\xe2\x82", "\xed\xa0\x80", "\xf4\x90\x80\x80"};
+    struct xm_error e = {0};
+    (void)state;
+
+    for (size_t i = 0; i < sizeof strange / sizeof *strange; i++) {
+        xm_error_set(&e, EIO, "%s", strange[i]);
+        must_be_json(&e);
+        xm_error_errno(&e, EIO, "%s", strange[i]);
+        must_be_json(&e);
+        xm_error_prefix(&e, "%s", strange[i]);
+        must_be_json(&e);
+    }
+    for (unsigned n = 0; n < 4; n++) {
+        char big[1000] = "xxxx";
+        for (size_t at = n; at + 3 < sizeof big; at += 3)
+            snprintf(big + at, sizeof big - at, "€");
+        xm_error_set(&e, EIO, "%s", big);
+        must_be_json(&e);
+        xm_error_prefix(&e, "%s", big);
+        must_be_json(&e);
+        xm_error_errno(&e, EIO, "%s", big);
+        must_be_json(&e);
+    }
+    xm_error_set(&e, EIO, "«ä€😀»");
+    assert_string_equal(e.text, "«ä€😀»");
+}
+
 static void nobody_has_to_want_the_error(void **state)
 {
     (void)state;
@@ -76,6 +117,7 @@ int main(void)
         cmocka_unit_test(prefixes_pile_up),
         cmocka_unit_test(an_error_may_be_set_from_its_own_text),
         cmocka_unit_test(too_long_a_text_is_cut),
+        cmocka_unit_test(the_text_is_utf8_whatever_is_put_into_it),
         cmocka_unit_test(nobody_has_to_want_the_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
