@@ -30,9 +30,12 @@ void source_persist(struct source *,
                     bool yes); /* whether it goes on also when the guest outruns it; any thread */
 void source_qmp_event(struct source *, const char *name, const json_t *data, uint64_t when);
 void source_qemu_gone(struct source *);
-/* It has said how it ended; its thread may still try to bring back a VM that stands still. */
+/* It has said how it ended; its thread may still take down what it had, or try to bring back a VM that stands
+ * still. */
 bool source_over(const struct source *);
-void source_leave(struct source *); /* main: nothing is tried any more, since the shim ends */
+bool source_stands(const struct source *); /* it tries that */
+bool source_ending(const struct source *); /* it has failed, the VM runs on, and in a moment it has gone */
+void source_leave(struct source *);        /* main: nothing is tried any more, since the shim ends */
 const char *source_job(const struct source *);
 void source_status(const struct source *, json_t *into);
 void source_free(struct source *); /* main thread: waits for its end */

@@ -407,10 +407,12 @@ static void source_fail(struct source *m, int r)
     xm_fault("failing-resumed");
     bool stands = b.stood && !b.runs && !m->qemu_gone;
     source_keeps(m);
+    m->stands = stands;
     if (stands) { /* what it waits for may hold up the rest, too */
         source_set_state(m, SOURCE_FAILED);
         emit_last(m, failure(m, &b, in, -r, &first));
         bring_back(m, &b, UINT64_MAX);
+        m->stands = !b.runs;
         if (b.runs)
             xm_log(XM_LOG_WARN, "VM %s goes on here after all", m->machine->spec.name);
     }
@@ -557,6 +559,16 @@ void source_qemu_gone(struct source *m)
 bool source_over(const struct source *m)
 {
     return m->state == SOURCE_DONE || m->state == SOURCE_FAILED || m->state == SOURCE_UNKNOWN;
+}
+
+bool source_stands(const struct source *m)
+{
+    return source_over(m) && m->stands;
+}
+
+bool source_ending(const struct source *m)
+{
+    return m->state == SOURCE_FAILED && !m->stands;
 }
 
 void source_leave(struct source *m)

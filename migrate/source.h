@@ -70,6 +70,7 @@ struct source {
     _Atomic bool abort;              /* any thread */
     _Atomic bool qemu_gone;          /* main */
     _Atomic bool leave;              /* main: the shim ends; nothing is tried again */
+    _Atomic bool stands;             /* it has failed, and its guest does not go on */
     char abort_reason[128];
     struct xm_links *links;
     struct xm_transport *to;

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define ENDING_NS (3 * XM_NS_PER_S) /* who asks us has 5 s for «status» */
+
 typedef int command_fn(struct shim *, struct client *, const json_t *request, json_t *reply,
                        struct xm_error *);
 
@@ -82,9 +84,21 @@ static int is_settled(struct shim *s, struct xm_error *e)
     return 0;
 }
 
-/* Its migration has failed and is over, and its QEMU does not let it go on. */
+/* Who has heard how the last migration ended may be quicker than its links go down. */
+static void await_end(struct shim *s)
+{
+    uint64_t until = xm_now() + ENDING_NS;
+
+    while (s->source && source_ending(s->source) && xm_now() < until)
+        xm_mailbox_wait(&s->machine.mailbox, 20);
+}
+
+/* Its migration has failed and is over, and its QEMU does not let it go on; or it is just about to go. */
 static int stands_still(struct shim *s, struct xm_error *e)
 {
+    if (!source_stands(s->source))
+        return xm_error_set(e, EBUSY, "the last migration of VM %s (job %s) is just being ended: try again",
+                            s->machine.spec.name, source_job(s->source));
     return xm_error_set(e, EBUSY,
                         "VM %s stands still since its migration (job %s) failed: its QEMU does not let it go "
                         "on, which is tried again and again; `xmigrate stop --force %s` ends it",
@@ -110,6 +124,7 @@ static int cmd_stop(struct shim *s, struct client *c, const json_t *request, jso
                     struct xm_error *e)
 {
     (void)c, (void)reply;
+    await_end(s);
     if (s->source && !source_over(s->source))
         return xm_error_set(e, EBUSY, "VM %s is being migrated (job %s): abort that first",
                             s->machine.spec.name, source_job(s->source));
@@ -136,6 +151,7 @@ static int begin(struct shim *s, const json_t *request, bool local, struct xm_er
 {
     const char *name = s->machine.spec.name;
 
+    await_end(s);
     if (s->source && source_over(s->source))
         return stands_still(s, e);
     if (s->source)
@@ -236,6 +252,7 @@ static int cmd_resume(struct shim *s, struct client *c, const json_t *request, j
                       struct xm_error *e)
 {
     (void)c, (void)request, (void)reply;
+    await_end(s);
     if (s->source && source_over(s->source))
         return stands_still(s, e);
     if (s->source || s->destination)

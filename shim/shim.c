@@ -127,8 +127,12 @@ static void emit_run(struct xm_post *p)
     struct client *c;
 
     TAILQ_FOREACH (c, &s->clients, link) {
-        if (c->subscribed && xm_jsonl_send(c->conn.fd, json_incref(m->event), -1, NULL) < 0)
-            c->subscribed = false; /* its hang-up is seen by the loop */
+        if (c->subscribed && xm_jsonl_send(c->conn.fd, json_incref(m->event), -1, NULL) < 0) {
+            c->subscribed = false;
+            /* Who has not read for long does not wait for ever for what it has missed: it comes again, and
+             * hears the last event. The loop sees the end. */
+            shutdown(c->conn.fd, SHUT_RDWR);
+        }
     }
     json_decref(s->last_event);
     s->last_event = m->event;
@@ -137,9 +141,9 @@ static void emit_run(struct xm_post *p)
 
 static void emit(struct machine *vm, json_t *event)
 {
-    struct emit *m = calloc(1, sizeof *m);
+    struct emit *m = event ? calloc(1, sizeof *m) : NULL;
 
-    if (!m) {
+    if (!m) { /* no memory */
         json_decref(event);
         return;
     }

@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: MIT */
+/* Who hears a shim's events, and may act on them. The shim has neither QEMU nor disks here. */
+#include "shim/shim.h"
+#include "tests/progress.h"
+#include "tests/unit/lib_tmpdir.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static struct shim shim;
+static pthread_t thread;
+static char *path;
+
+static void *run(void *unused)
+{
+    (void)unused;
+    xm_mailbox_own(&shim.machine.mailbox);
+    shim_run(&shim);
+    return NULL;
+}
+
+static int set_up(void **state)
+{
+    struct xm_error e = {0};
+
+    if (tmpdir_make(state))
+        return -1;
+    const char *config = tmpdir_path("shim.json"), *dir = tmpdir_path("");
+    path = xm_printf("%s", tmpdir_path("shim.sock"));
+    json_t *o =
+        json_pack("{s:{s:s, s:i, s:i, s:s, s:s, s:[], s:[]}, s:s, s:s, s:s, s:i}", "vm", "name", "web1",
+                  "memory", 16 << 20, "vcpus", 1, "qemu", "qemu-system-x86_64", "machine", "q35", "disks",
+                  "nics", "host", "hosta", "state_dir", dir, "run_dir", dir, "epoch", 1);
+    int r = xm_json_save(config, o, &e);
+    if (!r)
+        r = shim_new(&shim, config, &e);
+    if (!r)
+        r = xm_mailbox_init(&shim.machine.mailbox);
+    if (!r && (shim.listen_fd = xm_unix_listen(path, &e)) < 0)
+        r = -1;
+    if (!r)
+        r = pthread_create(&thread, NULL, run, NULL);
+    if (r)
+        print_message("%s\n", e.text);
+    json_decref(o);
+    return r;
+}
+
+static int tear_down(void **state)
+{
+    shim_end(&shim);
+    shim.machine.emit(&shim.machine, json_pack("{s:s}", "event", "end")); /* wakes it */
+    pthread_join(thread, NULL);
+    shim_free(&shim);
+    free(path);
+    return tmpdir_remove(state);
+}
+
+static void subscribe(struct xm_jsonl *js)
+{
+    int fd = xm_unix_connect(path, NULL);
+
+    assert_true(fd >= 0);
+    xm_jsonl_init(js, fd);
+    assert_int_equal(xm_jsonl_send(fd, json_pack("{s:i, s:s}", "id", 1, "cmd", "subscribe"), -1, NULL), 0);
+    json_t *o = xm_jsonl_recv(js, xm_now() + LIMIT_HANG_NS, NULL);
+    assert_true(xm_json_bool(o, "ok", false));
+    json_decref(o);
+}
+
+static void must_hear(struct xm_jsonl *js, const char *event)
+{
+    json_t *o = xm_jsonl_recv(js, xm_now() + LIMIT_HANG_NS, NULL);
+
+    assert_string_equal(xm_json_str(o, "event", ""), event);
+    json_decref(o);
+}
+
+/* What broke: an agent that had not read for minutes was told nothing any more, on a connection that stayed:
+ * the job that it watched ran for ever. */
+static void who_cannot_be_told_is_hung_up_on_and_comes_again(void **state)
+{
+    struct xm_jsonl js, other;
+    (void)state;
+
+    subscribe(&js);
+    subscribe(&other);
+    shim.machine.emit(&shim.machine, json_pack("{s:s}", "event", "first"));
+    must_hear(&js, "first");
+    must_hear(&other, "first");
+    assert_int_equal(shutdown(js.fd, SHUT_RD), 0); /* what is sent to it now fails at once */
+    shim.machine.emit(&shim.machine, json_pack("{s:s}", "event", "done"));
+    struct pollfd p = {.fd = js.fd};
+    assert_int_equal(poll(&p, 1, LIMIT_HANG_MS), 1);
+    assert_true(p.revents & POLLHUP);
+    must_hear(&other, "done");
+    xm_jsonl_close(&js);
+    subscribe(&js);
+    must_hear(&js, "done");
+    xm_jsonl_close(&js);
+    xm_jsonl_close(&other);
+}
+
+/* One that could not be made is none, and ends nothing. */
+static void no_event_is_not_told(void **state)
+{
+    struct xm_jsonl js;
+    (void)state;
+
+    subscribe(&js);
+    shim.machine.emit(&shim.machine, json_pack("{s:s}", "event", "\xff"));
+    shim.machine.emit(&shim.machine, json_pack("{s:s}", "event", "next"));
+    must_hear(&js, "next");
+    xm_jsonl_close(&js);
+}
+
+/* ---- a migration that the destination refuses ---- */
+
+static void refuse(void *unused, struct xm_rx *rx)
+{
+    static const char no[] = "{\"ok\":false,\"error\":\"no\"}";
+
+    (void)unused;
+    xm_rx_done(rx, 0, no, sizeof no - 1);
+}
+
+static json_t *migrate(int id, const char *job, unsigned port)
+{
+    static const char token[] = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+    return json_pack("{s:i, s:s, s:s, s:s, s:s, s:i, s:[{s:s, s:s}], s:[]}", "id", id, "cmd", "migrate",
+                     "job", job, "token", token, "destination", "hostb", "port", port, "links", "local",
+                     "127.0.0.1", "remote", "127.0.0.1", "disks");
+}
+
+/* As the destination's agent takes a link, up to where the shim gets it. */
+static int accept_link(int listener)
+{
+    int fd = accept(listener, NULL, NULL);
+    char c = 0;
+
+    while (c != '\n' && recv(fd, &c, 1, 0) == 1)
+        ;
+    return fd;
+}
+
+static json_t *until(struct xm_jsonl *js, const char *key, const char *value)
+{
+    json_t *o;
+
+    while ((o = xm_jsonl_recv(js, xm_now() + LIMIT_HANG_NS, NULL)) &&
+           (value ? strcmp(xm_json_str(o, key, ""), value) != 0 : !json_object_get(o, key)))
+        json_decref(o);
+    assert_non_null(o);
+    return o;
+}
+
+/* What broke: it was refused as if its guest stood still, and the advice was to end the VM by force. */
+static void a_move_may_follow_at_once_on_one_that_failed(void **state)
+{
+    struct owner_record mine = {.epoch = 1, .owner = OWNER_MINE, .settled = true};
+    struct xm_links_opts o = {.sink = {.frame = refuse}};
+    struct sockaddr_in at = {0};
+    socklen_t len = sizeof at;
+    struct xm_jsonl js;
+    struct xm_error e = {0};
+    int listener = xm_tcp_listen("127.0.0.1", 0, NULL);
+    (void)state;
+
+    getsockname(listener, (struct sockaddr *)&at, &len);
+    assert_int_equal(owner_save(shim.machine.state_dir, "web1", &mine, &e), 0);
+    xm_hex_get(o.token, sizeof o.token, "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff");
+    struct xm_links *there = xm_links_new(&o, &e);
+    subscribe(&js);
+    assert_int_equal(xm_jsonl_send(js.fd, migrate(2, "5", ntohs(at.sin_port)), -1, NULL), 0);
+    int link = accept_link(listener), open = dup(link); /* the other side takes its time to close it */
+    assert_true(xm_links_add(there, link, false, "l", &e) >= 0);
+    json_decref(until(&js, "event", "failed"));
+    assert_int_equal(xm_jsonl_send(js.fd, migrate(3, "6", ntohs(at.sin_port)), -1, NULL), 0);
+    json_t *answer = until(&js, "ok", NULL);
+    if (!xm_json_bool(answer, "ok", false))
+        fail_msg("%s", xm_json_str(answer, "error", ""));
+    json_decref(answer);
+    close(accept_link(listener));
+    json_decref(until(&js, "event", "failed"));
+    xm_jsonl_close(&js);
+    xm_links_free(there);
+    close(open);
+    close(listener);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(who_cannot_be_told_is_hung_up_on_and_comes_again),
+        TEST(no_event_is_not_told),
+        TEST(a_move_may_follow_at_once_on_one_that_failed),
+    };
+
+    signal(SIGPIPE, SIG_IGN);
+    return cmocka_run_group_tests_name("shim: events", tests, NULL, NULL);
+}
