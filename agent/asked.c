@@ -177,8 +177,8 @@ int asked_read(struct agent *a, struct asked *q, const json_t *o, struct xm_erro
     snprintf(q->job, sizeof q->job, "%s", xm_json_str(o, "job", ""));
     if (strspn(q->job, "0123456789") != strlen(q->job))
         return xm_error_set(e, EINVAL, "job: no number");
-    if (!r->epoch)
-        return xm_error_set(e, EINVAL, "epoch: not from 1");
+    if (!r->epoch || r->epoch > OWNER_EPOCH_MAX)
+        return xm_error_set(e, EINVAL, "epoch: not from 1, or beyond any that a VM comes to");
     err = read_links(q, json_object_get(o, "links"), e);
     if (!err && r->storage)
         err = read_used(q, json_object_get(o, "used"), e);

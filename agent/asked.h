@@ -24,5 +24,9 @@ void asked_free(struct asked *);
  * -EBUSY. only_look: what was given to who asks stays as it is; it is settled when the VM comes. */
 int prepare_settle_last(struct agent *, const struct asked *, bool only_look, uint64_t patience,
                         struct xm_error *);
+/* Whom this host gave the VM to may have it still: then what is announced is another one of that name, with
+ * an epoch that is whatever its host says, and the right one would be given up for it there
+ * (agent/returned.h). Who does not answer forbids nothing. */
+void prepare_judge_owner(struct agent *, const struct asked *, json_t *reasons);
 
 #endif

@@ -53,10 +53,13 @@ static int ask(struct agent *a, const struct conf_peer *p, const char *vm, uint6
     if (!o)
         return e->code == EREMOTEIO || e->code == EBUSY ? -e->code : -EIO;
     int side = owner_side_of(xm_json_str(o, "owner", "?"));
-    int r = side < 0 ? xm_error_set(e, EPROTO, "host %s: its answer makes no sense", p->name) : 0;
+    int64_t epoch = xm_json_int(o, "epoch", 0);
+    int r = side < 0 || epoch < 0 || (uint64_t)epoch > OWNER_EPOCH_MAX + 2
+                ? xm_error_set(e, EPROTO, "host %s: its answer makes no sense", p->name)
+                : 0;
     k->rec.owner = (enum owner_side)XM_MAX(side, 0);
     k->rec.settled = xm_json_bool(o, "settled", false);
-    k->rec.epoch = (uint64_t)XM_MAX(xm_json_int(o, "epoch", 0), 0);
+    k->rec.epoch = (uint64_t)epoch;
     snprintf(k->rec.to, sizeof k->rec.to, "%s", xm_json_str(o, "to", ""));
     k->present = xm_json_bool(o, "present", false);
     snprintf(k->role, sizeof k->role, "%s", xm_json_str(o, "role", ""));

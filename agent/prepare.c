@@ -10,6 +10,7 @@
  */
 #include "agent/asked.h"
 #include "agent/datastore.h"
+#include "agent/known.h"
 #include "agent/nvram.h"
 #include "agent/outside.h"
 #include "agent/storage.h"
@@ -56,6 +57,25 @@ int prepare_settle_last(struct agent *a, const struct asked *q, bool only_look, 
         r = xm_error_set(e, EBUSY, "%s", text);
     json_decref(answer);
     return r;
+}
+
+void prepare_judge_owner(struct agent *a, const struct asked *q, json_t *reasons)
+{
+    const char *name = q->spec.name;
+    struct owner_record rec;
+    struct known there;
+    struct xm_error ignored = {0};
+
+    if (owner_read(a, name, &rec, NULL) < 0 || rec.owner != OWNER_GIVEN || !strcmp(rec.to, q->req.source))
+        return;
+    const struct conf_peer *p = config_peer(&a->conf, rec.to);
+    if (p && !known_there_soon(a, p, name, &there, &ignored) && there.rec.owner == OWNER_MINE &&
+        there.rec.epoch >= rec.epoch)
+        json_array_append_new(reasons,
+                              json_sprintf("the VM '%s' that %s knows is %s's (epoch %llu), not %s's: "
+                                           "one of the two needs another name",
+                                           name, a->conf.name, p->name, (unsigned long long)there.rec.epoch,
+                                           q->req.source));
 }
 
 /* The name is claimed: nobody else works on it. What an earlier migration should have taken away goes now. */
@@ -222,6 +242,7 @@ static json_t *prepare(struct agent *a, struct asked *q)
     int datastore = -1;
 
     outside_judge(&q->spec, &a->conf, q->req.source, reasons);
+    prepare_judge_owner(a, q, reasons);
     gather(a, &q->req, true, &g);
     json_t *spec = vm_spec_to_json(&q->spec);
     int r = xm_hex_random(token, LINK_TOKEN_BYTES, &e);

@@ -235,6 +235,7 @@ int handoff_event(struct handoff *h, enum handoff_event event, struct handoff_ac
 /* The peer says that the VM is ours from this epoch on. */
 static void told_to_run(struct handoff *h, uint64_t epoch, struct handoff_actions *a)
 {
+    static struct xm_log_limit ignored;
     bool newer = epoch > known_epoch(h);
 
     switch (h->state) {
@@ -263,9 +264,9 @@ static void told_to_run(struct handoff *h, uint64_t epoch, struct handoff_action
         else if (!newer)
             send_answer(h, a);
         else
-            xm_log(XM_LOG_ERROR,
-                   "%s hands over epoch %llu of a VM that this host owns with epoch %llu: ignored", h->peer,
-                   (unsigned long long)epoch, (unsigned long long)h->record.epoch);
+            xm_log_limited(&ignored, XM_LOG_ERROR,
+                           "%s hands over epoch %llu of a VM that this host owns with epoch %llu: ignored",
+                           h->peer, (unsigned long long)epoch, (unsigned long long)h->record.epoch);
         return;
     default:
         return;
@@ -440,7 +441,8 @@ int handoff_msg_unpack(struct handoff_msg *m, const json_t *o, struct xm_error *
     int64_t epoch = xm_json_int(o, "epoch", -1);
     const char *to = xm_json_str(o, "to", "");
 
-    if (type < 0 || side < 0 || epoch < 0 || epoch == INT64_MAX || strlen(to) >= sizeof(m->to))
+    if (type < 0 || side < 0 || epoch < 0 || (uint64_t)epoch > OWNER_EPOCH_MAX + 2 ||
+        strlen(to) >= sizeof(m->to))
         return xm_error_set(e, EPROTO, "the peer sent a hand-off message that makes no sense");
     *m = (struct handoff_msg){
         .type = (enum handoff_msg_type)type, .epoch = (uint64_t)epoch, .owner = (enum owner_side)side};

@@ -16,6 +16,10 @@
  * what is here may be the only copy, and only the record of `from` says so. */
 enum owner_side { OWNER_NONE, OWNER_MINE, OWNER_GIVEN, OWNER_PROMISED };
 
+/* No VM comes to it: what a host says beyond is a lie, and one that would stay. A hand-off has one more, one
+ * that is handed back two. */
+#define OWNER_EPOCH_MAX (1ull << 48)
+
 struct owner_record {
     uint64_t epoch; /* grows by one with each hand-off */
     enum owner_side owner;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* What a peer may have prepared for a VM that is to come, and that nothing of it is lost or left when the
  * agent is killed. A real agent, with make-believe shims (lib_shim.c). */
+#include "net/net.h"
 #include "tests/unit/lib_agent.h"
 #include "vm/owner.h"
 
@@ -8,7 +9,9 @@
 #include <stdarg.h>
 #include <cmocka.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -71,6 +74,8 @@ static void hostile_requests_to_prepare_make_nothing(void **state)
         {"used", "\"x\"", 2},
         {"epoch", "0", 2},
         {"epoch", "\"1\"", 2},
+        {"epoch", "281474976710657", 2}, /* it would stay, and what is defined so can never move */
+        {"epoch", "9223372036854775807", 2},
         {"protocol", "99", 3},
         {"datastore", "\"../../tmp\"", 3},
         {"job", "\"../5\"", 2},
@@ -153,6 +158,66 @@ static void a_check_settles_nothing(void **state)
     assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
     assert_int_equal(rec.owner, OWNER_GIVEN);
     assert_false(rec.settled);
+}
+
+/* hostc, which has web1 by its record. */
+struct hostc {
+    pthread_t thread;
+    _Atomic bool over;
+    int fd;
+    const char *owner;
+};
+
+static void *hostc_main(void *arg)
+{
+    const struct hostc *h = arg;
+    struct pollfd p = {.fd = h->fd, .events = POLLIN};
+
+    while (!h->over) {
+        if (poll(&p, 1, 10) == 1)
+            json_decref(serve_one(h->fd, json_pack("{s:b, s:s, s:i, s:s, s:b}", "ok", 1, "owner", h->owner,
+                                                   "epoch", 3, "to", "", "settled", 1)));
+    }
+    return NULL;
+}
+
+/* What broke: a host of this one's peers announced a VM of its own under the name of one that this host had
+ * given to a third one, with a higher epoch; and the third one, which asks this host before it starts the VM,
+ * believed it and gave its VM up. */
+static void a_vm_that_a_third_host_has_is_not_taken(void **state)
+{
+    struct owner_record given = {.epoch = 3, .owner = OWNER_GIVEN, .to = "hostc", .settled = true};
+    struct hostc c = {.owner = "mine"};
+    struct sockaddr_storage ss;
+    socklen_t len = sizeof ss;
+    (void)state;
+    need_qemu();
+
+    c.fd = xm_tcp_listen("127.0.0.3", 0, NULL);
+    getsockname(c.fd, (struct sockaddr *)&ss, &len);
+    test_agent_stop(t, SIGTERM);
+    FILE *f = fopen(in_dir(t, "conf"), "ae");
+    fprintf(f, "[peer hostc]\naddress = 127.0.0.3\nport = %u\n",
+            ntohs(((struct sockaddr_in *)(void *)&ss)->sin_port));
+    fclose(f);
+    assert_int_equal(xm_mkdir_all(in_dir(t, "state/vms/web1"), NULL), 0);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &given, NULL), 0);
+    assert_int_equal(test_agent_start(t), 0);
+    assert_int_equal(pthread_create(&c.thread, NULL, hostc_main, &c), 0);
+    json_t *o = prepare_request("5");
+    json_object_set_new(o, "epoch", json_integer(1000));
+    must_refuse(ask_as_peer(t, json_deep_copy(o)), 3, "is hostc's (epoch 3), not hostb's", NULL);
+    json_object_set_new(o, "verb", json_string("peer.check"));
+    json_t *answer = ask_as_peer(t, json_deep_copy(o));
+    assert_int_equal(json_array_size(json_object_get(answer, "reasons")), 1);
+    json_decref(answer);
+    c.owner = "given"; /* it came from there */
+    answer = ask_as_peer(t, o);
+    assert_int_equal(json_array_size(json_object_get(answer, "reasons")), 0);
+    json_decref(answer);
+    c.over = true;
+    pthread_join(c.thread, NULL);
+    close(c.fd);
 }
 
 static json_t *must_prepare(void)
@@ -307,6 +372,7 @@ int main(int argc, char **argv)
         TEST(hostile_requests_to_prepare_make_nothing),
         TEST(a_probe_decides_what_is_shared),
         TEST(a_check_settles_nothing),
+        TEST(a_vm_that_a_third_host_has_is_not_taken),
         TEST(prepare_makes_disks_and_cancel_takes_all_away),
         TEST(the_firmwares_variables_come_with_the_request),
         TEST(a_link_with_the_token_gets_to_the_shim),
