@@ -2,9 +2,11 @@
 #include "mirror/guestmem.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
 #define PAGE_SHIFT 12
 
@@ -12,11 +14,14 @@ int map_shared(int fd, uint64_t offset, uint64_t size, void **map, size_t *map_l
                const char *what, bool sealed, struct xm_error *e)
 {
     struct stat st;
+    struct statfs fs;
     int seals = sealed ? fcntl(fd, F_GET_SEALS) : F_SEAL_SHRINK;
 
     if (seals < 0 || !(seals & F_SEAL_SHRINK))
         return xm_error_set(e, EPERM, "%s is in a file that could become smaller (no F_SEAL_SHRINK)", what);
-
+    /* Of huge pages there may be none left when we look at a hole. */
+    if (sealed && (fstatfs(fd, &fs) < 0 || fs.f_type != TMPFS_MAGIC))
+        return xm_error_set(e, EPERM, "%s is in a file of another kind than the memory of our VMs", what);
     if (fstat(fd, &st) < 0)
         return xm_error_errno(e, errno, "cannot look at the descriptor of %s", what);
     /* Beyond the file's end a mapping is a SIGBUS waiting for us. */

@@ -54,6 +54,23 @@ static void what_could_shrink_is_refused(void **state)
     close(loose), close(fast), close(file);
 }
 
+/* What broke: a sealed file of huge pages, of which the host may have none: a hole in it is as good as its
+ * end. */
+static void huge_pages_are_refused(void **state)
+{
+    struct xm_error e = {0};
+    int fd = memfd_create("m", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_HUGETLB);
+
+    (void)state;
+    if (fd < 0 || ftruncate(fd, 64 << 20) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK)) {
+        print_message("skipped: this kernel has no memfd of huge pages\n");
+        skip();
+    }
+    assert_int_equal(map(fd, true, &e), -EPERM);
+    assert_int_equal(map(fd, false, &e), 0); /* a user's own, by `extra` */
+    close(fd);
+}
+
 static void the_log_and_the_guests_memory_likewise(void **state)
 {
     struct xm_guest_mem_ops ops = {.sealed = true};
@@ -78,6 +95,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_could_shrink_is_refused),
+        cmocka_unit_test(huge_pages_are_refused),
         cmocka_unit_test(the_log_and_the_guests_memory_likewise),
     };
     return cmocka_run_group_tests_name("mirror_guestmem", tests, NULL, NULL);
