@@ -75,6 +75,8 @@ struct xm_ramsink {
     } block[16];
 };
 
+static struct xm_log_limit refused; /* an honest source ends with the first */
+
 static bool seq_seen(const struct xm_ramsink *s, unsigned block, uint64_t seq)
 {
     uint64_t bit = seq % PAGES_SEQ_WINDOW, low = s->block[block].low;
@@ -269,8 +271,9 @@ static void answer_digest(struct xm_ramsink *s, struct xm_rx *rx)
     uint64_t torn = s->torn.pages;
     pthread_mutex_unlock(&s->lock);
     if (torn) {
-        xm_log(XM_LOG_ERROR, "guest RAM: %llu pages are not what their source had, and did not come again",
-               (unsigned long long)torn);
+        xm_log_limited(&refused, XM_LOG_ERROR,
+                       "guest RAM: %llu pages are not what their source had, and did not come again",
+                       (unsigned long long)torn);
         xm_rx_done(rx, -EBADMSG, NULL, 0);
         return;
     }
@@ -417,7 +420,7 @@ void xm_ramsink_frame(struct xm_ramsink *s, struct xm_rx *rx)
     }
     int r = take_pages(s, rx, &torn, &e);
     if (r < 0)
-        xm_log(XM_LOG_ERROR, "guest RAM: %s", e.text);
+        xm_log_limited(&refused, XM_LOG_ERROR, "guest RAM: %s", e.text);
     else if (torn.pages)
         pages = (rx->hdr.length - pages_head(&rx->hdr)) >> XM_PAGE_SHIFT;
     xm_rx_done(rx, XM_MIN(r, 0), torn.bits, (pages + 7) / 8);

@@ -87,8 +87,10 @@ static int do_incoming(struct destination *dst, const json_t *o, struct xm_error
 
     if (!r)
         more = destination_warm(dst, WARM_TIME);
-    xm_log(XM_LOG_INFO, "VM %s, job %s: QEMU has %s of its memory mapped ahead%s", dst->machine->spec.name,
-           dst->job, xm_format_size(dst->warm.mapped).s, more ? ", there is more" : "");
+    if (!r)
+        xm_log(XM_LOG_INFO, "VM %s, job %s: QEMU has %s of its memory mapped ahead%s",
+               dst->machine->spec.name, dst->job, xm_format_size(dst->warm.mapped).s,
+               more ? ", there is more" : "");
 
     if (r)
         json_decref(caps);
@@ -309,6 +311,7 @@ static void announce(struct destination *dst)
 
 void destination_call(struct xm_post *p)
 {
+    static struct xm_log_limit refused;
     struct xm_rx *rx = xm_container_of(p, struct xm_rx, post);
     struct destination *dst = rx->owner;
     json_t *o = rx->payload ? xm_json_parse(rx->payload, rx->hdr.length, &xm_json_request, NULL) : NULL;
@@ -335,8 +338,8 @@ void destination_call(struct xm_post *p)
     json_object_set_new(reply, "ok", json_boolean(r == 0));
     if (r) {
         json_object_set_new(reply, "error", json_string(e.text));
-        xm_log(XM_LOG_WARN, "VM %s, job %s: «%.20s» refused: %s", dst->machine->spec.name, dst->job, call,
-               e.text);
+        xm_log_limited(&refused, XM_LOG_WARN, "VM %s, job %s: «%.20s» refused: %s", dst->machine->spec.name,
+                       dst->job, call, e.text);
     }
     char *text = json_dumps(reply, JSON_COMPACT);
     xm_rx_done(rx, text ? 0 : -ENOMEM, text, text ? (uint32_t)strlen(text) : 0);

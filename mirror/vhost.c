@@ -106,7 +106,8 @@ static void vhost_serve(struct xm_vhost *d)
         err = serve_one(d, &m, &e);
     if (got < 0 || err) {
         __atomic_add_fetch(&d->any.broken, 1, __ATOMIC_RELAXED);
-        xm_log(XM_LOG_WARN, "%s: hanging up on the front end: %s", d->path, e.text);
+        xm_log_limited(&d->control.hung_up, XM_LOG_WARN, "%s: hanging up on the front end: %s", d->path,
+                       e.text);
     }
     __atomic_store_n(&d->any.attached, false, __ATOMIC_RELEASE);
     vhost_on_engine(&j, vhost_hang_up);

@@ -82,6 +82,7 @@ struct xm_vhost {
         uint64_t protocol;
         struct xm_post gone;
         bool has_gone; /* the engine's thread's */
+        struct xm_log_limit hung_up;
     } control;
 };
 enum { DRAIN_NONE = -1, DRAIN_ALL = -2 };
