@@ -3,6 +3,7 @@
  * which hosts find out whether a datastore is shared (reasons.c makes them, asked.c looks for them; they
  * live for seconds), and the unfinished ones of xm_file_replace in the state directory. */
 #include "agent/agent.h"
+#include "agent/storage.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -71,8 +72,10 @@ static void *leftovers_main(void *arg)
 
     while (!ending) {
         sweep_state(a);
-        for (unsigned i = 0; i < a->conf.datastores; i++)
-            sweep(a->conf.datastore[i].path, is_probe);
+        for (unsigned i = 0; i < a->conf.datastores; i++) {
+            if (storage_hangs(a->conf.datastore[i].path, NULL) == 0) /* the others have theirs, too */
+                sweep(a->conf.datastore[i].path, is_probe);
+        }
         ending = agent_pause(a, PASS_NS);
     }
     agent_thread_ends(a);
