@@ -134,7 +134,8 @@ static int open_journal(struct agent *a, const struct asked *q, const json_t *fi
  * it. */
 static int make_files(struct agent *a, struct asked *q, int datastore, json_t *created, struct xm_error *e)
 {
-    int r = q->req.storage ? datastore_use(a, &a->conf.datastore[datastore], e) : 0;
+    bool makes = datastore >= 0; /* a VM without disks has none chosen for it */
+    int r = makes ? datastore_use(a, &a->conf.datastore[datastore], e) : 0;
 
     if (r)
         return r;
@@ -143,11 +144,11 @@ static int make_files(struct agent *a, struct asked *q, int datastore, json_t *c
         json_t *planned = json_array();
         delete_created(created);
         json_array_clear(created);
-        if (q->req.storage)
+        if (makes)
             plan_disks(a, &q->spec, datastore, planned);
         r = open_journal(a, q, planned, true, e);
         xm_fault("prepare-journaled");
-        if (!r && q->req.storage)
+        if (!r && makes)
             r = create_disks(&q->spec, created, e);
         xm_fault("prepare-created");
         json_decref(planned);

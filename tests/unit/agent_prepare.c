@@ -255,6 +255,24 @@ static void prepare_makes_disks_and_cancel_takes_all_away(void **state)
     json_decref(answer);
 }
 
+/* What broke: the datastore that nobody had chosen was looked at, and the agent died. */
+static void a_vm_may_have_no_disks(void **state)
+{
+    json_t *o = prepare_request("5");
+    (void)state;
+    need_qemu();
+
+    json_object_set_new(json_object_get(o, "vm"), "disks", json_array());
+    json_object_set_new(o, "used", json_array());
+    must(ask_as_peer(t, json_deep_copy(o)), 0);
+    must_live();
+    assert_int_equal(files_in_ds(), 0);
+    json_object_set_new(json_object_get(o, "vm"), "name", json_string("web2"));
+    json_object_set_new(o, "storage", json_false());
+    must(ask_as_peer(t, o), 0);
+    must_live();
+}
+
 static json_t *with_nvram(json_t *nvram)
 {
     json_t *o = prepare_request("5"), *vm = json_object_get(o, "vm");
@@ -374,6 +392,7 @@ int main(int argc, char **argv)
         TEST(a_check_settles_nothing),
         TEST(a_vm_that_a_third_host_has_is_not_taken),
         TEST(prepare_makes_disks_and_cancel_takes_all_away),
+        TEST(a_vm_may_have_no_disks),
         TEST(the_firmwares_variables_come_with_the_request),
         TEST(a_link_with_the_token_gets_to_the_shim),
         TEST(what_was_made_for_a_dead_migration_is_deleted_by_the_next_agent),
