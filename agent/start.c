@@ -222,6 +222,7 @@ json_t *verb_stop(struct conn *c, const json_t *request)
     bool force = xm_json_bool(request, "force", false);
     int64_t ms = xm_json_int(request, "timeout_ms", 0);
     uint64_t patience = ms > 0 ? (uint64_t)XM_MIN(ms, 86400 * 1000) * XM_NS_PER_MS : STOP_NS;
+    struct owner_record rec;
     struct xm_error e = {0};
 
     agent_lock(a);
@@ -257,6 +258,12 @@ json_t *verb_stop(struct conn *c, const json_t *request)
             "VM %s has not powered down within %s: its guest may not listen; `xmigrate stop --force %s` "
             "ends it at once",
             name, xm_format_time(patience).s, name);
+    /* It was not held: somebody may have moved it away. */
+    if (!comes && owner_read(a, name, &rec, NULL) == 0 && rec.owner == OWNER_GIVEN)
+        return refusal(EXIT_FAILED,
+                       "VM %s has been given to %s meanwhile, and is not known to be stopped: `xmigrate stop "
+                       "%s` there",
+                       name, rec.to, name);
     answer = ok_answer();
     json_object_set_new(
         answer, "text",

@@ -66,6 +66,23 @@ static void a_guest_that_does_not_listen(void **state)
     says(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "deaf", "force", 1)), "\"ok\": true");
 }
 
+/* While it is waited for somebody moves it away. What broke: that was «stopped». */
+static void a_vm_that_is_moved_meanwhile_is_not_stopped(void **state)
+{
+    struct xm_jsonl js;
+    struct xm_error e = {0};
+    (void)state;
+    need_qemu();
+
+    put("start", "deaf");
+    xm_jsonl_init(&js, xm_unix_connect(in_dir(t, "run/agent.sock"), &e));
+    xm_jsonl_send(js.fd, json_pack("{s:s, s:s}", "verb", "stop", "vm", "deaf"), -1, &e);
+    says(xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, &e), "`xmigrate stop --force deaf` ends it at once");
+    says(ask_shim(t, "deaf", json_pack("{s:s, s:i}", "cmd", "finish", "id", 1)), "\"ok\": true");
+    says(xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, &e), "VM deaf has been given to hostb meanwhile");
+    xm_jsonl_close(&js);
+}
+
 static void a_running_vm_is_not_edited(void **state)
 {
     json_t *edit = json_pack("{s:s, s:s, s:b}", "verb", "dump", "vm", "web1", "edit", 1);
@@ -100,6 +117,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         TEST(a_guest_that_does_not_listen),
+        TEST(a_vm_that_is_moved_meanwhile_is_not_stopped),
         TEST(a_running_vm_is_not_edited),
         TEST(the_list_is_sorted),
     };
