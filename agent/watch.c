@@ -301,6 +301,7 @@ static bool revive(struct agent *a, const char *name)
     struct xm_error e = {0};
     uint64_t epoch;
 
+    bool owned = vm_owned(a, name, &epoch);
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
     if (vm && xm_now() - vm->revived_at > REVIVE_NS) {
@@ -309,7 +310,7 @@ static bool revive(struct agent *a, const char *name)
     }
     /* Expected here and recorded as ours: it came, and its shim died before it said so. */
     bool expected = vm && vm->incoming;
-    bool may = vm && (!expected || vm_owned(a, name, NULL)) && vm->revived++ < REVIVE_MAX;
+    bool may = vm && (!expected || owned) && vm->revived++ < REVIVE_MAX;
     agent_unlock(a);
     json_t *spec = may ? learn_spec(a, name, &e) : NULL;
     if (may && !spec)
