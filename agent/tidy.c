@@ -182,6 +182,9 @@ static void look_at(struct agent *a, const char *name)
             journal_sweep(dir, name, &e);
             settle_hold(a, name, false);
         }
+        struct xm_error unheard = {0};
+        if (j.olders) /* whether those files can be deleted or not */
+            returned_judge_claimed(a, name, e.code ? &unheard : &e);
     } else if (!r && rec.owner == OWNER_MINE && (j.side == JOURNAL_SOURCE || rec.epoch >= j.epoch)) {
         returned_judge_claimed(a, name, &e); /* it stayed, or it has come: does the other host know that? */
     } else if (!r && rec.owner == OWNER_GIVEN && rec.settled &&

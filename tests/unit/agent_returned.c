@@ -140,6 +140,23 @@ static void who_was_taken_for_dead_gives_way(void **state)
     must_say(start(), 3, "gave it to hostb");
 }
 
+/* Behind it stands a move of its disks, which left a file that cannot be deleted. What broke: as long as that
+ * is so nobody was asked. */
+static void a_file_that_cannot_be_deleted_keeps_nobody_from_giving_way(void **state)
+{
+    json_t *files = json_pack("[s]", in_dir(t, "ds/a-directory"));
+    (void)state;
+    assert_int_equal(mkdir(in_dir(t, "ds/a-directory"), 0700), 0);
+    assert_int_equal(
+        journal_write(in_dir(t, "state/vms/web1"), JOURNAL_STORAGE, 1, "hosta", NULL, files, NULL), 0);
+    json_decref(files);
+    assert_int_equal(test_agent_start(t), 0);
+    hostb_says("mine", 2, "state/vms/web1/journal.json", false);
+    assert_int_equal(record().owner, OWNER_GIVEN);
+    assert_string_equal(record().to, "hostb");
+    assert_true(exists(t, "ds/web1.raw"));
+}
+
 /* What broke: `start` asked nobody. The advice is followed, and leads on. */
 static void it_is_not_started_before_the_other_host_has_been_asked(void **state)
 {
@@ -363,6 +380,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         TEST(who_was_taken_for_dead_gives_way),
         TEST(it_is_not_started_before_the_other_host_has_been_asked),
+        TEST(a_file_that_cannot_be_deleted_keeps_nobody_from_giving_way),
         TEST(autostart_waits_for_the_answer),
         TEST(who_answers_is_not_dead),
         TEST(the_offer_that_was_taken_counts),
