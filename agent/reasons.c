@@ -228,6 +228,24 @@ static void judge_downtime(const struct move *m, json_t *reasons)
                 (unsigned long long)(least / XM_NS_PER_MS + 1)));
 }
 
+/* The shim first takes away what an earlier move of its disks has left; it would hang there, with the VM. */
+static void judge_left(struct move *m, json_t *reasons)
+{
+    char *dir = vm_state_path(m->agent, m->vm, NULL);
+    struct xm_error e = {0};
+    struct journal j;
+    json_t *file;
+    size_t i;
+    bool left = journal_read(dir, &j, &e) == 0 && j.side == JOURNAL_STORAGE;
+
+    json_array_foreach (left ? j.files : NULL, i, file) {
+        if (json_is_string(file) && storage_hangs(json_string_value(file), &e) < 0)
+            against(reasons, xm_printf("VM %s: what an earlier move of its disks left: %s", m->vm, e.text));
+    }
+    journal_free(&j);
+    free(dir);
+}
+
 static void judge_source(struct move *m, json_t *reasons)
 {
     struct agent *a = m->agent;
@@ -268,6 +286,7 @@ static void judge_source(struct move *m, json_t *reasons)
         else
             note_grown(m, &m->spec.disk[i]);
     }
+    judge_left(m, reasons);
     for (unsigned i = 0; !m->local && i < a->conf.links; i++) {
         bool up;
         uint64_t speed = facts_link_speed(a->conf.link[i].address, &up);

@@ -176,6 +176,24 @@ static void only_what_needs_it_waits(void **state)
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
 }
 
+/* An earlier move of its disks could not delete what it left there. What broke: the shim tried that first, hung,
+ * and the VM could neither be moved nor stopped. */
+static void what_is_left_on_it_is_not_looked_at_by_a_shim(void **state)
+{
+    json_t *files = json_pack("[s]", in_dir(t, "dead/web1.raw"));
+    (void)state;
+    need_qemu();
+    assert_int_equal(test_agent_start(t), 0);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini"))), 0);
+    assert_int_equal(
+        journal_write(in_dir(t, "state/vms/web1"), JOURNAL_STORAGE, 1, "hosta", NULL, files, NULL), 0);
+    json_decref(files);
+    must_hang();
+    must_say(ask(t, json_pack("{s:s, s:s, s:s}", "verb", "check", "vm", "web1", "host", "hostb")),
+             "what an earlier move of its disks left: ");
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+}
+
 /* Threads of the agent that ask a file system how full it is, at this moment. */
 static unsigned asking(void)
 {
@@ -365,6 +383,7 @@ int main(int argc, char **argv)
         TEST(only_what_needs_it_waits),
         TEST(probes_do_not_stay),
         TEST(what_was_left_there_waits_for_it),
+        TEST(what_is_left_on_it_is_not_looked_at_by_a_shim),
         TEST(a_start_asks_no_datastore_but_its_own),
         TEST(a_datastore_that_is_not_right_takes_no_disk),
         TEST(one_that_was_marked_unmounted_is_mended),
