@@ -259,13 +259,21 @@ void job_fail(struct agent *a, struct job *job, int exit, const char *why)
 
 /* ---- after a restart ---- */
 
-/* The agent was not there when it ended: what the record says is what can be said. */
+/* The agent was not there when it ended: what it has left, or else the record, says what can be said. */
 static void settle_lost(struct agent *a, struct job *job)
 {
     const char *vm = xm_json_str(job->about, "vm", ""), *to = xm_json_str(job->about, "destination", "");
+    bool named = vm_name_check(vm, NULL) == 0;
     struct owner_record rec;
 
-    if (vm_name_check(vm, NULL) || owner_read(a, vm, &rec, NULL) < 0)
+    if (named)
+        vm_take_result(a, vm);
+    agent_lock(a);
+    bool over = job->over;
+    agent_unlock(a);
+    if (over)
+        return;
+    if (!named || owner_read(a, vm, &rec, NULL) < 0)
         job_fail(a, job, EXIT_UNKNOWN, "it ended while no agent ran here, and nothing tells how");
     else if (rec.owner == OWNER_MINE)
         job_fail(a, job, EXIT_FAILED, "it ended while no agent ran here; the VM is this host's");

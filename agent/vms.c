@@ -324,8 +324,7 @@ uint64_t vms_space_promised(struct agent *a, const char *datastore, const char *
 
 #define ENDED_NS (5 * XM_NS_PER_S) /* how long a start waits for what an ended VM left to be taken away */
 
-/* A job may have ended while no agent was there: its last event stands in a file. */
-static void take_result(struct agent *a, const char *name)
+void vm_take_result(struct agent *a, const char *name)
 {
     json_t *result = read_vm_json(a, name, "result.json");
     struct job *job = result ? job_get(a, xm_json_str(result, "job", "")) : NULL;
@@ -439,7 +438,7 @@ static void adopt(struct agent *a, const char *name)
     if (newer)
         spec = newer; /* its disks may have moved since the shim was started */
     incoming = expected ? incoming : NULL;
-    take_result(a, name);
+    vm_take_result(a, name);
     if (!vm_process(a, name, "shim.pid") && !vm_process(a, name, "qemu.pid")) {
         clean_up_ended(a, name);
     } else if (vm_spec_from_json(&check, spec, &e) < 0 || strcmp(check.name, name) != 0) {

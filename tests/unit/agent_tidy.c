@@ -449,6 +449,29 @@ static void a_job_that_a_shim_may_still_take_is_not_over(void **state)
     must(ask(t, json_pack("{s:s, s:s}", "verb", "watch", "job", "1")), 0);
 }
 
+/* Its shim did not answer when the agent started, and has done the job by the time it does. What broke: by the
+ * VM's record it was none of a move, so it had failed. */
+static void a_report_counts_before_the_record(void **state)
+{
+    json_t *job = json_pack("{s:s, s:s, s:s, s:s, s:s, s:i}", "job", "7", "vm", "web1", "destination",
+                            "hosta", "mode", "storage-only", "state", "running", "started", 1),
+           *done = json_pack("{s:s, s:s, s:s}", "event", "done", "job", "7", "vm", "web1");
+
+    (void)state;
+    need_qemu();
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini"))), 0);
+    test_agent_stop(t, SIGTERM);
+    assert_int_equal(xm_json_save(in_dir(t, "state/jobs/7.json"), job, NULL), 0);
+    pid_t shim = shim_pid(t, "web1");
+    kill(shim, SIGSTOP);
+    assert_int_equal(test_agent_start(t), 0);
+    assert_int_equal(xm_json_save(in_dir(t, "run/vms/web1/result.json"), done, NULL), 0);
+    kill(shim, SIGCONT);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "watch", "job", "7")), 0);
+    json_decref(job);
+    json_decref(done);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, peer_tear_down)
 int main(int argc, char **argv)
 {
@@ -466,6 +489,7 @@ int main(int argc, char **argv)
         TEST(a_vm_that_was_not_seen_to_run_there_has_not_moved),
         TEST(a_vm_that_was_seen_to_run_there_has_moved),
         TEST(a_job_that_a_shim_may_still_take_is_not_over),
+        TEST(a_report_counts_before_the_record),
     };
     int status;
 
