@@ -249,6 +249,8 @@ int agent_run(struct config *conf, struct xm_error *e)
     if (!r && (signal_fd = signalfd(-1, &set, SFD_CLOEXEC)) < 0)
         r = xm_error_errno(e, errno, "signalfd");
     if (!r)
+        leftovers_at_start(a);
+    if (!r)
         r = inventory_boot(a, e);
     if (!r) {
         struct xm_error no = {0};

@@ -257,7 +257,8 @@ int settle_end_here(struct agent *, const char *vm, struct xm_error *);
 /* tidy.c: does so by itself, every few seconds. */
 int tidy_start(struct agent *, struct xm_error *);
 #define PROBE_PREFIX ".xmigrate-probe-"
-int leftovers_start(struct agent *, struct xm_error *); /* leftovers.c */
+void leftovers_at_start(struct agent *); /* leftovers.c; before there are threads */
+int leftovers_start(struct agent *, struct xm_error *);
 /* A VM that is expected here: ended, when no link has come and its source does not know of the migration. */
 void tidy_expected(struct agent *, const char *vm);
 verb_handler verb_rebalance, verb_peer_datastores;               /* rebalance.c */

@@ -343,7 +343,10 @@ static void probes_do_not_stay(void **state)
     assert_int_equal(chmod(in_dir(t, "state"), 0700) | chmod(in_dir(t, "state/vms"), 0700), 0);
     assert_int_equal(xm_file_replace(in_dir(t, "state/vms/db/spec.json.tmp-a1B2c3"), "x", 1, NULL), 0);
     assert_int_equal(utimensat(AT_FDCWD, in_dir(t, "state/vms/db/spec.json.tmp-a1B2c3"), old, 0), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "state/vms/db/journal.json.tmp-Iv2Tnh"), "x", 1, NULL), 0);
     assert_int_equal(test_agent_start(t), 0);
+    assert_true(
+        until_gone(t, "state/vms/db/journal.json.tmp-Iv2Tnh")); /* nobody is left who could be writing it */
     assert_true(until_gone(t, "state/vms/db/spec.json.tmp-a1B2c3"));
     assert_true(until_gone(t, "ds/.xmigrate-probe-0011"));
     assert_true(exists(t, "ds/.xmigrate-probe-2233"));
