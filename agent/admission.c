@@ -323,6 +323,12 @@ static void judge_parts(const struct host_facts *h, const struct admission_reque
     judge_cdroms(h, r, why);
     if (s->devices.vnc_password && !h->vnc_address)
         because(why, "%s gives VMs no address for VNC ([host] vnc_address): use vnc = unix", h->host);
+    else if (h->vnc_busy)
+        because(why,
+                "display %s is in use on %s (somebody listens at port %d), and %s has it on each host (vnc = "
+                "%s): "
+                "give it another number, or vnc = unix",
+                s->devices.vnc, h->host, VNC_PORT + atoi(s->devices.vnc), s->name, s->devices.vnc);
 }
 
 static void judge_memory(const struct host_facts *h, const struct admission_request *r, json_t *why)

@@ -10,6 +10,7 @@
 #include "vm/vm.h"
 
 #define AGENT_PROTOCOL 2
+#define VNC_PORT       5900 /* of display 0 */
 
 struct fact_datastore {
     const char *name;
@@ -53,6 +54,7 @@ struct host_facts {
     bool cdrom_private[VM_CDROMS_MAX];   /* it is not: the file is there, and not everybody may read it */
     uint64_t cdrom_bytes[VM_CDROMS_MAX]; /* its size; 0: not known */
     bool vnc_address;                    /* it gives VMs an address for VNC */
+    bool vnc_busy;                       /* somebody listens at the port of the VM's display there */
     uint64_t firmware_bytes;             /* its size; 0: not known */
     bool present;                        /* a VM of this name runs or is expected here */
     uint64_t owned_epoch; /* this host's record says that it owns the VM, in this epoch; 0: it does not */

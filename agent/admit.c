@@ -91,6 +91,8 @@ void gather(struct agent *a, const struct admission_request *r, bool strict, str
                               facts_file_private(s->cdrom[i].path);
     }
     f->vnc_address = a->conf.vnc_address;
+    f->vnc_busy = a->conf.vnc_address && s->devices.vnc_password &&
+                  facts_port_busy(a->conf.vnc_address, (uint16_t)(VNC_PORT + atoi(s->devices.vnc)));
     f->owned_epoch = vm_owned(a, s->name, &f->known_epoch) ? f->known_epoch : 0;
     f->memory_free = facts_memory_available();
     f->min_memory = a->conf.min_memory;

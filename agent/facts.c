@@ -143,6 +143,29 @@ uint64_t facts_link_speed(const char *address, bool *up)
     return speed;
 }
 
+/* By binding and no more: two who look at once do not see each other. */
+bool facts_port_busy(const char *address, uint16_t port)
+{
+    struct address a;
+
+    if (!address_parse(&a, address))
+        return false;
+    struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(port)};
+    struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
+    bool six = a.family == AF_INET6;
+    const struct sockaddr *sa = six ? (const void *)&v6 : (const void *)&v4;
+    int one = 1, fd = socket(a.family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    memcpy(&v4.sin_addr, a.bytes, sizeof v4.sin_addr);
+    memcpy(&v6.sin6_addr, a.bytes, sizeof v6.sin6_addr);
+    if (fd < 0)
+        return false;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    bool busy = bind(fd, sa, six ? sizeof v6 : sizeof v4) < 0 && errno == EADDRINUSE;
+    close(fd);
+    return busy;
+}
+
 /* ---- files ---- */
 
 bool facts_file(const char *path, bool strict)

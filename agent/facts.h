@@ -13,6 +13,8 @@ bool facts_bridge(const char *name);
 /* The speed of the interface that has this address, in bytes a second, 0 when unknown; *up: there is one and
  * it is up. */
 uint64_t facts_link_speed(const char *address, bool *up);
+/* Somebody listens there. The address in numbers. */
+bool facts_port_busy(const char *address, uint16_t port);
 /* strict: for a name from outside: a plain file that everybody may read, so that nothing secret gets into a
  * guest. */
 bool facts_file(const char *path, bool strict);
