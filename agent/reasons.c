@@ -246,11 +246,33 @@ static void judge_left(struct move *m, json_t *reasons)
     free(dir);
 }
 
+/* The destination makes the VM of its definition. What that does not have it cannot load; what is gone it has
+ * again, and the guest does not know of it. */
+static void judge_devices(struct move *m, const json_t *st, json_t *reasons)
+{
+    json_t *v;
+    size_t i;
+
+    json_array_foreach (json_object_get(st, "plugged"), i, v)
+        against(reasons,
+                xm_printf("device %s was plugged into VM %s while it ran, and %s would make it without: "
+                          "unplug it first",
+                          json_is_string(v) ? json_string_value(v) : "?", m->vm, m->peer->name));
+    json_array_foreach (json_object_get(st, "unplugged"), i, v) {
+        if (m->notes)
+            against(m->notes,
+                    xm_printf("device %s was unplugged from VM %s while it ran: on %s it is there again, "
+                              "and the guest is not told before it boots",
+                              json_is_string(v) ? json_string_value(v) : "?", m->vm, m->peer->name));
+    }
+}
+
 static void judge_source(struct move *m, json_t *reasons)
 {
     struct agent *a = m->agent;
     struct xm_error e = {0};
-    json_t *st = shim_call(a, m->vm, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, &e);
+    json_t *st = shim_call(a, m->vm, json_pack("{s:s, s:b}", "cmd", "status", "devices", !m->local), -1,
+                           5 * XM_NS_PER_S, &e);
 
     if (!st)
         against(reasons, xm_printf("%s", e.text));
@@ -263,6 +285,8 @@ static void judge_source(struct move *m, json_t *reasons)
                 xm_printf("VM %s is paused, and its last switch-over failed: QEMU %s begins no other "
                           "migration before its guest has been continued; it may be paused again then",
                           m->vm, m->qemu));
+    if (!m->local)
+        judge_devices(m, st, reasons);
     json_decref(st);
     m->firmware = m->local ? 0 : firmware_of(m);
     if (!vm_owned(a, m->vm, &m->epoch))

@@ -89,6 +89,10 @@ int machine_guest_paused(struct machine *, bool *paused, struct xm_error *);
 void machine_note_paused(struct machine *, bool paused);
 bool machine_noted_paused(const struct machine *);
 
+/* plugged.c. Appends what QEMU has beside the devices that it was started with, and the ids of those that it
+ * has no more. -errno: not known. */
+int machine_plugged(struct machine *, json_t *more, json_t *less, struct xm_error *);
+
 /* logs.c. Nothing that fails there fails anything else. */
 int machine_console_open(struct machine *); /* where the guest's console is recorded; -errno: nowhere */
 void machine_console_end(struct machine *); /* no file is left of a guest that said nothing */

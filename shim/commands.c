@@ -12,6 +12,24 @@
 typedef int command_fn(struct shim *, struct client *, const json_t *request, json_t *reply,
                        struct xm_error *);
 
+/* Where it cannot be found out nothing is said of them. */
+static void tell_devices(struct shim *s, json_t *reply)
+{
+    json_t *more = json_array(), *less = json_array();
+    struct xm_error e = {0};
+
+    if (s->source || s->destination) {
+        /* QMP is the migration's */
+    } else if (machine_plugged(&s->machine, more, less, &e) < 0) {
+        xm_log(XM_LOG_WARN, "VM %s: what is plugged into it is not known: %s", s->machine.spec.name, e.text);
+    } else {
+        json_object_set(reply, "plugged", more);
+        json_object_set(reply, "unplugged", less);
+    }
+    json_decref(more);
+    json_decref(less);
+}
+
 static int cmd_status(struct shim *s, struct client *c, const json_t *request, json_t *reply,
                       struct xm_error *e)
 {
@@ -26,7 +44,6 @@ static int cmd_status(struct shim *s, struct client *c, const json_t *request, j
     json_t *disks = json_array();
 
     (void)c;
-    (void)request;
     (void)e;
     json_object_set_new(reply, "vm", json_string(vm->spec.name));
     json_object_set_new(reply, "state", json_string(state));
@@ -53,6 +70,8 @@ static int cmd_status(struct shim *s, struct client *c, const json_t *request, j
                       "errors", (json_int_t)st.errors, "connected", xm_vhost_connected(d->vhost)));
     }
     json_object_set_new(reply, "disks", disks);
+    if (xm_json_bool(request, "devices", false))
+        tell_devices(s, reply);
     return 0;
 }
 

@@ -54,10 +54,52 @@ static void firmware_of_another_size(void **state)
     must(3, "has 524287 bytes, and QEMU takes a multiple of 64 KiB", xmigrate("a", "start %s", path));
 }
 
+static void start_small(const char *name, const char *more)
+{
+    char path[200];
+    FILE *f;
+
+    snprintf(path, sizeof(path), "%s/%s.ini", lab_run_dir(), name);
+    f = fopen(path, "w");
+    assert_non_null(f);
+    fprintf(f, "[vm]\nname = %s\nmemory = 16M\naccel = tcg\n%s", name, more);
+    assert_int_equal(fclose(f), 0);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "start %s", path), 0);
+}
+
+/* check said yes, all was copied, and the destination's QEMU could not load it. */
+static void a_device_that_was_plugged_in(void **state)
+{
+    static const char plug[] =
+        "ip netns exec %s-hosta bash -c 'exec 3<>/dev/tcp/127.0.0.1/4444; printf \"%%s\\n\" "
+        "\"{\\\"execute\\\":\\\"qmp_capabilities\\\"}\" "
+        "\"{\\\"execute\\\":\\\"device_add\\\",\\\"arguments\\\":"
+        "{\\\"driver\\\":\\\"virtio-balloon-pci\\\"%s}}\" >&3; head -n 3 <&3'";
+    char command[600];
+    char *out = NULL;
+
+    (void)state;
+    need_lab();
+    start_small("f2",
+                "machine = pc\nrng = yes\nextra = -qmp\nextra = tcp:127.0.0.1:4444,server=on,wait=off\n");
+    sh(&out, 30, "%s", xmigrate("a", "check --with-storage f2 hostb"));
+    assert_non_null(out);
+    assert_null(strstr(out, "was plugged"));
+    free(out);
+    snprintf(command, sizeof(command), plug, lab_prefix(), ",\\\"id\\\":\\\"more\\\"");
+    assert_int_equal(sh(NULL, 30, "%s", command), 0);
+    must(3,
+         "device more (virtio-balloon-pci) was plugged into VM f2 while it ran, and hostb would make it "
+         "without",
+         xmigrate("a", "check --with-storage f2 hostb"));
+    assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force f2"), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(firmware_of_another_size),
+        cmocka_unit_test(a_device_that_was_plugged_in),
     };
     return cmocka_run_group_tests_name("refused by name", tests, lab_setup, lab_teardown);
 }
