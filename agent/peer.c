@@ -37,6 +37,20 @@ static void block_notes(struct agent *a, const struct vm_spec *s, const struct f
     free(where);
 }
 
+static void bridge_notes(struct agent *a, const struct vm_spec *s, json_t *notes)
+{
+    for (unsigned i = 0; i < s->nics; i++) {
+        const char *bridge = s->nic[i].bridge;
+        uint64_t t = bridge[0] ? probe_bridge_passes_in(bridge, NULL) : 0;
+        if (t)
+            json_array_append_new(
+                notes, json_sprintf(
+                           "bridge '%s' of %s keeps a spanning tree (STP), and passes nothing of a new port "
+                           "for %s: %s changes hosts when that is over",
+                           bridge, a->conf.name, xm_format_time(t).s, s->name));
+    }
+}
+
 /* Who the VM's QEMU would be here. */
 static void judge_user(struct agent *a, const struct vm_spec *s, json_t *reasons, json_t *notes)
 {
@@ -85,6 +99,7 @@ json_t *verb_peer_check(struct conn *c, const json_t *request)
             block_notes(a, &q.spec, &g.datastore[datastore], notes);
         }
         judge_user(a, &q.spec, reasons, notes);
+        bridge_notes(a, &q.spec, notes);
         json_object_set_new(answer, "notes", notes);
         gathered_free(&g);
     }

@@ -97,5 +97,7 @@ bool hand_over(const struct hand *); /* in the forked child: under the numbers. 
 /* Taps: persistent, on the bridge, up. A descriptor of it or -errno. */
 int tap_create(const struct vm_nic *, struct xm_error *);
 int tap_delete(const struct vm_nic *, struct xm_error *);
+/* How long one of their bridges will pass nothing of the guest yet (probe/bridge.c); ns. */
+uint64_t taps_pass_in(const struct vm_spec *);
 
 #endif

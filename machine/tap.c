@@ -149,3 +149,15 @@ int tap_delete(const struct vm_nic *nic, struct xm_error *e)
     close(fd);
     return 0;
 }
+
+uint64_t taps_pass_in(const struct vm_spec *vm)
+{
+    uint64_t longest = 0;
+
+    for (unsigned i = 0; i < vm->nics; i++) {
+        const struct vm_nic *nic = &vm->nic[i];
+        uint64_t t = nic->bridge[0] ? probe_bridge_passes_in(nic->bridge, nic->tap) : 0;
+        longest = XM_MAX(longest, t);
+    }
+    return longest;
+}

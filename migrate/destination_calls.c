@@ -50,6 +50,9 @@ static int do_begin(struct destination *dst, const json_t *o, json_t *reply, str
         if ((uint64_t)xm_json_int(json_array_get(ram, i), "size", -1) != vm->ram.block[i].size)
             return xm_error_set(e, EINVAL, "RAM block %u has another size here", i);
     }
+    uint64_t bridges = taps_pass_in(&vm->spec);
+    dst->silence += bridges; /* the source waits for them, and may have nothing to send meanwhile */
+    json_object_set_new(reply, "bridges_ms", json_integer((json_int_t)(bridges / XM_NS_PER_MS)));
     int r = destination_set_state(dst, DEST_COPYING, e);
     xm_fault("begin-taken");
     return r;

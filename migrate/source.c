@@ -29,7 +29,8 @@ static const char *const state_names[SOURCE_STATES] = {"prepare", "disks", "memo
  * from outside: 25 to 43 ms, 35 to 90 without). */
 #define RESULT_ROOM (64u << 10) /* the last event's bytes, disks and rounds and all */
 #define SETTLE_MS   100
-#define END_TIMEOUT (5 * XM_NS_PER_S) /* of a QEMU that is ending */
+#define BRIDGES_MAX (60 * XM_NS_PER_S) /* two forward delays of 30 s, the longest */
+#define END_TIMEOUT (5 * XM_NS_PER_S)  /* of a QEMU that is ending */
 #define END_SOON    (500 * XM_NS_PER_MS)
 /* How long a VM that does not go on is waited for before that is said, and how often it is tried. */
 #define BACK_PATIENCE (10 * XM_NS_PER_S)
@@ -172,6 +173,8 @@ static int source_begin(struct source *m)
         return -m->error.code;
     for (unsigned i = 0; i < vm->disks; i++)
         m->zeroed[i] = xm_json_bool(json_array_get(json_object_get(reply, "disks"), i), "zeroed", false);
+    uint64_t bridges = (uint64_t)XM_MAX(xm_json_int(reply, "bridges_ms", 0), 0) * XM_NS_PER_MS;
+    m->bridges_at = xm_now() + XM_MIN(bridges, BRIDGES_MAX);
     json_decref(reply);
     return 0;
 }

@@ -83,6 +83,7 @@ struct source {
     struct pace pace;  /* of the disks' copy; looked at with the progress */
     struct pace shown; /* the same without the holes of sparse disks: for the time left */
     uint64_t last_progress;
+    uint64_t bridges_at;      /* xm_now(): from then on the destination's bridges pass what the guest sends */
     double wire_rate;         /* bytes a second, of the last round of memory */
     uint64_t other_ram;       /* bytes of RAM that go by QEMU's own stream: ROMs, a VGA's */
     bool told;                /* QEMU, to write its device state */

@@ -60,6 +60,21 @@ int source_stuck(const struct xm_switch_inputs *in, const struct xm_round *last,
         xm_format_rate(keep_up > in_time ? keep_up : in_time).s, held);
 }
 
+/* A guest that comes to a bridge which passes nothing yet is cut off, and what tells the network of its move
+ * is lost. It runs here meanwhile. */
+static int wait_for_bridges(struct source *m)
+{
+    int r = 0;
+
+    xm_log(XM_LOG_INFO, "job %s: bridges of %s (STP) pass what the guest sends in %s", m->job, m->destination,
+           xm_format_time(m->bridges_at - xm_now()).s);
+    while (!(r = source_interrupted(m)) && xm_now() < m->bridges_at) {
+        source_progress(m, false);
+        qmp_pump(&m->machine->qemu.qmp, 10, NULL);
+    }
+    return r;
+}
+
 int source_memory(struct source *m)
 {
     struct xm_converge_state judge = {0};
@@ -103,6 +118,12 @@ int source_memory(struct source *m)
         switch (
             xm_converge_judge(&judge, in.dirty_bytes, m->report.estimate, m->opt.downtime, m->opt.patience)) {
         case XM_CONVERGE_SWITCH:
+            if (xm_now() < m->bridges_at) {
+                if ((r = wait_for_bridges(m)) < 0)
+                    return r;
+                judge = (struct xm_converge_state){0};
+                break;
+            }
             /* Chunks that the mirror gave up meanwhile are copied while the guest runs, not while it is
              * stopped. */
             if (source_disks_in_step(m))

@@ -60,6 +60,12 @@ int qemu_user_try(const struct qemu_user *, const char *program, bool kvm, struc
 /* In a forked child: only system calls. False: errno. */
 bool qemu_user_become(const struct qemu_user *);
 
+/* ---- bridges ---- */
+
+/* How long the bridge will pass nothing yet that comes from this port of it; without one: from a port that is
+ * new. 0: it passes all, or nobody knows. ns. */
+uint64_t probe_bridge_passes_in(const char *bridge, const char *device);
+
 /* ---- QEMU ---- */
 
 /* What a QEMU program says of itself; arguments are chosen by this. Asked once per program (as PATH finds it,

@@ -95,11 +95,35 @@ static void a_device_that_was_plugged_in(void **state)
     assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force f2"), 0);
 }
 
+/* A guest that came to a bridge that keeps a spanning tree was cut off for two forward delays, and what tells
+ * the network of its move was lost. */
+static void a_bridge_that_listens_first(void **state)
+{
+    char *out = NULL;
+
+    (void)state;
+    need_lab();
+    assert_int_equal(
+        sh(NULL, 10, "ip -n %s-hostb link set br0 type bridge stp_state 1 forward_delay 200", lab_prefix()),
+        0);
+    start_small("f3", "[nic lan]\nbridge = br0\n");
+    must(0, "bridge 'br0' of hostb keeps a spanning tree (STP), and passes nothing of a new port for 4.00 s",
+         xmigrate("a", "check --with-storage f3 hostb"));
+    must(0, "f3 has moved to hostb", xmigrate("a", "--with-storage f3 hostb"));
+    assert_int_equal(sh(&out, 10, "ip -n %s-hostb -d link show type tun", lab_prefix()), 0);
+    if (!out || !strstr(out, "state forwarding"))
+        fail_msg("the guest has come before its port passes anything: %s", out ? out : "");
+    free(out);
+    assert_int_equal(xmigrate_run("b", 0, NULL, "stop --force f3"), 0);
+    assert_int_equal(sh(NULL, 10, "ip -n %s-hostb link set br0 type bridge stp_state 0", lab_prefix()), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(firmware_of_another_size),
         cmocka_unit_test(a_device_that_was_plugged_in),
+        cmocka_unit_test(a_bridge_that_listens_first),
     };
     return cmocka_run_group_tests_name("refused by name", tests, lab_setup, lab_teardown);
 }
