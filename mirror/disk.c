@@ -122,6 +122,19 @@ void request_free(struct xm_disk_req *r)
     TAILQ_INSERT_HEAD(&r->disk->guest.free, r, wait);
 }
 
+/* What the guest does with it nobody here sees: many a file system is read-only from then on. */
+static void tell_error(struct xm_disk *d, const struct xm_breq *b, int status)
+{
+    const char *what = b->op == XM_IO_READ    ? "reading"
+                       : b->op == XM_IO_WRITE ? "writing"
+                       : b->op == XM_IO_ZERO  ? "discarding or zeroing"
+                                              : "flushing";
+
+    xm_log_limited(&d->guest.told, XM_LOG_ERROR,
+                   "%s: %s %llu bytes at %llu failed, and the guest has got an I/O error: %s", d->file->path,
+                   what, (unsigned long long)b->length, (unsigned long long)b->offset, strerror(-status));
+}
+
 void request_complete(struct xm_disk_req *r, int status)
 {
     struct xm_disk *d = r->disk;
@@ -130,6 +143,7 @@ void request_complete(struct xm_disk_req *r, int status)
 
     if (status < 0) {
         s->errors++;
+        tell_error(d, b, status);
     } else if (b->op == XM_IO_READ) {
         s->reads++;
         s->read_bytes += b->length;

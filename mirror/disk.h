@@ -176,7 +176,8 @@ struct xm_disk {
         unsigned held;      /* in REQ_HELD */
         struct disk_reqs free, gated, waits, nobuf;
         struct busy_table busy;
-        struct xm_timer cap; /* for the first of waits */
+        struct xm_timer cap;      /* for the first of waits */
+        struct xm_log_limit told; /* of its I/O errors */
     } guest;
 
     struct {

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 static struct rig *r; /* the test's */
@@ -327,6 +328,37 @@ static void test_invariant_6_target_errors_are_not_the_guests(void **state)
     rig_in_step(r);
     rig_run(r, 50);
     assert_true(rig_same(r));
+}
+
+/* Its own disk's are, and the host's operator hears of them, not only who asks for a counter. */
+static void test_an_error_of_its_own_disk_is_told(void **state)
+{
+    char text[2048] = "";
+    FILE *log = tmpfile();
+    int saved = dup(STDERR_FILENO);
+    (void)state;
+    assert_non_null(log);
+    assert_true(dup2(fileno(log), STDERR_FILENO) >= 0);
+    r->source->write_errors = 1000;
+    struct rig_op *w = rig_write(r, 8192, 4096, 7);
+    rig_run(r, 5);
+    for (unsigned i = 0; i < 100; i++) /* not a line for each */
+        rig_write(r, 0, 4096, 7);
+    rig_run(r, 5);
+    r->source->write_errors = 0;
+    dup2(saved, STDERR_FILENO);
+    close(saved);
+    rewind(log);
+    text[fread(text, 1, sizeof text - 1, log)] = 0;
+    fclose(log);
+    assert_true(w->done && w->status < 0);
+    assert_int_equal(rig_status(r).errors, 101);
+    if (!strstr(text, "writing 4096 bytes at 8192 failed, and the guest has got an I/O error: "))
+        fail_msg("%s", text);
+    unsigned lines = 0;
+    for (const char *at = text; (at = strchr(at, '\n')); at++)
+        lines++;
+    assert_true(lines >= 1 && lines <= 11);
 }
 
 static void test_invariant_6_target_errors_are_not_the_guests_in_sync_mode(void **state)
@@ -974,6 +1006,7 @@ int main(void)
         T(test_invariant_5_write_follows_the_copy_under_way),
         T(test_invariant_5_write_follows_a_copy_that_fails),
         T(test_invariant_6_target_errors_are_not_the_guests),
+        TINY(test_an_error_of_its_own_disk_is_told),
         TINY(test_invariant_6_target_errors_are_not_the_guests_in_sync_mode),
         T(test_local_errors_are_the_guests_and_are_copied_again),
         TINY(test_large_writes_go_in_parts),
