@@ -91,6 +91,7 @@ static void a_guest_that_has_run_here_is_paused_by_its_user(void **state)
             fail_msg("row %zu: it is said to be %s", i, rows[i].paused ? "stopped by us" : "paused");
         assert_false(is_paused(&vm, "inmigrate"));
         assert_false(is_paused(&vm, "suspended"));
+        assert_true(vm.guest_running);
         /* Until QEMU goes, or it runs. */
         machine_note_paused(&vm, true);
         assert_true(is_paused(&vm, "postmigrate"));
