@@ -314,6 +314,12 @@ static void judge_parts(const struct host_facts *h, const struct admission_reque
     for (unsigned i = 0; i < s->nics; i++) {
         if (s->nic[i].bridge[0] && !h->bridge[i])
             because(why, "%s has no bridge '%s' (for NIC '%s')", h->host, s->nic[i].bridge, s->nic[i].name);
+        else if (h->twin[i]) /* a clone, mostly, by dump and define */
+            because(why,
+                    "NIC '%s' of %s has the MAC address %s, which VM %s has on bridge '%s' of %s, too: one "
+                    "of the "
+                    "two needs another (without mac in its definition, one is made of the VM's name)",
+                    s->nic[i].name, s->name, s->nic[i].mac, h->twin[i], s->nic[i].bridge, h->host);
     }
     if (s->kernel && !h->kernel)
         because(why, "%s has no kernel %s that may be used", h->host, s->kernel);

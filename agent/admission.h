@@ -49,8 +49,9 @@ struct host_facts {
     bool partial_kvm;         /* a VM may be started with less than KVM_WHOLE */
     const char *cpu_flags;    /* of /proc/cpuinfo, separated by blanks */
     bool bridge[VM_NICS_MAX]; /* by NIC: its bridge exists */
-    bool kernel, initrd, firmware;       /* the file is there, and may be used by who asks */
-    bool cdrom[VM_CDROMS_MAX];           /* likewise */
+    const char *twin[VM_NICS_MAX]; /* another VM here that has its MAC address on its bridge; NULL: none */
+    bool kernel, initrd, firmware; /* the file is there, and may be used by who asks */
+    bool cdrom[VM_CDROMS_MAX];     /* likewise */
     bool cdrom_private[VM_CDROMS_MAX];   /* it is not: the file is there, and not everybody may read it */
     uint64_t cdrom_bytes[VM_CDROMS_MAX]; /* its size; 0: not known */
     bool vnc_address;                    /* it gives VMs an address for VNC */

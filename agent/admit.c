@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -121,6 +122,25 @@ void gathered_free(struct gathered *g)
     json_decref(g->usage);
 }
 
+/* With the lock held: the other VM that has the MAC address on the same bridge. */
+static const char *twin_of(struct agent *a, const char *name, const struct vm_nic *n)
+{
+    struct vm *vm;
+    json_t *nic;
+    size_t i;
+
+    TAILQ_FOREACH (vm, &a->vms, link) {
+        if (!strcmp(vm->name, name) || vm->phase == VM_HELD)
+            continue;
+        json_array_foreach (json_object_get(vm->spec, "nics"), i, nic) {
+            if (n->bridge[0] && !strcmp(xm_json_str(nic, "bridge", ""), n->bridge) &&
+                !strcasecmp(xm_json_str(nic, "mac", ""), n->mac))
+                return vm->name;
+        }
+    }
+    return NULL;
+}
+
 unsigned admit_judge(struct agent *a, const struct admission_request *r, struct gathered *g, json_t *reasons,
                      int *datastore)
 {
@@ -128,6 +148,8 @@ unsigned admit_judge(struct agent *a, const struct admission_request *r, struct 
     struct vm *vm;
 
     f->present = vm_find(a, r->spec->name) != NULL;
+    for (unsigned i = 0; i < r->spec->nics; i++)
+        f->twin[i] = twin_of(a, r->spec->name, &r->spec->nic[i]);
     f->memory_promised = vms_memory_promised(a, g->usage);
     f->migrations = jobs_running(a, false);
     f->storage_migrations = jobs_running(a, true);

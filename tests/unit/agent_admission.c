@@ -192,6 +192,12 @@ static void each_thing_that_lacks_is_said(void **state)
     must_say("hostb gives VMs no address for VNC ([host] vnc_address): use vnc = unix");
     host.vnc_address = true;
     must_say(NULL);
+    host.twin[0] = "web2";
+    snprintf(vm.nic[0].mac, sizeof vm.nic[0].mac, "52:54:00:00:00:01");
+    must_say("NIC 'lan' of web1 has the MAC address 52:54:00:00:00:01, which VM web2 has on bridge 'br0' of "
+             "hostb, too: "
+             "one of the two needs another (without mac in its definition, one is made of the VM's name)");
+    host.twin[0] = NULL;
     host.vnc_busy = true;
     must_say("display 7 is in use on hostb (somebody listens at port 5907), and web1 has it on each host "
              "(vnc = 7): "
