@@ -44,6 +44,12 @@ static char **arguments(bool reconnect_ms)
     return qemu_arguments(&vm, &knows, &(struct qemu_place){.host = "hosta", .run_dir = "/run/x"});
 }
 
+static void folder_of(const char *path, char *to, size_t size)
+{
+    snprintf(to, size, "%s", path);
+    *strrchr(to, '/') = 0;
+}
+
 /* QEMU 11 knows reconnect-ms alone, 7.2 reconnect alone. */
 static void reconnect_is_what_qemu_knows(void **state)
 {
@@ -346,7 +352,7 @@ static void it_starts_at_the_root_and_a_peer_does_not_hear_it(void **state)
     char run[100], *log = NULL;
     size_t len;
 
-    snprintf(run, sizeof run, "%.*s", (int)(strrchr(path, '/') - path), path);
+    folder_of(path, run, sizeof run);
     chmod(path, 0755);
     for (int incoming = 0; incoming < 2; incoming++) {
         struct qemu_place at = {.host = "hostb", .run_dir = run, .incoming = incoming};
@@ -375,7 +381,7 @@ static void a_real_one_has_the_devices(void **state)
     struct xm_error e = {0};
     struct qemu q;
 
-    snprintf(run, sizeof run, "%.*s", (int)(strrchr(iso, '/') - iso), iso);
+    folder_of(iso, run, sizeof run);
     assert_int_equal(truncate(iso, 4096), 0);
     vm.cdrom[0].path = (char *)iso;
     struct qemu_place at = {.host = "hosta", .run_dir = run, .vnc_address = "127.0.0.1"};
@@ -524,7 +530,7 @@ static void whenever_its_shim_is_killed_it_is_found(void **state)
     size_t len;
 
     real();
-    snprintf(run, sizeof run, "%.*s", (int)(strrchr(path, '/') - path), path);
+    folder_of(path, run, sizeof run);
     at.run_dir = run;
     chmod(path, 0755);
     vm.qemu = (char *)path;
