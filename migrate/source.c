@@ -250,15 +250,14 @@ static int source_walk(struct source *m)
 static void let_go(struct source *m)
 {
     struct machine *vm = m->machine;
-    struct xm_error e = {0};
 
     xm_fault("gone-begin");
     source_tell_settled(m);
     qemu_end(&vm->qemu, &vm->spec);
     xm_fault("gone-qemu-ended");
     source_unlock_disks(m);
-    if (journal_settle(vm->state_dir, vm->spec.name, &e) < 0)
-        xm_log(XM_LOG_WARN, "job %s: %s", m->job, e.text);
+    if (journal_settle(vm->state_dir, vm->spec.name, &m->left) < 0)
+        xm_log(XM_LOG_WARN, "job %s: %s", m->job, m->left.text);
 }
 
 /* The VM stays. A destination that may have promised to take it is asked first (agent/tidy.c): its operator
@@ -453,6 +452,8 @@ static void *source_main(void *arg)
         json_object_set_new(done, "total_s", json_real((double)(xm_now() - m->report.began) / 1e9));
         source_set_state(m, SOURCE_DONE);
         json_object_set_new(done, "state", json_string("done"));
+        if (m->left.code)
+            json_object_set_new(done, "note", json_sprintf("%s; that is tried again", m->left.text));
         emit_last(m, done);
     } else if (m->state == SOURCE_UNKNOWN) {
         source_disks_off(m);

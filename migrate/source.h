@@ -62,6 +62,7 @@ struct source {
     bool local;                /* storage-only: the disks move on this host, the VM stays */
     json_t *request;           /* links, disks */
     json_t *kept;              /* paths of disks that have moved, and whose old file stays */
+    struct xm_error left;      /* what was to be deleted here and is not yet; code 0: nothing */
     struct source_options opt;
     _Atomic uint64_t rate; /* any thread: bytes a second, --bandwidth; 0: no limit */
     _Atomic bool persist;  /* any thread: go on also when the guest outruns the copy */

@@ -249,7 +249,6 @@ int source_storage(struct source *m)
 {
     struct machine *vm = m->machine;
     struct move v[VM_DISKS_MAX] = {0};
-    struct xm_error e = {0};
     int r = 0;
     unsigned moved = 0;
 
@@ -295,8 +294,8 @@ int source_storage(struct source *m)
         sem_destroy(&v[i].done);
     }
     xm_fault("storage-sweep");
-    if (!vm->spec_uncertain && journal_sweep(vm->state_dir, vm->spec.name, &e) < 0)
-        xm_log(XM_LOG_WARN, "job %s: %s", m->job, e.text);
+    if (!vm->spec_uncertain && journal_sweep(vm->state_dir, vm->spec.name, &m->left) < 0)
+        xm_log(XM_LOG_WARN, "job %s: %s", m->job, m->left.text);
     if (r && moved)
         xm_error_prefix(&m->error, "%u disks have moved, then", moved);
     return r;

@@ -118,12 +118,30 @@ static void a_bridge_that_listens_first(void **state)
     assert_int_equal(sh(NULL, 10, "ip -n %s-hostb link set br0 type bridge stp_state 0", lab_prefix()), 0);
 }
 
+/* Only the agent's log said that the old file stays, and the VM could not come back because of it. */
+static void a_file_that_cannot_be_deleted(void **state)
+{
+    char path[600];
+
+    (void)state;
+    need_lab();
+    start_small("f4", "[disk d1]\ndatastore = ds1\nfile = f4.raw\nsize = 4M\n");
+    snprintf(path, sizeof(path), "%s/a/ds1/f4.raw", lab_store_dir());
+    assert_int_equal(sh(NULL, 10, "chattr +i %s", path), 0);
+    must(0, "f4.raw cannot be opened: Operation not permitted; that is tried again",
+         xmigrate("a", "--with-storage f4 hostb"));
+    assert_int_equal(sh(NULL, 10, "chattr -i %s", path), 0);
+    assert_int_equal(xmigrate_run("b", 0, NULL, "--with-storage f4 hosta"), 0);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force f4"), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(firmware_of_another_size),
         cmocka_unit_test(a_device_that_was_plugged_in),
         cmocka_unit_test(a_bridge_that_listens_first),
+        cmocka_unit_test(a_file_that_cannot_be_deleted),
     };
     return cmocka_run_group_tests_name("refused by name", tests, lab_setup, lab_teardown);
 }
