@@ -6,6 +6,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -289,31 +290,45 @@ int xm_jsonl_send(int fd, json_t *steals, int pass_fd, struct xm_error *e)
     return err;
 }
 
-static int unix_address(struct sockaddr_un *a, const char *path, struct xm_error *e)
+/* An address has room for 107 bytes of path. A longer one goes by a descriptor of its directory, *dir, which
+ * is closed when the address has been used (-1: none). */
+static int unix_address(struct sockaddr_un *a, const char *path, int *dir, struct xm_error *e)
 {
+    const char *slash = strrchr(path, '/');
+
     *a = (struct sockaddr_un){.sun_family = AF_UNIX};
-    if (!*path || strlen(path) >= sizeof a->sun_path)
-        return xm_error_set(e, ENAMETOOLONG, "the path of a socket has 1 to %zu bytes: %s",
-                            sizeof a->sun_path - 1, path);
-    memcpy(a->sun_path, path, strlen(path) + 1);
+    *dir = -1;
+    if (*path && strlen(path) < sizeof a->sun_path) {
+        memcpy(a->sun_path, path, strlen(path) + 1);
+        return 0;
+    }
+    if (!slash || slash == path || strlen(slash) > sizeof a->sun_path - sizeof "/proc/self/fd/4294967295")
+        return xm_error_set(e, ENAMETOOLONG, "the name of a socket is too long, or empty: %s", path);
+    char *in = xm_printf("%.*s", (int)(slash - path), path);
+    *dir = open(in, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    free(in);
+    if (*dir < 0)
+        return xm_error_errno(e, errno, "the directory of the socket %s", path);
+    snprintf(a->sun_path, sizeof a->sun_path, "/proc/self/fd/%d%s", *dir, slash);
     return 0;
 }
 
 int xm_unix_connect(const char *path, struct xm_error *e)
 {
     struct sockaddr_un a;
-    int err = unix_address(&a, path, e);
+    int dir, err = unix_address(&a, path, &dir, e);
     if (err)
         return err;
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
-        return xm_error_errno(e, errno, "cannot make a socket");
-    if (connect(fd, (struct sockaddr *)&a, sizeof a) < 0) {
+        err = xm_error_errno(e, errno, "cannot make a socket");
+    else if (connect(fd, (struct sockaddr *)&a, sizeof a) < 0)
         err = xm_error_errno(e, errno, "cannot connect to %s", path);
+    if (err && fd >= 0)
         close(fd);
-        return err;
-    }
-    return fd;
+    if (dir >= 0)
+        close(dir);
+    return err ? err : fd;
 }
 
 /* Removes a socket that nobody listens on any more. What is no socket, or is in use, stays. */
@@ -338,20 +353,21 @@ static int remove_stale(const char *path, struct xm_error *e)
 int xm_unix_bind(const char *path, struct xm_error *e)
 {
     struct sockaddr_un a;
-    int err = unix_address(&a, path, e);
-    if (err || (err = remove_stale(path, e)))
+    int err = remove_stale(path, e), dir, fd = -1;
+
+    if (err || (err = unix_address(&a, path, &dir, e)))
         return err;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return xm_error_errno(e, errno, "cannot make a socket");
-    /* Before bind: the socket's file is made with this mode, at no moment with a wider one (unix(7) and the
-     * umask aside). */
-    if (fchmod(fd, 0600) < 0 || bind(fd, (struct sockaddr *)&a, sizeof a) < 0) {
+    /* fchmod before bind: the socket's file is made with this mode, at no moment with a wider one (unix(7) and
+     * the umask aside). */
+    if ((fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) < 0)
+        err = xm_error_errno(e, errno, "cannot make a socket");
+    else if (fchmod(fd, 0600) < 0 || bind(fd, (struct sockaddr *)&a, sizeof a) < 0)
         err = xm_error_errno(e, errno, "cannot make the socket %s", path);
+    if (err && fd >= 0)
         close(fd);
-        return err;
-    }
-    return fd;
+    if (dir >= 0)
+        close(dir);
+    return err ? err : fd;
 }
 
 int xm_unix_listen(const char *path, struct xm_error *e)

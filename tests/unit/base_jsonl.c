@@ -335,7 +335,23 @@ static void listening_replaces_a_stale_socket_but_no_living_one(void **state)
     close(a);
     assert_int_equal(xm_unix_listen(tmpdir_write("file", "precious"), &e), -EEXIST);
     assert_int_equal(access(tmpdir_path("file"), F_OK), 0);
-    char *far = xm_printf("%s/%0200d", path, 0);
+    /* A VM and a disk whose names are as long as they may be. */
+    char *far = xm_printf("%s/%0150d", tmpdir_path(""), 0), *in = xm_printf("%s/disk.sock", far);
+    assert_int_equal(mkdir(far, 0700), 0);
+    a = xm_unix_listen(in, &e);
+    if (a < 0)
+        fail_msg("%s", e.text);
+    c = xm_unix_connect(in, &e);
+    assert_true(c >= 0);
+    close(c);
+    close(a);
+    assert_int_equal(stat(in, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0600);
+    assert_int_equal(unlink(in), 0);
+    assert_int_equal(rmdir(far), 0);
+    free(far);
+    free(in);
+    far = xm_printf("%s/%0120d", tmpdir_path(""), 0);
     assert_int_equal(xm_unix_listen(far, &e), -ENAMETOOLONG);
     free(far);
     tmpdir_remove(state);
