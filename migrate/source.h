@@ -84,11 +84,11 @@ struct source {
     struct pace pace;  /* of the disks' copy; looked at with the progress */
     struct pace shown; /* the same without the holes of sparse disks: for the time left */
     uint64_t last_progress;
-    uint64_t bridges_at;      /* xm_now(): from then on the destination's bridges pass what the guest sends */
-    double wire_rate;         /* bytes a second, of the last round of memory */
-    uint64_t other_ram;       /* bytes of RAM that go by QEMU's own stream: ROMs, a VGA's */
-    bool told;                /* QEMU, to write its device state */
-    bool ram_checked;         /* it sends no more than that */
+    uint64_t bridges_at; /* xm_now(): from then on the destination's bridges pass what the guest sends */
+    double wire_rate;    /* bytes a second, of the last round of memory */
+    uint64_t other_ram;  /* bytes of RAM that go by QEMU's own stream: ROMs, a VGA's */
+    bool told;           /* QEMU, to write its device state */
+    bool ram_checked;    /* it sends no more than that */
     /* From QMP's events: */
     char qemu_status[32]; /* of MIGRATION events */
     bool paused;          /* the guest stood still when the switch began: it is to, wherever it comes to be */
