@@ -36,8 +36,9 @@ struct destination {
     struct xm_links *links;
     LIST_HEAD(, coming) coming;       /* main: links that shake hands */
     struct xm_log_limit links_failed; /* any thread */
-    /* The source has asked for a digest: all of its guest is here, as it was when it was stopped. What comes after that
-     * is of a guest that goes on there, and device state that was loaded here does not fit to it; link threads. */
+    /* The source has asked for a digest: all of its guest is here, as it was when it was stopped. What comes
+     * after that is of a guest that goes on there, and device state that was loaded here does not fit to it;
+     * link threads. */
     atomic_bool sealed;
     _Atomic uint64_t heard; /* xm_now() when the source last sent a request; any thread */
     uint64_t silence;       /* ns that it may send none */

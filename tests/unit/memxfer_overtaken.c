@@ -393,6 +393,10 @@ static void torn_pages_are_told_and_no_vm_runs_on_them(void **state)
     bring(wire.sink, 2, 2, 0xaa, 0xbb);
     answers(0, 0);
     assert_int_equal(ramwire_digest_status(&wire), 0);
+    bring(wire.sink, 2, 2, 0xcc, 0xdd); /* by a link that was given up: answered, and not taken */
+    answers(0, 0);
+    bring(wire.sink, 3, 2, 0xaa, 0xbb); /* of a guest that goes on at its source */
+    assert_int_equal(answer.status, -EPROTO);
     xm_ramsink_free(wire.sink);
     xm_ram_close(&ram);
     close(fd);
