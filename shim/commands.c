@@ -171,6 +171,8 @@ static int begin(struct shim *s, const json_t *request, bool local, struct xm_er
     const char *name = s->machine.spec.name;
 
     await_end(s);
+    if (s->ending) /* its QEMU has ended meanwhile */
+        return xm_error_set(e, ESRCH, "VM %s has ended", name);
     if (s->source && source_over(s->source))
         return stands_still(s, e);
     if (s->source)
@@ -196,8 +198,8 @@ static int cmd_storage(struct shim *s, struct client *c, const json_t *request, 
     return begin(s, request, true, e);
 }
 
-/* `job`: what goes out. `incoming` and `source`: what comes in, whose job is another host's. Whoever aborts may have
- * looked before the one was over and the other began. */
+/* `job`: what goes out. `incoming` and `source`: what comes in, whose job is another host's. Whoever aborts may
+ * have looked before the one was over and the other began. */
 static int cmd_abort(struct shim *s, struct client *c, const json_t *request, json_t *reply,
                      struct xm_error *e)
 {
@@ -226,6 +228,14 @@ static int set_autostart(struct shim *s, bool yes, struct xm_error *e)
     return machine_save_spec(&s->machine, e);
 }
 
+/* The job that is named may be over, and another one have begun. */
+static bool is_of_job(const struct shim *s, const json_t *request)
+{
+    const char *job = xm_json_str(request, "job", "");
+
+    return s->source && (!job[0] || !strcmp(job, source_job(s->source)));
+}
+
 static int cmd_set(struct shim *s, struct client *c, const json_t *request, json_t *reply, struct xm_error *e)
 {
     int64_t rate = xm_json_int(request, "bandwidth", -1);
@@ -240,12 +250,12 @@ static int cmd_set(struct shim *s, struct client *c, const json_t *request, json
     }
     if (json_is_boolean(autostart))
         return set_autostart(s, json_is_true(autostart), e);
-    if (s->source && json_is_boolean(persist)) {
+    if (is_of_job(s, request) && json_is_boolean(persist)) {
         source_persist(s->source, json_is_true(persist));
         return 0;
     }
-    if (!s->source || rate < 0)
-        return xm_error_set(e, EINVAL, "VM %s: no migration going on, or nothing to set given",
+    if (!is_of_job(s, request) || rate < 0)
+        return xm_error_set(e, EINVAL, "VM %s: no such migration going on, or nothing to set given",
                             s->machine.spec.name);
     source_set_rate(s->source, (uint64_t)rate);
     return 0;

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -164,38 +165,124 @@ static json_t *until(struct xm_jsonl *js, const char *key, const char *value)
     return o;
 }
 
-/* What broke: it was refused as if its guest stood still, and the advice was to end the VM by force. */
-static void a_move_may_follow_at_once_on_one_that_failed(void **state)
+/* One whose other side refuses it, and takes its time to close the link: its job is 5. */
+struct slow_end {
+    struct xm_links *there;
+    struct xm_jsonl js;
+    int listener, link, open;
+    unsigned port;
+};
+
+static void begin_move(struct slow_end *t)
 {
     struct owner_record mine = {.epoch = 1, .owner = OWNER_MINE, .settled = true};
     struct xm_links_opts o = {.sink = {.frame = refuse}};
     struct sockaddr_in at = {0};
     socklen_t len = sizeof at;
-    struct xm_jsonl js;
     struct xm_error e = {0};
-    int listener = xm_tcp_listen("127.0.0.1", 0, NULL);
-    (void)state;
 
-    getsockname(listener, (struct sockaddr *)&at, &len);
+    t->listener = xm_tcp_listen("127.0.0.1", 0, NULL);
+    getsockname(t->listener, (struct sockaddr *)&at, &len);
+    t->port = ntohs(at.sin_port);
     assert_int_equal(owner_save(shim.machine.state_dir, "web1", &mine, &e), 0);
     xm_hex_get(o.token, sizeof o.token, "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff");
-    struct xm_links *there = xm_links_new(&o, &e);
-    subscribe(&js);
-    assert_int_equal(xm_jsonl_send(js.fd, migrate(2, "5", ntohs(at.sin_port)), -1, NULL), 0);
-    int link = accept_link(listener), open = dup(link); /* the other side takes its time to close it */
-    assert_true(xm_links_add(there, link, false, "l", &e) >= 0);
-    json_decref(until(&js, "event", "failed"));
-    assert_int_equal(xm_jsonl_send(js.fd, migrate(3, "6", ntohs(at.sin_port)), -1, NULL), 0);
-    json_t *answer = until(&js, "ok", NULL);
+    t->there = xm_links_new(&o, &e);
+    subscribe(&t->js);
+    assert_int_equal(xm_jsonl_send(t->js.fd, migrate(2, "5", t->port), -1, NULL), 0);
+    t->link = accept_link(t->listener);
+    t->open = dup(t->link);
+}
+
+static void refuse_it(struct slow_end *t)
+{
+    struct xm_error e = {0};
+
+    assert_true(xm_links_add(t->there, t->link, false, "l", &e) >= 0);
+    json_decref(until(&t->js, "event", "failed"));
+}
+
+static void end_refused(struct slow_end *t)
+{
+    xm_jsonl_close(&t->js);
+    xm_links_free(t->there);
+    close(t->open);
+    close(t->listener);
+}
+
+/* What broke: it was refused as if its guest stood still, and the advice was to end the VM by force. */
+static void a_move_may_follow_at_once_on_one_that_failed(void **state)
+{
+    struct slow_end t;
+    (void)state;
+
+    begin_move(&t);
+    refuse_it(&t);
+    assert_int_equal(xm_jsonl_send(t.js.fd, migrate(3, "6", t.port), -1, NULL), 0);
+    json_t *answer = until(&t.js, "ok", NULL);
     if (!xm_json_bool(answer, "ok", false))
         fail_msg("%s", xm_json_str(answer, "error", ""));
     json_decref(answer);
-    close(accept_link(listener));
-    json_decref(until(&js, "event", "failed"));
-    xm_jsonl_close(&js);
-    xm_links_free(there);
-    close(open);
-    close(listener);
+    close(accept_link(t.listener));
+    json_decref(until(&t.js, "event", "failed"));
+    end_refused(&t);
+}
+
+static sem_t told;
+static bool still;
+
+/* On the shim's thread, whose the source is. */
+static void qemu_is_gone(struct xm_post *unused)
+{
+    (void)unused;
+    still = shim.source != NULL;
+    if (still)
+        source_qemu_gone(shim.source);
+    sem_post(&told);
+}
+
+/* What broke: waiting for its end it heard that its QEMU had ended, and began the next one all the same. */
+static void no_move_follows_when_its_qemu_has_ended(void **state)
+{
+    struct xm_post post = {.run = qemu_is_gone};
+    struct slow_end t;
+    (void)state;
+
+    begin_move(&t);
+    refuse_it(&t);
+    sem_init(&told, 0, 0);
+    xm_mailbox_post(&shim.machine.mailbox, &post);
+    sem_wait(&told);
+    if (!still) { /* a slow machine: its links are down already */
+        end_refused(&t);
+        skip();
+    }
+    assert_int_equal(xm_jsonl_send(t.js.fd, migrate(3, "6", t.port), -1, NULL), 0);
+    json_t *answer = until(&t.js, "ok", NULL);
+    assert_false(xm_json_bool(answer, "ok", true));
+    json_decref(answer);
+    end_refused(&t);
+}
+
+/* What broke: it set the one that had begun meanwhile. */
+static void what_is_set_is_the_job_that_is_named(void **state)
+{
+    static const char *const job[] = {"4", "5"};
+    struct slow_end t;
+    (void)state;
+
+    begin_move(&t);
+    for (int i = 0; i < 2; i++) {
+        json_t *o =
+            json_pack("{s:i, s:s, s:s, s:i}", "id", 7 + i, "cmd", "set", "job", job[i], "bandwidth", 1 << 20);
+        assert_int_equal(xm_jsonl_send(t.js.fd, o, -1, NULL), 0);
+        json_t *answer;
+        for (; (answer = until(&t.js, "ok", NULL)) && xm_json_int(answer, "id", 0) != 7 + i;)
+            json_decref(answer);
+        assert_int_equal(xm_json_bool(answer, "ok", false), i);
+        json_decref(answer);
+    }
+    refuse_it(&t);
+    end_refused(&t);
 }
 
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
@@ -205,6 +292,8 @@ int main(void)
         TEST(who_cannot_be_told_is_hung_up_on_and_comes_again),
         TEST(no_event_is_not_told),
         TEST(a_move_may_follow_at_once_on_one_that_failed),
+        TEST(no_move_follows_when_its_qemu_has_ended),
+        TEST(what_is_set_is_the_job_that_is_named),
     };
 
     signal(SIGPIPE, SIG_IGN);
