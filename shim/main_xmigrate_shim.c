@@ -90,6 +90,10 @@ int main(int argc, char **argv)
         shim_free(&shim);
         return 1;
     }
+    if (shim_only(shim.machine.run_dir, &e) < 0) { /* what there is belongs to the other one */
+        fprintf(stderr, "VM %s: %s\n", shim.machine.spec.name, e.text);
+        return 1;
+    }
     fflush(NULL);
     pid_t pid = fork();
     if (pid == 0) {

@@ -38,6 +38,10 @@ void shim_end(struct shim *);                        /* shim_run returns */
 void shim_ended(struct machine *, enum migrate_end); /* a migration is over */
 bool shim_owns(const struct shim *);                 /* the VM is this host's */
 
+/* only.c. A descriptor that is kept for as long as the shim lives, its child's included. -EBUSY: the VM has
+ * another one. */
+int shim_only(const char *run_dir, struct xm_error *);
+
 /* commands.c */
 json_t *shim_command(struct shim *, struct client *, json_t *request, bool *subscribe);
 
