@@ -25,6 +25,8 @@ int known_here(struct agent *, const char *vm, struct known *, struct xm_error *
 /* -EBUSY: it has answered: at this moment it cannot say. -EREMOTEIO: it has answered, and does not say.
  * -EIO: no answer that makes sense. The error is needed. */
 int known_there(struct agent *, const struct conf_peer *, const char *vm, struct known *, struct xm_error *);
+/* settle.c: ours, loaded here, and its guest stands still though nobody has paused it. The answer of `recover`. */
+json_t *settle_let_run(struct agent *, const char *vm, const struct known *);
 /* Of what these return: it is there, and may have the VM: it cannot tell, now or at all. */
 static inline bool known_answered(int r)
 {

@@ -131,12 +131,12 @@ static int move_begin(struct source *m, struct machine_disk *d, struct move *v)
     v->file = calloc(1, sizeof *v->file);
     if (v->file)
         r = xm_file_open(v->file, v->path, XM_FILE_CREATE | sectors, size, &m->error);
+    v->created = r != -EEXIST; /* one that could not be made durable may be there again after a power cut */
     if (r) {
         free(v->file);
         v->file = NULL;
         return r;
     }
-    v->created = true;
     if (v->file->size != size)
         return xm_error_set(&m->error, EINVAL, "%s has %llu bytes, disk %s has %llu", v->path,
                             (unsigned long long)v->file->size, d->spec->name, (unsigned long long)size);

@@ -123,6 +123,27 @@ static void a_promised_vm_whose_qemu_has_ended_is_taken_by_word(void **state)
     assert_true(exists(t, "ds/web1-root.raw"));
 }
 
+/* It came by a migration, and QEMU hung, or refused, when it was to let it run. What broke: recover said «is here:
+ * stopped», start «is on it already», and the other host «start it there», for ever. */
+static void a_guest_that_was_not_let_run_is_let_run(void **state)
+{
+    struct owner_record rec = {.epoch = 1, .owner = OWNER_MINE, .from = "hostb"};
+    json_t *o;
+    (void)state;
+    need_qemu();
+
+    must(ask(t, start_request()), 0);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "run/vms/web1/stands"), "", 0, NULL), 0);
+    o = ask(t, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1"));
+    assert_string_equal(xm_json_str(o, "text", xm_json_str(o, "error", "")),
+                        "VM web1 is this host's, and runs here");
+    must(o, 0);
+    assert_false(exists(t, "run/vms/web1/stands"));
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_true(rec.owner == OWNER_MINE && rec.settled);
+}
+
 /* A VM that was stopped is started by whoever wants it to run, not by a question. */
 static void recover_starts_nothing_that_was_stopped(void **state)
 {
@@ -145,6 +166,7 @@ int main(int argc, char **argv)
         TEST(an_operator_takes_back_what_a_dead_peer_had),
         TEST(recover_changes_nothing_while_the_other_side_is_silent),
         TEST(a_promised_vm_whose_qemu_has_ended_is_taken_by_word),
+        TEST(a_guest_that_was_not_let_run_is_let_run),
         TEST(recover_starts_nothing_that_was_stopped),
     };
     int status;

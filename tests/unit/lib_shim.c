@@ -71,6 +71,15 @@ static bool is_undecided(const struct fake *f)
     return f->incoming && access(path, F_OK) == 0;
 }
 
+/* Its guest, which QEMU has loaded and did not let run. */
+static bool stands(const struct fake *f, bool goes_on)
+{
+    char path[300];
+
+    snprintf(path, sizeof path, "%s/stands", f->dir);
+    return goes_on ? unlink(path) == 0 : access(path, F_OK) == 0;
+}
+
 /* As the real one: what it cannot run it hands back. */
 static void decide(const struct fake *f, json_t *reply)
 {
@@ -111,9 +120,10 @@ static json_t *command(struct fake *f, int at, const json_t *o, const char **aft
     *after = cmd;
     if (!strcmp(cmd, "status")) {
         json_object_set_new(reply, "state",
-                            json_string(f->incoming ? "incoming"
-                                        : f->job[0] ? "migrating"
-                                                    : "running"));
+                            json_string(f->incoming    ? "incoming"
+                                        : f->job[0]    ? "migrating"
+                                        : stands(f, 0) ? "stopped"
+                                                       : "running"));
         json_object_set_new(reply, "role",
                             json_string(is_undecided(f) ? "undecided"
                                         : f->incoming   ? "incoming"
@@ -135,6 +145,8 @@ static json_t *command(struct fake *f, int at, const json_t *o, const char **aft
         json_object_set_new(reply, "ok", json_false());
         json_object_set_new(reply, "error", json_string("no such migration going on"));
         *after = "";
+    } else if (!strcmp(cmd, "resume")) {
+        stands(f, 1);
     } else if (!strcmp(cmd, "decide")) {
         decide(f, reply);
     } else if (!strcmp(cmd, "stop") && is_undecided(f) && is_open(f)) {
