@@ -187,11 +187,9 @@ json_t *start_again(struct agent *a, const char *name)
     bool there = vm_find(a, name) != NULL;
     agent_unlock(a);
     if (there)
-        return refusal(
-            EXIT_REFUSED,
-            "VM %s is on %s already (`xmigrate list` shows its state; one that stands still goes on by "
-            "`xmigrate recover %s`)",
-            name, a->conf.name, name);
+        return refusal(EXIT_REFUSED,
+                       "VM %s is on %s already; one that stands still goes on by `xmigrate recover %s`", name,
+                       a->conf.name, name);
     if (inventory_read(a, name, &v) < 0)
         return not_running(a, name, EXIT_FAILED);
     if (!owner_may_run(&v.rec))

@@ -150,6 +150,13 @@ static void stopped(void)
     json_decref(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)));
 }
 
+/* It came, and QEMU hung when it was to let it run. */
+static void stands_still(void)
+{
+    json_decref(start_spec());
+    assert_int_equal(xm_file_replace(in_dir(t, "run/vms/web1/stands"), "", 0, NULL), 0);
+}
+
 static void recorded(enum owner_side side, bool settled)
 {
     struct owner_record rec = {.epoch = 4, .owner = side, .settled = settled};
@@ -235,6 +242,7 @@ static const struct walk {
     {"start of what was given", given, start, 1, true},
     {"start of what has gone, by its file", gone, start_spec, 1, false},
     {"stop of what was given", given, stop, 1, false},
+    {"start of one that stands still", stands_still, start, 1, true},
     {"start after the host was away", returned, start, 1, true},
     {"undefine of what was given", given, undefine, 1, true},
     {"undefine before it is cleaned up", open_at_home, undefine, 1, true},
@@ -262,8 +270,8 @@ static void walk(void **state)
 }
 
 /* Those that the table does not walk: what only a QEMU without its shim, a paused guest, or a move that
- * has begun, can lead to (6), and what is said of peers (4). */
-#define ADVICES 33
+ * has begun, can lead to (6), and what is said of peers (5). */
+#define ADVICES 35
 
 static void all_advices_are_walked(void **state)
 {
