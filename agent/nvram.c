@@ -118,14 +118,13 @@ out:
     return r;
 }
 
-int nvram_put(struct agent *a, const char *vm, const unsigned char *data, size_t size, json_t *created,
-              struct xm_error *e)
+int nvram_put(struct agent *a, const char *vm, const unsigned char *data, size_t size, struct xm_error *e)
 {
     char *dir = vm_state_path(a, vm, NULL), *path = vm_state_path(a, vm, "nvram.fd");
     int r = xm_mkdir_all(dir, e);
 
     if (!r)
-        r = put(path, data, size, created, e);
+        r = xm_file_replace(path, data, size, e);
     free(path);
     free(dir);
     return r;

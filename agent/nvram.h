@@ -24,9 +24,8 @@ int nvram_make(struct agent *, const struct vm_spec *, json_t *created, struct x
 json_t *nvram_pack(struct agent *, const char *vm, struct xm_error *);
 /* What a peer has sent, malloc'ed: hostile until it has come through here. NULL with a sentence. */
 unsigned char *nvram_unpack(const json_t *, size_t *size, struct xm_error *);
-/* Puts it in the place of whatever an earlier stay of this VM has left; appended to `created`. */
-int nvram_put(struct agent *, const char *vm, const unsigned char *data, size_t size, json_t *created,
-              struct xm_error *);
+/* Puts it in the place of whatever an earlier stay of this VM has left. */
+int nvram_put(struct agent *, const char *vm, const unsigned char *data, size_t size, struct xm_error *);
 
 void nvram_sync(struct agent *, const char *vm); /* durable when it returns, if there is one */
 

@@ -130,6 +130,14 @@ static int open_journal(struct agent *a, const struct asked *q, const json_t *fi
     return r;
 }
 
+static void append_nvram(struct agent *a, const char *name, json_t *created)
+{
+    char *path = vm_state_path(a, name, "nvram.fd");
+
+    json_array_append_new(created, json_string(path));
+    free(path);
+}
+
 /* The journal first says what is to be made. Somebody who makes a file of that name in the same moment keeps
  * it. */
 static int make_files(struct agent *a, struct asked *q, int datastore, json_t *created, struct xm_error *e)
@@ -153,9 +161,14 @@ static int make_files(struct agent *a, struct asked *q, int datastore, json_t *c
         xm_fault("prepare-created");
         json_decref(planned);
     }
+    if (!r && q->nvram) /* it has no name that nobody else has, and so stands in the journal first */
+        append_nvram(a, q->spec.name, created);
+    if (!r)
+        r = open_journal(a, q, created, false, e);
     if (!r && q->nvram)
-        r = nvram_put(a, q->spec.name, q->nvram, q->nvram_size, created, e);
-    return r ? r : open_journal(a, q, created, false, e);
+        r = nvram_put(a, q->spec.name, q->nvram, q->nvram_size, e);
+    xm_fault("prepare-nvram");
+    return r;
 }
 
 /* It came to nothing: the files were made a moment ago, and nobody has been promised anything. */

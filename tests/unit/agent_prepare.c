@@ -22,6 +22,7 @@
 #include "tests/progress.h"
 
 static struct test_agent *const t = &test_agent;
+static char fault[64]; /* a fault point of the agent's (base/fault.h) */
 
 static void must_live(void)
 {
@@ -333,6 +334,25 @@ static void the_firmwares_variables_come_with_the_request(void **state)
     json_decref(answer);
 }
 
+/* What broke: they stayed without a record, and another VM that was defined there under that name began with
+ * them. */
+static void variables_of_a_killed_prepare_do_not_stay(void **state)
+{
+    (void)state;
+    need_qemu();
+    if (access("/usr/share/OVMF/OVMF_CODE_4M.fd", R_OK)) {
+        print_message("skipped: there is no OVMF\n");
+        skip();
+    }
+    assert_int_equal(xm_file_replace(fault, "prepare-nvram:1:kill", 20, NULL), 0);
+    assert_null(
+        ask_as_peer(t, with_nvram(json_pack("{s:i, s:[[i, s]]}", "size", 8192, "pieces", 1, "SGVsbG8="))));
+    test_agent_stop(t, SIGKILL);
+    assert_true(exists(t, "state/vms/web1/nvram.fd"));
+    assert_int_equal(test_agent_start(t), 0);
+    assert_true(until_gone(t, "state/vms/web1"));
+}
+
 static void a_link_with_the_token_gets_to_the_shim(void **state)
 {
     char line[200], c = 0;
@@ -394,6 +414,7 @@ int main(int argc, char **argv)
         TEST(prepare_makes_disks_and_cancel_takes_all_away),
         TEST(a_vm_may_have_no_disks),
         TEST(the_firmwares_variables_come_with_the_request),
+        TEST(variables_of_a_killed_prepare_do_not_stay),
         TEST(a_link_with_the_token_gets_to_the_shim),
         TEST(what_was_made_for_a_dead_migration_is_deleted_by_the_next_agent),
         TEST(an_incoming_vm_is_still_expected_by_the_next_agent),
@@ -403,5 +424,10 @@ int main(int argc, char **argv)
     if (fake_shim_main(argc, argv, &status))
         return status;
     signal(SIGPIPE, SIG_IGN);
-    return cmocka_run_group_tests_name("agent: what a peer has prepared", tests, NULL, NULL);
+    snprintf(fault, sizeof fault, "@/tmp/xmt-prepare-fault-%d", getpid());
+    setenv("XMIGRATE_FAULT", fault, 1);
+    memmove(fault, fault + 1, strlen(fault));
+    status = cmocka_run_group_tests_name("agent: what a peer has prepared", tests, NULL, NULL);
+    unlink(fault);
+    return status;
 }
