@@ -15,17 +15,17 @@ struct devices {
     unsigned anonymous; /* without an id */
 };
 
-/* "driver,id=NAME,..." or a JSON object. */
+/* "driver,id=NAME,...", "id=NAME,driver=..." or a JSON object. */
 static void take_device(struct devices *d, const char *word)
 {
     json_t *o = word[0] == '{' ? json_loads(word, 0, NULL) : NULL;
-    const char *at = strstr(word, ",id=");
+    const char *at = strncmp(word, "id=", 3) ? strstr(word, ",id=") : word;
     char id[128] = "";
 
     if (o)
         snprintf(id, sizeof id, "%s", xm_json_str(o, "id", ""));
     else if (at)
-        snprintf(id, sizeof id, "%.*s", (int)strcspn(at + 4, ","), at + 4);
+        snprintf(id, sizeof id, "%.*s", (int)strcspn(strchr(at, '=') + 1, ","), strchr(at, '=') + 1);
     json_decref(o);
     if (id[0])
         json_object_set_new(d->named, id, json_true());
@@ -44,6 +44,8 @@ static int started_with(pid_t pid, struct devices *d, bool *certain, struct xm_e
     for (const char *w = text, *before = ""; !r && w < text + len; before = w, w += strlen(w) + 1) {
         if (!strcmp(before, "-device") || !strcmp(before, "--device"))
             take_device(d, w);
+        if (!strcmp(w, "-readconfig") || !strcmp(w, "--readconfig"))
+            r = xm_error_set(e, ENOTSUP, "it has devices by -readconfig");
         *certain = *certain && !strstr(w, "if=virtio") && !strstr(w, "-virtfs") && !strstr(w, "-watchdog");
     }
     free(text);

@@ -95,6 +95,32 @@ static void a_device_that_was_plugged_in(void **state)
     assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force f2"), 0);
 }
 
+/* What broke: of a device that QEMU has from a file, or whose word begins with its id, it was said that it had
+ * been plugged in. */
+static void devices_that_were_there_from_the_start(void **state)
+{
+    char more[2][300];
+    char *out = NULL;
+
+    (void)state;
+    need_lab();
+    assert_int_equal(
+        sh(NULL, 5, "printf '[device \"filed\"]\ndriver = \"virtio-rng-pci\"\n' >%s/f4.cfg", lab_run_dir()),
+        0);
+    snprintf(more[0], sizeof(more[0]), "extra = -readconfig\nextra = %s/f4.cfg\n", lab_run_dir());
+    snprintf(more[1], sizeof(more[1]), "extra = -device\nextra = id=first,driver=virtio-rng-pci\n");
+    for (int i = 0; i < 2; i++) {
+        start_small("f4", more[i]);
+        sh(&out, 30, "%s", xmigrate("a", "check --with-storage f4 hostb"));
+        assert_non_null(out);
+        if (strstr(out, "was plugged") || !strstr(out, "extra ="))
+            fail_msg("%s", out);
+        free(out);
+        assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force f4"), 0);
+        assert_int_equal(xmigrate_run("a", 0, NULL, "undefine f4"), 0);
+    }
+}
+
 /* A guest that came to a bridge that keeps a spanning tree was cut off for two forward delays, and what tells
  * the network of its move was lost. */
 static void a_bridge_that_listens_first(void **state)
@@ -140,6 +166,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(firmware_of_another_size),
         cmocka_unit_test(a_device_that_was_plugged_in),
+        cmocka_unit_test(devices_that_were_there_from_the_start),
         cmocka_unit_test(a_bridge_that_listens_first),
         cmocka_unit_test(a_file_that_cannot_be_deleted),
     };
