@@ -329,7 +329,7 @@ static void judge_parts(const struct host_facts *h, const struct admission_reque
     judge_cdroms(h, r, why);
     if (s->devices.vnc_password && !h->vnc_address)
         because(why, "%s gives VMs no address for VNC ([host] vnc_address): use vnc = unix", h->host);
-    else if (h->vnc_busy)
+    else if (h->vnc_busy && !h->present) /* else it may be its own */
         because(why,
                 "display %s is in use on %s (somebody listens at port %d), and %s has it on each host (vnc = "
                 "%s): "

@@ -202,6 +202,9 @@ static void each_thing_that_lacks_is_said(void **state)
     must_say("display 7 is in use on hostb (somebody listens at port 5907), and web1 has it on each host "
              "(vnc = 7): "
              "give it another number, or vnc = unix");
+    host.present = true; /* and listens there itself */
+    must_say("a VM 'web1' is on hostb already");
+    host.present = false;
     host.vnc_busy = false;
     host.machine = false;
     must_say("QEMU 7.2.22 on hostb has no machine type 'pc-q35-7.2': power web1 off and start it with one "
