@@ -84,9 +84,11 @@ int machine_guest_paused(struct machine *vm, bool *paused, struct xm_error *e)
     json_t *st = qmp_call(&vm->qemu.qmp, "query-status", NULL, ASK_TIMEOUT, e);
     const char *status = xm_json_str(st, "status", "");
 
+    if (!st)
+        return -EIO;                     /* what its events said stands */
     vm->guest_running = goes_on(status); /* one that sleeps too, as by QEMU's events */
     vm->postmigrate = !strcmp(status, "postmigrate");
     *paused = !goes_on(status) && (machine_noted_paused(vm) || !(stopped_by_us(status) || was_loaded(vm)));
     json_decref(st);
-    return st ? 0 : -EIO;
+    return 0;
 }

@@ -99,11 +99,32 @@ static void a_guest_that_has_run_here_is_paused_by_its_user(void **state)
     }
 }
 
+/* A host that swaps, say: the question is not answered in time, or QEMU is about to end. What broke: it was taken for
+ * «not running», and a guest that ran was called paused from then on. */
+static void no_answer_says_nothing(void **state)
+{
+    struct machine vm = {.guest_running = true, .postmigrate = true};
+    struct xm_error e = {0};
+    bool paused = false;
+    int pair[2];
+
+    (void)state;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    qemu_init(&vm.qemu);
+    xm_jsonl_init(&vm.qemu.qmp.conn, pair[0]);
+    close(pair[1]);
+    assert_true(machine_guest_paused(&vm, &paused, &e) < 0);
+    qmp_close(&vm.qemu.qmp);
+    assert_true(vm.guest_running);
+    assert_true(vm.postmigrate);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_guest_that_has_run_here_is_paused_by_its_user, tmpdir_make,
                                         tmpdir_remove),
+        cmocka_unit_test(no_answer_says_nothing),
     };
 
     return cmocka_run_group_tests_name("machine_guest", tests, NULL, NULL);
