@@ -428,13 +428,32 @@ bool vm_end_orphan(struct agent *a, const char *name)
     return gone;
 }
 
-/* The shim leaves its last event in a file: the agent may have been away when it was sent. */
-static void end_job(struct agent *a, const char *name, const char *id, json_t *result)
+/* Nothing runs here any more, and this host's record says that it owns the VM: so nobody has it, and it is as
+ * a guest leaves it that powers itself down. What a shim says of that that was still at work (migrate/source.c). */
+static json_t *stopped_here(struct agent *a, const char *name)
+{
+    char *dir = vm_state_path(a, name, NULL);
+    struct vm_life l;
+    bool known = !life_load(dir, &l, NULL) && l.state == LIFE_ENDED;
+    json_t *event = json_pack(
+        "{s:s, s:o, s:b, s:b, s:i}", "event", "failed", "error",
+        json_sprintf("VM %s has ended meanwhile: %s", name, life_why_text(known ? l.why : LIFE_UNKNOWN)),
+        "vm_safe", 1, "stopped", 1, "exit", EXIT_FAILED);
+
+    free(dir);
+    return event;
+}
+
+/* The shim leaves its last event in a file: the agent may have been away when it was sent. One that ended
+ * before it was given the migration has none. */
+static void end_job(struct agent *a, const char *name, const char *id, json_t *result, bool gone)
 {
     struct job *job = job_get(a, id);
 
     if (job && result && !strcmp(xm_json_str(result, "job", ""), id)) {
         job_event(a, job, json_incref(result));
+    } else if (job && gone && vm_owned(a, name, NULL)) {
+        job_event(a, job, stopped_here(a, name));
     } else if (job) {
         char *why = xm_printf(
             "the shim of VM %s ended without a report; `xmigrate recover %s` finds out where the VM is", name,
@@ -480,7 +499,7 @@ static bool vm_ended(struct agent *a, const char *name, uint64_t claimed)
         vm_forget(vm);
     agent_unlock(a);
     if (id[0] && strcmp(id, "-") != 0)
-        end_job(a, name, id, result);
+        end_job(a, name, id, result, gone);
     json_decref(result);
     return gone;
 }

@@ -17,6 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "tests/progress.h"
+#include "vm/vm.h"
 
 static struct test_agent *const t = &test_agent;
 
@@ -221,19 +222,51 @@ static void an_abort_ends_it_with_the_vm_here(void **state)
     assert_string_equal(state_of("web1"), "running");
 }
 
-static void the_shim_dies_in_a_move(void **state)
+/* Its QEMU, too, as when a guest powers itself off: but what it says is the last event, not the answer. */
+static json_t *end_of_a_move_whose_shim_dies(struct xm_jsonl *js)
+{
+    json_t *o, *last = NULL;
+
+    kill(shim_pid(t, "web1"), SIGKILL);
+    while ((o = xm_jsonl_recv(js, xm_now() + LIMIT_HANG_NS, NULL)) && !json_object_get(o, "ok")) {
+        json_decref(last);
+        last = o;
+    }
+    json_decref(o);
+    xm_jsonl_close(js);
+    assert_string_equal(xm_json_str(last, "event", ""), "failed");
+    return last;
+}
+
+/* The record says that it is ours, so it is stopped here. What broke: a guest that powered itself off while its
+ * move was being prepared was to be looked for by `recover`. */
+static void the_vm_ends_in_a_move(void **state)
 {
     struct xm_jsonl js;
-    json_t *o;
-    (void)state;
     need_qemu();
 
     begin_move(*(int *)*state, &js);
-    kill(shim_pid(t, "web1"), SIGKILL);
-    while ((o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL)) && !json_object_get(o, "ok"))
-        json_decref(o);
-    must(o, 4); /* nobody knows: it says how to find out */
-    xm_jsonl_close(&js);
+    json_t *o = end_of_a_move_whose_shim_dies(&js);
+    assert_int_equal(xm_json_int(o, "exit", 0), 1);
+    assert_true(xm_json_bool(o, "vm_safe", false));
+    assert_true(xm_json_bool(o, "stopped", false));
+    assert_non_null(strstr(xm_json_str(o, "error", ""), "VM web1 has ended meanwhile: "));
+    json_decref(o);
+    assert_string_equal(state_of("web1"), "stopped");
+}
+
+static void the_shim_dies_in_the_hand_off(void **state)
+{
+    struct owner_record given = {.epoch = 2, .owner = OWNER_GIVEN, .to = "hostb"};
+    struct xm_jsonl js;
+    need_qemu();
+
+    begin_move(*(int *)*state, &js);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &given, NULL), 0);
+    json_t *o = end_of_a_move_whose_shim_dies(&js);
+    assert_int_equal(xm_json_int(o, "exit", 0), 4); /* nobody knows: it says how to find out */
+    assert_non_null(strstr(xm_json_str(o, "error", ""), "`xmigrate recover web1`"));
+    json_decref(o);
 }
 
 /* Its QEMU lives, and gets another shim. */
@@ -465,7 +498,8 @@ int main(int argc, char **argv)
         TEST(a_move_ends_while_no_agent_is_there),
         TEST(a_move_outlives_its_agent),
         TEST(an_abort_ends_it_with_the_vm_here),
-        TEST(the_shim_dies_in_a_move),
+        TEST(the_vm_ends_in_a_move),
+        TEST(the_shim_dies_in_the_hand_off),
         TEST(the_vm_runs_on_when_only_the_shim_dies),
         TEST(where_the_disks_are_is_read_anew),
         TEST(a_job_that_is_over_is_not_given_to_the_new_shim),
