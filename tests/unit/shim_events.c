@@ -61,6 +61,8 @@ static int tear_down(void **state)
     shim_end(&shim);
     shim.machine.emit(&shim.machine, json_pack("{s:s}", "event", "end")); /* wakes it */
     pthread_join(thread, NULL);
+    xm_mailbox_own(&shim.machine.mailbox);
+    xm_mailbox_run(&shim.machine.mailbox); /* it may have ended before it came to that */
     shim_free(&shim);
     free(path);
     return tmpdir_remove(state);
