@@ -110,6 +110,7 @@ int shim_abort_incoming(struct agent *, const char *vm, const char *source, cons
 json_t *shim_call(struct agent *, const char *name, json_t *request, int pass_fd, uint64_t timeout_ns,
                   struct xm_error *);
 void vm_remove_run_dir(struct agent *, const char *name); /* keeps the logs, in state_dir/logs */
+void vm_remove_left(struct agent *, const char *name);    /* tries it again, where no VM has it */
 /* A job may have ended while no agent heard it: its last event stands in a file. */
 void vm_take_result(struct agent *, const char *name);
 char *vm_path(const struct agent *, const char *name, const char *file); /* in the run directory */

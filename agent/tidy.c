@@ -2,7 +2,8 @@
 /* What migrations have left open or behind is looked after by itself, every few seconds: for each VM with a
  * journal (vm/journal.h) on which nobody works. An open hand-off is settled (settle.c); what the journal
  * names is taken away when the record says that it may go; and a VM that is expected here by a migration
- * that its source knows nothing of any more is not waited for.
+ * that its source knows nothing of any more is not waited for. So is a directory of a VM in the run directory that could not
+ * be removed when it ended.
  *
  * Each VM has a thread of its own for it: peers that do not answer and storage that hangs hold up that VM
  * alone.
@@ -206,6 +207,7 @@ static void look_at(struct agent *a, const char *name)
 struct tidy {
     struct agent *agent;
     char name[VM_NAME_MAX + 1];
+    bool left; /* its directory in the run directory, and no more */
 };
 
 /* The VM is claimed for it. */
@@ -214,7 +216,9 @@ static void *one_main(void *arg)
     struct tidy *t = arg;
     struct agent *a = t->agent;
 
-    if (idle(a, t->name))
+    if (t->left)
+        vm_remove_left(a, t->name);
+    else if (idle(a, t->name))
         look_at(a, t->name);
     settle_release(a, t->name);
     free(t);
@@ -222,7 +226,7 @@ static void *one_main(void *arg)
     return NULL;
 }
 
-static void begin_one(struct agent *a, const char *name)
+static void begin_one(struct agent *a, const char *name, bool left)
 {
     struct tidy *t = settle_claim(a, name, 0) ? calloc(1, sizeof *t) : NULL;
     struct xm_error e = {0};
@@ -230,6 +234,7 @@ static void begin_one(struct agent *a, const char *name)
     if (!t)
         return;
     t->agent = a;
+    t->left = left;
     snprintf(t->name, sizeof t->name, "%s", name);
     if (agent_thread(a, one_main, t, &e) == 0)
         return;
@@ -240,25 +245,47 @@ static void begin_one(struct agent *a, const char *name)
 
 /* ---- all of them ---- */
 
+static void begin_journals(struct agent *a)
+{
+    char *path = xm_printf("%s/vms", a->conf.state_dir);
+    DIR *d = opendir(path);
+
+    for (struct dirent *f; d && (f = readdir(d));) {
+        char *journal = xm_printf("%s/%s/journal.json", path, f->d_name);
+        if (vm_name_check(f->d_name, NULL) == 0 && access(journal, F_OK) == 0)
+            begin_one(a, f->d_name, false);
+        free(journal);
+    }
+    if (d)
+        closedir(d);
+    free(path);
+}
+
+static void begin_left(struct agent *a)
+{
+    char *path = xm_printf("%s/vms", a->conf.run_dir);
+    DIR *d = opendir(path);
+
+    for (struct dirent *f; d && (f = readdir(d));) {
+        agent_lock(a);
+        bool left = vm_name_check(f->d_name, NULL) == 0 && !vm_find(a, f->d_name);
+        agent_unlock(a);
+        if (left)
+            begin_one(a, f->d_name, true);
+    }
+    if (d)
+        closedir(d);
+    free(path);
+}
+
 static void *tidy_main(void *arg)
 {
     struct agent *a = arg;
-    char *path = xm_printf("%s/vms", a->conf.state_dir);
-    bool ending = false;
 
-    while (!ending) {
-        DIR *d = opendir(path);
-        for (struct dirent *f; d && (f = readdir(d));) {
-            char *journal = xm_printf("%s/%s/journal.json", path, f->d_name);
-            if (vm_name_check(f->d_name, NULL) == 0 && access(journal, F_OK) == 0)
-                begin_one(a, f->d_name);
-            free(journal);
-        }
-        if (d)
-            closedir(d);
-        ending = agent_pause(a, PASS_NS);
-    }
-    free(path);
+    do {
+        begin_journals(a);
+        begin_left(a);
+    } while (!agent_pause(a, PASS_NS));
     agent_thread_ends(a);
     return NULL;
 }

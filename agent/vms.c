@@ -159,16 +159,23 @@ static void keep_log(struct agent *a, const char *name, const char *file)
     free(to);
 }
 
-void vm_remove_run_dir(struct agent *a, const char *name)
+static int remove_run_dir(struct agent *a, const char *name, struct xm_error *e)
 {
     char *dir = vm_path(a, name, NULL);
-    struct xm_error e = {0};
 
     keep_log(a, name, "shim.log");
     keep_log(a, name, "qemu.log");
-    if (xm_rmdir_files(dir, &e) < 0)
-        xm_log(XM_LOG_WARN, "VM %s: %s", name, e.text);
+    int r = xm_rmdir_files(dir, e);
     free(dir);
+    return r;
+}
+
+void vm_remove_run_dir(struct agent *a, const char *name)
+{
+    struct xm_error e = {0};
+
+    if (remove_run_dir(a, name, &e) < 0)
+        xm_log(XM_LOG_WARN, "VM %s: %s", name, e.text);
 }
 
 /* ---- the list ---- */
@@ -240,6 +247,30 @@ void vm_forget(struct vm *vm)
     json_decref(vm->moving);
     free(vm->dir);
     free(vm);
+}
+
+/* Its directory could not be removed when it ended (it was read-only, say). The name is claimed for settling; and in
+ * the list, or who starts it meanwhile would lose what it has just made there. */
+void vm_remove_left(struct agent *a, const char *name)
+{
+    char *dir = vm_path(a, name, NULL);
+    json_t *nothing = json_object();
+    bool may = access(dir, W_OK) == 0 && !vm_process(a, name, "shim.pid") && !vm_process(a, name, "qemu.pid");
+
+    agent_lock(a);
+    struct vm *vm = may ? vm_claim(a, name, nothing, NULL) : NULL;
+    if (vm)
+        vm->phase = VM_HELD;
+    agent_unlock(a);
+    /* One that has begun and ended since we looked has taken it away itself. */
+    if (vm && !vm_process(a, name, "shim.pid") && !vm_process(a, name, "qemu.pid"))
+        remove_run_dir(a, name, NULL); /* why not was told when it ended */
+    agent_lock(a);
+    if (vm)
+        vm_forget(vm);
+    agent_unlock(a);
+    json_decref(nothing);
+    free(dir);
 }
 
 static uint64_t memory_used(struct agent *a, const char *name)

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "tests/progress.h"
 
@@ -175,6 +176,15 @@ static void a_source_that_does_not_say_is_waited_for(void **state)
     json_decref(asked(&js, 20)); /* and again: it is still there */
     assert_true(exists(t, "ds/web1-root.raw"));
     answer(&js, owner("mine", 1, "5"));
+}
+
+/* What broke: a run directory that was read-only when a VM ended kept what it had of that VM until the agent started again. */
+static void a_directory_that_could_not_be_removed_goes_later(void **state)
+{
+    (void)state;
+    assert_int_equal(mkdir(in_dir(t, "run/vms/gone"), 0700), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "run/vms/gone/qmp.sock"), "", 0, NULL), 0);
+    assert_true(until_gone(t, "run/vms/gone"));
 }
 
 /* The run directory is made of memory. */
@@ -512,6 +522,7 @@ int main(int argc, char **argv)
         TEST(the_next_move_of_it_is_let_in_at_once),
         TEST(an_answer_ends_no_later_migration),
         TEST(a_source_that_does_not_say_is_waited_for),
+        TEST(a_directory_that_could_not_be_removed_goes_later),
         TEST(half_received_disks_are_gone_after_a_boot),
         TEST(what_was_undefined_keeps_its_disks),
         TEST(the_end_of_a_vm_that_came_is_no_warning),
