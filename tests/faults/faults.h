@@ -103,6 +103,8 @@ char host_of(const struct world *, enum side);
 bool hosts_up(struct world *); /* a lab with the guest running at a */
 /* Cuts the power of b, where nothing runs. NULL, or why that is no power cut on this machine. */
 const char *power_is_power(struct world *);
+/* Makes each directory of b read-only, and writable again. NULL, or why that does not work. */
+const char *sealed_is_sealed(void);
 /* The process, 0: none. */
 pid_t host_pid(char host, enum who);
 /* Begins and ends one. `move` is the job of the command line. */

@@ -9,7 +9,8 @@
  * lie in the disk's cache there.
  *
  * Read-only: a mount of the same directory with that flag is put over it, so that what is open stays
- * writable. */
+ * writable. Made private first: the lab's mounts are shared, and what is mounted on one is mounted on its copy, too, and goes
+ * with it. */
 #include "tests/faults/faults.h"
 #include "tests/progress.h"
 
@@ -198,8 +199,8 @@ static void seal(char host, const char *name)
 
     path_of(host, name, path, sizeof path);
     sh(NULL, 10,
-       "d=$(mktemp -d) && mount --bind %s $d && mount -o remount,bind,ro $d && mount --bind $d %s; "
-       "umount $d; rmdir $d",
+       "d=$(mktemp -d) && mount --bind %s $d && mount --make-private $d && mount -o remount,bind,ro $d && "
+       "mount --bind $d %s; umount $d; rmdir $d",
        path, path);
 }
 
@@ -208,7 +209,7 @@ static void unseal(char host, const char *name)
     char path[300];
 
     path_of(host, name, path, sizeof path);
-    sh(NULL, 10, "grep -q ' %s ro' /proc/mounts && umount -l %s", path, path);
+    sh(NULL, 10, "grep -q ' %s [^ ]* ro[, ]' /proc/mounts && umount -l %s", path, path);
 }
 
 static void cut(struct world *w, char host)
@@ -282,6 +283,32 @@ const char *power_is_power(struct world *w)
             return "what was not synced is still there: this kernel's ext4 does not shut down";
         unlink(synced[i]);
         unlink(not_synced[i]);
+    }
+    return NULL;
+}
+
+/* As the agent sees it, which is in a mount namespace of its own. */
+static bool agent_may_write(char host, const char *name)
+{
+    char path[300], at[400];
+
+    path_of(host, name, path, sizeof path);
+    snprintf(at, sizeof at, "/proc/%d/root%s/may-write", (int)host_pid(host, AGENT), path);
+    bool may = put(at, false);
+    unlink(at);
+    return may;
+}
+
+const char *sealed_is_sealed(void)
+{
+    for (unsigned i = 0; i < sizeof systems / sizeof *systems; i++) {
+        seal('b', systems[i]);
+        bool sealed = !agent_may_write('b', systems[i]);
+        unseal('b', systems[i]);
+        if (!sealed)
+            return "what is read-only can be written to";
+        if (!agent_may_write('b', systems[i]))
+            return "what was read-only stays so";
     }
     return NULL;
 }

@@ -103,13 +103,13 @@ int main(void)
         plan_point(&p, i);
         named += chosen(&p, pattern, whole);
     }
-    if (whole) {
-        why = lab_ready() ? power_is_power(&world) : "there is no lab";
-        if (why) {
-            fprintf(stderr, "power cuts: %s\n", why);
-            lab_away();
-            return 1;
-        }
+    why = lab_ready() ? sealed_is_sealed() : "there is no lab";
+    if (!why && whole)
+        why = power_is_power(&world);
+    if (why) {
+        fprintf(stderr, "the faults themselves: %s\n", why);
+        lab_away();
+        return 1;
     }
     for (unsigned i = 0; i < points_count && named; i++) {
         plan_point(&p, i);
