@@ -40,6 +40,12 @@ bool known_busy(const struct known *k)
            (!strcmp(k->role, "owner") && (!strcmp(k->step, "switch") || !strcmp(k->step, "handoff")));
 }
 
+bool known_stands(const struct known *k)
+{
+    return k->rec.owner == OWNER_MINE && k->present && !strcmp(k->role, "owner") &&
+           !strcmp(k->state, "stopped");
+}
+
 static int ask(struct agent *a, const struct conf_peer *p, const char *vm, uint64_t timeout_ns,
                struct known *k, struct xm_error *e)
 {

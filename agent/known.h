@@ -25,8 +25,6 @@ int known_here(struct agent *, const char *vm, struct known *, struct xm_error *
 /* -EBUSY: it has answered: at this moment it cannot say. -EREMOTEIO: it has answered, and does not say.
  * -EIO: no answer that makes sense. The error is needed. */
 int known_there(struct agent *, const struct conf_peer *, const char *vm, struct known *, struct xm_error *);
-/* settle.c: ours, loaded here, and its guest stands still though nobody has paused it. The answer of `recover`. */
-json_t *settle_let_run(struct agent *, const char *vm, const struct known *);
 /* Of what these return: it is there, and may have the VM: it cannot tell, now or at all. */
 static inline bool known_answered(int r)
 {
@@ -37,5 +35,9 @@ int known_there_soon(struct agent *, const struct conf_peer *, const char *vm, s
                      struct xm_error *);
 /* Its shim works on the hand-off at this moment: what the record says may be another thing in a moment. */
 bool known_busy(const struct known *);
+/* Ours, loaded here, and its guest stands still though nobody has paused it. */
+bool known_stands(const struct known *);
+/* settle.c: such a one is let run. The answer of `recover`. */
+json_t *settle_let_run(struct agent *, const char *vm);
 
 #endif

@@ -114,9 +114,8 @@ static json_t *recover(struct agent *a, const char *vm, bool peer_is_dead)
         return by_word(a, vm, &here);
     if (here.rec.owner == OWNER_GIVEN)
         return say(vm, here.rec.to, here.rec.epoch, "");
-    if (here.rec.owner == OWNER_MINE && here.present && !strcmp(here.role, "owner") &&
-        !strcmp(here.state, "stopped"))
-        return settle_let_run(a, vm, &here);
+    if (known_stands(&here))
+        return settle_let_run(a, vm);
     if (here.rec.owner == OWNER_MINE && here.present && strcmp(here.role, "?") != 0) {
         snprintf(more, sizeof more, ", and is here: %s", here.state);
         return say(vm, a->conf.name, here.rec.epoch, more);

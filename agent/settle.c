@@ -145,19 +145,28 @@ static json_t *run_here(struct agent *a, const char *vm, const char *how, const 
     return say("VM %s %s, and runs here", vm, how);
 }
 
-/* It is loaded here and is ours, and its guest does not run, though nobody has paused it: QEMU has refused to let
- * it, or has not answered in time when it came. The other host keeps what it has until the guest is seen to run. */
-json_t *settle_let_run(struct agent *a, const char *vm, const struct known *here)
+/* It is loaded here and is ours, and its guest does not run, though nobody has paused it: QEMU has refused
+ * to let it, or has not answered in time when it came. The other host keeps what it has until the guest is
+ * seen to run. */
+json_t *settle_let_run(struct agent *a, const char *vm)
 {
-    struct owner_record rec = here->rec;
     struct xm_error e = {0};
+    struct known here;
 
     if (!settle_claim(a, vm, SETTLE_PATIENCE))
         return refusal(EXIT_UNKNOWN, "VM %s is just being settled: ask again", vm);
-    json_t *answer = run_here(a, vm, "is this host's", here, rec.epoch);
-    if (xm_json_bool(answer, "ok", false) && !rec.settled) {
-        rec.settled = true;
-        if (owner_write(a, vm, &rec, &e) < 0)
+    /* Who has waited for the claim looks again: it may have been given away meanwhile. */
+    int r = known_here(a, vm, &here, &e);
+    json_t *answer = NULL;
+    if (r < 0)
+        answer = refusal(EXIT_FAILED, "%s", e.text);
+    else if (!known_stands(&here))
+        answer = refusal(EXIT_UNKNOWN, "VM %s has changed at this moment: ask again", vm);
+    else
+        answer = run_here(a, vm, "is this host's", &here, here.rec.epoch);
+    if (!r && xm_json_bool(answer, "ok", false) && !here.rec.settled) {
+        here.rec.settled = true;
+        if (owner_write(a, vm, &here.rec, &e) < 0)
             xm_log(XM_LOG_WARN, "VM %s: %s", vm, e.text);
     }
     settle_release(a, vm);
