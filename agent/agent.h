@@ -103,8 +103,8 @@ bool vm_booted_here(struct agent *, const char *name);
 int shim_connect(struct agent *, const char *name, struct xm_error *);
 json_t *shim_call_on(int fd, const char *name, json_t *request, int pass_fd, uint64_t timeout_ns,
                      struct xm_error *);
-/* Ends the incoming migration of that source and job. -errno with a sentence: another one has come since, or it may
- * own the VM by now. */
+/* Ends the incoming migration of that source and job. -errno with a sentence: another one has come since, or
+ * it may own the VM by now. */
 int shim_abort_incoming(struct agent *, const char *vm, const char *source, const char *job,
                         uint64_t timeout_ns, struct xm_error *);
 json_t *shim_call(struct agent *, const char *name, json_t *request, int pass_fd, uint64_t timeout_ns,

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* What an agent or a shim that was killed has left: the unfinished files of xm_file_replace in the state directory, and
- * those by which hosts find out whether a datastore is shared (reasons.c makes them, asked.c looks for them; they live
- * for seconds). They are taken away once an hour when they are old; the unfinished ones that nobody can be writing, when
- * the agent starts. */
+/* What an agent or a shim that was killed has left: the unfinished files of xm_file_replace in the state
+ * directory, and those by which hosts find out whether a datastore is shared (reasons.c makes them, asked.c
+ * looks for them; they live for seconds). They are taken away once an hour when they are old; the unfinished
+ * ones that nobody can be writing, when the agent starts. */
 #include "agent/agent.h"
 #include "agent/storage.h"
 

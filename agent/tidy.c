@@ -2,8 +2,8 @@
 /* What migrations have left open or behind is looked after by itself, every few seconds: for each VM with a
  * journal (vm/journal.h) on which nobody works. An open hand-off is settled (settle.c); what the journal
  * names is taken away when the record says that it may go; and a VM that is expected here by a migration
- * that its source knows nothing of any more is not waited for. So is a directory of a VM in the run directory that could not
- * be removed when it ended.
+ * that its source knows nothing of any more is not waited for. So is a directory of a VM in the run
+ * directory that could not be removed when it ended.
  *
  * Each VM has a thread of its own for it: peers that do not answer and storage that hangs hold up that VM
  * alone.

@@ -249,8 +249,8 @@ void vm_forget(struct vm *vm)
     free(vm);
 }
 
-/* Its directory could not be removed when it ended (it was read-only, say). The name is claimed for settling; and in
- * the list, or who starts it meanwhile would lose what it has just made there. */
+/* Its directory could not be removed when it ended (it was read-only, say). The name is claimed for
+ * settling; and in the list, or who starts it meanwhile would lose what it has just made there. */
 void vm_remove_left(struct agent *a, const char *name)
 {
     char *dir = vm_path(a, name, NULL);

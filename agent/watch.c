@@ -6,9 +6,9 @@
  * the watcher subscribes to the shim's events and passes those of this host's jobs on; when the shim has
  * ended, the run directory is removed and the VM forgotten.
  *
- * The shim dies while its QEMU lives: a new shim is started by what the inventory has; it takes the QEMU over,
- * whose disks wait. Shim and QEMU are both dead: the directory is removed; if it was an incoming migration
- * that never took over, the disks that were made for it too.
+ * The shim dies while its QEMU lives: a new shim is started by what the inventory has; it takes the QEMU
+ * over, whose disks wait. Shim and QEMU are both dead: the directory is removed; if it was an incoming
+ * migration that never took over, the disks that were made for it too.
  */
 #include "agent/inventory.h"
 #include "agent/nvram.h"
@@ -428,8 +428,9 @@ bool vm_end_orphan(struct agent *a, const char *name)
     return gone;
 }
 
-/* Nothing runs here any more, and this host's record says that it owns the VM: so nobody has it, and it is as
- * a guest leaves it that powers itself down. What a shim says of that that was still at work (migrate/source.c). */
+/* Nothing runs here any more, and this host's record says that it owns the VM: so nobody has it, and it is
+ * as a guest leaves it that powers itself down. What a shim says of that that was still at work
+ * (migrate/source.c). */
 static json_t *stopped_here(struct agent *a, const char *name)
 {
     char *dir = vm_state_path(a, name, NULL);

@@ -357,8 +357,8 @@ int xm_unix_bind(const char *path, struct xm_error *e)
 
     if (err || (err = unix_address(&a, path, &dir, e)))
         return err;
-    /* fchmod before bind: the socket's file is made with this mode, at no moment with a wider one (unix(7) and
-     * the umask aside). */
+    /* fchmod before bind: the socket's file is made with this mode, at no moment with a wider one (unix(7)
+     * and the umask aside). */
     if ((fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) < 0)
         err = xm_error_errno(e, errno, "cannot make a socket");
     else if (fchmod(fd, 0600) < 0 || bind(fd, (struct sockaddr *)&a, sizeof a) < 0)

@@ -198,8 +198,8 @@ static int cmd_storage(struct shim *s, struct client *c, const json_t *request, 
     return begin(s, request, true, e);
 }
 
-/* `job`: what goes out. `incoming` and `source`: what comes in, whose job is another host's. Whoever aborts may
- * have looked before the one was over and the other began. */
+/* `job`: what goes out. `incoming` and `source`: what comes in, whose job is another host's. Whoever aborts
+ * may have looked before the one was over and the other began. */
 static int cmd_abort(struct shim *s, struct client *c, const json_t *request, json_t *reply,
                      struct xm_error *e)
 {

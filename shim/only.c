@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* One shim of a VM at a time. A second one would write its number over the first one's (shim.pid), and fail at its
- * socket: the guest would go on with a shim that the agent takes for dead. The agent does not start one beside
- * another that it sees, yet two of its threads may, or one of them may have given up a start that was slow.
+/* One shim of a VM at a time. A second one would write its number over the first one's (shim.pid), and fail
+ * at its socket: the guest would go on with a shim that the agent takes for dead. The agent does not start
+ * one beside another that it sees, yet two of its threads may, or one of them may have given up a start that
+ * was slow.
  *
  * The lock ends with the process. An older xmigrate's shim has none, and is found by its number. */
 #include "shim/shim.h"
@@ -16,7 +17,8 @@
 /* One that was killed may have its files open for a moment more. */
 #define PATIENCE (2 * XM_NS_PER_S)
 
-/* 0: none. A number may have been given to somebody else since: a shim names its directory on its command line. */
+/* 0: none. A number may have been given to somebody else since: a shim names its directory on its command
+ * line. */
 static pid_t other(const char *run_dir)
 {
     char *path = xm_printf("%s/shim.pid", run_dir), *dir = xm_printf("%s/", run_dir), *text = NULL;

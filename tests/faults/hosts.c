@@ -9,8 +9,8 @@
  * lie in the disk's cache there.
  *
  * Read-only: a mount of the same directory with that flag is put over it, so that what is open stays
- * writable. Made private first: the lab's mounts are shared, and what is mounted on one is mounted on its copy, too, and goes
- * with it. */
+ * writable. Made private first: the lab's mounts are shared, and what is mounted on one is mounted on its
+ * copy, too, and goes with it. */
 #include "tests/faults/faults.h"
 #include "tests/progress.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Disks: a copy is HALF until it is in step; from then on each write of the guest goes to both sides while the
- * links are up. */
+/* Disks: a copy is HALF until it is in step; from then on each write of the guest goes to both sides while
+ * the links are up. */
 #include "tests/sim/links.h"
 #include "migrate/destination.h"
 #include "migrate/source.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Links: one a bundle, reduced to what a hand-off may see of it. They are up or down; down at once when the other
- * process ends, after SILENCE when it hangs or cannot be reached. Calls take time, may come twice, and are lost with
- * the links. */
+/* Links: one a bundle, reduced to what a hand-off may see of it. They are up or down; down at once when the
+ * other process ends, after SILENCE when it hangs or cannot be reached. Calls take time, may come twice, and
+ * are lost with the links. */
 #include "tests/sim/links.h"
 #include "migrate/destination.h"
 #include "migrate/source.h"

@@ -2,8 +2,8 @@
 /* Runs: one seed each, or every fault at every step of a move in turn; then rules are broken on purpose,
  * and each has to be noticed.
  *
- *   sim                 the regressions, each fault at each step, SEEDS seeds with two hosts and a sixth of that with
- *                       three, the sins
+ *   sim                 the regressions, each fault at each step, SEEDS seeds with two hosts and
+ *                       a sixth of that with three, the sins
  *   sim -n N -f F       N seeds, from F on           sim -3     three hosts alone
  *   sim -2              also every two faults of some kinds, a few steps apart
  *   sim -s              without the sins             sim -S     the seeds alone
@@ -353,7 +353,8 @@ static const char *const sin_names[SINS] = {
     [SWAP_UNRECORDED] = "a disk is swapped before that is recorded",
 };
 
-/* Seeds first, with two hosts and with three in turn; what they hardly ever meet, one fault at each step finds. */
+/* Seeds first, with two hosts and with three in turn; what they hardly ever meet, one fault at each step
+ * finds. */
 static bool sin_found(enum sin sin)
 {
     enum { TRIES = 6000 };

@@ -52,8 +52,8 @@ static void guest_runs(struct proc *p)
     q->running = true;
     w.ran_last = p->host;
     sim_trace("%s's guest runs, after its write %llu", p->host->name, (unsigned long long)q->memory);
-    /* What a host had that was declared dead is lost, as its operator knows. Was the power cut here too, since the
-     * copy was promised, then some of its last writes are. */
+    /* What a host had that was declared dead is lost, as its operator knows. Was the power cut here too,
+     * since the copy was promised, then some of its last writes are. */
     if (w.word_given && q->memory == HALF)
         q->memory = disk->version = w.version;
     if (w.word_given)

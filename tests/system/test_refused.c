@@ -95,8 +95,8 @@ static void a_device_that_was_plugged_in(void **state)
     assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force f2"), 0);
 }
 
-/* What broke: of a device that QEMU has from a file, or whose word begins with its id, it was said that it had
- * been plugged in. */
+/* What broke: of a device that QEMU has from a file, or whose word begins with its id, it was said that it
+ * had been plugged in. */
 static void devices_that_were_there_from_the_start(void **state)
 {
     char more[2][300];

@@ -332,7 +332,8 @@ static void two_vms_never_have_one_file(void **state)
     must(about_spec("define", "two.ini"), 0);
 }
 
-/* What was given away and is not settled may be handed back. What broke: another VM was defined on its disk. */
+/* What was given away and is not settled may be handed back. What broke: another VM was defined on its disk.
+ */
 static void a_disk_that_may_come_back_is_not_another_vms(void **state)
 {
     (void)state;

@@ -238,8 +238,8 @@ static json_t *end_of_a_move_whose_shim_dies(struct xm_jsonl *js)
     return last;
 }
 
-/* The record says that it is ours, so it is stopped here. What broke: a guest that powered itself off while its
- * move was being prepared was to be looked for by `recover`. */
+/* The record says that it is ours, so it is stopped here. What broke: a guest that powered itself off while
+ * its move was being prepared was to be looked for by `recover`. */
 static void the_vm_ends_in_a_move(void **state)
 {
     struct xm_jsonl js;

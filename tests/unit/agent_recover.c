@@ -123,8 +123,8 @@ static void a_promised_vm_whose_qemu_has_ended_is_taken_by_word(void **state)
     assert_true(exists(t, "ds/web1-root.raw"));
 }
 
-/* It came by a migration, and QEMU hung, or refused, when it was to let it run. What broke: recover said «is here:
- * stopped», start «is on it already», and the other host «start it there», for ever. */
+/* It came by a migration, and QEMU hung, or refused, when it was to let it run. What broke: recover said «is
+ * here: stopped», start «is on it already», and the other host «start it there», for ever. */
 static void a_guest_that_was_not_let_run_is_let_run(void **state)
 {
     struct owner_record rec = {.epoch = 1, .owner = OWNER_MINE, .from = "hostb"};

@@ -289,7 +289,8 @@ static void the_offer_that_was_taken_and_given_on_counts(void **state)
     assert_string_equal(record().to, "hostc");
 }
 
-/* It took the offer, gave the VM to hostc, and hostc is just giving it back. Our own offer was another one. */
+/* It took the offer, gave the VM to hostc, and hostc is just giving it back. Our own offer was another one.
+ */
 static void what_another_host_promises_is_not_ours(void **state)
 {
     struct busy b = {.owner = "promised", .epoch = 4};

@@ -176,8 +176,8 @@ static void only_what_needs_it_waits(void **state)
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
 }
 
-/* An earlier move of its disks could not delete what it left there. What broke: the shim tried that first, hung,
- * and the VM could neither be moved nor stopped. */
+/* An earlier move of its disks could not delete what it left there. What broke: the shim tried that first,
+ * hung, and the VM could neither be moved nor stopped. */
 static void what_is_left_on_it_is_not_looked_at_by_a_shim(void **state)
 {
     json_t *files = json_pack("[s]", in_dir(t, "dead/web1.raw"));

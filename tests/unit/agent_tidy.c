@@ -178,7 +178,8 @@ static void a_source_that_does_not_say_is_waited_for(void **state)
     answer(&js, owner("mine", 1, "5"));
 }
 
-/* What broke: a run directory that was read-only when a VM ended kept what it had of that VM until the agent started again. */
+/* What broke: a run directory that was read-only when a VM ended kept what it had of that VM until the agent
+ * started again. */
 static void a_directory_that_could_not_be_removed_goes_later(void **state)
 {
     (void)state;
@@ -491,8 +492,8 @@ static void a_job_that_a_shim_may_still_take_is_not_over(void **state)
     must(ask(t, json_pack("{s:s, s:s}", "verb", "watch", "job", "1")), 0);
 }
 
-/* Its shim did not answer when the agent started, and has done the job by the time it does. What broke: by the
- * VM's record it was none of a move, so it had failed. */
+/* Its shim did not answer when the agent started, and has done the job by the time it does. What broke: by
+ * the VM's record it was none of a move, so it had failed. */
 static void a_report_counts_before_the_record(void **state)
 {
     json_t *job = json_pack("{s:s, s:s, s:s, s:s, s:s, s:i}", "job", "7", "vm", "web1", "destination",

@@ -99,8 +99,8 @@ static void a_guest_that_has_run_here_is_paused_by_its_user(void **state)
     }
 }
 
-/* A host that swaps, say: the question is not answered in time, or QEMU is about to end. What broke: it was taken for
- * «not running», and a guest that ran was called paused from then on. */
+/* A host that swaps, say: the question is not answered in time, or QEMU is about to end. What broke: it was
+ * taken for «not running», and a guest that ran was called paused from then on. */
 static void no_answer_says_nothing(void **state)
 {
     struct machine vm = {.guest_running = true, .postmigrate = true};

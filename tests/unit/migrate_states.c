@@ -58,8 +58,9 @@ static void done(struct xm_rx *rx, int status, const void *reply, uint32_t len)
     says = status;
 }
 
-/* The switch was given up, the guest goes on at the source, and its mirror has not ended yet: a VM that was then
- * taken here on its operator's word had a disk that was newer than its memory. Found by the simulator. */
+/* The switch was given up, the guest goes on at the source, and its mirror has not ended yet: a VM that was
+ * then taken here on its operator's word had a disk that was newer than its memory. Found by the simulator.
+ */
 static void what_comes_after_the_digests_is_not_taken(void **state)
 {
     static const uint8_t digests[] = {XM_FRAME_DISK_DIGEST, XM_FRAME_RAM_DIGEST},

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* There is one shim of a VM at a time. What broke: a second one wrote its number over the first one's before it
- * failed, and the agent took the first one for dead. */
+/* There is one shim of a VM at a time. What broke: a second one wrote its number over the first one's before
+ * it failed, and the agent took the first one for dead. */
 #include "shim/shim.h"
 #include "tests/progress.h"
 #include "tests/unit/lib_tmpdir.h"

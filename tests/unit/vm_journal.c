@@ -314,22 +314,33 @@ static void there_is_an_end_to_them(void **state)
     json_decref(none);
 }
 
+typedef int ending(const char *, const char *, struct xm_error *);
+
+/* The i-th of the three functions that delete, with a journal, a record and a specification that let it. */
+static ending *ends(unsigned i)
+{
+    static const enum journal_side sides[] = {JOURNAL_SOURCE, JOURNAL_DESTINATION, JOURNAL_STORAGE};
+    static ending *const by[] = {journal_settle, journal_undo, journal_sweep};
+
+    journal(sides[i]);
+    record(i < 2 ? OWNER_GIVEN : OWNER_MINE, i == 1 ? E + 1 : E, true);
+    char *path = xm_printf("%s/spec.json", dir);
+    json_t *spec = json_pack("{s:[{s:s}]}", "disks", "path", other);
+    assert_int_equal(xm_json_save(path, spec, NULL), 0);
+    json_decref(spec);
+    free(path);
+    return by[i];
+}
+
 /* A process has it open as a disk, whatever the specification says. */
 static void a_file_in_use_is_not_deleted(void **state)
 {
-    static const enum journal_side sides[] = {JOURNAL_SOURCE, JOURNAL_DESTINATION, JOURNAL_STORAGE};
     struct flock all = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
 
     (void)state;
     for (unsigned i = 0; i < 3; i++) {
-        int (*end)(const char *, const char *, struct xm_error *) = i == 0   ? journal_settle
-                                                                    : i == 1 ? journal_undo
-                                                                             : journal_sweep;
-        journal(sides[i]);
-        record(i < 2 ? OWNER_GIVEN : OWNER_MINE, i == 1 ? E + 1 : E, true);
-        char *path = xm_printf("%s/spec.json", dir), *journal_path = xm_printf("%s/journal.json", dir);
-        json_t *spec = json_pack("{s:[{s:s}]}", "disks", "path", other);
-        assert_int_equal(xm_json_save(path, spec, NULL), 0);
+        ending *end = ends(i);
+        char *journal_path = xm_printf("%s/journal.json", dir);
         int fd = open(disk, O_RDWR);
         assert_int_equal(fcntl(fd, F_OFD_SETLK, &all), 0);
         assert_int_equal(end(dir, "web1", NULL), -EBUSY);
@@ -337,37 +348,27 @@ static void a_file_in_use_is_not_deleted(void **state)
         close(fd);
         assert_int_equal(end(dir, "web1", NULL), 0);
         assert_false(is_there(disk) || is_there(journal_path));
-        json_decref(spec);
         free(journal_path);
-        free(path);
     }
 }
 
-/* Its storage is read-only by now, say; here it is a directory. What broke: no move of the VM began any more. */
+/* Its storage is read-only by now, say; here it is a directory. What broke: no move of the VM began any more.
+ */
 static void a_file_that_cannot_be_deleted_keeps_its_journal_and_nobody_waits(void **state)
 {
-    static const enum journal_side sides[] = {JOURNAL_SOURCE, JOURNAL_DESTINATION, JOURNAL_STORAGE};
     struct xm_error e;
 
     (void)state;
     for (unsigned i = 0; i < 3; i++) {
-        int (*end)(const char *, const char *, struct xm_error *) = i == 0   ? journal_settle
-                                                                    : i == 1 ? journal_undo
-                                                                             : journal_sweep;
-        journal(sides[i]);
-        record(i < 2 ? OWNER_GIVEN : OWNER_MINE, i == 1 ? E + 1 : E, true);
-        char *path = xm_printf("%s/spec.json", dir), *journal_path = xm_printf("%s/journal.json", dir);
-        json_t *spec = json_pack("{s:[{s:s}]}", "disks", "path", other);
-        assert_int_equal(xm_json_save(path, spec, NULL), 0);
+        ending *end = ends(i);
+        char *journal_path = xm_printf("%s/journal.json", dir);
         assert_int_equal(unlink(disk) | mkdir(disk, 0700), 0);
         e.text[0] = 0;
         assert_int_equal(end(dir, "web1", &e), -ENODEV);
         assert_non_null(strstr(e.text, disk));
         assert_true(is_there(journal_path));
         assert_int_equal(rmdir(disk), 0);
-        json_decref(spec);
         free(journal_path);
-        free(path);
     }
 }
 
