@@ -328,7 +328,7 @@ int main(int argc, char **argv)
                 (unsigned)atoi(argv[3]) % DEPTHS, atoi(argv[4]));
         return 0;
     }
-    for (unsigned i = 0; i < bench_runs(); i++) {
+    for (unsigned i = 0; i < bench_runs_few(); i++) {
         for (unsigned d = 0; d < DEPTHS; d++) {
             for (unsigned sync = 0; sync < 2; sync++) {
                 run(OURS_ASYNC + sync, d);
