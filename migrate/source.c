@@ -328,7 +328,7 @@ static bool guest_ended(struct source *m)
 /* After a switch that failed: the guest goes on here. */
 struct back {
     bool ended;          /* it has ended by itself: it is stopped here, and whole */
-    bool stood;          /* it was stopped for the switch, or about to be */
+    bool stood;          /* it was stopped for the switch, or about to be: by us */
     bool runs;           /* it runs again */
     uint64_t at;         /* since when */
     struct xm_error why; /* why it does not */
@@ -396,7 +396,7 @@ static void source_fail(struct source *m, int r)
     enum source_state in = m->state;
     bool ended = guest_ended(m), switching = in == SOURCE_SWITCH || in == SOURCE_HANDOFF;
     struct xm_error first = m->error; /* what follows must not hide it */
-    struct back b = {.ended = ended, .stood = switching && !ended};
+    struct back b = {.ended = ended, .stood = m->stopping && !ended};
 
     xm_fault("failing");
     if (switching)

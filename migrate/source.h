@@ -87,6 +87,7 @@ struct source {
     uint64_t bridges_at; /* xm_now(): from then on the destination's bridges pass what the guest sends */
     double wire_rate;    /* bytes a second, of the last round of memory */
     uint64_t other_ram;  /* bytes of RAM that go by QEMU's own stream: ROMs, a VGA's */
+    bool stopping;       /* QEMU has been told to stop the guest, when it has sent what comes before that */
     bool told;           /* QEMU, to write its device state */
     bool ram_checked;    /* it sends no more than that */
     /* From QMP's events: */

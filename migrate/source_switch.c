@@ -204,6 +204,7 @@ static int start_qemu_migration(struct source *m)
         r = machine_guest_paused(m->machine, &m->paused, &m->error);
     if (!r)
         machine_note_paused(m->machine, m->paused);
+    m->stopping = !r;
     if (!r)
         r = qmp_do(q, "migrate", json_pack("{s:s}", "uri", "fd:" STREAM_NAME), QEMU_TIMEOUT, &m->error);
     return r;

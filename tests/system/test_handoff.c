@@ -252,6 +252,11 @@ static void a_paused_vm_stays_paused(void **state)
     assert_null(small_ready(&guest, 'a'));
     monitor("a", "stop", "STOP");
     assert_true(is_paused_at("a", "vm8"));
+    /* Seen: it ran on after a move that had failed before anybody stopped it. */
+    arm("b", "owner-save:1:error");
+    assert_int_equal(xmigrate_run("a", 1, NULL, "--with-storage vm8 hostb"), 1);
+    assert_true(struck("b"));
+    assert_true(is_paused_at("a", "vm8"));
     assert_int_equal(xmigrate_run("a", 0, &o, "--json --with-storage vm8 hostb"), 0);
     assert_true(truth(o, "paused"));
     json_decref(o);
