@@ -53,9 +53,9 @@ static int cmd_status(struct shim *s, struct client *c, const json_t *request, j
     json_object_set_new(reply, "qemu_pid", json_integer(vm->qemu.pid));
     json_object_set_new(reply, "qemu", json_string(vm->qemu.qmp.version));
     json_object_set_new(reply, "shim_pid", json_integer(getpid()));
-    if (migrates)
+    if (migrates) /* also one that has just come, and moves on */
         source_status(s->source, reply);
-    if (s->destination)
+    else if (s->destination)
         destination_status(s->destination, reply);
     for (unsigned i = 0; i < vm->disks; i++) {
         struct machine_disk *d = &vm->disk[i];

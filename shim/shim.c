@@ -229,26 +229,19 @@ void shim_ended(struct machine *vm, enum migrate_end how)
 {
     struct shim *s = shim_of(vm);
 
-    if (s->source)
-        source_free(s->source);
-    s->source = NULL;
-    switch (how) {
-    case MIGRATE_STAYS:
-        return;
-    case MIGRATE_CAME:
+    if (how == MIGRATE_CAME) {
         destination_free(s->destination);
         s->destination = NULL;
-        if (!s->qemu_ended)
+        if (s->source || !s->qemu_ended) /* it may be on its way again: then that is told by its end */
             return;
-        emit(vm, json_pack("{s:s}", "event", "stopped"));
-        break;
-    case MIGRATE_STOPPED:
-        emit(vm, json_pack("{s:s}", "event", "stopped"));
-        break;
-    case MIGRATE_GONE:
-    case MIGRATE_NOT:
-        break;
+    } else if (s->source) {
+        source_free(s->source);
+        s->source = NULL;
     }
+    if (how == MIGRATE_STAYS)
+        return;
+    if (how == MIGRATE_CAME || how == MIGRATE_STOPPED)
+        emit(vm, json_pack("{s:s}", "event", "stopped"));
     shim_end(s);
 }
 

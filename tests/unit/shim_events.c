@@ -136,12 +136,12 @@ static void refuse(void *unused, struct xm_rx *rx)
     xm_rx_done(rx, 0, no, sizeof no - 1);
 }
 
+#define TOKEN "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
+
 static json_t *migrate(int id, const char *job, unsigned port)
 {
-    static const char token[] = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
-
     return json_pack("{s:i, s:s, s:s, s:s, s:s, s:i, s:[{s:s, s:s}], s:[]}", "id", id, "cmd", "migrate",
-                     "job", job, "token", token, "destination", "hostb", "port", port, "links", "local",
+                     "job", job, "token", TOKEN, "destination", "hostb", "port", port, "links", "local",
                      "127.0.0.1", "remote", "127.0.0.1", "disks");
 }
 
@@ -175,7 +175,7 @@ struct slow_end {
     unsigned port;
 };
 
-static void begin_move(struct slow_end *t)
+static void begin_move_by(struct slow_end *t, json_t *request)
 {
     struct owner_record mine = {.epoch = 1, .owner = OWNER_MINE, .settled = true};
     struct xm_links_opts o = {.sink = {.frame = refuse}};
@@ -186,13 +186,19 @@ static void begin_move(struct slow_end *t)
     t->listener = xm_tcp_listen("127.0.0.1", 0, NULL);
     getsockname(t->listener, (struct sockaddr *)&at, &len);
     t->port = ntohs(at.sin_port);
+    json_object_set_new(request, "port", json_integer(t->port));
     assert_int_equal(owner_save(shim.machine.state_dir, "web1", &mine, &e), 0);
-    xm_hex_get(o.token, sizeof o.token, "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff");
+    xm_hex_get(o.token, sizeof o.token, TOKEN);
     t->there = xm_links_new(&o, &e);
     subscribe(&t->js);
-    assert_int_equal(xm_jsonl_send(t->js.fd, migrate(2, "5", t->port), -1, NULL), 0);
+    assert_int_equal(xm_jsonl_send(t->js.fd, request, -1, NULL), 0);
     t->link = accept_link(t->listener);
     t->open = dup(t->link);
+}
+
+static void begin_move(struct slow_end *t)
+{
+    begin_move_by(t, migrate(2, "5", 0));
 }
 
 static void refuse_it(struct slow_end *t)
@@ -232,6 +238,15 @@ static void a_move_may_follow_at_once_on_one_that_failed(void **state)
 static sem_t told;
 static bool still;
 
+static void on_its_thread(void (*what)(struct xm_post *))
+{
+    struct xm_post post = {.run = what};
+
+    sem_init(&told, 0, 0);
+    xm_mailbox_post(&shim.machine.mailbox, &post);
+    sem_wait(&told);
+}
+
 /* On the shim's thread, whose the source is. */
 static void qemu_is_gone(struct xm_post *unused)
 {
@@ -245,15 +260,12 @@ static void qemu_is_gone(struct xm_post *unused)
 /* What broke: waiting for its end it heard that its QEMU had ended, and began the next one all the same. */
 static void no_move_follows_when_its_qemu_has_ended(void **state)
 {
-    struct xm_post post = {.run = qemu_is_gone};
     struct slow_end t;
     (void)state;
 
     begin_move(&t);
     refuse_it(&t);
-    sem_init(&told, 0, 0);
-    xm_mailbox_post(&shim.machine.mailbox, &post);
-    sem_wait(&told);
+    on_its_thread(qemu_is_gone);
     if (!still) { /* a slow machine: its links are down already */
         end_refused(&t);
         skip();
@@ -262,6 +274,45 @@ static void no_move_follows_when_its_qemu_has_ended(void **state)
     json_t *answer = until(&t.js, "ok", NULL);
     assert_false(xm_json_bool(answer, "ok", true));
     json_decref(answer);
+    end_refused(&t);
+}
+
+static void comes(struct xm_post *unused)
+{
+    json_t *in = json_pack("{s:s, s:s, s:s}", "token", TOKEN, "source", "hostc", "job", "9");
+
+    (void)unused;
+    shim.destination = destination_new(&shim.machine, in, shim_ended, NULL);
+    json_decref(in);
+    sem_post(&told);
+}
+
+static void has_come(struct xm_post *unused)
+{
+    (void)unused;
+    shim_ended(&shim.machine, MIGRATE_CAME);
+    still = shim.source != NULL;
+    sem_post(&told);
+}
+
+/* What broke: a VM moved on before its source had closed the links by which it had come. Its shim told of the
+ * job that was over; and when they were closed, its main thread waited for the end of the move that went out,
+ * freed that, and then ran its last post. */
+static void a_move_that_has_come_in_ends_beside_one_that_goes_out(void **state)
+{
+    struct slow_end t;
+    (void)state;
+
+    begin_move(&t);
+    on_its_thread(comes);
+    assert_int_equal(xm_jsonl_send(t.js.fd, json_pack("{s:i, s:s}", "id", 4, "cmd", "status"), -1, NULL), 0);
+    json_t *o = until(&t.js, "role", NULL);
+    assert_string_equal(xm_json_str(o, "role", ""), "owner");
+    assert_string_equal(xm_json_str(o, "job", ""), "5");
+    json_decref(o);
+    on_its_thread(has_come);
+    assert_true(still);
+    refuse_it(&t);
     end_refused(&t);
 }
 
@@ -295,6 +346,7 @@ int main(void)
         TEST(no_event_is_not_told),
         TEST(a_move_may_follow_at_once_on_one_that_failed),
         TEST(no_move_follows_when_its_qemu_has_ended),
+        TEST(a_move_that_has_come_in_ends_beside_one_that_goes_out),
         TEST(what_is_set_is_the_job_that_is_named),
     };
 
