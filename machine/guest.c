@@ -6,9 +6,9 @@
  * tells the two apart, but for two cases:
  *   - a guest that was paused when its migration began, and the switch-over failed: QEMU 7.2 says «postmigrate»;
  *   - one that was loaded from a stream and not let run yet: «paused», whatever it was.
- * For the first there is a note in the run directory (it goes with QEMU's memory), from before the
- * switch-over until the guest runs. The second is told by the journal of the migration that comes in, as long as
- * the owner record does not say that the guest was seen to run here. */
+ * For the first there is a note in the run directory (it goes with QEMU's memory), from when the shim sees the
+ * guest paused, before the switch-over at the latest, until it runs. The second is told by the journal of the
+ * migration that comes in, as long as the owner record does not say that the guest was seen to run here. */
 #include "machine/machine.h"
 
 #include <stdlib.h>

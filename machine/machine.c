@@ -118,6 +118,8 @@ int machine_resume(struct machine *vm, struct xm_error *e)
     if (!r)
         r = machine_guest_paused(vm, &paused, e);
     if (!r)
+        machine_note_paused(vm, paused);
+    if (!r)
         r = qemu_cancel_migration(&vm->qemu, RUN_TIMEOUT, e);
     return r || paused ? r : qemu_continue(&vm->qemu, RUN_TIMEOUT, e);
 }

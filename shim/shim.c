@@ -34,6 +34,9 @@ static void qmp_event(struct machine *vm, const char *name, const json_t *data, 
 
     if (!strcmp(name, "SHUTDOWN") && xm_json_bool(data, "guest", false))
         s->why = s->asked ? LIFE_USER : LIFE_GUEST;
+    /* By its user, or by QEMU itself; while it is taken over the stop may be an earlier switch's. */
+    if (!strcmp(name, "STOP") && s->serving && !s->source && shim_owns(s))
+        machine_note_paused(vm, true);
     if (s->source)
         source_qmp_event(s->source, name, data, when);
     if (s->destination)
@@ -269,6 +272,7 @@ void shim_run(struct shim *s)
     enum { MAX_FDS = 64, FIXED = 5, LOOK_AT_LOGS_MS = 1000 };
     uint64_t looked = 0;
 
+    s->serving = true;
     while (!s->ending) {
         struct pollfd p[MAX_FDS];
         struct client *of[MAX_FDS];

@@ -21,6 +21,7 @@ struct shim {
     TAILQ_HEAD(, client) clients;
     bool qemu_ended;   /* its QEMU, at whatever moment */
     bool monitor_lost; /* QEMU does not speak to us any more */
+    bool serving;      /* its VM is up */
     bool ending;       /* the main loop ends */
     bool asked;        /* its user asked the guest to power down */
     atomic_int

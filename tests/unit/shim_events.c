@@ -338,6 +338,31 @@ static void what_is_set_is_the_job_that_is_named(void **state)
     end_refused(&t);
 }
 
+static void state_is(struct xm_jsonl *js, const char *state)
+{
+    assert_int_equal(xm_jsonl_send(js->fd, json_pack("{s:i, s:s}", "id", 4, "cmd", "status"), -1, NULL), 0);
+    json_t *o = until(js, "state", NULL);
+    assert_string_equal(xm_json_str(o, "state", ""), state);
+    json_decref(o);
+}
+
+/* What broke: only after a move was a guest called paused. `recover`, which lets run what QEMU has not let run,
+ * said of one that its user had paused that it ran. */
+static void a_guest_that_is_stopped_beside_any_migration_is_paused(void **state)
+{
+    struct xm_jsonl js;
+    (void)state;
+
+    subscribe(&js);
+    assert_int_equal(xm_mkdir_all(shim.machine.run_dir, NULL), 0);
+    state_is(&js, "stopped");
+    shim.machine.qmp_event(&shim.machine, "STOP", NULL, 0);
+    state_is(&js, "paused");
+    machine_note_paused(&shim.machine, false); /* RESUME */
+    state_is(&js, "stopped");
+    xm_jsonl_close(&js);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 int main(void)
 {
@@ -348,6 +373,7 @@ int main(void)
         TEST(no_move_follows_when_its_qemu_has_ended),
         TEST(a_move_that_has_come_in_ends_beside_one_that_goes_out),
         TEST(what_is_set_is_the_job_that_is_named),
+        TEST(a_guest_that_is_stopped_beside_any_migration_is_paused),
     };
 
     signal(SIGPIPE, SIG_IGN);
