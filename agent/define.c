@@ -207,7 +207,7 @@ static json_t *not_cleaned_up(struct agent *a, const struct inventory_vm *v)
     struct journal j;
     json_t *no = NULL;
     int r = journal_read(dir, &j, &e);
-    const char *file = json_string_value(json_array_get(j.files, 0));
+    const char *file = journal_path(json_array_get(j.files, 0));
 
     if (r)
         no = refusal(EXIT_REFUSED,
@@ -224,7 +224,7 @@ static json_t *not_cleaned_up(struct agent *a, const struct inventory_vm *v)
         no = refusal(EXIT_REFUSED,
                      "VM %s: what its last migration left is not cleaned up yet (%s), which is tried every "
                      "few seconds. With --force the VM is forgotten all the same, and that stays",
-                     v->name, file ? file : "its journal");
+                     v->name, file[0] ? file : "its journal");
     journal_free(&j);
     free(dir);
     return no;

@@ -58,6 +58,30 @@ void inventory_free(struct inventory_vm *v)
     v->spec = NULL;
 }
 
+int inventory_mend(struct agent *a, const char *name, struct xm_error *e)
+{
+    char *dir = vm_state_path(a, name, NULL), *path = vm_state_path(a, name, "spec.json");
+    struct journal j;
+    json_t *spec, *d;
+    size_t i;
+    int r = journal_read(dir, &j, e);
+
+    if (!r && j.side == JOURNAL_STORAGE) {
+        spec = read_json(path, NULL); /* who reads it then says what is wrong with it */
+        json_array_foreach (json_object_get(spec, "disks"), i, d) {
+            if (!r)
+                r = storage_hangs(xm_json_str(d, "path", ""), e);
+        }
+        if (!r && spec)
+            r = journal_mend(dir, e);
+        json_decref(spec);
+    }
+    journal_free(&j);
+    free(path);
+    free(dir);
+    return r;
+}
+
 bool inventory_owns(const struct inventory_vm *v)
 {
     return owner_may_run(&v->rec) || v->rec.owner == OWNER_PROMISED ||

@@ -32,6 +32,9 @@ struct inventory_vm {
  * success. */
 int inventory_read(struct agent *, const char *name, struct inventory_vm *);
 void inventory_free(struct inventory_vm *);
+/* Before it is read for a start, where no shim is: what a storage-only move has left uncertain in it is
+ * mended (journal_mend). A sentence when that cannot be done now. */
+int inventory_mend(struct agent *, const char *name, struct xm_error *);
 /* In this host's inventory: its own, and in doubt (promised and not settled, a record that cannot be read)
  * also. */
 bool inventory_owns(const struct inventory_vm *);

@@ -88,7 +88,7 @@ static int close_last_journal(struct agent *a, const char *name, struct xm_error
     int r = journal_read(dir, &j, e);
 
     json_array_foreach (j.files, i, file) {
-        if (!r && storage_hangs(json_is_string(file) ? json_string_value(file) : "", e) < 0)
+        if (!r && storage_hangs(journal_path(file), e) < 0)
             r = xm_error_prefix(e, "what an earlier migration of VM %s left cannot be taken away", name);
     }
     journal_free(&j);

@@ -239,7 +239,7 @@ static void judge_left(struct move *m, json_t *reasons)
     bool left = journal_read(dir, &j, &e) == 0 && j.side == JOURNAL_STORAGE;
 
     json_array_foreach (left ? j.files : NULL, i, file) {
-        if (json_is_string(file) && storage_hangs(json_string_value(file), &e) < 0)
+        if (storage_hangs(journal_path(file), &e) < 0)
             against(reasons, xm_printf("VM %s: what an earlier move of its disks left: %s", m->vm, e.text));
     }
     journal_free(&j);

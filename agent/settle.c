@@ -9,6 +9,7 @@
  *
  * One thread at a time works on a VM (settle_claim). It may wait for the peer, whose thread may wait for
  * us: so a peer that asks does not wait long for a claim, and other VMs have nothing to do with it. */
+#include "agent/inventory.h"
 #include "agent/known.h"
 
 #include <poll.h>
@@ -92,8 +93,10 @@ static int new_shim(struct agent *a, const char *vm, uint64_t epoch, struct xm_e
     if (watcher_revives(a, vm))
         return 0;
     char *path = vm_state_path(a, vm, "spec.json");
-    json_t *spec = read_json(path, e);
-    int r = spec ? 0 : -XM_MAX(e->code, 1);
+    int r = inventory_mend(a, vm, e);
+    json_t *spec = r ? NULL : read_json(path, e);
+    if (!spec)
+        r = -XM_MAX(e->code, 1);
 
     free(path);
     agent_lock(a);

@@ -190,6 +190,8 @@ json_t *start_again(struct agent *a, const char *name)
         return refusal(EXIT_REFUSED,
                        "VM %s is on %s already; one that stands still goes on by `xmigrate recover %s`", name,
                        a->conf.name, name);
+    if (inventory_mend(a, name, &e) < 0)
+        return refusal(EXIT_FAILED, "VM %s: %s", name, e.text);
     if (inventory_read(a, name, &v) < 0)
         return not_running(a, name, EXIT_FAILED);
     if (!owner_may_run(&v.rec))

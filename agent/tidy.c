@@ -8,6 +8,7 @@
  * Each VM has a thread of its own for it: peers that do not answer and storage that hangs hold up that VM
  * alone.
  */
+#include "agent/inventory.h"
 #include "agent/known.h"
 #include "agent/returned.h"
 #include "agent/storage.h"
@@ -146,7 +147,7 @@ static bool storage_of_answers(const struct journal *j, struct xm_error *e)
     size_t i;
 
     json_array_foreach (j->files, i, file) {
-        if (json_is_string(file) && storage_hangs(json_string_value(file), e) < 0)
+        if (storage_hangs(journal_path(file), e) < 0)
             return false;
     }
     return true;
@@ -180,7 +181,8 @@ static void look_at(struct agent *a, const char *name)
     } else if (!r && rec.owner == OWNER_MINE && j.side == JOURNAL_STORAGE) {
         /* Held: or it would be the journal of a move that has begun since we looked. */
         if (storage_of_answers(&j, &e) && settle_hold(a, name, true)) {
-            journal_sweep(dir, name, &e);
+            if (vm_process(a, name, "shim.pid") || !inventory_mend(a, name, &e))
+                journal_sweep(dir, name, &e);
             settle_hold(a, name, false);
         }
         struct xm_error unheard = {0};

@@ -312,7 +312,7 @@ static bool revive(struct agent *a, const char *name)
     bool expected = vm && vm->incoming;
     bool may = vm && (!expected || owned) && vm->revived++ < REVIVE_MAX;
     agent_unlock(a);
-    json_t *spec = may ? learn_spec(a, name, &e) : NULL;
+    json_t *spec = may && !inventory_mend(a, name, &e) ? learn_spec(a, name, &e) : NULL;
     if (may && !spec)
         xm_log(XM_LOG_ERROR, "VM %s: %s", name, e.text);
     if (!spec || !vm_process(a, name, "qemu.pid") || !vm_owned(a, name, &epoch)) {

@@ -45,16 +45,21 @@ static void pivoted(void *arg, int status, const char *why)
 }
 
 /* Which file spec.json names after a power cut is not known, and the guest is about to write to the old one
- * alone. The new one must not be taken for the disk then, nor by a shim that comes after this one: it goes,
- * while it has nothing that the old one has not. Nothing else is deleted before spec.json can be written
- * again (shim_run tries it). */
-static void forget_new_file(struct move *v)
+ * alone. The new one must not be taken for the disk then, nor by a shim that comes after this one: an empty
+ * file takes its place, while it has nothing that the old one has not. By that whoever finds it named knows
+ * that the disk is where it was (journal_mend); that a file is not there may have other reasons. Nothing is
+ * deleted before spec.json can be written again (shim_run tries it, and who starts the VM). */
+static void withdraw_new_file(struct move *v)
 {
+    enum { TRIES = 3 };
     struct machine *vm = v->disk->machine;
     struct xm_error e = {0};
+    int r = -EIO;
 
     vm->spec_uncertain = true;
-    if (xm_file_remove(v->path, &e) < 0)
+    for (int i = 0; r < 0 && i < TRIES; i++)
+        r = xm_file_replace(v->path, "", 0, &e);
+    if (r < 0 && xm_file_remove(v->path, &e) < 0)
         xm_log(XM_LOG_ERROR, "VM %s: disk %s stays in %s; %s is not to be used: %s", vm->spec.name,
                v->disk->spec->name, v->disk->spec->path, v->path, e.text);
 }
@@ -85,7 +90,7 @@ static int commit(void *arg)
     struct xm_error again = {0};
     if (machine_save_spec(vm, &again) == 0)
         return r;
-    forget_new_file(v);
+    withdraw_new_file(v);
     xm_fault("pivot-uncertain");
     return xm_error_set(
         &v->error, v->error.code,
@@ -160,8 +165,8 @@ static int move_pivot(struct source *m, struct machine_disk *d, struct move *v)
     return 0;
 }
 
-/* What may be left over, whoever ends this: the files that are to be made, or were, and the old ones if
- * they shall go. */
+/* What may be left over, whoever ends this: the files that are to be made, or were, with where each disk is
+ * until then; and the old ones if they shall go. */
 static int open_journal(struct source *m, const struct move *v, bool planned, struct xm_error *e)
 {
     struct machine *vm = m->machine;
@@ -171,7 +176,8 @@ static int open_journal(struct source *m, const struct move *v, bool planned, st
         const struct machine_disk *d = &vm->disk[i];
         if (planned ? !v[i].path[0] : !v[i].created)
             continue;
-        json_array_append_new(files, json_string(v[i].path));
+        json_array_append_new(files, json_pack("{s:s s:s s:s}", "path", v[i].path, "was", d->spec->path,
+                                               "datastore", d->spec->datastore));
         if (!source_disk_stays(m, d))
             json_array_append_new(files, json_string(d->spec->path));
     }

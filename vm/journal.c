@@ -185,6 +185,11 @@ int journal_read(const char *dir, struct journal *j, struct xm_error *e)
     return r;
 }
 
+const char *journal_path(const json_t *file)
+{
+    return json_is_string(file) ? json_string_value(file) : xm_json_str(file, "path", "");
+}
+
 void journal_free(struct journal *j)
 {
     json_decref(j->files);
@@ -328,13 +333,12 @@ static int delete_files(const struct journal *j, const char *vm, struct xm_error
     json_array_foreach (j->files, i, v) {
         xm_fault("journal-delete");
         struct xm_error why = {0};
-        if (!json_is_string(v) || foreign(j, json_string_value(v)) ||
-            delete_file(json_string_value(v), j->planned, &why) == 0)
+        const char *file = journal_path(v);
+        if (!file[0] || foreign(j, file) || delete_file(file, j->planned, &why) == 0)
             continue;
-        xm_log(XM_LOG_DEBUG, "VM %s: cannot delete %s: %s", vm, json_string_value(v), why.text);
+        xm_log(XM_LOG_DEBUG, "VM %s: cannot delete %s: %s", vm, file, why.text);
         if (!r)
-            r = xm_error_set(e, why.code == EBUSY ? EBUSY : ENODEV, "cannot delete %s: %s",
-                             json_string_value(v), why.text);
+            r = xm_error_set(e, why.code == EBUSY ? EBUSY : ENODEV, "cannot delete %s: %s", file, why.text);
     }
     return r;
 }
@@ -438,6 +442,56 @@ static bool is_named(const json_t *spec, const char *file)
     return false;
 }
 
+/* The disk was about to move into this file, and has not: what stands in its place is empty, as no disk is
+ * (migrate/source_storage.c). NULL, or what the journal has of it. */
+static const json_t *withdrawn(const struct journal *j, const char *path)
+{
+    struct stat st;
+    json_t *v;
+    size_t i;
+
+    json_array_foreach (j->files, i, v) {
+        if (json_is_object(v) && !strcmp(journal_path(v), path))
+            return stat(path, &st) == 0 && S_ISREG(st.st_mode) && !st.st_size ? v : NULL;
+    }
+    return NULL;
+}
+
+static int mend_disks(const struct journal *j, json_t *spec)
+{
+    json_t *d;
+    size_t i;
+    int n = 0;
+
+    json_array_foreach (json_object_get(spec, "disks"), i, d) {
+        const json_t *v = withdrawn(j, xm_json_str(d, "path", ""));
+        if (!v)
+            continue;
+        json_object_set(d, "path", json_object_get(v, "was"));
+        json_object_set(d, "datastore", json_object_get(v, "datastore"));
+        n++;
+    }
+    return n;
+}
+
+int journal_mend(const char *dir, struct xm_error *e)
+{
+    struct journal j;
+    json_t *spec = NULL;
+    int r = journal_read(dir, &j, e);
+
+    if (!r && j.side == JOURNAL_STORAGE) {
+        char *path = xm_printf("%s/spec.json", dir);
+        r = xm_json_load(path, &spec, e);
+        if (!r && mend_disks(&j, spec))
+            r = xm_json_save(path, spec, e);
+        json_decref(spec);
+        free(path);
+    }
+    journal_free(&j);
+    return r;
+}
+
 /* Takes those out of the list that the specification names. One that cannot be read, or names a file that is
  * not there, deletes nothing: the other one may be the only copy. */
 static int keep_named(struct journal *j, const char *dir, struct xm_error *e)
@@ -447,11 +501,12 @@ static int keep_named(struct journal *j, const char *dir, struct xm_error *e)
     int r = spec ? 0 : -EIO;
 
     json_array_foreach (j->files, i, v) {
-        const char *file = json_is_string(v) ? json_string_value(v) : "";
+        const char *file = journal_path(v);
         if (!is_named(spec, file))
             json_array_append(left, v);
-        else if (!r && access(file, F_OK) < 0)
-            r = xm_error_errno(e, errno, "%s/spec.json names %s, and nothing is deleted", dir, file);
+        else if (!r && (access(file, F_OK) < 0 || withdrawn(j, file)))
+            r = xm_error_set(e, ENOENT, "%s/spec.json names %s, where the disk is not: nothing is deleted",
+                             dir, file);
     }
     json_decref(spec);
     if (r) {

@@ -34,7 +34,8 @@ struct journal {
     bool had_record; /* destination: `before` was the record when it began */
     struct owner_record before;
     /* source: paths to delete once the VM has gone; destination: paths made for it; storage-only: old and new
-     * paths, of which those go that the specification does not name in the end */
+     * paths, of which those go that the specification does not name in the end. A new one is {"path", "was",
+     * "datastore"}: where the disk is before it moves there. */
     json_t *files;
     struct journal_open older[JOURNAL_OPEN_MAX]; /* earlier hand-offs, the latest first */
     unsigned olders;
@@ -52,6 +53,7 @@ int journal_plan(const char *dir, uint64_t epoch, const char *peer, const struct
 /* 0: filled, or side NONE when there is none. journal_free after success. */
 int journal_read(const char *dir, struct journal *, struct xm_error *);
 void journal_free(struct journal *);
+const char *journal_path(const json_t *file); /* of one of its files; "": it is none */
 /* The migration is over: forgets it, but not the hand-offs before it that are open; its files stay. */
 int journal_end(const char *dir, struct xm_error *);
 /* The VM is ours by its record: the hand-offs after which other hosts have to be asked before it is believed.
@@ -60,6 +62,11 @@ unsigned journal_asks(const struct journal *, const struct owner_record *,
                       struct journal_open open[JOURNAL_OPEN_MAX + 1]);
 /* That host knows how they ended, or is gone for good: its hand-offs are not open any more. */
 int journal_close(const char *dir, const char *peer, struct xm_error *);
+
+/* Storage-only was cut, or ended without knowing what spec.json says: when that names a file that the disk did
+ * not move into after all (an empty one is in its place), it is made to name the one that the disk is in. No
+ * shim of the VM is there, which would be the one to write it. Without such: nothing to do. */
+int journal_mend(const char *dir, struct xm_error *);
 
 /* The three that follow: -ENODEV: a file cannot be deleted: its file system is read-only by now, or fails; or
  * there is nothing at all where it was, so that is not mounted. The journal stays, for when it is well again.
@@ -74,7 +81,7 @@ int journal_undo(const char *dir, const char *vm, struct xm_error *);
 int journal_settle(const char *dir, const char *vm, struct xm_error *);
 /* Storage-only has ended, or was cut: deletes the files named that spec.json does not name as a disk's, once
  * that is durable. -EBUSY: the record does not say that the VM is ours. -ENOENT: a file that it names is not
- * there. */
+ * there, or not the disk (journal_mend). */
 int journal_sweep(const char *dir, const char *vm, struct xm_error *);
 
 #endif

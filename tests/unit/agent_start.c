@@ -2,7 +2,7 @@
 /* A VM that is started: with which disks, and what is refused. A real agent, with make-believe shims
  * (lib_shim.c). */
 #include "tests/unit/lib_agent.h"
-#include "vm/owner.h"
+#include "vm/journal.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -191,6 +191,33 @@ static void the_name_is_held_while_others_are_asked(void **state)
     }
 }
 
+/* Its disk was about to move when the state directory failed, twice; then its guest powered itself off. What
+ * broke: no command brought it back. */
+static void a_move_of_its_disk_that_was_left_uncertain_is_no_obstacle(void **state)
+{
+    json_t *spec, *files;
+    (void)state;
+    need_qemu();
+
+    must(ask(t, start_request()), 0);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    files = json_pack("[{s:s, s:s, s:s}, s]", "path", in_dir(t, "ds/new.raw"), "was",
+                      in_dir(t, "ds/web1.raw"), "datastore", "ds", in_dir(t, "ds/web1.raw"));
+    assert_int_equal(xm_json_load(in_dir(t, "state/vms/web1/spec.json"), &spec, NULL), 0);
+    json_object_set(json_array_get(json_object_get(spec, "disks"), 0), "path",
+                    json_object_get(json_array_get(files, 0), "path"));
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/new.raw"), "", 0, NULL), 0);
+    assert_int_equal(
+        journal_write(in_dir(t, "state/vms/web1"), JOURNAL_STORAGE, 1, "hosta", NULL, files, NULL), 0);
+    assert_int_equal(xm_json_save(in_dir(t, "state/vms/web1/spec.json"), spec, NULL), 0);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "vm", "web1")), 0);
+    assert_true(until_gone(t, "ds/new.raw"));
+    assert_true(exists(t, "ds/web1.raw"));
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    json_decref(files);
+    json_decref(spec);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, agent_set_up, agent_tear_down)
 int main(int argc, char **argv)
 {
@@ -201,6 +228,7 @@ int main(int argc, char **argv)
         TEST(the_firmwares_variables_are_made_once),
         TEST(a_disk_in_a_datastore_is_no_link),
         TEST(a_start_that_fails_leaves_nothing),
+        TEST(a_move_of_its_disk_that_was_left_uncertain_is_no_obstacle),
         TEST(a_vm_that_was_given_away_is_not_started),
         cmocka_unit_test_setup_teardown(the_name_is_held_while_others_are_asked, peer_set_up, peer_tear_down),
     };

@@ -391,6 +391,36 @@ static void the_named_file_has_to_be_there(void **state)
     json_decref(spec);
 }
 
+/* What broke: the state directory failed twice while a disk was being swapped, and the guest powered itself
+ * off before it was well again: spec.json named a file without the disk for good. */
+static void a_disk_that_did_not_move_is_where_it_was(void **state)
+{
+    (void)state;
+    for (int moved = 0; moved < 2; moved++) {
+        journal(JOURNAL_SOURCE);
+        json_t *files = json_pack("[{s:s s:s s:s} s]", "path", other, "was", disk, "datastore", "ds1", disk),
+               *spec = json_pack("{s:[{s:s s:s}]}", "disks", "path", other, "datastore", "ds2"), *is;
+        char *path = xm_printf("%s/spec.json", dir);
+        assert_int_equal(journal_write(dir, JOURNAL_STORAGE, E, "hosta", NULL, files, NULL), 0);
+        record(OWNER_MINE, E, true);
+        assert_int_equal(xm_json_save(path, spec, NULL), 0);
+        assert_int_equal(xm_file_replace(other, "data", moved ? 4 : 0, NULL), 0);
+        assert_int_equal(journal_sweep(dir, "web1", NULL), moved ? 0 : -ENOENT);
+        assert_int_equal(is_there(disk), !moved);
+        assert_int_equal(journal_mend(dir, NULL), 0);
+        assert_int_equal(xm_json_load(path, &is, NULL), 0);
+        const json_t *d = json_array_get(json_object_get(is, "disks"), 0);
+        assert_string_equal(xm_json_str(d, "path", ""), moved ? other : disk);
+        assert_string_equal(xm_json_str(d, "datastore", ""), moved ? "ds2" : "ds1");
+        assert_int_equal(journal_sweep(dir, "web1", NULL), 0);
+        assert_int_equal(is_there(other), moved);
+        json_decref(is);
+        json_decref(files);
+        json_decref(spec);
+        free(path);
+    }
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, tmpdir_make, tmpdir_remove)
@@ -408,6 +438,7 @@ int main(void)
         T(a_file_in_use_is_not_deleted),
         T(a_file_that_cannot_be_deleted_keeps_its_journal_and_nobody_waits),
         T(the_named_file_has_to_be_there),
+        T(a_disk_that_did_not_move_is_where_it_was),
     };
     return cmocka_run_group_tests_name("vm_journal", tests, NULL, NULL);
 }
