@@ -97,6 +97,13 @@ int source_disk_check(struct source *m, struct machine_disk *d)
     struct xm_disk_status st;
 
     xm_disk_status(d->disk, &st);
+    /* By storage-only such a write gets to where there is room. */
+    if (st.waiting && !m->local)
+        return xm_error_set(
+            &m->error, ENOSPC,
+            "disk %s: there is no room in the file system of %s for what the guest writes, which "
+            "waits for it; the VM stays here",
+            d->spec->name, d->file->path);
     /* The driver tries a chunk again, behind all others, before it says so. */
     if (!st.failed)
         return 0;

@@ -56,6 +56,7 @@ struct xm_disk *xm_disk_new(struct xm_engine *engine, struct xm_file *file, cons
     d->chunks = (file->size + d->opts.chunk_size - 1) >> d->chunk_shift;
     TAILQ_INIT(&d->guest.free);
     TAILQ_INIT(&d->guest.gated);
+    TAILQ_INIT(&d->room.waiting);
     TAILQ_INIT(&d->guest.waits);
     TAILQ_INIT(&d->guest.nobuf);
     TAILQ_INIT(&d->buffer.pending);
@@ -72,9 +73,11 @@ void xm_disk_free(struct xm_disk *d)
 
     if (!d)
         return;
-    assert(d->guest.requests == 0 && !d->copy.copier && !d->verify && TAILQ_EMPTY(&d->guest.gated));
+    assert(d->guest.requests == 0 && !d->copy.copier && !d->verify && TAILQ_EMPTY(&d->guest.gated) &&
+           TAILQ_EMPTY(&d->room.waiting));
     xm_engine_timer_cancel(d->engine, &d->progress);
     xm_engine_timer_cancel(d->engine, &d->guest.cap);
+    xm_engine_timer_cancel(d->engine, &d->room.retry);
     while ((r = TAILQ_FIRST(&d->guest.free))) {
         TAILQ_REMOVE(&d->guest.free, r, wait);
         free(r);
@@ -140,10 +143,16 @@ void request_complete(struct xm_disk_req *r, int status)
     struct xm_disk *d = r->disk;
     struct xm_breq *b = r->breq;
     struct xm_disk_status *s = &d->stats;
+    bool modifies = b->op == XM_IO_WRITE || b->op == XM_IO_ZERO;
 
+    d->guest.requests--;
+    disk_progress_if_awaited(d);
+    if (modifies && (status < 0 || d->room.probe) && room_wait(r, status))
+        return;
     if (status < 0) {
         s->errors++;
-        tell_error(d, b, status);
+        if (!modifies || !xm_is_no_room(status)) /* told when it began to wait */
+            tell_error(d, b, status);
     } else if (b->op == XM_IO_READ) {
         s->reads++;
         s->read_bytes += b->length;
@@ -153,8 +162,6 @@ void request_complete(struct xm_disk_req *r, int status)
         s->writes++;
         s->write_bytes += b->length;
     }
-    d->guest.requests--;
-    disk_progress_if_awaited(d);
     request_free(r);
     b->done(b, status);
 }
@@ -213,6 +220,7 @@ void xm_disk_submit(struct xm_disk *d, struct xm_breq *b)
         return;
     }
     d->guest.requests++;
+    d->room.left &= !modifies;
     if (d->mirror.mode != XM_MIRROR_OFF)
         d->guest.at = xm_engine_now(d->engine);
     if (modifies && d->mirror.mode != XM_MIRROR_OFF) {
@@ -247,6 +255,7 @@ static void take_status(void *arg)
         xm_replica_digest(d->mirror.replica, &s->digest);
     s->buffer_bytes = d->buffer.used;
     s->buffer_max = d->opts.mirror_buffer;
+    s->waiting = d->room.n + !!d->room.probe;
     s->failed = d->copy.failed;
     memcpy(s->why, d->copy.why, sizeof s->why);
 }

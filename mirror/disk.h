@@ -7,6 +7,7 @@
  *   mode.c      async and sync, giving up on chunks, the replica lost and back
  *   copy.c      the copier's side: claims, chunks copied, failures; mirror on and off
  *   verify.c    comparing both sides
+ *   room.c      writes that the file system has no room for
  *   quiesce.c   the switch: quiescing, and the pivot of storage-only
  * All of it runs on the engine's thread. */
 #ifndef MIRROR_DISK_H
@@ -27,7 +28,8 @@ enum req_state {
     REQ_HELD,    /* waits for a chunk that is being read, or compared */
     REQ_NOBUF,   /* waits for room in the mirror buffer */
     REQ_LOCAL,   /* with the engine */
-    REQ_SYNC     /* written here, waits for the replica */
+    REQ_SYNC,    /* written here, waits for the replica */
+    REQ_NO_ROOM  /* ended, for want of room; waits to be tried again */
 };
 
 enum req_event {
@@ -65,7 +67,7 @@ struct xm_disk_req {
     struct mirrored *mirrored; /* the part's way to the replica, or NULL */
     struct chunk_ref *refs, inline_refs[2];
     unsigned nrefs;
-    /* in guest.waits (HELD, NOBUF, SYNC), by deadline; in guest.gated; or in guest.free */
+    /* in guest.waits (HELD, NOBUF, SYNC), by deadline; in guest.gated; in room.waiting; or in guest.free */
     TAILQ_ENTRY(xm_disk_req) wait;
     TAILQ_ENTRY(xm_disk_req) queue; /* in guest.nobuf, first come first served */
     TAILQ_ENTRY(xm_disk_req) ready; /* on a local list of those about to get an event */
@@ -77,6 +79,8 @@ void request_free(struct xm_disk_req *);
 void request_event(struct xm_disk_req *, enum req_event, int status);
 /* The guest's request is done: answers it. */
 void request_complete(struct xm_disk_req *, int status);
+/* room.c. A write has ended so: true when it waits to be tried again. */
+bool room_wait(struct xm_disk_req *, int status);
 /* Sends the event to all on the list (linked by `ready`). */
 void request_event_all(struct disk_reqs *, enum req_event);
 /* A write that begins while the mirror is on. */
@@ -179,6 +183,19 @@ struct xm_disk {
         struct xm_timer cap;      /* for the first of waits */
         struct xm_log_limit told; /* of its I/O errors */
     } guest;
+
+    /* Writes for which there was no room (room.c): */
+    struct {
+        struct disk_reqs waiting;
+        unsigned n;                  /* so many */
+        const struct xm_breq *probe; /* the one that is tried again, or NULL */
+        struct xm_timer retry;
+        uint64_t since; /* xm_now(), of the first; 0: none */
+        bool left;      /* one was refused to wait; nothing has been written since */
+        bool (*refuse)(const struct xm_breq *, void *); /* NULL: all may wait */
+        void *refuse_arg;
+        struct xm_log_limit told;
+    } room;
 
     struct {
         enum xm_mirror_mode mode;

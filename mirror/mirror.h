@@ -52,6 +52,7 @@ struct xm_disk_status {
     uint64_t to_sync, to_async; /* mode switches */
     uint64_t held, held_ns_max; /* guest writes that waited for a chunk being read */
     uint64_t buffer_waits;      /* guest writes that waited for room in the mirror buffer */
+    unsigned waiting;           /* guest writes that wait for room in the file system */
     uint64_t given_up;          /* chunks that went back to absent */
     int failed;                 /* -errno when copying was given up for good, and why; 0: it goes on */
     char why[300];
@@ -97,6 +98,10 @@ void xm_disk_pivot(struct xm_disk *, struct xm_file *file, int (*commit)(void *a
  * how many differed, or -errno with a sentence. Engine's thread. */
 void xm_disk_verify(struct xm_disk *, void (*done)(void *, int status, uint64_t differed, const char *why),
                     void *arg);
+/* A guest's write for which the file system has no room waits until it has, instead of failing; but not those
+ * of which this says true, from now on: they fail. NULL: all wait. Engine's thread. */
+void xm_disk_room_refuse(struct xm_disk *, bool (*of)(const struct xm_breq *, void *arg), void *arg);
+bool xm_is_no_room(int status);
 void xm_disk_status(struct xm_disk *, struct xm_disk_status *); /* any thread */
 /* Links are all gone (true) or back (false): in-flight gives up, chunks go absent; the copier pauses.
  * Engine's thread. */

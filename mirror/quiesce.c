@@ -250,6 +250,11 @@ static void check_hopeless(struct xm_disk *d)
 {
     if (!d->quiesce.done && !d->pivot.done && !d->verify)
         return;
+    /* It is not written here, and would be lost there. A pivot does it with the new file. */
+    if (d->quiesce.done && (d->room.n || d->room.left)) {
+        quiesce_end(d, -ENOSPC, "a write of the guest waits for room in its file system here");
+        return;
+    }
     if (d->mirror.mode == XM_MIRROR_OFF)
         switch_fail(d, -EINVAL, "the disk is not being mirrored");
     else if (d->copy.failed)

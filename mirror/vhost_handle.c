@@ -51,29 +51,45 @@ int vhost_on_engine(struct job *j, int (*fn)(struct job *))
     return j->ret;
 }
 
+static bool is_drained(const struct xm_breq *b, void *arg)
+{
+    const struct ring *r = xm_container_of(b, const struct blk_req, b)->owner;
+    const struct xm_vhost *d = arg;
+
+    return d->draining == DRAIN_ALL || d->draining == (int)r->index;
+}
+
 static int begin_drain(struct job *j)
 {
+    j->dev->draining = j->which;
+    xm_disk_room_refuse(j->dev->disk, is_drained, j->dev);
     if (rings_idle(j->dev, j->which))
         return 0;
     j->dev->drain = j->which;
     return 1;
 }
 
+static int end_drain(struct job *j)
+{
+    xm_disk_room_refuse(j->dev->disk, NULL, NULL);
+    return 0;
+}
+
 void vhost_drain(struct job *j, int which)
 {
     j->which = which;
-    if (!vhost_on_engine(j, begin_drain))
-        return;
-    for (;;) {
+    bool wait = vhost_on_engine(j, begin_drain);
+    while (wait) {
         struct timespec ts;
         clock_gettime(CLOCK_REALTIME, &ts);
         ts.tv_sec += DRAIN_NOTICE_S;
         if (!sem_timedwait(&j->dev->drained, &ts))
-            return;
-        if (errno == ETIMEDOUT)
+            wait = false;
+        else if (errno == ETIMEDOUT)
             xm_log(XM_LOG_WARN, "%s: requests have been in flight for %d s; still waiting for them",
                    j->dev->path, DRAIN_NOTICE_S);
     }
+    vhost_on_engine(j, end_drain);
 }
 
 /* ---- handlers on the engine's thread: 0, or -errno with a sentence that ends the connection ---- */

@@ -61,7 +61,8 @@ static void ring_done(struct blk_req *q, uint32_t len)
 {
     struct ring *r = q->owner;
 
-    if (r->dev->hung_up) {
+    /* Not answered, it stays in the in-flight region, and is done again when the ring runs again. */
+    if (r->dev->hung_up || (q->no_room && !r->running && r->vq.track)) {
         virtqueue_drop(&r->vq, q->head);
         r->in_flight--;
         rings_left(r->dev);

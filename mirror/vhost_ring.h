@@ -64,6 +64,7 @@ struct xm_vhost {
     unsigned queues;
     struct ring ring[VHOST_QUEUES_MAX];
     struct chain chain; /* scratch of one pop */
+    int draining;       /* what the last drain was of; for who asks while one is under way */
     int drain;          /* which ring the control thread waits for; DRAIN_ALL, DRAIN_NONE */
     sem_t drained;
     uint64_t complained; /* when a broken ring was last logged */

@@ -103,6 +103,8 @@ static void blk_submit(struct blk_req *r, enum xm_io_op op, void (*done)(struct 
 static void io_done(struct xm_breq *b, int status)
 {
     struct blk_req *r = xm_container_of(b, struct blk_req, b);
+
+    r->no_room = xm_is_no_room(status);
     blk_finish(r, status ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK);
 }
 
@@ -160,7 +162,7 @@ static void segment_done(struct xm_breq *b, int status)
     struct blk_req *r = xm_container_of(b, struct blk_req, b);
 
     if (status)
-        blk_finish(r, VIRTIO_BLK_S_IOERR);
+        io_done(b, status);
     else
         next_segment(r);
 }
@@ -277,6 +279,7 @@ int blk_start(struct blk_req *r, const struct blk_dev *dev, const struct guestme
     r->type = h.type;
     r->status = take_last(&in);
     r->in_len = (uint32_t)chain->in_len - 1;
+    r->no_room = false;
     r->iovcnt = 0;
     r->heap = NULL;
     r->seg_list = NULL;

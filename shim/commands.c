@@ -62,12 +62,12 @@ static int cmd_status(struct shim *s, struct client *c, const json_t *request, j
         struct xm_disk_status st;
         xm_disk_status(d->disk, &st);
         json_array_append_new(
-            disks,
-            json_pack("{s:s s:s s:I s:s s:s s:I s:I s:I s:I s:I s:b}", "name", d->spec->name, "path",
-                      d->file->path, "size", (json_int_t)st.size, "datastore", d->spec->datastore, "mode",
-                      modes[st.mode], "reads", (json_int_t)st.reads, "writes", (json_int_t)st.writes,
-                      "read_bytes", (json_int_t)st.read_bytes, "write_bytes", (json_int_t)st.write_bytes,
-                      "errors", (json_int_t)st.errors, "connected", xm_vhost_connected(d->vhost)));
+            disks, json_pack("{s:s s:s s:I s:s s:s s:I s:I s:I s:I s:I s:I s:b}", "name", d->spec->name,
+                             "path", d->file->path, "size", (json_int_t)st.size, "datastore",
+                             d->spec->datastore, "mode", modes[st.mode], "reads", (json_int_t)st.reads,
+                             "writes", (json_int_t)st.writes, "read_bytes", (json_int_t)st.read_bytes,
+                             "write_bytes", (json_int_t)st.write_bytes, "errors", (json_int_t)st.errors,
+                             "waiting", (json_int_t)st.waiting, "connected", xm_vhost_connected(d->vhost)));
     }
     json_object_set_new(reply, "disks", disks);
     if (xm_json_bool(request, "devices", false))
