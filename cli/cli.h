@@ -6,7 +6,9 @@
  *   verbs.c     the table of verbs; the request of each
  *   client.c    the connection: sends the request, follows the events until the answer is there
  *   progress.c  a migration's events as a line on a terminal, or as few lines elsewhere
- *   report.c    answers and results as people read them
+ *   report.c    the answers to verbs as people read them
+ *   outcome.c   how a migration has ended: its result, or why it failed and where the VM is
+ *   fields.c    an answer's fields as text
  *   text.c      tables, and text from outside made harmless for a terminal
  *
  * Everything is one thread. Nothing here decides anything about a VM: what is refused here is a command line.

@@ -9,6 +9,7 @@
  * find out. An answer that is no JSON is a lost connection.
  */
 #include "cli/client.h"
+#include "cli/outcome.h"
 #include "cli/progress.h"
 #include "cli/report.h"
 #include "cli/text.h"

@@ -1,68 +1,11 @@
 /* SPDX-License-Identifier: MIT */
+#include "cli/fields.h"
 #include "cli/progress.h"
 #include "cli/report.h"
 #include "cli/text.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-
-/* A scalar as text: strings as they are, numbers, yes and no. The rest: "". Lives until the next eight calls.
- */
-static const char *scalar(const json_t *v)
-{
-    static char text[8][64];
-    static unsigned at;
-
-    if (json_is_string(v))
-        return json_string_value(v);
-    at = (at + 1) % 8;
-    text[at][0] = 0;
-    if (json_is_integer(v))
-        snprintf(text[at], sizeof text[at], "%lld", (long long)json_integer_value(v));
-    else if (json_is_real(v))
-        snprintf(text[at], sizeof text[at], "%.4g", json_real_value(v));
-    else if (json_is_boolean(v))
-        snprintf(text[at], sizeof text[at], "%s", json_is_true(v) ? "yes" : "no");
-    return text[at];
-}
-
-static const char *size_text(const json_t *o, const char *key)
-{
-    static char text[8][32];
-    static unsigned at;
-    int64_t n = xm_json_int(o, key, -1);
-
-    at = (at + 1) % 8;
-    snprintf(text[at], sizeof text[at], "%s", n < 0 ? "" : xm_format_size((uint64_t)n).s);
-    return text[at];
-}
-
-/* Seconds since 1970 as local time; text stays text. */
-static const char *time_text(const json_t *v)
-{
-    static char text[32];
-    struct tm tm;
-
-    if (!json_is_number(v))
-        return scalar(v);
-    time_t t = (time_t)json_number_value(v);
-    if (!localtime_r(&t, &tm) || !strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S", &tm))
-        return "";
-    return text;
-}
-
-static void print_lines(const json_t *array, const char *before, FILE *out)
-{
-    size_t i;
-    json_t *v;
-
-    json_array_foreach (array, i, v) {
-        fputs(before, out);
-        put_text(out, scalar(v));
-        fputc('\n', out);
-    }
-}
 
 int report_text(const struct args *a, const json_t *answer, const struct cli_io *io)
 {
@@ -112,27 +55,13 @@ int report_list(const struct args *a, const json_t *answer, const struct cli_io 
         snprintf(count, sizeof count, "%zu", json_array_size(disks));
         table_add(&t, (const char *const[]){xm_json_str(v, "name", ""), xm_json_str(v, "state", ""),
                                             xm_json_str(v, "host", xm_json_str(answer, "host", "")),
-                                            size_text(v, "memory"), scalar(json_object_get(v, "vcpus")),
-                                            json_is_array(disks) ? count : scalar(disks),
+                                            size_text(v, "memory"), scalar_text(json_object_get(v, "vcpus")),
+                                            json_is_array(disks) ? count : scalar_text(disks),
                                             json_is_true(json_object_get(v, "autostart")) ? "yes" : "",
-                                            scalar(json_object_get(v, "job"))});
+                                            scalar_text(json_object_get(v, "job"))});
     }
     table_end(&t, io->out);
     return CLI_DONE;
-}
-
-static void print_paths(const json_t *disks, const char *title, FILE *out)
-{
-    const json_t *d;
-    size_t i;
-
-    if (json_array_size(disks))
-        fputs(title, out);
-    json_array_foreach (disks, i, d) {
-        fputs("  ", out);
-        put_text(out, xm_json_str(d, "path", scalar(d)));
-        fputc('\n', out);
-    }
 }
 
 int report_undefine(const struct args *a, const json_t *answer, const struct cli_io *io)
@@ -228,73 +157,19 @@ int report_jobs(const struct args *a, const json_t *answer, const struct cli_io 
         const json_t *progress = json_object_get(v, "progress");
         bool local = !strcmp(xm_json_str(v, "mode", ""), "storage-only");
         const char *destination = xm_json_str(v, local ? "datastore" : "destination", "");
-        const char *result = scalar(json_object_get(v, "result")), *state = xm_json_str(v, "state", "");
+        const char *result = scalar_text(json_object_get(v, "result")), *state = xm_json_str(v, "state", "");
         const char *step = xm_json_str(v, "step", xm_json_str(progress, "state", state));
         char percent[16] = "";
         double done = xm_json_real(v, "percent", percent_of(progress ? progress : v));
         if (done >= 0)
             snprintf(percent, sizeof percent, "%d %%", (int)XM_MIN(done, 100));
         table_add(&t,
-                  (const char *const[]){scalar(json_object_get(v, "job")), xm_json_str(v, "vm", ""),
+                  (const char *const[]){scalar_text(json_object_get(v, "job")), xm_json_str(v, "vm", ""),
                                         destination, step, percent, time_text(json_object_get(v, "started")),
                                         xm_json_str(v, "error", strcmp(result, state) ? result : "")});
     }
     table_end(&t, io->out);
     return CLI_DONE;
-}
-
-/* Is the number under this key one of bytes? */
-static bool in_bytes(const char *key)
-{
-    size_t n = strlen(key);
-    return !strcmp(key, "memory") || !strcmp(key, "size") || (n > 6 && !strcmp(key + n - 6, "_bytes"));
-}
-
-/* Or a moment? */
-static bool is_time(const char *key, const json_t *v)
-{
-    return json_is_integer(v) && (!strcmp(key, "at") || !strcmp(key, "started"));
-}
-
-/* Is there nothing to say? */
-static bool empty(const json_t *v)
-{
-    return json_is_null(v) || (json_is_string(v) && !*json_string_value(v)) ||
-           (json_is_array(v) && !json_array_size(v)) || (json_is_object(v) && !json_object_size(v));
-}
-
-static void print_tree(const json_t *o, const char *without, int indent, FILE *out)
-{
-    const char *key;
-    size_t i;
-    json_t *v, *item;
-
-    json_object_foreach ((json_t *)o, key, v) {
-        if (empty(v) || (without && !strcmp(key, without)))
-            continue;
-        fprintf(out, "%*s", indent, "");
-        put_text(out, key);
-        if (json_is_object(v)) {
-            fputs(":\n", out);
-            print_tree(v, NULL, indent + 2, out);
-        } else if (json_is_array(v)) {
-            fputs(":\n", out);
-            json_array_foreach (v, i, item) {
-                const char *name = xm_json_str(item, "name", NULL);
-                fprintf(out, "%*s- ", indent + 2, "");
-                put_text(out, name ? name : scalar(item));
-                fputc('\n', out);
-                if (json_is_object(item) && indent < 20)
-                    print_tree(item, "name", indent + 4, out);
-            }
-        } else {
-            fprintf(out, "%*s", (int)XM_MAX(14 - (int)strlen(key), 1), "");
-            put_text(out, in_bytes(key) && json_is_integer(v) ? size_text(o, key)
-                          : is_time(key, v)                   ? time_text(v)
-                                                              : scalar(v));
-            fputc('\n', out);
-        }
-    }
 }
 
 int report_show(const struct args *a, const json_t *answer, const struct cli_io *io)
@@ -341,204 +216,4 @@ int report_plan(const struct args *a, const json_t *answer, const struct cli_io 
     print_lines(reasons, "", io->out);
     report_text(a, answer, io);
     return over ? CLI_FAILED : CLI_DONE;
-}
-
-static void line(const struct cli_io *io, const char *what, const char *value)
-{
-    if (!*value)
-        return;
-    fprintf(io->out, "  %-12s ", what);
-    put_text(io->out, value);
-    fputc('\n', io->out);
-}
-
-#define FLAT_MAX 300 /* bytes after which nothing more is added */
-
-/* "switches 2, gave up 0": an object or a list in one line; the caller's to free. */
-static char *flat(const json_t *v)
-{
-    char *text = xm_printf("%s", scalar(v));
-    const char *key;
-    json_t *item;
-    size_t i;
-
-    json_object_foreach ((json_t *)v, key, item) {
-        if (strlen(text) > FLAT_MAX)
-            break;
-        char *inner = flat(item);
-        char *more = xm_printf("%s%s%s %s", text, *text ? ", " : "", key, inner);
-        free(inner);
-        free(text);
-        text = more;
-    }
-    json_array_foreach (v, i, item) {
-        if (strlen(text) > FLAT_MAX)
-            break;
-        char *inner = flat(item);
-        char *more = xm_printf("%s%s%s", text, i ? "; " : "", inner);
-        free(inner);
-        free(text);
-        text = more;
-    }
-    for (char *s = text; *s; s++)
-        *s = *s == '_' ? ' ' : *s;
-    return text;
-}
-
-static void flat_line(const struct cli_io *io, const char *what, const json_t *v)
-{
-    char *text = flat(v);
-
-    line(io, what, text);
-    free(text);
-}
-
-/* "121.2 ms, over its budget of 100.0 ms (in ms: final ram 1.2, disks 3.0, ...)" */
-static void downtime_line(const struct cli_io *io, double ms, double budget, const json_t *parts)
-{
-    char *inner = flat(parts);
-    char *over = budget > 0 && ms > budget
-                     ? xm_printf(", over its budget of %s", xm_format_time((uint64_t)(budget * 1e6)).s)
-                     : xm_printf("%s", "");
-    char *text = xm_printf(*inner ? "%s%s (in ms: %s)" : "%s%s%s", xm_format_time((uint64_t)(ms * 1e6)).s,
-                           over, inner);
-
-    line(io, "downtime", text);
-    free(text);
-    free(over);
-    free(inner);
-}
-
-/* "96.00 MiB; 2 times to sync, 2 back; 3 chunks copied again; longest hold 1.2 ms" */
-static void mirror_line(const struct cli_io *io, const json_t *m)
-{
-    int64_t bytes = xm_json_int(m, "bytes", -1), sync = xm_json_int(m, "to_sync", -1);
-    char text[200];
-    int n;
-
-    if (bytes < 0 || sync < 0) {
-        flat_line(io, "mirror", m);
-        return;
-    }
-    n = snprintf(text, sizeof text, "%s of guest writes; ", xm_format_size((uint64_t)bytes).s);
-    n += snprintf(text + n, sizeof text - (size_t)n,
-                  sync ? "%lld times to sync, %lld back" : "async all the time", (long long)sync,
-                  (long long)xm_json_int(m, "to_async", 0));
-    if (xm_json_int(m, "given_up", 0) > 0)
-        n += snprintf(text + n, sizeof text - (size_t)n, "; %lld chunks copied again",
-                      (long long)xm_json_int(m, "given_up", 0));
-    if (xm_json_real(m, "held_ms_max", 0) > 0)
-        snprintf(text + n, sizeof text - (size_t)n, "; longest hold of a write %s",
-                 xm_format_time((uint64_t)(xm_json_real(m, "held_ms_max", 0) * 1e6)).s);
-    line(io, "mirror", text);
-}
-
-void report_done(const json_t *done, const json_t *first, const struct cli_io *io)
-{
-    double total = xm_json_real(done, "total_s", -1), downtime = xm_json_real(done, "downtime_ms", -1);
-    int64_t disk = xm_json_int(done, "disk_bytes", 0), ram = xm_json_int(done, "ram_bytes", 0);
-    int64_t rounds = xm_json_int(done, "rounds", 0), zero = xm_json_int(done, "disk_zero_bytes", 0);
-    const char *to = xm_json_str(done, "destination", NULL);
-    char text[100];
-
-    const char *vm = xm_json_str(done, "vm", "The VM");
-    bool local = !strcmp(xm_json_str(done, "mode", xm_json_str(first, "mode", "")), "storage-only");
-    if (json_is_true(json_object_get(done, "nothing"))) {
-        fprintf(io->out, "The disks of ");
-        put_text(io->out, vm);
-        fputs(" lie in ", io->out);
-        put_text(io->out, xm_json_str(done, "datastore", "it"));
-        fputs(" already: nothing was moved.\n", io->out);
-        return;
-    }
-    if (local) { /* no other host, no links, nothing stood still */
-        fputs("The disks of ", io->out);
-        to = xm_json_str(first, "datastore", xm_json_str(done, "datastore", NULL));
-    }
-    put_text(io->out, vm);
-    fputs(local ? " have moved" : " has moved", io->out);
-    fputs(to ? " to " : "", io->out);
-    put_text(io->out, to ? to : "");
-    bool paused = json_is_true(json_object_get(done, "paused"));
-    fputs(paused ? ". It is paused there, as it was here.\n" : ".\n", io->out);
-    if (!local)
-        line(io, "from", xm_json_str(done, "source", ""));
-    if (total >= 0)
-        line(io, "total time", xm_format_time((uint64_t)(total * 1e9)).s);
-    if (downtime >= 0 && !local && !paused)
-        downtime_line(io, downtime, xm_json_real(done, "downtime_budget_ms", 0),
-                      json_object_get(done, "downtime_parts_ms"));
-    if (disk > 0 || zero > 0) {
-        snprintf(text, sizeof text, "%s", xm_format_size((uint64_t)XM_MAX(disk, 0)).s);
-        if (zero > 0)
-            snprintf(text + strlen(text), sizeof text - strlen(text), ", and %s of holes and zeros not sent",
-                     xm_format_size((uint64_t)zero).s);
-        line(io, "disks", text);
-    }
-    snprintf(text, sizeof text, "%s%s", xm_format_size((uint64_t)XM_MAX(ram, 0)).s, rounds > 0 ? " in " : "");
-    if (rounds > 0)
-        snprintf(text + strlen(text), sizeof text - strlen(text), "%lld round%s", (long long)rounds,
-                 rounds == 1 ? "" : "s");
-    if (ram > 0)
-        line(io, "memory", text);
-    if (!local)
-        line(io, "on the wire", size_text(done, "wire_bytes"));
-    if (total > 0 && disk + ram > 0)
-        line(io, "mean rate", xm_format_rate((double)(disk + ram) / total).s);
-    mirror_line(io, json_object_get(done, "mirror"));
-    if (!local)
-        flat_line(io, "digest", json_object_get(done, "digest"));
-    line(io, "note", xm_json_str(done, "note", ""));
-    print_paths(json_object_get(done, "kept_disks"),
-                local ? "These old files of its disks are kept, and belong to no VM now:\n"
-                      : "At the source these disks are kept, and belong to no VM now:\n",
-                io->out);
-}
-
-int exit_of_failure(const json_t *failure)
-{
-    int64_t code = xm_json_int(failure, "exit", 0);
-
-    if (code >= CLI_FAILED && code <= CLI_UNKNOWN)
-        return (int)code;
-    if (!xm_json_bool(failure, "vm_safe", true))
-        return CLI_UNKNOWN;
-    return json_array_size(json_object_get(failure, "reasons")) ? CLI_REFUSED : CLI_FAILED;
-}
-
-int report_failure(const json_t *failure, const struct cli_io *io)
-{
-    const char *error = xm_json_str(failure, "error", NULL), *state = xm_json_str(failure, "state", NULL);
-    const json_t *reasons = json_object_get(failure, "reasons");
-    const char *first = scalar(json_array_get(reasons, 0));
-
-    /* An error that is the reasons in one sentence: the list says it better. */
-    if (*first && (!error || strstr(error, first)))
-        error = "refused, for these reasons:";
-    fputs("xmigrate: ", io->err);
-    put_text(io->err, error ? error : "the agent says that it failed, but not why");
-    if (state) {
-        fputs(" (in the state ", io->err);
-        put_text(io->err, state);
-        fputc(')', io->err);
-    }
-    fputc('\n', io->err);
-    print_lines(reasons, "  - ", io->err);
-    const char *vm = xm_json_str(failure, "vm", NULL);
-    if (vm && json_is_true(json_object_get(failure, "stopped"))) {
-        put_text(io->err, vm);
-        fputs(" is stopped where it was; `xmigrate start ", io->err);
-        put_text(io->err, vm);
-        fputs("` starts it there.\n", io->err);
-    } else if (vm && json_is_true(json_object_get(failure, "vm_safe"))) {
-        put_text(io->err, vm);
-        fputs(" is safe where it was.\n", io->err);
-    } else if (vm && exit_of_failure(failure) == CLI_UNKNOWN &&
-               !(error && strstr(error, "xmigrate recover"))) {
-        /* A migration's. What a verb was refused by says itself what to do, above all recover's. */
-        fputs("Which host owns the VM now says: xmigrate recover ", io->err);
-        put_text(io->err, vm);
-        fputc('\n', io->err);
-    }
-    return exit_of_failure(failure);
 }

@@ -8,6 +8,7 @@
  * JSON object as a migration's event, result, and each verb's answer. Must hold: no report of a sanitizer, no
  * hang; what is read is what formatting it gives again; an error has a sentence; nothing printed but text
  * could steer a terminal. */
+#include "cli/outcome.h"
 #include "cli/progress.h"
 #include "cli/report.h"
 
