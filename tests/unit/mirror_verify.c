@@ -1,15 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /* Comparing both sides while the guest writes. */
-#include "lib_rig.h"
+#include "tests/unit/lib_mirror.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
-#include <cmocka.h>
 
-static struct rig *r;
 static struct {
     bool done;
     int status;
@@ -19,9 +14,8 @@ static struct {
 
 static int setup(void **state)
 {
-    (void)state;
     memset(&v, 0, sizeof v);
-    r = rig_new(NULL);
+    rig_setup(state);
     rig_mirror_on(r, true);
     rig_in_step(r);
     return 0;
@@ -29,18 +23,10 @@ static int setup(void **state)
 
 static int setup_near(void **state)
 {
-    (void)state;
     memset(&v, 0, sizeof v);
-    r = rig_new(&(struct rig_opts){.near = true});
+    rig_setup_near(state);
     rig_mirror_on(r, true);
     rig_in_step(r);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    rig_free(r);
     return 0;
 }
 
@@ -95,12 +81,6 @@ static void test_writes_meanwhile_are_no_difference(void **state)
     assert_true(rig_same(r));
 }
 
-static bool hold_reads(struct sim_disk *d, struct xm_io *io)
-{
-    (void)d;
-    return io->op == XM_IO_READ;
-}
-
 static void test_holds_the_guest_no_longer_than_the_cap(void **state)
 {
     (void)state;
@@ -112,8 +92,7 @@ static void test_holds_the_guest_no_longer_than_the_cap(void **state)
     assert_false(held->done);
     rig_run(r, 3);
     assert_true(held->done);
-    r->target->gate = NULL;
-    sim_disk_go(r->target);
+    ungate(r->target);
     rig_run(r, 200);
     assert_true(v.done);
     assert_int_equal(v.differed, 0); /* it was not compared: it went stale */
@@ -143,16 +122,15 @@ static void test_mirror_off_ends_it(void **state)
     assert_int_equal(v.status, -ECANCELED);
     rig_run(r, 5);
     assert_false(r->off);
-    r->target->gate = NULL;
-    sim_disk_go(r->target);
+    ungate(r->target);
     rig_run(r, 5);
     assert_true(r->off);
 }
 
-#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, rig_teardown)
 #define NEAR(name)                                                                                           \
     {                                                                                                        \
-#name " (near)", name, setup_near, teardown, NULL                                                    \
+#name " (near)", name, setup_near, rig_teardown, NULL                                                \
     }
 
 int main(void)
