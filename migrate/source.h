@@ -102,8 +102,9 @@ struct source {
 const char *source_state_name(const struct source *);
 const char *source_step_name(enum source_state);
 
-/* The steps (source_disks.c, source_memory.c, source_switch.c). They return 0 or -errno with m->error filled.
- */
+/* The steps (source_prepare.c, source_disks.c, source_memory.c, source_switch.c, source_handoff.c). They
+ * return 0 or -errno with m->error filled. */
+int source_prepare(struct source *); /* links; the destination knows what comes */
 int source_disks(struct source *);
 /* One disk's second side: at the destination, or `near`, a file of this host. */
 int source_disk_mirror(struct source *, struct machine_disk *, bool zeroed, struct xm_writer *near);
@@ -152,6 +153,8 @@ int source_resume(struct source *, struct xm_error *);
  * the record says that it is given away. */
 uint64_t source_time_left(const struct source *, uint64_t most);
 int source_overdue(struct source *); /* -ETIMEDOUT with m->error filled, or 0 */
+/* After the last step, or the one that returned r: settles, or fails with the VM here, and says so. */
+void source_end(struct source *, int r);
 
 /* Shared by the steps. */
 json_t *source_event(const struct source *, const char *name);
