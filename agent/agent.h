@@ -31,7 +31,7 @@
 
 struct agent;
 
-/* ---- VMs (vms.c: the list and the files; watch.c: the shims) ---- */
+/* ---- VMs (vms.c: the list and the files; shim.c: their shims; watch.c, clean_up.c: when those end) ---- */
 
 enum vm_phase {
     VM_STARTING, /* claimed by a request that is bringing its shim up */

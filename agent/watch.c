@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* The shims of this host's VMs: starting one, speaking with it, watching it, and what is done when it has
- * gone.
+/* A VM's watcher: what its shim tells, and what is done when that has gone.
  *
- * Happy path: a request writes shim.json, runs the shim until that says that the VM runs, starts the watcher;
- * the watcher subscribes to the shim's events and passes those of this host's jobs on; when the shim has
- * ended, the run directory is removed and the VM forgotten.
+ * Happy path: who has started a shim (shim.c) starts the watcher; that subscribes to the shim's events and
+ * passes those of this host's jobs on; when the shim has ended, the run directory is removed (clean_up.c) and
+ * the VM forgotten.
  *
  * The shim dies while its QEMU lives: a new shim is started by what the inventory has; it takes the QEMU
  * over, whose disks wait. Shim and QEMU are both dead: the directory is removed; if it was an incoming
@@ -13,106 +12,14 @@
 #include "agent/inventory.h"
 #include "agent/nvram.h"
 
-#include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#define SHIM_START_NS (120 * XM_NS_PER_S)
-#define SHIM_END_NS   (10 * XM_NS_PER_S)
-#define EXPECTED_NS   (10 * XM_NS_PER_S) /* a VM that is on its way is asked so often whether it has come */
-#define REVIVE_MAX    3
-#define REVIVE_NS     (600 * XM_NS_PER_S) /* so many in that time, then only: */
-#define ORPHAN_NS     (10 * XM_NS_PER_S)  /* once in that time: another may have had its disks' locks */
-
-/* ---- the shim ---- */
-
-int shim_connect(struct agent *a, const char *name, struct xm_error *e)
-{
-    char *path = vm_path(a, name, "shim.sock");
-    int fd = xm_unix_connect(path, e);
-
-    free(path);
-    return fd < 0 ? xm_error_prefix(e, "VM %s: its shim does not answer", name) : fd;
-}
-
-json_t *shim_call_on(int fd, const char *name, json_t *request, int pass_fd, uint64_t timeout_ns,
-                     struct xm_error *e)
-{
-    struct xm_jsonl js;
-    json_t *answer = NULL;
-
-    xm_jsonl_init(&js, fd);
-    json_object_set_new(request, "id", json_integer(1));
-    if (xm_jsonl_send(fd, request, pass_fd, e) == 0) {
-        uint64_t now = xm_now(), deadline = timeout_ns > UINT64_MAX - now ? UINT64_MAX : now + timeout_ns;
-        while ((answer = xm_jsonl_recv(&js, deadline, e)) && xm_json_int(answer, "id", 0) != 1)
-            json_decref(answer);
-    }
-    xm_jsonl_close(&js);
-    if (!answer) {
-        xm_error_prefix(e, "VM %s: its shim does not answer", name);
-    } else if (!xm_json_bool(answer, "ok", false)) {
-        xm_error_set(e, EIO, "%s", xm_json_str(answer, "error", "the shim refused without saying why"));
-        json_decref(answer);
-        answer = NULL;
-    }
-    return answer;
-}
-
-json_t *shim_call(struct agent *a, const char *name, json_t *request, int pass_fd, uint64_t timeout_ns,
-                  struct xm_error *e)
-{
-    int fd = shim_connect(a, name, e);
-
-    if (fd < 0) {
-        json_decref(request);
-        return NULL;
-    }
-    return shim_call_on(fd, name, request, pass_fd, timeout_ns, e);
-}
-
-int shim_abort_incoming(struct agent *a, const char *vm, const char *source, const char *job,
-                        uint64_t timeout_ns, struct xm_error *e)
-{
-    json_t *o =
-        shim_call(a, vm, json_pack("{s:s, s:s, s:s}", "cmd", "abort", "source", source, "incoming", job), -1,
-                  timeout_ns, e);
-
-    json_decref(o);
-    return o ? 0 : -XM_MAX(e->code, 1);
-}
-
-int vm_spawn(struct agent *a, const char *name, json_t *spec, uint64_t epoch, json_t *incoming,
-             struct xm_error *e)
-{
-    char *dir = vm_path(a, name, NULL), *path = vm_path(a, name, "shim.json");
-    json_t *o =
-        json_pack("{s:O, s:s, s:s, s:s, s:s, s:s*, s:b, s:s*, s:I, s:O?}", "vm", spec, "host", a->conf.name,
-                  "state_dir", a->conf.state_dir, "run_dir", a->conf.run_dir, "engine", a->conf.engine,
-                  "vnc_address", a->conf.vnc_address, "qemu_rights", a->conf.qemu_rights, "qemu_user",
-                  a->conf.qemu_user, "epoch", (json_int_t)epoch, "incoming", incoming);
-    int r = xm_mkdir_all(dir, e);
-
-    if (!r)
-        r = write_json(path, o, e);
-    const char *const argv[] = {a->conf.shim, path, NULL};
-    if (!r && (r = xm_run(argv, SHIM_START_NS, NULL, e))) {
-        /* It has said why, and may be taking its steps back still: who cleans up comes after it. */
-        uint64_t until = xm_now() + SHIM_END_NS;
-        while (vm_process(a, name, "shim.pid") && xm_now() < until)
-            poll(NULL, 0, 20);
-    }
-    json_decref(o);
-    free(path);
-    free(dir);
-    return r;
-}
-
-/* ---- watching ---- */
+#define EXPECTED_NS (10 * XM_NS_PER_S) /* a VM that is on its way is asked so often whether it has come */
+#define REVIVE_MAX  3
+#define REVIVE_NS   (600 * XM_NS_PER_S) /* so many in that time, then only: */
+#define ORPHAN_NS   (10 * XM_NS_PER_S)  /* once in that time: another may have had its disks' locks */
 
 struct watch {
     struct agent *agent;
@@ -337,100 +244,9 @@ static bool revive(struct agent *a, const char *name)
     return r == 0 || vm_process(a, name, "qemu.pid");
 }
 
-/* By a descriptor that is known to be of the VM's process: a number may be somebody else's by then. */
-static void kill_process(struct agent *a, const char *name, const char *file, pid_t pid)
-{
-    int fd = (int)syscall(SYS_pidfd_open, pid, 0);
-    struct pollfd p = {.fd = fd, .events = POLLIN};
-
-    if (fd < 0)
-        return;
-    if (vm_process(a, name, file) == pid) {
-        syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
-        poll(&p, 1, 5000); /* its taps are busy until it has gone */
-    }
-    close(fd);
-}
-
-static void delete_taps(struct agent *a, const char *name)
-{
-    char *path = vm_path(a, name, "shim.json");
-    const char *const argv[] = {a->conf.shim, "--clean-up", path, NULL};
-    struct xm_error e = {0};
-
-    if (access(path, F_OK) == 0 && xm_run(argv, SHIM_START_NS, NULL, &e) < 0)
-        xm_log(XM_LOG_WARN, "VM %s: what it left in the kernel is still there: %s", name, e.text);
-    free(path);
-}
-
-/* Nothing of the VM is needed here: the record can be read, and says so, or there never was one and a
- * migration that has come to nothing made what is here. Who asks this before ending a QEMU never ends the
- * last one. */
-static bool expendable(struct agent *a, const char *name)
-{
-    char *dir = vm_state_path(a, name, NULL);
-    struct owner_record rec;
-    struct journal j;
-    int r = owner_read(a, name, &rec, NULL);
-    bool incoming = journal_read(dir, &j, NULL) == 0 && j.side == JOURNAL_DESTINATION;
-    bool is = r == -ENOENT
-                  ? incoming
-                  : !r && rec.owner == OWNER_GIVEN && (rec.settled || (incoming && rec.epoch < j.epoch));
-
-    journal_free(&j);
-    free(dir);
-    return is;
-}
-
-/* The shim does the same when it can; it cannot when it was killed. */
-bool vm_clean_up(struct agent *a, const char *name)
-{
-    pid_t qemu = vm_process(a, name, "qemu.pid");
-    char *dir = vm_state_path(a, name, NULL);
-    struct xm_error e = {0};
-
-    if (qemu && !expendable(a, name)) {
-        xm_log(XM_LOG_ERROR,
-               "VM %s: its QEMU (process %d) has no shim, and is left as it is; see `xmigrate recover %s`",
-               name, qemu, name);
-        free(dir);
-        return false;
-    }
-    if (qemu)
-        kill_process(a, name, "qemu.pid", qemu);
-    /* -EBUSY: it may be ours. What came, and has ended here, has a journal until its source has settled. */
-    int r = journal_undo(dir, name, &e);
-    if (r < 0 && r != -EBUSY)
-        xm_log(XM_LOG_WARN, "%s", e.text);
-    free(dir);
-    xm_fault("clean-up-undone");
-    delete_taps(a, name);
-    vm_remove_run_dir(a, name);
-    xm_fault("clean-up-removed");
-    inventory_ended(a, name);
-    return true;
-}
-
-bool vm_end_orphan(struct agent *a, const char *name)
-{
-    agent_lock(a);
-    const struct vm *held = vm_find(a, name);
-    bool may = !held || held->phase == VM_UP;
-    agent_unlock(a);
-    if (!may || vm_process(a, name, "shim.pid"))
-        return false;
-    bool gone = vm_clean_up(a, name);
-    agent_lock(a);
-    struct vm *vm = vm_find(a, name);
-    if (gone && vm && vm->phase == VM_UP) /* whoever has claimed it forgets it */
-        vm_forget(vm);
-    agent_unlock(a);
-    return gone;
-}
-
 /* Nothing runs here any more, and this host's record says that it owns the VM: so nobody has it, and it is
  * as a guest leaves it that powers itself down. What a shim says of that that was still at work
- * (migrate/source.c). */
+ * (migrate/source_end.c). */
 static json_t *stopped_here(struct agent *a, const char *name)
 {
     char *dir = vm_state_path(a, name, NULL);

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: MIT */
+/* What is left of a VM whose shim has gone, above all one that was killed: its QEMU, if the record says
+ * that nothing of the VM is needed here, what its journal may undo, its taps, its run directory. A QEMU
+ * that may be the last one is left, and with it everything. */
+#include "agent/inventory.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define CLEAN_UP_NS (120 * XM_NS_PER_S) /* of the shim that deletes taps */
+
+/* By a descriptor that is known to be of the VM's process: a number may be somebody else's by then. */
+static void kill_process(struct agent *a, const char *name, const char *file, pid_t pid)
+{
+    int fd = (int)syscall(SYS_pidfd_open, pid, 0);
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+
+    if (fd < 0)
+        return;
+    if (vm_process(a, name, file) == pid) {
+        syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
+        poll(&p, 1, 5000); /* its taps are busy until it has gone */
+    }
+    close(fd);
+}
+
+static void delete_taps(struct agent *a, const char *name)
+{
+    char *path = vm_path(a, name, "shim.json");
+    const char *const argv[] = {a->conf.shim, "--clean-up", path, NULL};
+    struct xm_error e = {0};
+
+    if (access(path, F_OK) == 0 && xm_run(argv, CLEAN_UP_NS, NULL, &e) < 0)
+        xm_log(XM_LOG_WARN, "VM %s: what it left in the kernel is still there: %s", name, e.text);
+    free(path);
+}
+
+/* Nothing of the VM is needed here: the record can be read, and says so, or there never was one and a
+ * migration that has come to nothing made what is here. Who asks this before ending a QEMU never ends the
+ * last one. */
+static bool expendable(struct agent *a, const char *name)
+{
+    char *dir = vm_state_path(a, name, NULL);
+    struct owner_record rec;
+    struct journal j;
+    int r = owner_read(a, name, &rec, NULL);
+    bool incoming = journal_read(dir, &j, NULL) == 0 && j.side == JOURNAL_DESTINATION;
+    bool is = r == -ENOENT
+                  ? incoming
+                  : !r && rec.owner == OWNER_GIVEN && (rec.settled || (incoming && rec.epoch < j.epoch));
+
+    journal_free(&j);
+    free(dir);
+    return is;
+}
+
+/* The shim does the same when it can; it cannot when it was killed. */
+bool vm_clean_up(struct agent *a, const char *name)
+{
+    pid_t qemu = vm_process(a, name, "qemu.pid");
+    char *dir = vm_state_path(a, name, NULL);
+    struct xm_error e = {0};
+
+    if (qemu && !expendable(a, name)) {
+        xm_log(XM_LOG_ERROR,
+               "VM %s: its QEMU (process %d) has no shim, and is left as it is; see `xmigrate recover %s`",
+               name, qemu, name);
+        free(dir);
+        return false;
+    }
+    if (qemu)
+        kill_process(a, name, "qemu.pid", qemu);
+    /* -EBUSY: it may be ours. What came, and has ended here, has a journal until its source has settled. */
+    int r = journal_undo(dir, name, &e);
+    if (r < 0 && r != -EBUSY)
+        xm_log(XM_LOG_WARN, "%s", e.text);
+    free(dir);
+    xm_fault("clean-up-undone");
+    delete_taps(a, name);
+    vm_remove_run_dir(a, name);
+    xm_fault("clean-up-removed");
+    inventory_ended(a, name);
+    return true;
+}
+
+bool vm_end_orphan(struct agent *a, const char *name)
+{
+    agent_lock(a);
+    const struct vm *held = vm_find(a, name);
+    bool may = !held || held->phase == VM_UP;
+    agent_unlock(a);
+    if (!may || vm_process(a, name, "shim.pid"))
+        return false;
+    bool gone = vm_clean_up(a, name);
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    if (gone && vm && vm->phase == VM_UP) /* whoever has claimed it forgets it */
+        vm_forget(vm);
+    agent_unlock(a);
+    return gone;
+}
