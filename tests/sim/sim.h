@@ -16,7 +16,8 @@
  * every step of a whole move are.
  *
  *   task.c     coroutines, virtual time, pthreads      memory.c  malloc of one run
- *   files.c    the file system of a host               socket.c  descriptors, sockets, poll
+ *   files.c    the file system of a host               socket.c  sockets, JSON over them
+ *   descriptor.c  descriptors, events, signals, poll
  *   process.c  hosts, agents, shims, kill, power cuts  qemu.c    QEMU and the guest
  *   links.c    links, calls, device state              disks.c   disks, their copies and locks
  *   ram.c      rounds of memory                        facts.c   what a host is; logs; fault points
@@ -79,7 +80,7 @@ void task_wake_one(struct task *);
 void tasks_drop(struct proc *); /* they never run again; does not return when the current one is among them */
 void tasks_freeze(struct proc *, bool frozen);
 
-/* ---- socket.c: descriptors ---- */
+/* ---- descriptor.c ---- */
 
 enum kind { FD_FILE, FD_SOCKET, FD_LISTEN, FD_EVENT, FD_PID, FD_SIGNAL, FD_DIR };
 
@@ -116,13 +117,20 @@ struct message {
     struct obj *passed;
 };
 
+#define FD_FIRST 100
 void fds_reset(void);
 int fd_new(struct obj *, struct proc *);
-struct obj *fd_obj(int fd); /* NULL: none of ours */
+struct obj *fd_obj(int fd); /* NULL: none of ours, or closed */
+int fds_end(void);          /* all there ever were are below it */
 void fds_close_all(struct proc *);
 struct obj *obj_new(enum kind);
 void obj_put(struct obj *);
 void obj_changed(struct obj *);
+int __wrap_close(int fd);
+
+/* ---- socket.c ---- */
+
+void socket_closed(struct obj *); /* nobody has this end open any more: the other end is told */
 struct obj *socket_pair(struct proc *client, struct proc *server,
                         bool network); /* the client's end; ->peer */
 void socket_send(struct obj *from, json_t *steals, struct obj *passed);

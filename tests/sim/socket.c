@@ -1,76 +1,18 @@
 /* SPDX-License-Identifier: MIT */
-/* Descriptors; sockets that carry whole JSON objects, in order, with delays; poll.
+/* Sockets that carry whole JSON objects, in order, with delays.
  *
  * Between hosts a partition holds back what is sent; a connection that was cut off for KEEPALIVE ends on
- * both sides. A process that is killed closes its sockets, unless its host lost its power: then nobody is
- * told. */
+ * both sides. */
 #include "tests/sim/sim.h"
 
 #include <arpa/inet.h>
-#include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
-#define FD_FIRST  100
-#define FDS       6000
 #define KEEPALIVE (25 * SEC)
-
-static struct {
-    struct obj *obj;
-    struct proc *owner;
-} fds[FDS];
-static int fds_used;
-
-void fds_reset(void)
-{
-    memset(fds, 0, (size_t)fds_used * sizeof *fds);
-    fds_used = 0;
-}
-
-struct obj *obj_new(enum kind kind)
-{
-    struct obj *o = sim_alloc(sizeof *o);
-
-    memset(o, 0, sizeof *o);
-    o->kind = kind;
-    o->proc = proc_current();
-    o->host = o->proc ? o->proc->host : NULL;
-    o->last = &o->first;
-    return o;
-}
-
-int fd_new(struct obj *o, struct proc *owner)
-{
-    if (fds_used == FDS) {
-        sim_violated("more than %d descriptors", FDS);
-        fds_used--;
-    }
-    o->refs++;
-    fds[fds_used].obj = o;
-    fds[fds_used].owner = owner;
-    return FD_FIRST + fds_used++;
-}
-
-struct obj *fd_obj(int fd)
-{
-    return fd >= FD_FIRST && fd < FD_FIRST + fds_used ? fds[fd - FD_FIRST].obj : NULL;
-}
-
-/* Who waits for several descriptors is woken by each change of any. */
-static const char pollers;
-
-void obj_changed(struct obj *o)
-{
-    task_wake(o);
-    task_wake(&pollers);
-}
 
 void socket_eof(struct obj *o)
 {
@@ -84,71 +26,16 @@ static void closed_far(void *arg)
     socket_eof(arg);
 }
 
-void obj_put(struct obj *o)
+/* Nobody has this end open any more: the other end is told. */
+void socket_closed(struct obj *o)
 {
-    if (--o->refs > 0)
+    if (!o->peer || o->broken)
         return;
-    if (o->kind == FD_SOCKET && o->peer && !o->broken) {
-        struct obj *peer = o->peer;
-        peer->peer = NULL;
-        if (!o->network || reachable(o->host, peer->host))
-            at(XM_MAX(peer->last_arrival, sim_time()) + between(20, 200) * XM_NS_PER_US, closed_far, peer);
-    }
-    if (o->kind == FD_LISTEN) {
-        o->eof = true;
-        for (unsigned i = 0; i < o->pendings; i++)
-            obj_put(o->pending[i]);
-        o->pendings = 0;
-    }
+    struct obj *peer = o->peer;
+    peer->peer = NULL;
+    if (!o->network || reachable(o->host, peer->host))
+        at(XM_MAX(peer->last_arrival, sim_time()) + between(20, 200) * XM_NS_PER_US, closed_far, peer);
 }
-
-static void fd_close(int i)
-{
-    struct obj *o = fds[i].obj;
-
-    fds[i].obj = NULL;
-    if (o)
-        obj_put(o);
-}
-
-void fds_close_all(struct proc *p)
-{
-    for (int i = 0; i < fds_used; i++) {
-        if (fds[i].owner == p && fds[i].obj)
-            fd_close(i);
-    }
-}
-
-void sockets_of_process_gone(struct proc *p)
-{
-    for (int i = 0; i < fds_used; i++) {
-        if (fds[i].obj && fds[i].obj->kind == FD_PID && fds[i].obj->proc == p)
-            obj_changed(fds[i].obj);
-    }
-}
-
-int __wrap_close(int fd)
-{
-    if (!fd_obj(fd)) {
-        errno = EBADF;
-        return -1;
-    }
-    fd_close(fd - FD_FIRST);
-    return 0;
-}
-
-int __wrap_fcntl(int fd, int what, ...)
-{
-    struct obj *o = fd_obj(fd);
-
-    if (what == F_OFD_SETLK && o && o->kind == FD_FILE && o->inode->user && o->inode->user->alive) {
-        errno = EAGAIN;
-        return -1;
-    }
-    return what == F_DUPFD_CLOEXEC && o ? fd_new(o, proc_current()) : 0;
-}
-
-/* ---- sockets ---- */
 
 struct obj *socket_pair(struct proc *client, struct proc *server, bool network)
 {
@@ -270,8 +157,8 @@ static void cut_off(void *arg)
 
 void sockets_of_network_changed(void)
 {
-    for (int i = 0; i < fds_used; i++) {
-        struct obj *o = fds[i].obj;
+    for (int fd = FD_FIRST; fd < fds_end(); fd++) {
+        struct obj *o = fd_obj(fd);
         if (!o || o->kind != FD_SOCKET || !o->network || o->eof)
             continue;
         if (!reachable(o->host, o->far))
@@ -371,8 +258,8 @@ json_t *__wrap_xm_jsonl_recv(struct xm_jsonl *j, uint64_t deadline, struct xm_er
 
 static struct obj *listener(const char *path)
 {
-    for (int i = 0; i < fds_used; i++) {
-        struct obj *o = fds[i].obj;
+    for (int fd = FD_FIRST; fd < fds_end(); fd++) {
+        struct obj *o = fd_obj(fd);
         if (o && o->kind == FD_LISTEN && !o->eof && !strcmp(o->path, path) && o->host == proc_current()->host)
             return o;
     }
@@ -500,144 +387,4 @@ int __wrap_xm_tcp_connect(const char *local, const char *remote, uint16_t port, 
     struct obj *c = socket_pair(me, there->agent, true);
     c->peer->server_fd = fd_new(c->peer, there->agent);
     return fd_new(c, me);
-}
-
-/* ---- events, processes, signals ---- */
-
-int __wrap_eventfd(unsigned value, int flags)
-{
-    struct obj *o = obj_new(FD_EVENT);
-
-    (void)flags;
-    o->count = value;
-    return fd_new(o, proc_current());
-}
-
-int __wrap_eventfd_write(int fd, eventfd_t value)
-{
-    struct obj *o = fd_obj(fd);
-
-    if (!o)
-        return -1;
-    o->count += value;
-    obj_changed(o);
-    return 0;
-}
-
-int __wrap_eventfd_read(int fd, eventfd_t *value)
-{
-    struct obj *o = fd_obj(fd);
-
-    if (!o || !o->count) {
-        errno = EAGAIN;
-        return -1;
-    }
-    *value = o->count;
-    o->count = 0;
-    return 0;
-}
-
-int __wrap_signalfd(int fd, const void *set, int flags)
-{
-    struct obj *o = obj_new(FD_SIGNAL);
-
-    (void)fd, (void)set, (void)flags;
-    proc_current()->signals = o;
-    return fd_new(o, o->proc);
-}
-
-long __wrap_syscall(long number, ...)
-{
-    va_list ap;
-    va_start(ap, number);
-    int first = va_arg(ap, int), second = va_arg(ap, int);
-    va_end(ap);
-    if (number == SYS_pidfd_open) {
-        struct proc *p = proc_of(first);
-        if (!p || !p->alive || p->host != proc_current()->host) {
-            errno = ESRCH;
-            return -1;
-        }
-        struct obj *o = obj_new(FD_PID);
-        o->proc = p;
-        return fd_new(o, proc_current());
-    }
-    struct obj *o = fd_obj(first);
-    if (number == SYS_pidfd_send_signal && o && o->kind == FD_PID) {
-        sim_point("signal");
-        if (second == SIGKILL && o->proc->alive)
-            proc_kill(o->proc, "by its pidfd");
-        return 0;
-    }
-    errno = ENOSYS;
-    return -1;
-}
-
-int __wrap_kill(pid_t pid, int sig)
-{
-    struct proc *p = proc_of(pid < 0 ? -pid : pid);
-
-    if (p && p->alive && sig == SIGKILL)
-        proc_kill(p, "by kill");
-    return 0;
-}
-
-pid_t __wrap_waitpid(pid_t pid, int *status, int options)
-{
-    (void)status, (void)options;
-    return pid;
-}
-
-static short state_of(const struct obj *o)
-{
-    switch (o->kind) {
-    case FD_SOCKET:
-        return o->first ? POLLIN : o->eof ? POLLIN | POLLHUP : 0;
-    case FD_LISTEN:
-        return o->pendings ? POLLIN : 0;
-    case FD_EVENT:
-        return o->count ? POLLIN : 0;
-    case FD_PID:
-        return o->proc->alive ? 0 : POLLIN;
-    case FD_SIGNAL:
-        return o->proc->term ? POLLIN : 0;
-    default:
-        return 0;
-    }
-}
-
-static int look(struct pollfd *p, nfds_t n)
-{
-    int ready = 0;
-
-    for (nfds_t i = 0; i < n; i++) {
-        struct obj *o = p[i].fd < 0 ? NULL : fd_obj(p[i].fd);
-        p[i].revents = p[i].fd < 0 ? 0 : !o ? POLLNVAL : (short)(state_of(o) & (p[i].events | POLLHUP));
-        ready += p[i].revents != 0;
-    }
-    return ready;
-}
-
-int __wrap_poll(struct pollfd *p, nfds_t n, int timeout)
-{
-    uint64_t deadline = timeout < 0 ? NEVER : sim_time() + (uint64_t)timeout * MS;
-    static uint64_t last;
-    static unsigned spins;
-    int ready;
-
-    /* Who finds something ready again and again burns time as well. */
-    spins = last == sim_time() ? spins + 1 : 0;
-    last = sim_time();
-    if (spins > 500)
-        task_sleep(MS);
-
-    while (!(ready = look(p, n)) && timeout && sim_time() < deadline) {
-        if (n == 1 && fd_obj(p[0].fd))
-            task_wait(fd_obj(p[0].fd), deadline);
-        else if (n == 0)
-            task_wait(NULL, deadline);
-        else
-            task_wait(&pollers, deadline);
-    }
-    return ready;
 }
