@@ -15,7 +15,8 @@
  * The pure part is searched exhaustively already (tests/unit/vm_handoff.c, vm_verdict.c); here, faults at
  * every step of a whole move are.
  *
- *   task.c     coroutines, virtual time, pthreads      memory.c  malloc of one run
+ *   task.c     coroutines, virtual time                memory.c  malloc of one run
+ *   pthread.c  clocks and pthreads on top of them
  *   files.c    the file system of a host               socket.c  sockets, JSON over them
  *   descriptor.c  descriptors, events, signals, poll
  *   process.c  hosts, agents, shims, kill, power cuts  qemu.c    QEMU and the guest
@@ -71,6 +72,8 @@ void tasks_reset(void);
 bool tasks_run(uint64_t until, bool (*over)(void));
 struct task *task_new(struct proc *, void *(*run)(void *), void *arg);
 struct task *task_current(void); /* NULL: the world itself */
+/* It has returned (then *result, unless that is NULL, is what it returned), or its process has ended. */
+bool task_done(const struct task *, void **result);
 struct proc *proc_current(void);
 /* Until the deadline, or somebody wakes it for `on`. True: woken. */
 bool task_wait(const void *on, uint64_t deadline);
@@ -79,6 +82,8 @@ void task_wake(const void *on); /* all that wait for it */
 void task_wake_one(struct task *);
 void tasks_drop(struct proc *); /* they never run again; does not return when the current one is among them */
 void tasks_freeze(struct proc *, bool frozen);
+/* pthread.c: tasks that wait for a mutex; which run of the world it is. */
+extern unsigned mutex_waiters, run_number;
 
 /* ---- descriptor.c ---- */
 
