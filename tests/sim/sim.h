@@ -15,15 +15,15 @@
  * The pure part is searched exhaustively already (tests/unit/vm_handoff.c, vm_verdict.c); here, faults at
  * every step of a whole move are.
  *
- *   task.c     coroutines, virtual time                memory.c  malloc of one run
- *   pthread.c  clocks and pthreads on top of them
- *   files.c    the file system of a host               socket.c  sockets, JSON over them
- *   descriptor.c  descriptors, events, signals, poll
- *   process.c  hosts, agents, shims, kill, power cuts  qemu.c    QEMU and the guest
- *   links.c    links, calls, device state              disks.c   disks, their copies and locks
- *   ram.c      rounds of memory                        facts.c   what a host is; logs; fault points
- *   fault.c    what goes wrong, when                   check.c   what must hold
- *   operator.c people at their consoles                main.c    seeds, every step in turn, deliberate sins
+ *   task.c     coroutines, virtual time                pthread.c     clocks and pthreads on top of them
+ *   memory.c   malloc of one run                       descriptor.c  descriptors, events, signals, poll
+ *   files.c    a host's files, power cuts              file_calls.c  the system calls on them
+ *   socket.c   sockets, JSON over them                 process.c     hosts, agents, shims, kill, power cuts
+ *   qemu.c     QEMU and the guest                      links.c       links, calls, device state
+ *   disks.c    disks, their copies and locks           ram.c         rounds of memory
+ *   facts.c    what a host is; logs; fault points      fault.c       what goes wrong, when
+ *   check.c    what must hold                          operator.c    people at their consoles
+ *   main.c     seeds, every step in turn               sins.c        rules broken on purpose
  *
  * Not modelled: disks that both hosts reach, autostart by several VMs, NVRAM, full
  * file systems beyond a write that fails. A file that was fsynced keeps its name after a power cut, as on
@@ -142,7 +142,7 @@ void socket_send(struct obj *from, json_t *steals, struct obj *passed);
 void socket_eof(struct obj *); /* it finds the other end closed */
 void sockets_of_network_changed(void);
 
-/* ---- files.c ---- */
+/* ---- files.c (file_calls.c: the system calls) ---- */
 
 struct inode {
     bool dir;
