@@ -1,48 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* The source's first step: links to the destination, and both sides number disks and RAM blocks alike. One
- * link that comes up is enough; none ends the migration. */
+/* The source's first step: links to the destination, and both sides number disks and RAM blocks alike. */
 #include "migrate/source.h"
 
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
 #define BRIDGES_MAX (60 * XM_NS_PER_S) /* two forward delays of 30 s, the longest */
-
-static void link_event(void *ctx, int link, enum xm_link_state st, const struct xm_error *e)
-{
-    struct source *m = ctx;
-
-    xm_log(XM_LOG_INFO, "job %s: link %d is %s%s%s", m->job, link, st == XM_LINK_UP ? "up" : "down",
-           e && e->code ? ": " : "", e && e->code ? e->text : "");
-    source_disks_links(m);
-}
-
-static int add_link(struct source *m, const char *local, const char *remote, uint16_t port, const char *token)
-{
-    struct xm_error e = {0};
-    char name[64];
-    char *preamble;
-
-    snprintf(name, sizeof name, "%s -> %s", local, remote);
-    int fd = xm_tcp_connect(local, remote, port, 5 * XM_NS_PER_S, &e);
-    if (fd >= 0) {
-        preamble = xm_printf("XMIG/1 link %s %s\n", token, local);
-        size_t n = strlen(preamble);
-        if (write(fd, preamble, n) != (ssize_t)n) {
-            xm_error_errno(&e, errno, "link %s", name);
-            close(fd);
-            fd = -1;
-        }
-        free(preamble);
-    }
-    if (fd >= 0 && xm_links_add(m->links, fd, true, name, &e) >= 0)
-        return 0;
-    xm_log(XM_LOG_WARN, "job %s: %s", m->job, e.text);
-    m->error = e;
-    return -e.code;
-}
 
 /* Tells the destination what comes, so that both sides number disks and RAM blocks alike; learns which disks
  * read as zeros. */
@@ -85,29 +45,12 @@ static int source_begin(struct source *m)
 
 int source_prepare(struct source *m)
 {
-    struct xm_links_opts o = {.link_timeout = m->opt.link_timeout, .event = link_event, .event_ctx = m};
-    const char *token = xm_json_str(m->request, "token", NULL);
-    uint16_t port = (uint16_t)xm_json_int(m->request, "port", 0);
-    json_t *links = json_object_get(m->request, "links");
-    json_t *l;
-    size_t i;
-    int up = 0;
+    int r = source_links(m);
 
-    if (xm_hex_get(o.token, sizeof o.token, token) < 0)
-        return xm_error_set(&m->error, EINVAL, "the agent gave no usable token");
-    m->links = xm_links_new(&o, &m->error);
-    if (!m->links)
-        return -m->error.code;
-    m->to = xm_links_transport(m->links);
-    xm_links_set_rate(m->links, m->rate);
-    xm_links_set_background(m->links, true);
-    json_array_foreach (links, i, l)
-        up += add_link(m, xm_json_str(l, "local", ""), xm_json_str(l, "remote", ""), port, token) == 0;
-    if (!up)
-        return xm_error_prefix(&m->error, "no link to %s comes up", m->destination);
-    m->error.code = 0;
+    if (r < 0)
+        return r;
     xm_fault("source-linked");
-    int r = source_begin(m);
+    r = source_begin(m);
     xm_links_set_rate(m->links, m->rate); /* whoever set it meanwhile may not have seen the links */
     return r;
 }

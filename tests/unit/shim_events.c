@@ -217,6 +217,29 @@ static void end_refused(struct slow_end *t)
     close(t->listener);
 }
 
+/* What broke: they were tried one after the other, and four that were silent took all the time that the destination
+ * waits. */
+static void links_come_up_beside_each_other(void **state)
+{
+    json_t *request = migrate(2, "5", 0), *links = json_object_get(request, "links");
+    struct xm_error e = {0};
+    struct slow_end t;
+    int more[2];
+    (void)state;
+
+    for (int i = 0; i < 2; i++)
+        json_array_append_new(links, json_deep_copy(json_array_get(links, 0)));
+    begin_move_by(&t, request);
+    for (int i = 0; i < 2; i++)
+        more[i] = accept_link(t.listener);
+    struct pollfd first = {.fd = t.link, .events = POLLRDHUP};
+    assert_int_equal(poll(&first, 1, 0), 0); /* it was not given up before the others were tried */
+    for (int i = 0; i < 2; i++)
+        assert_true(xm_links_add(t.there, more[i], false, "l", &e) >= 0);
+    refuse_it(&t);
+    end_refused(&t);
+}
+
 /* What broke: it was refused as if its guest stood still, and the advice was to end the VM by force. */
 static void a_move_may_follow_at_once_on_one_that_failed(void **state)
 {
@@ -369,6 +392,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(who_cannot_be_told_is_hung_up_on_and_comes_again),
         TEST(no_event_is_not_told),
+        TEST(links_come_up_beside_each_other),
         TEST(a_move_may_follow_at_once_on_one_that_failed),
         TEST(no_move_follows_when_its_qemu_has_ended),
         TEST(a_move_that_has_come_in_ends_beside_one_that_goes_out),
