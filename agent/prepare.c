@@ -123,7 +123,7 @@ static int open_journal(struct agent *a, const struct asked *q, const json_t *fi
                          "the last hand-off of VM %s is still open on %s: `xmigrate recover %s` there",
                          q->spec.name, a->conf.name, q->spec.name);
     else if (planned)
-        r = journal_plan(dir, q->req.epoch + 1, q->req.source, had, files, e);
+        r = journal_plan(dir, JOURNAL_DESTINATION, q->req.epoch + 1, q->req.source, had, files, e);
     else
         r = journal_write(dir, JOURNAL_DESTINATION, q->req.epoch + 1, q->req.source, had, files, e);
     free(dir);

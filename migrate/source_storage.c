@@ -127,7 +127,7 @@ static void share_rate(struct source *m, struct move *v)
     }
 }
 
-static int move_begin(struct source *m, struct machine_disk *d, struct move *v)
+static int make_file(struct source *m, struct machine_disk *d, struct move *v)
 {
     uint64_t size = d->file->size;
     unsigned sectors = d->spec->block_size == 512 ? XM_FILE_SECTORS : 0; /* the guest's block stays */
@@ -140,11 +140,15 @@ static int move_begin(struct source *m, struct machine_disk *d, struct move *v)
     if (r) {
         free(v->file);
         v->file = NULL;
-        return r;
+    } else if (v->file->size != size) {
+        r = xm_error_set(&m->error, EINVAL, "%s has %llu bytes, disk %s has %llu", v->path,
+                         (unsigned long long)v->file->size, d->spec->name, (unsigned long long)size);
     }
-    if (v->file->size != size)
-        return xm_error_set(&m->error, EINVAL, "%s has %llu bytes, disk %s has %llu", v->path,
-                            (unsigned long long)v->file->size, d->spec->name, (unsigned long long)size);
+    return r;
+}
+
+static int move_begin(struct source *m, struct machine_disk *d, struct move *v)
+{
     machine_disk_call(d, make_writer, v);
     if (!v->writer)
         return xm_error_set(&m->error, ENOMEM, "disk %s: no memory for the second side", d->spec->name);
@@ -167,10 +171,11 @@ static int move_pivot(struct source *m, struct machine_disk *d, struct move *v)
 
 /* What may be left over, whoever ends this: the files that are to be made, or were, with where each disk is
  * until then; and the old ones if they shall go. */
-static int open_journal(struct source *m, const struct move *v, bool planned, struct xm_error *e)
+static int open_journal(struct source *m, const struct move *v, bool planned)
 {
     struct machine *vm = m->machine;
     json_t *files = json_array();
+    struct xm_error why = {0};
 
     for (unsigned i = 0; i < vm->disks; i++) {
         const struct machine_disk *d = &vm->disk[i];
@@ -181,18 +186,28 @@ static int open_journal(struct source *m, const struct move *v, bool planned, st
         if (!source_disk_stays(m, d))
             json_array_append_new(files, json_string(d->spec->path));
     }
-    int r = journal_write(vm->state_dir, JOURNAL_STORAGE, vm->epoch, m->destination, NULL, files, e);
+    int r = (planned ? journal_plan : journal_write)(vm->state_dir, JOURNAL_STORAGE, vm->epoch,
+                                                     m->destination, NULL, files, &why);
     json_decref(files);
+    if (r && !m->error.code) /* the first is the cause */
+        m->error = why;
     return r;
 }
 
-/* Not all files could be made: what stands in the way of one is somebody else's, and is not to be deleted. */
-static void correct_journal(struct source *m, const struct move *v)
+/* The journal first says what is to be made, then what was: what stands in the way of one is somebody
+ * else's. */
+static int make_files(struct source *m, struct move *v)
 {
-    struct xm_error e = {0};
+    int r = open_journal(m, v, true);
 
-    if (open_journal(m, v, false, &e) < 0 && journal_end(m->machine->state_dir, &e) < 0)
-        xm_log(XM_LOG_ERROR, "job %s: %s", m->job, e.text);
+    xm_fault("storage-journaled");
+    if (r)
+        return r;
+    for (unsigned i = 0; !r && i < m->machine->disks; i++)
+        r = v[i].path[0] ? make_file(m, &m->machine->disk[i], &v[i]) : 0;
+    xm_fault("storage-made");
+    int noted = open_journal(m, v, false);
+    return r ? r : noted;
 }
 
 static const char *wanted(const struct source *m, const char *disk, const char *key)
@@ -267,10 +282,9 @@ int source_storage(struct source *m)
     }
     r = source_sweep(m);
     if (!r)
-        r = open_journal(m, v, true, &m->error);
+        r = make_files(m, v);
     for (unsigned i = 0; !r && i < vm->disks; i++) {
-        if (v[i].path[0] && (r = move_begin(m, &vm->disk[i], &v[i])) < 0)
-            correct_journal(m, v);
+        r = v[i].file ? move_begin(m, &vm->disk[i], &v[i]) : 0;
         share_rate(m, v);
     }
     xm_fault("storage-created");

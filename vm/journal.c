@@ -82,7 +82,7 @@ static unsigned open_of(const struct journal *j, const char *but, struct journal
     return n;
 }
 
-static int write_it(const char *dir, enum journal_side side, uint64_t epoch, const char *peer,
+static int write_it(const char *dir, enum journal_side side, bool planned, uint64_t epoch, const char *peer,
                     const struct owner_record *before, const json_t *files, struct xm_error *e)
 {
     struct journal_open open[JOURNAL_OPEN_MAX + 1];
@@ -97,22 +97,25 @@ static int write_it(const char *dir, enum journal_side side, uint64_t epoch, con
         if (n > JOURNAL_OPEN_MAX)
             return xm_error_set(e, EBUSY, "%s/journal.json: hand-offs with %u hosts are open", dir, n);
     }
-    return save(dir, side, epoch, peer, before, files, false, open, n, e);
+    return save(dir, side, epoch, peer, before, files, planned, open, n, e);
 }
 
 int journal_write(const char *dir, enum journal_side side, uint64_t epoch, const char *peer,
                   const struct owner_record *before, const json_t *files, struct xm_error *e)
 {
     pthread_mutex_lock(&changing);
-    int r = write_it(dir, side, epoch, peer, before, files, e);
+    int r = write_it(dir, side, false, epoch, peer, before, files, e);
     pthread_mutex_unlock(&changing);
     return r;
 }
 
-int journal_plan(const char *dir, uint64_t epoch, const char *peer, const struct owner_record *before,
-                 const json_t *files, struct xm_error *e)
+int journal_plan(const char *dir, enum journal_side side, uint64_t epoch, const char *peer,
+                 const struct owner_record *before, const json_t *files, struct xm_error *e)
 {
-    return save(dir, JOURNAL_DESTINATION, epoch, peer, before, files, true, NULL, 0, e);
+    pthread_mutex_lock(&changing);
+    int r = write_it(dir, side, true, epoch, peer, before, files, e);
+    pthread_mutex_unlock(&changing);
+    return r;
 }
 
 static void read_before(struct journal *j, const json_t *o)

@@ -30,7 +30,7 @@ struct journal {
     enum journal_side side;
     uint64_t epoch; /* that the VM is handed over with */
     char peer[64];
-    bool planned;    /* destination: its files are about to be made, and may not be there yet */
+    bool planned;    /* its files are about to be made, and may not be there yet */
     bool had_record; /* destination: `before` was the record when it began */
     struct owner_record before;
     /* source: paths to delete once the VM has gone; destination: paths made for it; storage-only: old and new
@@ -45,11 +45,11 @@ struct journal {
  * storage-only: open hand-offs that the journal has are kept; -EBUSY when there are too many. */
 int journal_write(const char *dir, enum journal_side, uint64_t epoch, const char *peer,
                   const struct owner_record *before, const json_t *files, struct xm_error *);
-/* Destination, before the files are made: killed in between, what of them is there is deleted as long as it
- * holds nothing; a file with something in it is somebody else's, who was quicker. journal_write follows when
- * they are made. */
-int journal_plan(const char *dir, uint64_t epoch, const char *peer, const struct owner_record *before,
-                 const json_t *files, struct xm_error *);
+/* Destination, storage-only, before the files are made: killed in between, what of them is there is deleted as
+ * long as it holds nothing; a file with something in it is somebody else's, who was quicker. journal_write
+ * follows when they are made. */
+int journal_plan(const char *dir, enum journal_side, uint64_t epoch, const char *peer,
+                 const struct owner_record *before, const json_t *files, struct xm_error *);
 /* 0: filled, or side NONE when there is none. journal_free after success. */
 int journal_read(const char *dir, struct journal *, struct xm_error *);
 void journal_free(struct journal *);

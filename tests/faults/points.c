@@ -112,6 +112,8 @@ const struct point points[] = {
     KILLED("clean-up-removed", S, 1, AT_D),
     KILLED("job-ending", S, 1, AT_D),
     /* Disks alone. */
+    STORAGE("storage-journaled", "kill"),
+    STORAGE("storage-made", "kill"),
     STORAGE("storage-created", "kill"),
     STORAGE("storage-created", "cut"),
     STORAGE("pivot-before-record", "kill"),

@@ -117,7 +117,7 @@ static void a_disk_that_was_about_to_be_made(void **state)
     for (int written = 0; written < 2; written++) {
         journal(JOURNAL_DESTINATION);
         json_t *files = json_pack("[s s]", disk, "/nonexistent/never-made.raw");
-        assert_int_equal(journal_plan(dir, E, "hostb", NULL, files, NULL), 0);
+        assert_int_equal(journal_plan(dir, JOURNAL_DESTINATION, E, "hostb", NULL, files, NULL), 0);
         json_decref(files);
         char *path = xm_printf("%s/owner.json", dir);
         unlink(path);
@@ -134,6 +134,34 @@ static void a_disk_that_was_about_to_be_made(void **state)
         assert_int_equal(is_there(disk), written);
         assert_true(is_there(other));
         unlink(disk);
+    }
+}
+
+/* The same of a disk that is about to move on this host: somebody else was given its name, too. */
+static void a_file_that_it_was_about_to_move_to(void **state)
+{
+    (void)state;
+    for (int written = 0; written < 2; written++) {
+        journal(JOURNAL_SOURCE);
+        json_t *files = json_pack("[s, s]", disk, other);
+        json_t *spec = json_pack("{s:[{s:s}]}", "disks", "path", other);
+        char *path = xm_printf("%s/spec.json", dir);
+        assert_int_equal(journal_plan(dir, JOURNAL_STORAGE, E, "hosta", NULL, files, NULL), 0);
+        assert_int_equal(xm_json_save(path, spec, NULL), 0);
+        record(OWNER_MINE, E, true);
+        int fd = open(disk, O_WRONLY);
+        assert_true(fd >= 0);
+        if (written)
+            assert_int_equal(pwrite(fd, "data", 4, 0), 4);
+        assert_int_equal(fsync(fd), 0);
+        close(fd);
+        assert_int_equal(journal_sweep(dir, "web1", NULL), 0);
+        assert_int_equal(is_there(disk), written);
+        assert_true(is_there(other));
+        unlink(disk);
+        free(path);
+        json_decref(files);
+        json_decref(spec);
     }
 }
 
@@ -431,6 +459,7 @@ int main(void)
         T(a_migration_that_came_to_nothing),
         T(a_vm_that_has_gone),
         T(a_disk_that_was_about_to_be_made),
+        T(a_file_that_it_was_about_to_move_to),
         T(an_unreadable_record_deletes_nothing),
         T(the_other_sides_journal_is_not_touched),
         T(what_was_before_is_kept),
