@@ -72,9 +72,6 @@ static json_t *read_move(struct agent *a, const json_t *o, struct move *m)
         return refusal(EXIT_REFUSED,
                        "this is %s: the disks alone move to another datastore of a host, by --storage-only",
                        host);
-    if (!m->local && !m->peer)
-        return refusal(EXIT_REFUSED, "%s has no [peer %s] in its configuration", a->conf.name,
-                       host[0] ? host : "?");
     return NULL;
 }
 
@@ -187,6 +184,10 @@ struct job *move_begin(struct agent *a, const json_t *request, bool only_check, 
     *no = read_move(a, request, m);
     if (!*no)
         *no = hold(m, !only_check);
+    /* Behind what is wrong with the VM: `xmigrate reboot web1` is read as the move of a VM reboot. */
+    if (!*no && !m->local && !m->peer)
+        *no = refusal(EXIT_REFUSED, "%s has no [peer %s] in its configuration", a->conf.name,
+                      m->host[0] ? m->host : "?");
     if (!*no) {
         json_t *reasons = move_reasons(m);
         if (json_array_size(reasons))

@@ -77,6 +77,10 @@ static void say_how_to_find_out(const struct talk *t)
         fprintf(
             err,
             "If the migration has begun, it goes on without this command. See what runs:  xmigrate jobs\n");
+    else if (t->args->verb->moves)
+        fprintf(
+            err,
+            "If a move runs, it goes on without this command; no other is begun. See it:  xmigrate jobs\n");
     else if (t->args->verb->changes)
         fprintf(err, "Whether it was done is not known. See what is:  xmigrate list\n");
 }
@@ -117,7 +121,8 @@ static void take_event(struct talk *t, const json_t *o, const char *event)
 {
     bool last = t->args->verb->follows;
 
-    take_job(t, o);
+    if (last) /* else it is one of several */
+        take_job(t, o);
     if (as_json(t))
         print_json(t, o);
     if (!strcmp(event, "job")) {
@@ -234,6 +239,17 @@ static const char *socket_path(const struct args *a)
     return args_has(a, OPT_SOCKET) || !env || !*env ? a->value[OPT_SOCKET] : env;
 }
 
+/* 0, or -errno and a sentence for who has set up no host yet, or is not root. */
+static int connect_agent(struct talk *t, struct xm_error *e)
+{
+    xm_jsonl_init(&t->conn, xm_unix_connect(socket_path(t->args), e));
+    if (t->conn.fd >= 0)
+        return 0;
+    if (e->code == EACCES || e->code == EPERM)
+        return xm_error_prefix(e, "only root may ask the agent");
+    return xm_error_prefix(e, "is xmigrated running on this host?");
+}
+
 json_t *client_ask(const struct args *a, json_t *request, const struct cli_io *io, int *status)
 {
     struct talk t = {.args = a, .io = io};
@@ -241,10 +257,8 @@ json_t *client_ask(const struct args *a, json_t *request, const struct cli_io *i
     json_t *o = NULL;
 
     progress_init(&t.progress, io);
-    xm_jsonl_init(&t.conn, xm_unix_connect(socket_path(a), &e));
-    if (t.conn.fd < 0) {
+    if (connect_agent(&t, &e) < 0) {
         json_decref(request);
-        xm_error_prefix(&e, "is xmigrated running on this host?");
     } else if (xm_jsonl_send(t.conn.fd, request, -1, &e) == 0) {
         o = xm_jsonl_recv(&t.conn, UINT64_MAX, &e);
     }
@@ -275,10 +289,8 @@ int client_run(const struct args *a, json_t *request, const struct cli_io *io)
     pthread_sigmask(SIG_BLOCK, &ours, &before);
     int signals = signalfd(-1, &ours, SFD_CLOEXEC | SFD_NONBLOCK);
     progress_init(&t.progress, io);
-    xm_jsonl_init(&t.conn, xm_unix_connect(socket_path(a), &e));
-    if (t.conn.fd < 0) {
+    if (connect_agent(&t, &e) < 0) {
         json_decref(request);
-        xm_error_prefix(&e, "is xmigrated running on this host?");
         lose(&t, e.text);
     } else if (xm_jsonl_send(t.conn.fd, request, -1, &e) < 0) {
         lose(&t, e.text);

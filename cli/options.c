@@ -200,6 +200,10 @@ int args_parse(struct args *a, int argc, char **argv, struct xm_error *e)
         if (c < 1000) {
             if (optopt >= 1000)
                 return xm_error_set(e, EINVAL, "--%s takes no value", option_table[optopt - 1000].name);
+            /* Of a cluster like -json getopt names the letter; the word is the next one's until its end. */
+            if (optopt)
+                return xm_error_set(e, EINVAL, "there is no option -%c: options begin with --",
+                                    optopt > ' ' && optopt < 127 ? optopt : '?');
             return xm_error_set(e, EINVAL, "there is no option %.60s", argv[optind - 1]);
         }
         int err = take_option(a, &option_table[c - 1000], optarg, e);
@@ -209,19 +213,47 @@ int args_parse(struct args *a, int argc, char **argv, struct xm_error *e)
     return find_verb(a, argv + optind, argc - optind, e);
 }
 
+#define HELP_COLUMNS 80
+
+/* Its words in lines of so many columns, of which the first has `indent` already; ends the line. */
+static void put_words(FILE *out, size_t indent, const char *text)
+{
+    size_t at = indent;
+
+    for (const char *w = text; *w; w += *w == ' ') {
+        size_t n = strcspn(w, " ");
+        bool next = at > indent && at + 1 + n > HELP_COLUMNS;
+        if (next)
+            fprintf(out, "\n%*s", (int)indent, "");
+        else if (at > indent)
+            fputc(' ', out);
+        at = next ? indent + n : at + (at > indent) + n;
+        fwrite(w, 1, n, out);
+        w += n;
+    }
+    fputc('\n', out);
+}
+
 static void print_option_help(FILE *out, const struct option_row *o)
 {
-    char buf[80];
+    char buf[80], *text = NULL;
+    size_t len;
+    FILE *f = open_memstream(&text, &len);
 
-    fprintf(out, "  %-20s %s", option_usage(o).s, o->help);
+    if (!f)
+        return;
+    fputs(o->help, f);
     if (o->choices)
-        fprintf(out, " One of: %s.", choices_text(o->choices, buf, sizeof buf));
+        fprintf(f, " One of: %s.", choices_text(o->choices, buf, sizeof buf));
     if (o->initial)
-        fprintf(out, " Default: %s.", o->initial);
+        fprintf(f, " Default: %s.", o->initial);
     if (o->not_yet)
-        fprintf(out, " (Not yet%s%s.)", *o->not_yet ? ": " : "",
+        fprintf(f, " (Not yet%s%s.)", *o->not_yet ? ": " : "",
                 *o->not_yet ? choices_text(o->not_yet, buf, sizeof buf) : "");
-    fputc('\n', out);
+    fclose(f);
+    fprintf(out, "  %-20s ", option_usage(o).s);
+    put_words(out, 23, text);
+    free(text);
 }
 
 void print_help(FILE *out, const struct verb *only)
@@ -236,19 +268,22 @@ void print_help(FILE *out, const struct verb *only)
         if (only && only != v)
             continue;
         options |= v->options;
-        fprintf(out, "  xmigrate %s%s%s\n      %s\n", v == verb_table ? "[OPTION...]" : v->name,
-                *v->words ? " " : "", v->words, v->help);
+        fprintf(out, "  xmigrate %s%s%s\n      ", v == verb_table ? "[OPTION...]" : v->name,
+                *v->words ? " " : "", v->words);
+        put_words(out, 6, v->help);
     }
     fprintf(out, "\noptions:\n");
     for (int i = 0; i < OPTIONS; i++) {
         if (!option_table[i].hidden && (options & OPT_BIT(i)))
             print_option_help(out, &option_table[i]);
     }
-    fprintf(
-        out,
-        "\nSizes and rates: K, M, G, T are powers of 1024, KB, MB, ... of 1000, kbit, Mbit, Gbit bits.\n"
-        "Exit status: 0 done, 1 failed with the VM safe at the source, 2 wrong use, 3 refused by checks,\n"
-        "4 interrupted or state unknown.\n");
+    fputc('\n', out);
+    put_words(out, 0,
+              "Sizes and rates: K, M, G, T are powers of 1024, KB, MB, ... of 1000, kbit, Mbit, Gbit bits.");
+    put_words(
+        out, 0,
+        "Exit status: 0 done, 1 failed with the VM safe at the source, 2 wrong use, 3 refused by checks, "
+        "4 interrupted or state unknown.");
 }
 
 void print_options(FILE *out)

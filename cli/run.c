@@ -26,6 +26,15 @@ int cli_run(int argc, char **argv, const struct cli_io *io)
         request = verb_request(&a, &e);
     }
     if (!request) {
+        xm_text_mend(e.text); /* words of the command line are quoted in it */
+        if (args_has(&a, OPT_JSON)) {
+            json_t *o = json_pack("{s:b, s:s, s:i}", "ok", 0, "error", e.text, "exit", CLI_USAGE);
+            if (a.verb && a.verb->follows)
+                json_object_set_new(o, "event", json_string("failed"));
+            json_dumpf(o, io->out, JSON_COMPACT);
+            fputc('\n', io->out);
+            json_decref(o);
+        }
         fprintf(io->err, "xmigrate: %s\n(xmigrate --help tells more)\n", e.text);
         return CLI_USAGE;
     }

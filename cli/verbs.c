@@ -289,6 +289,7 @@ const struct verb verb_table[] = {
     {.name = "rebalance",
      .words = "",
      .options = BIT(DRY_RUN),
+     .moves = true,
      .changes = true,
      .request = rebalance_request,
      .print = report_plan,

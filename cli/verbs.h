@@ -13,6 +13,7 @@ struct verb {
     unsigned needs;    /* of these, those it cannot do without */
     const char *help;
     bool follows; /* a migration's events come, and `done` or `failed` is the last */
+    bool moves;   /* runs migrations, one after the other, and tells of them */
     bool changes; /* changes something: when the connection is lost, what became of it is not known */
     /* Checks what the table cannot say and fills the request. 0 or -EINVAL with the sentence. */
     int (*request)(const struct args *a, json_t *request, struct xm_error *e);

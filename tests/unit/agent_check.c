@@ -102,6 +102,24 @@ static void both_sides_say_that_memory_cannot_be_tracked(void **state)
     }
 }
 
+/* What broke: who wrote `xmigrate reboot web1`, as other tools have it, was told of a missing [peer web1]. */
+static void a_move_of_no_vm_to_no_host_names_the_vm(void **state)
+{
+    (void)state;
+    assert_int_equal(test_agent_start(t), 0);
+    json_t *answer = ask(t, json_pack("{s:s, s:s, s:s}", "verb", "move", "vm", "reboot", "host", "web1"));
+    assert_string_equal(xm_json_str(answer, "error", ""), "there is no VM 'reboot' on hosta");
+    json_decref(answer);
+    json_decref(start());
+    answer = ask(t, json_pack("{s:s, s:s, s:s}", "verb", "move", "vm", "web1", "host", "hostx"));
+    assert_string_equal(xm_json_str(answer, "error", ""), "hosta has no [peer hostx] in its configuration");
+    assert_int_equal(xm_json_int(answer, "exit", 0), 3);
+    json_decref(answer);
+    answer = ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)); /* was let go */
+    assert_true(xm_json_bool(answer, "ok", false));
+    json_decref(answer);
+}
+
 /* All was copied, and then the source said that it cannot be. */
 static void a_budget_that_no_switch_can_keep_is_refused_by_check(void **state)
 {
@@ -285,6 +303,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(both_sides_say_that_memory_cannot_be_tracked, make, take_away),
+        cmocka_unit_test_setup_teardown(a_move_of_no_vm_to_no_host_names_the_vm, make, take_away),
         cmocka_unit_test_setup_teardown(a_budget_that_no_switch_can_keep_is_refused_by_check, make,
                                         take_away),
         cmocka_unit_test_setup_teardown(another_disc_of_the_same_path_is_refused, make, take_away),

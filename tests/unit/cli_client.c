@@ -6,6 +6,8 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static void json_passes_each_event_and_nothing_else(void **state)
 {
@@ -105,6 +107,11 @@ static void an_interruption_says_that_the_migration_goes_on(void **state)
     assert_int_equal(run_cli("--json watch 7", SAYS(JOB, INTERRUPT), false, false), CLI_UNKNOWN);
     expect_in(cli_out, "{\"event\":\"lost\",\"error\":\"interrupted\",\"exit\":4,\"job\":\"7\"}\n");
     assert_int_equal(run_cli("list", SAYS(INTERRUPT), false, false), CLI_UNKNOWN);
+    /* What broke: it was told to watch a move that was over. */
+    const char *done = "{\"event\":\"done\",\"job\":\"4\",\"vm\":\"web1\"}";
+    assert_int_equal(run_cli("rebalance", SAYS(done, INTERRUPT), false, false), CLI_UNKNOWN);
+    expect_in(cli_err, "goes on without this command; no other is begun. See it:  xmigrate jobs\n");
+    assert_null(strstr(cli_err, "watch"));
     pthread_sigmask(SIG_UNBLOCK, &ours, NULL); /* it was taken: nothing kills us here */
 }
 
@@ -139,6 +146,30 @@ static void wrong_use_is_2_and_never_reaches_the_agent(void **state)
     assert_int_equal(run_cli("web1", NULL, false, false), CLI_USAGE);
     expect_in(cli_err, "xmigrate: \"web1\" is no verb");
     assert_int_equal(run_cli("--resume web1 hostb", NULL, false, false), CLI_USAGE);
+    expect_out("");
+    assert_int_equal(run_cli("--json web1", NULL, false, false), CLI_USAGE);
+    expect_in(cli_out, "{\"ok\":false,\"error\":\"\\\"web1\\\" is no verb");
+    expect_in(cli_out, "\"exit\":2,\"event\":\"failed\"}\n");
+    assert_int_equal(run_cli("--json start /no/such/file", NULL, false, false), CLI_USAGE);
+    expect_in(cli_out, "\"exit\":2}\n");
+}
+
+static void a_user_who_may_not_ask_is_told_so(void **state)
+{
+    (void)state;
+    char *dir = xm_printf("%s", tmpdir_path("closed")), line[300];
+
+    if (geteuid() == 0 && mkdir(dir, 0700) == 0) { /* root may enter whatever its mode: as another user */
+        snprintf(line, sizeof line, "--socket %s/agent.sock list", dir);
+        assert_int_equal(seteuid(65534), 0);
+        int status = run_cli(line, NULL, false, false);
+        assert_int_equal(seteuid(0), 0);
+        assert_int_equal(status, CLI_FAILED);
+        expect_in(cli_err, "xmigrate: only root may ask the agent: cannot connect to ");
+    } else {
+        fputs("SKIPPED: needs root\n", stderr);
+    }
+    free(dir);
 }
 
 static void what_is_typed_to_interrupt_the_editor_is_not_for_us(void **state)
@@ -164,6 +195,7 @@ int main(void)
         WITH_AGENT(a_lost_agent_is_4_when_something_may_have_changed),
         WITH_AGENT(no_agent_is_1_because_nothing_was_changed),
         WITH_AGENT(wrong_use_is_2_and_never_reaches_the_agent),
+        WITH_AGENT(a_user_who_may_not_ask_is_told_so),
         WITH_AGENT(what_is_typed_to_interrupt_the_editor_is_not_for_us),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

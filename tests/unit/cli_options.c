@@ -177,7 +177,9 @@ static void mistakes_are_named(void **state)
     refuse("list web1", "too many words: write xmigrate list");
     refuse("web1 ''", "an empty word: write xmigrate move VM HOST[:DATASTORE] | --storage-only VM DATASTORE");
     refuse("--quick web1 hostb", "there is no option --quick");
-    refuse("-q web1 hostb", "there is no option -q");
+    refuse("-q web1 hostb", "there is no option -q: options begin with --");
+    refuse("-json list", "there is no option -j: options begin with --"); /* no word of getopt's own */
+    refuse("list -json", "there is no option -j: options begin with --");
     refuse("web1 hostb --downtime", "--downtime needs a value behind it");
     refuse("--json=yes web1 hostb", "--json takes no value");
     refuse("--downtime 5 --downtime 6 web1 hostb", "--downtime is given twice");
@@ -244,6 +246,10 @@ static void the_help_names_every_verb_and_option(void **state)
         assert_true(option_table[i].hidden || strstr(text, option_usage(&option_table[i]).s));
     for (const struct verb *v = verb_table; v->name; v++)
         assert_non_null(strstr(text, v->words));
+    for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+        if (strlen(line) > 80 && strncmp(line, "  xmigrate ", 11) != 0) /* what is to be typed stays whole */
+            fail_msg("wider than a terminal: %s", line);
+    }
     free(text);
 }
 
