@@ -34,6 +34,8 @@ struct plan_vm { /* runs on this host */
     char name[VM_NAME_MAX + 1];
     uint64_t memory;
     bool fixed; /* must not be moved (being migrated, a device that cannot, the user said so) */
+    /* Where it would be refused: bit 0: the datastores of its own host, bit 1 + i: hosts[i]. */
+    uint64_t barred;
     unsigned disks;
     struct {
         int datastore;  /* index; -1: outside any */

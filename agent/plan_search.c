@@ -53,7 +53,7 @@ static bool can_move(const struct search *s, unsigned vm, unsigned to)
 {
     const struct plan_vm *v = &s->in->vms[vm];
 
-    if (v->fixed || s->moved[vm] || s->host[to] == UINT32_MAX)
+    if (v->fixed || s->moved[vm] || s->host[to] == UINT32_MAX || v->barred >> s->host[to] & 1)
         return false;
     if (!plan_is_across(s, to))
         return true;

@@ -5,8 +5,10 @@
  * A target that cannot be reached is no error of ours, but who runs this wants to know: it is in `over`, and
  * the command's exit status says it.
  *
- * A peer that does not answer is left out, and said. A move that is refused or fails ends the run: the plan
- * was made for another state than there is now; the next run makes a new one. Nothing is kept between runs.
+ * A peer that does not answer is left out, and said. A move that fails ends the run: the plan was made for
+ * another state than there is now; the next run makes a new one. One that is refused is said, and planned
+ * around: the plan knows of room alone, and for the want of a bridge it would be refused every night. Nothing
+ * is kept between runs.
  */
 #include "agent/datastore.h"
 #include "agent/facts.h"
@@ -17,14 +19,39 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #define ASK_NS (15 * XM_NS_PER_S)
 
 /* ---- what is there ---- */
 
+/* Directories of one file system share its space: what moves between them frees nothing. They are one, by
+ * the first one's name, with the lowest target; `also` names the others. False: there is none before. */
+static bool joined(json_t *list, const dev_t *devs, dev_t dev, const struct conf_datastore *d,
+                   uint64_t promised)
+{
+    size_t i = 0;
+
+    while (i < json_array_size(list) && devs[i] != dev)
+        i++;
+    json_t *one = json_array_get(list, i), *also = json_object_get(one, "also");
+    int64_t target = xm_json_int(one, "target", 0);
+    if (!one)
+        return false;
+    if (!also)
+        json_object_set_new(one, "also", also = json_array());
+    json_array_append_new(also, json_string(d->name));
+    if (d->target && (!target || d->target < target))
+        json_object_set_new(one, "target", json_integer(d->target));
+    json_object_set_new(one, "reserved",
+                        json_integer(xm_json_int(one, "reserved", 0) + (json_int_t)promised));
+    return true;
+}
+
 static json_t *own_datastores(struct agent *a, bool for_peer)
 {
     json_t *list = json_array(), *usage = vms_usage(a, true);
+    dev_t devs[CONFIG_MANY] = {0}; /* of those in the list; 0: it is left out */
 
     for (unsigned i = 0; i < a->conf.datastores; i++) {
         const struct conf_datastore *d = &a->conf.datastore[i];
@@ -41,6 +68,12 @@ static json_t *own_datastores(struct agent *a, bool for_peer)
         agent_lock(a);
         uint64_t promised = vms_space_promised(a, d->name, NULL, usage);
         agent_unlock(a);
+        struct stat st;
+        if (storage_stat(d->path, &st))
+            continue;
+        if (joined(list, devs, st.st_dev, d, promised))
+            continue;
+        devs[json_array_size(list)] = st.st_dev;
         json_array_append_new(list,
                               json_pack("{s:s, s:I, s:I, s:I, s:i}", "name", d->name, "size",
                                         (json_int_t)size, "used", (json_int_t)(size - XM_MIN(space, size)),
@@ -78,6 +111,7 @@ struct scene {
     struct plan_host host[CONFIG_MANY];
     struct plan_datastore datastore[CONFIG_MANY * (CONFIG_MANY + 1)];
     struct plan_vm *vm;
+    json_t *also; /* of own datastores that are on an other's file system, by name: that one's index */
 };
 
 static void note(struct conn *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -91,6 +125,20 @@ static void note(struct conn *c, const char *fmt, ...)
     va_end(ap);
     xm_text_mend(text);
     conn_event(c, json_pack("{s:s, s:s}", "event", "note", "text", text));
+}
+
+static void add_also(struct conn *c, struct scene *s, const json_t *also)
+{
+    const struct plan_datastore *one = &s->datastore[s->input.datastore_count];
+    json_t *v;
+    size_t i;
+
+    json_array_foreach ((json_t *)also, i, v) {
+        json_object_set_new(s->also, json_string_value(v), json_integer(s->input.datastore_count));
+        note(c,
+             "datastore '%s' of %s is on the file system of '%s': they are one here, with a target of %u %%",
+             json_string_value(v), one->host, one->name, one->target);
+    }
 }
 
 /* Also for lists that a peer has sent: what makes no sense is left out. */
@@ -119,6 +167,8 @@ static void add_datastores(struct conn *c, struct scene *s, const char *host, co
         to->size = (uint64_t)size;
         to->used = XM_MIN((uint64_t)used + (uint64_t)reserved, to->size);
         to->target = (unsigned)target;
+        if (!strcmp(host, s->input.host))
+            add_also(c, s, json_object_get(d, "also"));
         s->input.datastore_count++;
     }
 }
@@ -153,7 +203,7 @@ static int datastore_index(const struct scene *s, const char *name)
         if (!strcmp(s->datastore[i].host, s->input.host) && !strcmp(s->datastore[i].name, name))
             return (int)i;
     }
-    return -1;
+    return (int)xm_json_int(s->also, name, -1);
 }
 
 static void add_vm(struct scene *s, const json_t *spec, bool fixed)
@@ -205,6 +255,7 @@ static struct scene *look(struct conn *c)
         return NULL;
     s->input.host = a->conf.name;
     s->input.concurrent = 1;
+    s->also = json_object();
     json_t *own = own_datastores(a, false);
     add_datastores(c, s, a->conf.name, own);
     json_decref(own);
@@ -306,56 +357,99 @@ static json_t *run_move(struct conn *c, const struct scene *s, const struct plan
                : refusal(EXIT_FAILED, "moving VM %s failed; the moves behind it were not begun", vm);
 }
 
-static json_t *run_plan(struct conn *c, const struct scene *s, const struct plan *p)
+/* Says it, and remembers it in refused: by the VM's name an object whose keys are hosts. */
+static void refused_add(struct conn *c, const struct scene *s, const struct plan_move *m, const json_t *no,
+                        json_t *refused)
+{
+    const struct plan_datastore *to = &s->datastore[m->datastore];
+    const char *vm = s->vm[m->vm].name;
+    const char *why = json_string_value(json_array_get(json_object_get(no, "reasons"), 0));
+    json_t *hosts = json_object_get(refused, vm);
+
+    note(c, "VM %s is not moved to %s%s%s: %s", vm, m->across ? to->host : "", m->across ? ":" : "", to->name,
+         why ? why : xm_json_str(no, "error", "it was refused"));
+    if (!hosts)
+        json_object_set_new(refused, vm, hosts = json_object());
+    json_object_set_new(hosts, to->host, json_true());
+}
+
+static void refused_bar(struct scene *s, const json_t *refused)
+{
+    for (unsigned v = 0; v < s->input.vm_count; v++) {
+        const json_t *hosts = json_object_get(refused, s->vm[v].name);
+        s->vm[v].barred = json_object_get(hosts, s->input.host) != NULL;
+        for (unsigned i = 0; i < s->input.host_count; i++)
+            s->vm[v].barred |= (uint64_t)(json_object_get(hosts, s->host[i].name) != NULL) << (i + 1);
+    }
+}
+
+/* Adds the moves that it makes to `made`. NULL: all are made, or one was refused (*again): else why not. */
+static json_t *run_plan(struct conn *c, const struct scene *s, const struct plan *p, json_t *made,
+                        json_t *refused, bool *again)
 {
     for (unsigned i = 0; i < p->move_count; i++) {
         json_t *o = describe_move(s, &p->moves[i]);
         tell(c,
              json_sprintf("VM %s: %s -> %s, %s: %s", xm_json_str(o, "vm", ""), xm_json_str(o, "from", ""),
                           xm_json_str(o, "to", ""), xm_format_size(p->moves[i].bytes).s, p->moves[i].reason));
+        /* Who asked has been interrupted: that ends it, but for the move that runs. */
+        json_t *no = c->dead ? refusal(EXIT_FAILED, "nobody waits for it") : run_move(c, s, &p->moves[i]);
+        *again = xm_json_int(no, "exit", 0) == EXIT_REFUSED;
+        if (*again)
+            refused_add(c, s, &p->moves[i], no, refused);
+        else if (!no)
+            json_array_append(made, o);
         json_decref(o);
-        json_t *no = run_move(c, s, &p->moves[i]);
-        if (no)
+        if (!*again && no)
             return no;
+        json_decref(no);
+        if (*again)
+            break;
     }
     return NULL;
 }
 
-static json_t *rebalance(struct conn *c, const struct scene *s, bool dry_run)
+/* NULL: to be called again, with a new scene. */
+static json_t *rebalance(struct conn *c, const struct scene *s, bool dry_run, json_t *made, json_t *refused)
 {
     struct xm_error e = {0};
     struct plan p = {0};
-    json_t *list = json_array(), *answer = NULL;
+    json_t *answer = NULL;
+    bool again = false;
 
-    if (!s->vm || plan_rebalance(&s->input, &p, &e) < 0) {
-        json_decref(list);
+    if (!s->vm || plan_rebalance(&s->input, &p, &e) < 0)
         return refusal(EXIT_FAILED, "%s", s->vm ? e.text : "no memory");
-    }
-    for (unsigned i = 0; i < p.move_count; i++)
-        json_array_append_new(list, describe_move(s, &p.moves[i]));
-    json_t *why = problems(&p);
+    for (unsigned i = 0; dry_run && i < p.move_count; i++)
+        json_array_append_new(made, describe_move(s, &p.moves[i]));
     if (!dry_run)
-        answer = run_plan(c, s, &p);
-    if (!answer) {
+        answer = run_plan(c, s, &p, made, refused, &again);
+    if (!answer && !again) {
         answer = ok_answer();
-        json_object_set(answer, "plan", list);
+        json_object_set(answer, "plan", made);
         json_object_set_new(answer, "over", over(s, &p));
-        json_object_set(answer, "reasons", why);
+        json_object_set_new(answer, "reasons", problems(&p));
     }
-    json_decref(why);
-    json_decref(list);
     plan_free(&p);
     return answer;
 }
 
 json_t *verb_rebalance(struct conn *c, const json_t *request)
 {
-    struct scene *s = look(c);
+    json_t *made = json_array(), *refused = json_object(), *answer = NULL;
 
-    if (!s)
-        return refusal(EXIT_FAILED, "no memory");
-    json_t *answer = rebalance(c, s, xm_json_bool(request, "dry_run", false));
-    free(s->vm);
-    free(s);
+    while (!answer) { /* each time another VM and host are refused */
+        struct scene *s = look(c);
+        if (s && s->vm)
+            refused_bar(s, refused);
+        answer = s ? rebalance(c, s, xm_json_bool(request, "dry_run", false), made, refused)
+                   : refusal(EXIT_FAILED, "no memory");
+        if (s) {
+            json_decref(s->also);
+            free(s->vm);
+        }
+        free(s);
+    }
+    json_decref(refused);
+    json_decref(made);
     return answer;
 }

@@ -115,6 +115,27 @@ static void test_one_move_within_the_host_first(void **state)
     assert_true(p.fewest);
 }
 
+static void test_not_where_it_is_refused(void **state)
+{
+    (void)state;
+    add_store("hosta", "ssd", 100, 90, 80);
+    add_store("hosta", "hdd", 100, 10, 80);
+    add_store("hostb", "far", 100, 10, 80);
+    add_store("hostc", "far", 100, 10, 80);
+    struct plan_vm *v = add_vm("web1", 0, 12);
+    static const unsigned goes[] = {1, 2, 3};
+    for (unsigned i = 0; i < 3; i++) { /* hosta, hostb, hostc */
+        make_plan();
+        assert_int_equal(p.move_count, 1);
+        assert_int_equal(p.moves[0].datastore, goes[i]);
+        v->barred |= 1u << i;
+        plan_free(&p);
+    }
+    make_plan();
+    assert_int_equal(p.move_count, 0);
+    assert_int_equal(p.problem_count, 1);
+}
+
 static void test_goes_to_another_host_when_it_has_to(void **state)
 {
     (void)state;
@@ -495,6 +516,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(nothing_to_do),
         T(one_move_within_the_host_first),
+        T(not_where_it_is_refused),
         T(goes_to_another_host_when_it_has_to),
         T(a_full_hosts_memory_is_no_target),
         T(space_is_reserved_while_planning),
