@@ -94,6 +94,9 @@ install: progs
 	install -m 755 $(B)/xmigrate $(DESTDIR)$(PREFIX)/bin
 	for s in 1 5 7 8; do install -d $(DESTDIR)$(PREFIX)/share/man/man$$s; \
 	  install -m 644 man/*.$$s $(DESTDIR)$(PREFIX)/share/man/man$$s; done
+	# The pages are found by the names of what they tell of, too.
+	echo '.so man5/xmigrate.conf.5' >$(DESTDIR)$(PREFIX)/share/man/man5/xmigrated.conf.5
+	echo '.so man8/xmigrated.8' >$(DESTDIR)$(PREFIX)/share/man/man8/xmigrate-shim.8
 	sed 's|@PREFIX@|$(PREFIX)|' etc/xmigrated.service >$(B)/xmigrated.service
 	install -m 644 $(B)/xmigrated.service $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 644 etc/xmigrated.conf.example $(DESTDIR)/etc/xmigrate
