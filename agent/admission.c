@@ -393,8 +393,9 @@ static bool under_target(const struct fact_datastore *d, uint64_t more)
     return used <= (double)d->size * d->target / 100.0;
 }
 
-/* The one with the most room; one that stays under its target goes before one that does not. */
-static int choose(const struct host_facts *h, uint64_t need)
+/* One that is called as the first disk's is now: who has a «fast» on each host wants that. Else the one with
+ * the most room; one that stays under its target goes before one that does not. */
+static int choose(const struct host_facts *h, const struct vm_spec *s, uint64_t need)
 {
     int best = -1;
     bool best_under = false;
@@ -404,6 +405,8 @@ static int choose(const struct host_facts *h, uint64_t need)
         bool under = under_target(d, need);
         if (d->closed || d->hangs || d->wrong || room(h, d) < need || (best_under && !under))
             continue;
+        if (under && !strcmp(d->name, s->disk[0].datastore))
+            return (int)i;
         if (best < 0 || (under && !best_under) || room(h, d) > room(h, &h->datastore[best])) {
             best = (int)i;
             best_under = under;
@@ -428,7 +431,7 @@ static int judge_storage(const struct host_facts *h, const struct admission_requ
         return -1;
     }
     if (!r->datastore) {
-        found = choose(h, need);
+        found = choose(h, r->spec, need);
         unsigned hang = 0;
         for (unsigned i = 0; i < h->datastores; i++)
             hang += h->datastore[i].hangs;

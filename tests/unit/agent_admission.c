@@ -115,6 +115,18 @@ static void one_under_its_target_goes_before_one_with_more_room(void **state)
     assert_int_equal(chosen, 1);
 }
 
+/* What broke: a database in «fast» moved to the «slow» of the other host, which had a «fast», too. */
+static void one_of_the_same_name_goes_before_one_with_more_room(void **state)
+{
+    (void)state;
+    snprintf(vm.disk[0].datastore, sizeof vm.disk[0].datastore, "small");
+    must_say(NULL);
+    assert_int_equal(chosen, 0);
+    store[0].target = 50; /* with 20 GiB more it would be 60 % full */
+    must_say(NULL);
+    assert_int_equal(chosen, 1);
+}
+
 static void what_is_promised_to_others_is_not_given_twice(void **state)
 {
     (void)state;
@@ -601,6 +613,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(a_good_one_goes_to_the_datastore_with_most_room),
         TEST(one_under_its_target_goes_before_one_with_more_room),
+        TEST(one_of_the_same_name_goes_before_one_with_more_room),
         TEST(what_is_promised_to_others_is_not_given_twice),
         TEST(a_datastore_that_takes_nothing_from_others_is_not_chosen),
         TEST(a_datastore_that_is_not_what_it_was_is_not_chosen),
