@@ -22,6 +22,7 @@ int known_here(struct agent *a, const char *vm, struct known *k, struct xm_error
         memcpy(k->job, there->job, sizeof k->job);
     agent_unlock(a);
     k->tells_job = true;
+    k->qemu = vm_process(a, vm, "qemu.pid") != 0;
     if (k->present) {
         json_t *st = shim_call(a, vm, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, NULL);
         snprintf(k->role, sizeof k->role, "%s", xm_json_str(st, "role", "?"));
@@ -68,6 +69,7 @@ static int ask(struct agent *a, const struct conf_peer *p, const char *vm, uint6
     k->rec.epoch = (uint64_t)epoch;
     snprintf(k->rec.to, sizeof k->rec.to, "%s", xm_json_str(o, "to", ""));
     k->present = xm_json_bool(o, "present", false);
+    k->qemu = xm_json_bool(o, "qemu", false);
     snprintf(k->role, sizeof k->role, "%s", xm_json_str(o, "role", ""));
     snprintf(k->state, sizeof k->state, "%s", xm_json_str(o, "state", ""));
     k->tells_job = json_is_string(json_object_get(o, "job"));

@@ -11,6 +11,7 @@
 struct known {
     struct owner_record rec; /* owner NONE: no record */
     bool present;            /* it has a shim there, or is about to */
+    bool qemu;               /* a QEMU of it is there, with a shim or without */
     bool hangs;              /* the shim lives and does not answer: it may be in the middle of anything */
     char role[16];           /* the shim's; "" without one, "?" when it does not answer */
     char step[16];           /* of the migration that it works on; "" without one */

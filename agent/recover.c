@@ -27,6 +27,7 @@ json_t *verb_peer_owner(struct conn *c, const json_t *request)
     json_object_set_new(answer, "to", json_string(k.rec.to));
     json_object_set_new(answer, "settled", json_boolean(k.rec.settled));
     json_object_set_new(answer, "present", json_boolean(k.present));
+    json_object_set_new(answer, "qemu", json_boolean(k.qemu));
     json_object_set_new(answer, "role", json_string(k.role));
     json_object_set_new(answer, "state", json_string(k.state));
     json_object_set_new(answer, "job", json_string(k.job));

@@ -223,6 +223,24 @@ static json_t *take(struct agent *a, const char *vm, struct known *here, uint64_
     return answer;
 }
 
+/* Nothing of it is loaded here any more, and it was never let run: for that our record would say more than
+ * that it is promised. Its source, which gave it, has its guest stopped and whole: so it goes back as a
+ * destination's shim hands back what it cannot run (vm/handoff.h). */
+static json_t *hand_back(struct agent *a, const char *vm, const struct known *here)
+{
+    struct owner_record rec = {.epoch = here->rec.epoch + 1, .owner = OWNER_GIVEN};
+    struct xm_error e = {0};
+
+    snprintf(rec.to, sizeof rec.to, "%s", here->rec.from);
+    if (owner_write(a, vm, &rec, &e) < 0)
+        return refusal(EXIT_FAILED, "%s", e.text);
+    xm_fault("handed-back");
+    return say(
+        "VM %s was given to %s, where its QEMU has ended, and is handed back to %s, which has its guest "
+        "whole",
+        vm, a->conf.name, rec.to);
+}
+
 static json_t *discard(struct agent *a, const char *vm, const struct known *here)
 {
     const char *owner = verdict_peer(&here->rec);
@@ -321,8 +339,10 @@ static json_t *judge_it(struct agent *a, const char *vm, struct known *here, boo
 {
     const char *name = verdict_peer(&here->rec);
     const struct conf_peer *p = config_peer(&a->conf, name);
+    static const char back[] = "was handed back to this host";
     struct xm_error e = {0};
     struct known there;
+    json_t *answer;
     uint64_t epoch;
 
     if (!p && !peer_is_dead)
@@ -341,9 +361,11 @@ static json_t *judge_it(struct agent *a, const char *vm, struct known *here, boo
         return cannot_ask(vm, name, e.text);
     switch (verdict_of(a->conf.name, &here->rec, &there.rec, guest_is_there(&there), &epoch, &e)) {
     case VERDICT_TAKE:
+        if (there.qemu && !here->qemu && strcmp(here->role, "undecided") != 0)
+            return hand_back(a, vm, here);
         return take(a, vm, here, epoch, "was given to this host", false);
     case VERDICT_BACK:
-        return take(a, vm, here, epoch, "was handed back to this host", false);
+        return take(a, vm, here, epoch, back, false);
     case VERDICT_DISCARD:
         return discard(a, vm, here);
     case VERDICT_SETTLED:
@@ -354,7 +376,13 @@ static json_t *judge_it(struct agent *a, const char *vm, struct known *here, boo
             "is kept; start it there",
             vm, name, (unsigned long long)there.rec.epoch);
     case VERDICT_TELL:
-        return tell_to_settle(a, vm, p);
+        answer = tell_to_settle(a, vm, p);
+        /* It may have handed it back. */
+        if (!xm_json_bool(answer, "ok", false) || known_there(a, p, vm, &there, &e) < 0 ||
+            verdict_of(a->conf.name, &here->rec, &there.rec, false, &epoch, &e) != VERDICT_BACK)
+            return answer;
+        json_decref(answer);
+        return take(a, vm, here, epoch, back, false);
     case VERDICT_DOUBT:
         if (peer_is_dead && there.rec.owner == OWNER_NONE)
             return without_peer(a, vm, here);

@@ -4,7 +4,9 @@
  *
  *   ours                          theirs                          verdict
  *   promised by A, n+1            mine (n or later)               DISCARD  A keeps it
- *                                 given to us, n+1                TAKE     it is ours
+ *                                 given to us, n+1                TAKE     it is ours; with nothing
+ *                                                                          loaded, and A's QEMU whole, it is
+ *                                                                          handed back (agent/settle.c)
  *                                 given to C, later               DISCARD  A has lived on
  *   given to B, n+1, not settled  mine, and it has run there      SETTLED  our copy may go
  *                                 mine, and it has not run yet    THEIRS   our copy stays

@@ -62,6 +62,24 @@ int __wrap_owner_load(const char *dir, const char *vm, struct owner_record *rec,
     return sin_committed == RECORD_ERROR_IS_NOT_OURS && r ? -ENOENT : r;
 }
 
+/* An agent takes what its host was promised, and nothing is loaded there: where the source has its guest
+ * whole still, and said so, the guest loses its memory for nothing. */
+static void look_for_reboot(const struct proc *p, const char *dir, const struct owner_record *rec)
+{
+    struct owner_record before;
+
+    if (!p || p->kind != AGENT || rec->owner != OWNER_MINE || w.word_given || w.read_errors ||
+        proc_find(p->host, QEMU) || __real_owner_load(dir, VM, &before, NULL) < 0 ||
+        before.owner != OWNER_PROMISED)
+        return;
+    for (int i = 0; i < w.hosts; i++) {
+        const struct proc *q = proc_find(&w.host[i], QEMU);
+        if (q && q->qemu->loaded && !q->qemu->incoming && q->qemu->memory == w.version)
+            sim_violated("%s starts from its disk a guest that is whole on %s", p->host->name,
+                         w.host[i].name);
+    }
+}
+
 int __wrap_owner_save(const char *dir, const char *vm, const struct owner_record *rec, struct xm_error *e)
 {
     struct proc *p = proc_current();
@@ -72,6 +90,7 @@ int __wrap_owner_save(const char *dir, const char *vm, const struct owner_record
     if (sin_committed == RUN_WITHOUT_MINE && rec->owner == OWNER_MINE && in_shim && p->shim->destination &&
         !rec->settled)
         return 0;
+    look_for_reboot(p, dir, rec);
     int r = __real_owner_save(dir, vm, rec, e);
     sim_trace("  record «%s», epoch %llu%s: %s", owner_side_name(rec->owner), (unsigned long long)rec->epoch,
               rec->settled ? ", settled" : "", r ? "failed" : "durable");

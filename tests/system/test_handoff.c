@@ -187,6 +187,31 @@ static void power_is_cut_between_the_records(void **state)
     all_die_between_the_records("vm7", true);
 }
 
+/* What broke: the VM was the destination's, which had nothing but its disks left, and started it from
+ * those; its guest stood whole at the source. */
+static void power_is_cut_at_the_destination(void **state)
+{
+    (void)state;
+    need_lab();
+    start_vm("vm9");
+    arm("a", "handoff-after-record:1:stop");
+    assert_int_equal(xmigrate_run("a", 0, NULL, "--detach --with-storage vm9 hostb"), 0);
+    for (struct limit l = limit_start(60); !struck("a") && limit_wait(&l);) {
+    }
+    assert_true(struck("a"));
+    sh(NULL, 5, "kill -9 $(cat %s/b/agent.pid)", lab_run_dir());
+    kill_process("b", "vm9", "shim");
+    kill_process("b", "vm9", "qemu");
+    kill_process("a", "vm9", "shim");
+    restart_agent("b");
+    comes_to_rest("a", "vm9");
+    vm_must_run_at("a", "vm9");
+    small_must_be_whole(&guest, "a");
+    assert_int_equal(guest.boots, 1);
+    host_must_be_clean("b");
+    end_vm("a", "vm9");
+}
+
 /* One command to a VM's QEMU, by a monitor of its user's; until QEMU tells of the event. */
 static void monitor(const char *host, const char *command, const char *event)
 {
@@ -289,7 +314,7 @@ static int stop_all(void **state)
 {
     (void)state;
     small_free(&guest);
-    for (int i = 1; i <= 8; i++) {
+    for (int i = 1; i <= 9; i++) {
         sh(NULL, 20, "%s", xmigrate("a", "stop --force vm%d", i));
         sh(NULL, 20, "%s", xmigrate("b", "stop --force vm%d", i));
         sh(NULL, 20, "%s", xmigrate("a", "undefine --force vm%d", i));
@@ -309,6 +334,7 @@ int main(void)
         cmocka_unit_test_teardown(destination_shim_dies_after_its_record, stop_all),
         cmocka_unit_test_teardown(everything_but_the_guest_dies_between_the_records, stop_all),
         cmocka_unit_test_teardown(power_is_cut_between_the_records, stop_all),
+        cmocka_unit_test_teardown(power_is_cut_at_the_destination, stop_all),
         cmocka_unit_test_teardown(a_paused_vm_stays_paused, stop_all),
     };
 

@@ -2,7 +2,7 @@
 /* What `recover` makes of both sides' records. This program is the other agent; shims are make-believe
  * (lib_shim.c). */
 #include "tests/unit/lib_agent.h"
-#include "vm/owner.h"
+#include "vm/vm.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -144,6 +144,75 @@ static void a_guest_that_was_not_let_run_is_let_run(void **state)
     assert_true(rec.owner == OWNER_MINE && rec.settled);
 }
 
+/* ---- the guest is whole at the source ---- */
+
+static json_t *given_to_us(int epoch, bool qemu)
+{
+    return json_pack("{s:b, s:s, s:i, s:s, s:b, s:b, s:b, s:s}", "ok", 1, "owner", "given", "epoch", epoch,
+                     "to", "hosta", "settled", 0, "present", 1, "qemu", qemu, "role", "owner");
+}
+
+static void promised(struct owner_record *rec)
+{
+    *rec = (struct owner_record){.epoch = 4, .owner = OWNER_PROMISED, .from = "hostb"};
+    given_away();
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", rec, NULL), 0);
+}
+
+/* What came has lost its QEMU before it ran. What broke: it was started from its disks, and the guest, which
+ * stood whole in the source's memory, lost that. */
+static void what_is_whole_at_the_source_is_handed_back(void **state)
+{
+    struct owner_record rec;
+    need_qemu();
+
+    promised(&rec);
+    must(recover_with(*(int *)*state, given_to_us(4, true)), 0);
+    assert_string_equal(state_of("web1"), "");
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_GIVEN);
+    assert_int_equal(rec.epoch, 5);
+    assert_string_equal(rec.to, "hostb");
+    assert_false(rec.settled);
+}
+
+static void what_is_whole_nowhere_is_started_from_its_disks(void **state)
+{
+    struct owner_record rec;
+    need_qemu();
+
+    promised(&rec);
+    must(recover_with(*(int *)*state, given_to_us(4, false)), 0);
+    assert_string_equal(state_of("web1"), "running");
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_MINE);
+    assert_int_equal(rec.epoch, 4);
+}
+
+/* The source asks: it has it back at once. */
+static void what_is_handed_back_goes_on_at_once(void **state)
+{
+    struct owner_record rec;
+    struct xm_jsonl js;
+    int hostb = *(int *)*state;
+    need_qemu();
+
+    given_away();
+    xm_jsonl_init(&js, agent_socket());
+    xm_jsonl_send(js.fd, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1"), -1, NULL);
+    json_decref(serve_one(hostb, owner_answer("promised", 4)));
+    json_t *told = serve_one(hostb, json_pack("{s:b, s:s}", "ok", 1, "text", "it is handed back"));
+    assert_string_equal(xm_json_str(told, "verb", ""), "peer.recover");
+    json_decref(told);
+    json_decref(serve_one(hostb, given_to_us(5, false)));
+    must(last_of(&js), 0);
+    xm_jsonl_close(&js);
+    assert_string_equal(state_of("web1"), "running");
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_MINE);
+    assert_int_equal(rec.epoch, 5);
+}
+
 /* A VM that was stopped is started by whoever wants it to run, not by a question. */
 static void recover_starts_nothing_that_was_stopped(void **state)
 {
@@ -168,6 +237,9 @@ int main(int argc, char **argv)
         TEST(a_promised_vm_whose_qemu_has_ended_is_taken_by_word),
         TEST(a_guest_that_was_not_let_run_is_let_run),
         TEST(recover_starts_nothing_that_was_stopped),
+        TEST(what_is_whole_at_the_source_is_handed_back),
+        TEST(what_is_whole_nowhere_is_started_from_its_disks),
+        TEST(what_is_handed_back_goes_on_at_once),
     };
     int status;
 
