@@ -99,7 +99,7 @@ static int offered_by_another(const char *vm, const char *host, const struct jou
                               vm, host, (unsigned long long)theirs->epoch);
 }
 
-static enum returned taken_over(struct agent *a, const char *vm, const struct owner_record *ours,
+enum returned returned_give_way(struct agent *a, const char *vm, const struct owner_record *ours,
                                 const char *owner, uint64_t epoch, struct xm_error *e)
 {
     struct xm_error why = {0};
@@ -114,10 +114,8 @@ static enum returned taken_over(struct agent *a, const char *vm, const struct ow
 
     name_disks(a, vm, disks, sizeof disks);
     xm_error_set(e, EEXIST,
-                 "VM %s is %s's (epoch %llu), which took it over while %s was away; what %s has of it is "
-                 "kept: %s%s%s",
-                 vm, owner, (unsigned long long)epoch, a->conf.name, a->conf.name, disks, r ? "; " : "",
-                 r ? why.text : "");
+                 "VM %s is %s's (epoch %llu), which has taken it over; what %s has of it is kept: %s%s%s", vm,
+                 owner, (unsigned long long)epoch, a->conf.name, disks, r ? "; " : "", r ? why.text : "");
     xm_log(XM_LOG_WARN, "%s", e->text);
     return RETURNED_THEIRS;
 }
@@ -158,7 +156,7 @@ static enum returned ask(struct agent *a, const char *vm, const struct owner_rec
     }
     const char *owner = later_owner(a, who, with, ours, &there.rec);
     if (owner)
-        return taken_over(a, vm, ours, owner, there.rec.epoch, e);
+        return returned_give_way(a, vm, ours, owner, there.rec.epoch, e);
     if (offered_by_another(vm, who, with, ours, &there.rec, e) < 0) {
         *over = false;
         return RETURNED_UNKNOWN;

@@ -24,6 +24,9 @@ enum returned {
 enum returned returned_judge(struct agent *, const char *vm, bool *silent, struct xm_error *);
 /* The VM is claimed (settle_claim). When nobody can have taken it, nor can any more, its journal ends. */
 enum returned returned_judge_claimed(struct agent *, const char *vm, struct xm_error *);
+/* The VM is claimed, and our record is `ours`, if not: UNKNOWN. Another host owns it with a higher epoch. */
+enum returned returned_give_way(struct agent *, const char *vm, const struct owner_record *ours,
+                                const char *owner, uint64_t epoch, struct xm_error *);
 /* The operator's word that who may have taken it, and does not answer, is gone for good: the VM, which runs
  * or does not, is ours with an epoch above all that such a host can have used. dead: their names. -ENOENT:
  * there are none. */

@@ -11,6 +11,7 @@
  * us: so a peer that asks does not wait long for a claim, and other VMs have nothing to do with it. */
 #include "agent/inventory.h"
 #include "agent/known.h"
+#include "agent/returned.h"
 
 #include <poll.h>
 #include <stdio.h>
@@ -300,39 +301,74 @@ static json_t *tell_to_settle(struct agent *a, const char *vm, const struct conf
     return answer;
 }
 
-/* The operator says that the peer will never be back. What it may still have done with what we gave it had
- * one epoch (it took it) or two (it handed it back): ours is above, so that it is of the past when it comes
- * back all the same. What it has promised us we take as it was offered: who offered it has the journal of
- * it, and gives way (returned.c). */
-static json_t *without_peer(struct agent *a, const char *vm, struct known *here)
-{
-    uint64_t epoch = here->rec.epoch + (here->rec.owner == OWNER_GIVEN ? 2 : 0);
-
-    /* It may have given the VM to a third host before it died. */
-    for (unsigned i = 0; i < a->conf.peers; i++) {
-        const struct conf_peer *p = &a->conf.peer[i];
-        struct xm_error e = {0};
-        struct known there;
-        if (!strcmp(p->name, verdict_peer(&here->rec)))
-            continue;
-        int r = known_there(a, p, vm, &there, &e); /* its shim, which may be slow, is asked there */
-        if (known_answered(r))
-            return refusal(EXIT_UNKNOWN, "VM %s: whether %s has it is not known: it answers, but: %s", vm,
-                           p->name, e.text);
-        if (!r && there.rec.owner == OWNER_MINE && there.rec.epoch >= here->rec.epoch)
-            return refusal(EXIT_FAILED, "VM %s is %s's (epoch %llu), and not taken from it", vm, p->name,
-                           (unsigned long long)there.rec.epoch);
-    }
-
-    xm_log(XM_LOG_WARN, "VM %s: %s is declared dead by an operator; taken with epoch %llu", vm,
-           verdict_peer(&here->rec), (unsigned long long)epoch);
-    return take(a, vm, here, epoch, "was taken on its operator's word", true);
-}
-
 /* Its guest is there for good. A paused one is not let run by anything but its user. */
 static bool guest_is_there(const struct known *there)
 {
     return !strcmp(there->state, "running") || !strcmp(there->state, "paused");
+}
+
+/* What a host that had no part in this hand-off says of the VM, before we take it. It owns it with a later
+ * epoch, by an operator's word, or the other host of this hand-off has given it the VM since: we give way.
+ * NULL: nothing that counts; it may be silent. by_word: ours is to be taken on an operator's word, and
+ * whose the VM is must not be in question, nor may there be a later copy. */
+static json_t *third_host(struct agent *a, const char *vm, const struct known *here,
+                          const struct conf_peer *p, bool by_word)
+{
+    struct xm_error e = {0};
+    struct known there;
+    int r = by_word ? known_there(a, p, vm, &there, &e) /* its shim, which may be slow, is asked there */
+                    : known_there_soon(a, p, vm, &there, &e);
+    bool later = there.rec.epoch > here->rec.epoch;
+
+    if (by_word && known_answered(r))
+        return refusal(EXIT_UNKNOWN, "VM %s: whether %s has it is not known: it answers, but: %s", vm,
+                       p->name, e.text);
+    if (r)
+        return NULL;
+    if (there.rec.owner == OWNER_MINE && later)
+        return returned_give_way(a, vm, &here->rec, p->name, there.rec.epoch, &e) == RETURNED_THEIRS
+                   ? say("%s", e.text)
+                   : refusal(EXIT_UNKNOWN, "%s", e.text);
+    if (by_word && there.rec.owner == OWNER_MINE &&
+        (there.rec.epoch == here->rec.epoch || guest_is_there(&there)))
+        return refusal(EXIT_FAILED, "VM %s is %s's (epoch %llu), and not taken from it", vm, p->name,
+                       (unsigned long long)there.rec.epoch);
+    if (by_word && there.rec.owner == OWNER_PROMISED && later)
+        return refusal(EXIT_FAILED,
+                       "VM %s: %s has a later copy of it, which another host was about to give it: `xmigrate "
+                       "recover %s --peer-is-dead` on %s",
+                       vm, p->name, vm, p->name);
+    return NULL;
+}
+
+static json_t *third_hosts(struct agent *a, const char *vm, const struct known *here, bool by_word)
+{
+    json_t *answer = NULL, *said;
+
+    for (unsigned i = 0; i < a->conf.peers && !xm_json_bool(answer, "ok", false); i++) {
+        if (!strcmp(a->conf.peer[i].name, verdict_peer(&here->rec)) ||
+            !(said = third_host(a, vm, here, &a->conf.peer[i], by_word)))
+            continue;
+        json_decref(answer);
+        answer = said; /* whose it is counts more than who does not know */
+    }
+    return answer;
+}
+
+/* The operator says that the peer will never be back. What it may still have done with what we gave it had
+ * one epoch (it took it) or two (it handed it back): ours is above, so that it is of the past when it comes
+ * back all the same. What it has promised us we take as it was offered: who offered it has the journal of
+ * it, and gives way (returned.c). It may have given the VM to a third host before it died. */
+static json_t *without_peer(struct agent *a, const char *vm, struct known *here)
+{
+    uint64_t epoch = here->rec.epoch + (here->rec.owner == OWNER_GIVEN ? 2 : 0);
+    json_t *answer = third_hosts(a, vm, here, true);
+
+    if (answer)
+        return answer;
+    xm_log(XM_LOG_WARN, "VM %s: %s is declared dead by an operator; taken with epoch %llu", vm,
+           verdict_peer(&here->rec), (unsigned long long)epoch);
+    return take(a, vm, here, epoch, "was taken on its operator's word", true);
 }
 
 static json_t *judge_it(struct agent *a, const char *vm, struct known *here, bool peer_is_dead)
@@ -361,6 +397,8 @@ static json_t *judge_it(struct agent *a, const char *vm, struct known *here, boo
         return cannot_ask(vm, name, e.text);
     switch (verdict_of(a->conf.name, &here->rec, &there.rec, guest_is_there(&there), &epoch, &e)) {
     case VERDICT_TAKE:
+        if ((answer = third_hosts(a, vm, here, false)))
+            return answer;
         if (there.qemu && !here->qemu && strcmp(here->role, "undecided") != 0)
             return hand_back(a, vm, here);
         return take(a, vm, here, epoch, "was given to this host", false);

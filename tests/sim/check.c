@@ -120,6 +120,27 @@ struct host *check_owner(void)
     return owner;
 }
 
+bool check_mine(struct host *h)
+{
+    read_records();
+    return says_mine(h->number);
+}
+
+bool check_gives(struct host *h)
+{
+    read_records();
+    return !readable[h->number] && record[h->number].owner == OWNER_GIVEN && !record[h->number].settled;
+}
+
+bool check_superseded(struct host *h)
+{
+    struct host *owner = check_owner();
+    int i = h->number;
+
+    return owner && owner != h && proc_find(h, QEMU) && !readable[i] &&
+           record[owner->number].epoch > record[i].epoch;
+}
+
 bool check_runs(struct host *h)
 {
     struct proc *q = proc_find(h, QEMU);

@@ -105,14 +105,19 @@ static void ask(struct host *h, const char *verb)
     operator_asks(h, json_pack("{s:s, s:s}", "verb", verb, "vm", VM));
 }
 
+static void move_to(struct host *h, const struct host *to)
+{
+    w.moves_wanted++;
+    operator_asks(h, json_pack("{s:s, s:s, s:s, s:b, s:{}}", "verb", "move", "vm", VM, "host", to->name,
+                               "storage", 1, "options"));
+}
+
 /* Returns where to. */
 static struct host *move(struct host *h)
 {
     struct host *to = other_host(h);
 
-    w.moves_wanted++;
-    operator_asks(h, json_pack("{s:s, s:s, s:s, s:b, s:{}}", "verb", "move", "vm", VM, "host", to->name,
-                               "storage", 1, "options"));
+    move_to(h, to);
     return to;
 }
 
@@ -186,10 +191,76 @@ static void lost_and_back(struct host *h)
         tasks_run(w.busy_until, NULL);
 }
 
+static struct host *giver;
+
+static bool gives(void)
+{
+    return w.failed || !giver->on || check_gives(giver);
+}
+
+static void word_about_the_dead(struct host *h)
+{
+    operator_asks(h, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", VM, "peer_is_dead", 1));
+    wait_answer(120 * SEC);
+}
+
+/* One loses its power as it gives the VM to a second, which is lost in its turn while it gives it to the
+ * third. The first comes back, and takes what it gave on its operator's word; the third may be cut off
+ * then, and hears of it by another word. The second comes back last. */
+static void taken_behind_the_third(struct host *first)
+{
+    struct host *second = move(first), *third;
+
+    giver = first;
+    tasks_run(sim_time() + 5 * SEC, gives);
+    if (!first->on || !check_gives(first) || chance(200))
+        return;
+    w.may_be_stopped = true;
+    tasks_run(sim_time() + below(20 * MS), NULL);
+    host_cut(first);
+    tasks_run(sim_time() + 8 * SEC, NULL);
+    if (!w.failed && second->on && check_owner() == second && check_runs(second)) {
+        third = &w.host[HOSTS - first->number - second->number];
+        move_to(second, third);
+        giver = second;
+        tasks_run(sim_time() + 5 * SEC, gives);
+        tasks_run(sim_time() + below(20 * MS), NULL);
+        host_cut(second);
+        set_partition(chance(700));
+        if (w.partitioned)
+            w.alone = third->number;
+        if (!first->on)
+            host_on(first);
+        tasks_run(sim_time() + 5 * SEC, NULL);
+        if (!check_mine(third)) { /* its operator can see that, whoever reaches it */
+            w.word_given = second->returned = true;
+            word_about_the_dead(first);
+        }
+        set_partition(false);
+        tasks_run(sim_time() + 15 * SEC, NULL);
+        if (!check_mine(third) && !second->on)
+            word_about_the_dead(third);
+        tasks_run(sim_time() + 15 * SEC, NULL);
+        if (!w.failed && !second->on && first->on && third->on && reachable(first, third) &&
+            check_superseded(third))
+            sim_violated("%s keeps a QEMU of a VM that %s has taken, whatever its operator says", third->name,
+                         first->name);
+        if (!second->on && !w.failed)
+            host_on(second);
+    } else if (!first->on) {
+        host_on(first);
+    }
+    wait_answer(20 * SEC);
+}
+
 static void one_command(void)
 {
     struct host *owner = check_owner(), *h = owner && chance(850) ? owner : &w.host[below((uint64_t)w.hosts)];
 
+    if (w.hosts > 2 && h->on && owner == h && check_runs(h) && chance(60)) {
+        taken_behind_the_third(h);
+        return;
+    }
     if (w.hosts > 2 && h->on && chance(150)) {
         move(h);
         lost_and_back(h);

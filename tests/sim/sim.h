@@ -331,6 +331,9 @@ void heal(void);
 void check_always(void);                 /* after each event */
 const char *check_unrest(struct host *); /* why it has not come to rest; NULL */
 struct host *check_owner(void);
+bool check_mine(struct host *);       /* its record says «mine» */
+bool check_gives(struct host *);      /* its record says «given», and is open */
+bool check_superseded(struct host *); /* it has a QEMU of a VM that another host owns with a later epoch */
 bool check_runs(struct host *);
 void check_left(struct host *owner);
 void check_end(void); /* brings the VM back as the manual says, and looks at all of it */

@@ -270,8 +270,8 @@ static void walk(void **state)
 }
 
 /* Those that the table does not walk: what only a QEMU without its shim, a paused guest, or a move that
- * has begun, can lead to (6), and what is said of peers (5). */
-#define ADVICES 35
+ * has begun, can lead to (6), and what is said of peers (6). */
+#define ADVICES 36
 
 static void all_advices_are_walked(void **state)
 {

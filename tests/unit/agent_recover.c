@@ -2,11 +2,13 @@
 /* What `recover` makes of both sides' records. This program is the other agent; shims are make-believe
  * (lib_shim.c). */
 #include "tests/unit/lib_agent.h"
+#include "net/net.h"
 #include "vm/vm.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -213,6 +215,111 @@ static void what_is_handed_back_goes_on_at_once(void **state)
     assert_int_equal(rec.epoch, 5);
 }
 
+/* ---- a third host ---- */
+
+static int hostc;
+
+/* It listens where the agent has its second peer. */
+static void need_third_host(void)
+{
+    struct sockaddr_in at;
+    socklen_t len = sizeof at;
+
+    hostc = xm_tcp_listen("127.0.0.3", 0, NULL);
+    assert_true(hostc >= 0);
+    getsockname(hostc, (struct sockaddr *)&at, &len);
+    test_agent_stop(t, SIGTERM);
+    FILE *f = fopen(in_dir(t, "conf"), "ae");
+    fprintf(f, "[peer hostc]\naddress = 127.0.0.3\nport = %u\n", ntohs(at.sin_port));
+    fclose(f);
+    assert_int_equal(test_agent_start(t), 0);
+}
+
+static int third_tear_down(void **state)
+{
+    close(hostc);
+    return peer_tear_down(state);
+}
+
+/* The answer of recover when hostc says that. */
+static json_t *by_word_with(json_t *said)
+{
+    struct xm_jsonl js;
+
+    xm_jsonl_init(&js, agent_socket());
+    xm_jsonl_send(js.fd, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", "web1", "peer_is_dead", 1), -1,
+                  NULL);
+    json_decref(serve_one(hostc, said));
+    json_t *o = last_of(&js);
+    xm_jsonl_close(&js);
+    return o;
+}
+
+/* hostb was giving it to us when it died, and hostc has taken it by its operator's word. What broke: what was
+ * loaded here could be neither had nor stopped: nothing but a reboot of this host ended it. */
+static void what_a_third_host_has_taken_is_given_up(void **state)
+{
+    struct owner_record rec = {.epoch = 2, .owner = OWNER_PROMISED, .from = "hostb"};
+    need_qemu();
+
+    need_third_host();
+    must(ask_as_peer(t, prepare_request("5")), 0);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "run/vms/web1/undecided"), "", 0, NULL), 0);
+    shutdown(*(int *)*state, SHUT_RDWR);
+    json_t *o = by_word_with(owner_answer("mine", 3));
+    if (!strstr(xm_json_str(o, "text", ""), "VM web1 is hostc's (epoch 3), which has taken it over"))
+        fail_msg("%s", json_dumps(o, 0));
+    must(o, 0);
+    assert_true(until_gone(t, "run/vms/web1"));
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_GIVEN);
+    assert_int_equal(rec.epoch, 3);
+    assert_string_equal(rec.to, "hostc");
+    assert_true(rec.settled);
+    assert_true(exists(t, "ds/web1-root.raw")); /* what its guest wrote last may be in no other */
+    assert_false(exists(t, "state/vms/web1/journal.json"));
+}
+
+/* hostb was giving it to hostc when it died: that copy is later than ours. What broke: ours was taken, and
+ * hostc's was lost. */
+static void a_later_copy_at_a_third_host_counts(void **state)
+{
+    struct owner_record rec;
+    need_qemu();
+
+    given_away();
+    need_third_host();
+    shutdown(*(int *)*state, SHUT_RDWR);
+    must_refuse(by_word_with(owner_answer("promised", 5)), 1, "hostc has a later copy of it",
+                "`xmigrate recover web1 --peer-is-dead` on hostc", NULL);
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_GIVEN);
+    must(by_word_with(owner_answer("none", 0)), 0);
+    assert_string_equal(state_of("web1"), "running");
+}
+
+/* hostb comes back, and says that it gave us the VM; by then hostc runs it. */
+static void what_was_given_is_not_taken_beside_a_third_host(void **state)
+{
+    struct owner_record rec;
+    struct xm_jsonl js;
+    need_qemu();
+
+    promised(&rec);
+    need_third_host();
+    xm_jsonl_init(&js, agent_socket());
+    xm_jsonl_send(js.fd, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1"), -1, NULL);
+    json_decref(serve_one(*(int *)*state, given_to_us(4, false)));
+    json_decref(serve_one(hostc, owner_answer("mine", 5)));
+    must(last_of(&js), 0);
+    xm_jsonl_close(&js);
+    assert_string_equal(state_of("web1"), "");
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_GIVEN);
+    assert_string_equal(rec.to, "hostc");
+}
+
 /* A VM that was stopped is started by whoever wants it to run, not by a question. */
 static void recover_starts_nothing_that_was_stopped(void **state)
 {
@@ -226,7 +333,8 @@ static void recover_starts_nothing_that_was_stopped(void **state)
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", "web1", "peer_is_dead", 1)), 2);
 }
 
-#define TEST(f) cmocka_unit_test_setup_teardown(f, peer_set_up, peer_tear_down)
+#define TEST(f)  cmocka_unit_test_setup_teardown(f, peer_set_up, peer_tear_down)
+#define THIRD(f) cmocka_unit_test_setup_teardown(f, peer_set_up, third_tear_down)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -240,6 +348,9 @@ int main(int argc, char **argv)
         TEST(what_is_whole_at_the_source_is_handed_back),
         TEST(what_is_whole_nowhere_is_started_from_its_disks),
         TEST(what_is_handed_back_goes_on_at_once),
+        THIRD(what_a_third_host_has_taken_is_given_up),
+        THIRD(a_later_copy_at_a_third_host_counts),
+        THIRD(what_was_given_is_not_taken_beside_a_third_host),
     };
     int status;
 
