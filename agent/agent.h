@@ -80,7 +80,7 @@ json_t *vms_usage(struct agent *, bool space);
 int vms_adopt(
     struct agent *); /* at the start: finds the shims that are there, cleans up after those that are not */
 /* Writes shim.json and runs the shim until it says that the VM runs (or waits for its migration). On failure
- * the sentence is the shim's. */
+ * the sentence is the shim's; one that does not come up in time is ended. */
 int vm_spawn(struct agent *, const char *name, json_t *spec, uint64_t epoch, json_t *incoming,
              struct xm_error *);
 int vm_watch(struct agent *, const char *name, struct xm_error *); /* it has a shim now: starts its watcher */
@@ -95,6 +95,9 @@ bool vm_end_orphan(struct agent *, const char *name);
 bool vm_clean_up(struct agent *, const char *name);
 /* The process that FILE (shim.pid, qemu.pid) names, if it is still the VM's; 0 when not. */
 pid_t vm_process(struct agent *, const char *name, const char *file);
+/* Kills it, if it is that one, and waits 5 s for its end. By a descriptor that is known to be of the VM's
+ * process: a number may be somebody else's by then. */
+void vm_kill(struct agent *, const char *name, const char *file, pid_t pid);
 /* Its QEMU has started the guest; false: it took the guest over from another host, or it is not known. */
 bool vm_booted_here(struct agent *, const char *name);
 /* One request to the shim; the reference `request` is stolen. The answer (ok is true) or NULL with a

@@ -4,28 +4,10 @@
  * that may be the last one is left, and with it everything. */
 #include "agent/inventory.h"
 
-#include <poll.h>
-#include <signal.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #define CLEAN_UP_NS (120 * XM_NS_PER_S) /* of the shim that deletes taps */
-
-/* By a descriptor that is known to be of the VM's process: a number may be somebody else's by then. */
-static void kill_process(struct agent *a, const char *name, const char *file, pid_t pid)
-{
-    int fd = (int)syscall(SYS_pidfd_open, pid, 0);
-    struct pollfd p = {.fd = fd, .events = POLLIN};
-
-    if (fd < 0)
-        return;
-    if (vm_process(a, name, file) == pid) {
-        syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
-        poll(&p, 1, 5000); /* its taps are busy until it has gone */
-    }
-    close(fd);
-}
 
 static void delete_taps(struct agent *a, const char *name)
 {
@@ -72,7 +54,7 @@ bool vm_clean_up(struct agent *a, const char *name)
         return false;
     }
     if (qemu)
-        kill_process(a, name, "qemu.pid", qemu);
+        vm_kill(a, name, "qemu.pid", qemu);
     /* -EBUSY: it may be ours. What came, and has ended here, has a journal until its source has settled. */
     int r = journal_undo(dir, name, &e);
     if (r < 0 && r != -EBUSY)

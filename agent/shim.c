@@ -4,7 +4,10 @@
 #include "agent/agent.h"
 
 #include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define SHIM_START_NS (120 * XM_NS_PER_S)
 #define SHIM_END_NS   (10 * XM_NS_PER_S)
@@ -65,6 +68,34 @@ int shim_abort_incoming(struct agent *a, const char *vm, const char *source, con
     return o ? 0 : -XM_MAX(e->code, 1);
 }
 
+void vm_kill(struct agent *a, const char *name, const char *file, pid_t pid)
+{
+    int fd = (int)syscall(SYS_pidfd_open, pid, 0);
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+
+    if (fd < 0)
+        return;
+    if (vm_process(a, name, file) == pid) {
+        syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0);
+        poll(&p, 1, 5000); /* its taps are busy until it has gone */
+    }
+    close(fd);
+}
+
+/* Who asked for it is told that it failed, and so it is not to live on, unknown to anybody: unless it has
+ * come up by now, since one that answers has. */
+static int spawned_late(struct agent *a, const char *name, pid_t shim, int r)
+{
+    json_t *st = shim_call(a, name, json_pack("{s:s}", "cmd", "status"), -1, 5 * XM_NS_PER_S, NULL);
+
+    json_decref(st);
+    if (st)
+        return 0;
+    xm_log(XM_LOG_WARN, "VM %s: its shim (process %d) has not come up, and is ended", name, shim);
+    vm_kill(a, name, "shim.pid", shim);
+    return r;
+}
+
 int vm_spawn(struct agent *a, const char *name, json_t *spec, uint64_t epoch, json_t *incoming,
              struct xm_error *e)
 {
@@ -79,11 +110,14 @@ int vm_spawn(struct agent *a, const char *name, json_t *spec, uint64_t epoch, js
     if (!r)
         r = write_json(path, o, e);
     const char *const argv[] = {a->conf.shim, path, NULL};
-    if (!r && (r = xm_run(argv, SHIM_START_NS, NULL, e))) {
+    pid_t before = vm_process(a, name, "shim.pid"), shim; /* before: another thread's */
+    if (!r && (r = xm_run(argv, xm_fault("shim-late") ? XM_NS_PER_S : SHIM_START_NS, NULL, e))) {
         /* It has said why, and may be taking its steps back still: who cleans up comes after it. */
         uint64_t until = xm_now() + SHIM_END_NS;
-        while (vm_process(a, name, "shim.pid") && xm_now() < until)
+        while ((shim = vm_process(a, name, "shim.pid")) && r != -ETIMEDOUT && xm_now() < until)
             poll(NULL, 0, 20);
+        if (r == -ETIMEDOUT && shim && shim != before)
+            r = spawned_late(a, name, shim, r);
     }
     json_decref(o);
     free(path);

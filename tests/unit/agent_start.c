@@ -16,6 +16,7 @@
 #include "tests/progress.h"
 
 static struct test_agent *const t = &test_agent;
+static char fault[64];
 
 static void a_vm_is_started_found_again_and_stopped(void **state)
 {
@@ -137,6 +138,20 @@ static void a_disk_in_a_datastore_is_no_link(void **state)
     must_refuse_disk("ds/web1.raw is a link, and a disk in a datastore is a plain file");
 }
 
+/* Processes that have its shim.json on their command line. */
+static int shims_of(const char *vm)
+{
+    char *what = xm_printf("grep -ls '%s/run/vms/%s/shim[.]json' /proc/[0-9]*/cmdline | wc -l", t->dir, vm);
+    char *out = NULL;
+    const char *const argv[] = {"sh", "-c", what, NULL};
+
+    assert_int_equal(xm_run(argv, LIMIT_HANG_NS, &out, NULL), 0);
+    int n = atoi(out);
+    free(what);
+    free(out);
+    return n;
+}
+
 static void a_start_that_fails_leaves_nothing(void **state)
 {
     (void)state;
@@ -149,6 +164,35 @@ static void a_start_that_fails_leaves_nothing(void **state)
     assert_int_equal(files_in_ds(), 0);
     assert_false(exists(t, "run/vms/broken"));
     assert_false(exists(t, "state/vms/broken"));
+}
+
+/* A start that is given up after its time. What broke: its shim lived on, with the disks and perhaps a
+ * running guest, and the VM was said to be stopped. */
+static void a_shim_that_does_not_come_up_is_ended(void **state)
+{
+    (void)state;
+    need_qemu();
+    edit_spec("s/web1$/late/");
+    assert_int_equal(xm_file_replace(fault, "shim-late:1:error", 17, NULL), 0);
+    json_t *answer = ask(t, json_pack("{s:s, s:s}", "verb", "define", "spec", in_dir(t, "spec.ini")));
+    must(answer, 0);
+    must_refuse(ask(t, json_pack("{s:s, s:s}", "verb", "start", "vm", "late")), 1,
+                "did not end within 1.00 s", NULL);
+    assert_false(exists(t, "run/vms/late"));
+    assert_string_equal(state_of("late"), "stopped");
+    assert_int_equal(shims_of("late"), 0);
+}
+
+/* It came up just then. */
+static void a_shim_that_is_late_counts(void **state)
+{
+    (void)state;
+    need_qemu();
+    edit_spec("s/web1$/mute/");
+    assert_int_equal(xm_file_replace(fault, "shim-late:1:error", 17, NULL), 0);
+    must(ask(t, start_request()), 0);
+    assert_string_equal(state_of("mute"), "running");
+    assert_int_equal(shims_of("mute"), 1);
 }
 
 static void a_vm_that_was_given_away_is_not_started(void **state)
@@ -229,6 +273,8 @@ int main(int argc, char **argv)
         TEST(a_disk_in_a_datastore_is_no_link),
         TEST(a_start_that_fails_leaves_nothing),
         TEST(a_move_of_its_disk_that_was_left_uncertain_is_no_obstacle),
+        TEST(a_shim_that_does_not_come_up_is_ended),
+        TEST(a_shim_that_is_late_counts),
         TEST(a_vm_that_was_given_away_is_not_started),
         cmocka_unit_test_setup_teardown(the_name_is_held_while_others_are_asked, peer_set_up, peer_tear_down),
     };
@@ -237,5 +283,8 @@ int main(int argc, char **argv)
     if (fake_shim_main(argc, argv, &status))
         return status;
     signal(SIGPIPE, SIG_IGN);
+    snprintf(fault, sizeof fault, "@/tmp/xmt-start-fault-%d", getpid());
+    setenv("XMIGRATE_FAULT", fault, 1);
+    memmove(fault, fault + 1, strlen(fault));
     return cmocka_run_group_tests_name("agent: VMs of its own", tests, NULL, NULL);
 }

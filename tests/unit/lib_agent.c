@@ -126,7 +126,7 @@ void test_agent_stop(struct test_agent *t, int sig)
 void test_agent_remove(struct test_agent *t)
 {
     const char *const argv[] = {"rm", "-rf", t->dir, NULL};
-    static const char *const vms[] = {"web1", "web2", "x", "deaf", "slow"};
+    static const char *const vms[] = {"web1", "web2", "x", "deaf", "slow", "late", "mute"};
 
     test_agent_stop(t, SIGTERM);
     for (size_t i = 0; i < sizeof vms / sizeof *vms; i++) {
