@@ -248,11 +248,14 @@ static void judge_left(struct move *m, json_t *reasons)
 
 /* The destination makes the VM of its definition. What that does not have it cannot load; what is gone it has
  * again, and the guest does not know of it. */
-static void judge_devices(struct move *m, const json_t *st, json_t *reasons)
+static void judge_qemu(struct move *m, const json_t *st, json_t *reasons)
 {
     json_t *v;
     size_t i;
 
+    if (json_object_get(st, "qemu_silent"))
+        against(reasons,
+                xm_printf("QEMU of VM %s does not answer: %s", m->vm, xm_json_str(st, "qemu_silent", "?")));
     json_array_foreach (json_object_get(st, "plugged"), i, v)
         against(reasons,
                 xm_printf("device %s was plugged into VM %s while it ran, and %s would make it without: "
@@ -272,7 +275,7 @@ static void judge_source(struct move *m, json_t *reasons)
     struct agent *a = m->agent;
     struct xm_error e = {0};
     json_t *st = shim_call(a, m->vm, json_pack("{s:s, s:b}", "cmd", "status", "devices", !m->local), -1,
-                           5 * XM_NS_PER_S, &e);
+                           8 * XM_NS_PER_S, &e);
 
     if (!st)
         against(reasons, xm_printf("%s", e.text));
@@ -286,7 +289,7 @@ static void judge_source(struct move *m, json_t *reasons)
                           "migration before its guest has been continued; it may be paused again then",
                           m->vm, m->qemu));
     if (!m->local)
-        judge_devices(m, st, reasons);
+        judge_qemu(m, st, reasons);
     json_decref(st);
     m->firmware = m->local ? 0 : firmware_of(m);
     if (!vm_owned(a, m->vm, &m->epoch))

@@ -7,12 +7,15 @@
 #include <string.h>
 #include <unistd.h>
 
-#define ENDING_NS (3 * XM_NS_PER_S) /* who asks us has 5 s for «status» */
+/* Who asks us has 5 s for «status». */
+#define ENDING_NS (3 * XM_NS_PER_S)
+#define QEMU_NS   (3 * XM_NS_PER_S) /* of more, for one that is to move */
 
 typedef int command_fn(struct shim *, struct client *, const json_t *request, json_t *reply,
                        struct xm_error *);
 
-/* Where it cannot be found out nothing is said of them. */
+/* For a move: whether QEMU answers, and what is plugged into it. Where that cannot be found out nothing is
+ * said of devices. */
 static void tell_devices(struct shim *s, json_t *reply)
 {
     json_t *more = json_array(), *less = json_array();
@@ -20,6 +23,8 @@ static void tell_devices(struct shim *s, json_t *reply)
 
     if (s->source || s->destination) {
         /* QMP is the migration's */
+    } else if (qmp_do(&s->machine.qemu.qmp, "query-status", NULL, QEMU_NS, &e) < 0) {
+        json_object_set_new(reply, "qemu_silent", json_string(e.text));
     } else if (machine_plugged(&s->machine, more, less, &e) < 0) {
         xm_log(XM_LOG_WARN, "VM %s: what is plugged into it is not known: %s", s->machine.spec.name, e.text);
     } else {

@@ -95,6 +95,22 @@ static void a_device_that_was_plugged_in(void **state)
     assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force f2"), 0);
 }
 
+/* check said yes, and the move failed at its first word to QEMU. */
+static void a_qemu_that_hangs(void **state)
+{
+    static const char signal[] = "kill -%s $(cat %s/a/run/vms/f5/qemu.pid)";
+
+    (void)state;
+    need_lab();
+    start_small("f5", "");
+    assert_int_equal(sh(NULL, 10, signal, "STOP", lab_run_dir()), 0);
+    must(3, "QEMU of VM f5 does not answer: QEMU's monitor, query-status: no answer in time",
+         xmigrate("a", "check --with-storage f5 hostb"));
+    assert_int_equal(sh(NULL, 10, signal, "CONT", lab_run_dir()), 0);
+    must(0, "can be moved", xmigrate("a", "check --with-storage f5 hostb"));
+    assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force f5"), 0);
+}
+
 /* What broke: of a device that QEMU has from a file, or whose word begins with its id, it was said that it
  * had been plugged in. */
 static void devices_that_were_there_from_the_start(void **state)
@@ -166,6 +182,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(firmware_of_another_size),
         cmocka_unit_test(a_device_that_was_plugged_in),
+        cmocka_unit_test(a_qemu_that_hangs),
         cmocka_unit_test(devices_that_were_there_from_the_start),
         cmocka_unit_test(a_bridge_that_listens_first),
         cmocka_unit_test(a_file_that_cannot_be_deleted),

@@ -141,6 +141,28 @@ static void a_budget_that_no_switch_can_keep_is_refused_by_check(void **state)
     json_decref(answer);
 }
 
+/* The move would have prepared the destination first. */
+static void a_qemu_that_does_not_answer_is_a_reason(void **state)
+{
+    (void)state;
+
+    assert_int_equal(test_agent_start(t), 0);
+    json_decref(start());
+    for (int hangs = 0; hangs < 2; hangs++) {
+        if (hangs)
+            assert_int_equal(xm_file_replace(in_dir(t, "run/vms/web1/hangs"), "", 0, NULL), 0);
+        json_t *answer = ask(t, json_pack("{s:s, s:s, s:s, s:b}", "verb", "check", "vm", "web1", "host",
+                                          "hostb", "storage", 1));
+        if (one_says(json_object_get(answer, "reasons"),
+                     "QEMU of VM web1 does not answer: no answer in time") != hangs)
+            fail_msg("%s", json_dumps(answer, 0));
+        json_decref(answer);
+    }
+    json_t *answer = ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1));
+    assert_true(xm_json_bool(answer, "ok", false));
+    json_decref(answer);
+}
+
 /* As a destination: of images in the directories that its configuration names. */
 static void another_disc_of_the_same_path_is_refused(void **state)
 {
@@ -306,6 +328,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(a_move_of_no_vm_to_no_host_names_the_vm, make, take_away),
         cmocka_unit_test_setup_teardown(a_budget_that_no_switch_can_keep_is_refused_by_check, make,
                                         take_away),
+        cmocka_unit_test_setup_teardown(a_qemu_that_does_not_answer_is_a_reason, make, take_away),
         cmocka_unit_test_setup_teardown(another_disc_of_the_same_path_is_refused, make, take_away),
         cmocka_unit_test_setup_teardown(without_kvm_a_vm_for_it_is_refused_by_that_name, make, take_away),
         cmocka_unit_test_setup_teardown(what_qemu_would_not_take_is_refused_by_name, make, take_away),

@@ -80,6 +80,14 @@ static bool stands(const struct fake *f, bool goes_on)
     return goes_on ? unlink(path) == 0 : access(path, F_OK) == 0;
 }
 
+static bool qemu_hangs(const struct fake *f)
+{
+    char path[300];
+
+    snprintf(path, sizeof path, "%s/hangs", f->dir);
+    return access(path, F_OK) == 0;
+}
+
 /* As the real one: what it cannot run it hands back. */
 static void decide(const struct fake *f, json_t *reply)
 {
@@ -132,6 +140,8 @@ static json_t *command(struct fake *f, int at, const json_t *o, const char **aft
             json_object_set_new(reply, "step", json_string("waiting"));
         if (f->job[0])
             json_object_set_new(reply, "job", json_string(f->job));
+        if (xm_json_bool(o, "devices", false) && qemu_hangs(f))
+            json_object_set_new(reply, "qemu_silent", json_string("no answer in time"));
     } else if (!strcmp(cmd, "subscribe")) {
         f->subscribed[at] = true;
     } else if (!strcmp(cmd, "migrate")) {
