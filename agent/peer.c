@@ -98,6 +98,8 @@ json_t *verb_peer_check(struct conn *c, const json_t *request)
             json_object_set_new(answer, "datastore", json_string(a->conf.datastore[datastore].name));
             block_notes(a, &q.spec, &g.datastore[datastore], notes);
         }
+        if (prepare_judge_left(a, q.spec.name, &e) < 0)
+            json_array_append_new(reasons, json_string(e.text));
         judge_user(a, &q.spec, reasons, notes);
         bridge_notes(a, &q.spec, notes);
         json_object_set_new(answer, "notes", notes);

@@ -78,8 +78,7 @@ void prepare_judge_owner(struct agent *a, const struct asked *q, json_t *reasons
                                            q->req.source));
 }
 
-/* The name is claimed: nobody else works on it. What an earlier migration should have taken away goes now. */
-static int close_last_journal(struct agent *a, const char *name, struct xm_error *e)
+int prepare_judge_left(struct agent *a, const char *name, struct xm_error *e)
 {
     char *dir = vm_state_path(a, name, NULL);
     struct journal j;
@@ -88,15 +87,29 @@ static int close_last_journal(struct agent *a, const char *name, struct xm_error
     int r = journal_read(dir, &j, e);
 
     json_array_foreach (j.files, i, file) {
-        if (!r && storage_hangs(journal_path(file), e) < 0)
-            r = xm_error_prefix(e, "what an earlier migration of VM %s left cannot be taken away", name);
+        if (!r)
+            r = storage_hangs(journal_path(file), e);
     }
     journal_free(&j);
+    free(dir);
+    return r ? xm_error_prefix(e, "what an earlier migration of VM %s left on %s cannot be taken away", name,
+                               a->conf.name)
+             : 0;
+}
+
+/* The name is claimed: nobody else works on it. What an earlier migration should have taken away goes now.
+ * A file that cannot be deleted (of a datastore that is gone for good, say), or that somebody has open as
+ * a disk, does not keep the VM away, whose disks get other names. */
+static int close_last_journal(struct agent *a, const char *name, struct xm_error *e)
+{
+    char *dir = vm_state_path(a, name, NULL);
+    int r = prepare_judge_left(a, name, e);
+
     if (!r)
         r = journal_settle(dir, name, e);
     if (!r)
         r = journal_undo(dir, name, e);
-    if (r == -ENODEV) { /* a datastore that is gone for good does not keep the VM away */
+    if (r == -ENODEV || r == -ETXTBSY) {
         xm_log(XM_LOG_WARN, "VM %s: what an earlier migration left is not taken away any more: %s", name,
                e->text);
         *e = (struct xm_error){0};

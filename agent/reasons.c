@@ -236,9 +236,11 @@ static void judge_left(struct move *m, json_t *reasons)
     struct journal j;
     json_t *file;
     size_t i;
-    bool left = journal_read(dir, &j, &e) == 0 && j.side == JOURNAL_STORAGE;
+    int r = journal_read(dir, &j, &e);
 
-    json_array_foreach (left ? j.files : NULL, i, file) {
+    if (r)
+        against(reasons, xm_printf("VM %s: what an earlier move of it left is not known: %s", m->vm, e.text));
+    json_array_foreach (!r && j.side == JOURNAL_STORAGE ? j.files : NULL, i, file) {
         if (storage_hangs(journal_path(file), &e) < 0)
             against(reasons, xm_printf("VM %s: what an earlier move of its disks left: %s", m->vm, e.text));
     }

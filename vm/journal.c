@@ -315,7 +315,7 @@ static int delete_file(const char *path, bool planned, struct xm_error *e)
         return xm_error_set(e, ENODEV, "it is not there, nor is anything else: is its file system mounted?");
     if (fd >= 0 && fcntl(fd, F_OFD_SETLK, &all) < 0) {
         bool used = errno == EAGAIN || errno == EACCES;
-        r = xm_error_set(e, used ? EBUSY : errno, "%s",
+        r = xm_error_set(e, used ? ETXTBSY : errno, "%s",
                          used ? "a process has it open as a disk" : strerror(errno));
     }
     if (!r)
@@ -341,7 +341,8 @@ static int delete_files(const struct journal *j, const char *vm, struct xm_error
             continue;
         xm_log(XM_LOG_DEBUG, "VM %s: cannot delete %s: %s", vm, file, why.text);
         if (!r)
-            r = xm_error_set(e, why.code == EBUSY ? EBUSY : ENODEV, "cannot delete %s: %s", file, why.text);
+            r = xm_error_set(e, why.code == ETXTBSY ? ETXTBSY : ENODEV, "cannot delete %s: %s", file,
+                             why.text);
     }
     return r;
 }

@@ -9,7 +9,7 @@
  *
  * These are the only functions that delete a disk after a migration. Each asks the owner record, and refuses
  * where it is unreadable or does not say that the copy here is not needed. None deletes a file that a
- * process has open as a disk (its lock, blkcopy/blkcopy.h): -EBUSY, and the journal stays. */
+ * process has open as a disk (its lock, blkcopy/blkcopy.h): -ETXTBSY, and the journal stays. */
 #ifndef XM_VM_JOURNAL_H
 #define XM_VM_JOURNAL_H
 

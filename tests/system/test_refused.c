@@ -172,9 +172,10 @@ static void a_file_that_cannot_be_deleted(void **state)
     assert_int_equal(sh(NULL, 10, "chattr +i %s", path), 0);
     must(0, "f4.raw cannot be opened: Operation not permitted; that is tried again",
          xmigrate("a", "--with-storage f4 hostb"));
-    assert_int_equal(sh(NULL, 10, "chattr -i %s", path), 0);
-    assert_int_equal(xmigrate_run("b", 0, NULL, "--with-storage f4 hosta"), 0);
+    must(0, "can be moved", xmigrate("b", "check --with-storage f4 hosta:ds1"));
+    must(0, "f4 has moved to hosta", xmigrate("b", "--with-storage f4 hosta:ds1"));
     assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force f4"), 0);
+    assert_int_equal(sh(NULL, 10, "chattr -i %s && rm %s", path, path), 0);
 }
 
 int main(void)

@@ -3,7 +3,7 @@
  * agent is killed. A real agent, with make-believe shims (lib_shim.c). */
 #include "net/net.h"
 #include "tests/unit/lib_agent.h"
-#include "vm/owner.h"
+#include "vm/vm.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -353,6 +353,75 @@ static void variables_of_a_killed_prepare_do_not_stay(void **state)
     assert_true(until_gone(t, "state/vms/web1"));
 }
 
+/* web1 has moved to hostb, and its old disk is still to go here. */
+static void has_gone(void)
+{
+    struct owner_record rec = {.epoch = 2, .owner = OWNER_GIVEN, .to = "hostb", .settled = true};
+    json_t *files = json_pack("[s]", in_dir(t, "ds/web1-root.raw"));
+
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/web1-root.raw"), "old", 3, NULL), 0);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(
+        journal_write(in_dir(t, "state/vms/web1"), JOURNAL_SOURCE, 2, "hostb", NULL, files, NULL), 0);
+    json_decref(files);
+}
+
+static json_t *comes_back(const char *verb)
+{
+    json_t *o = prepare_request("5");
+
+    json_object_set_new(o, "verb", json_string(verb));
+    json_object_set_new(o, "epoch", json_integer(3));
+    return ask_as_peer(t, o);
+}
+
+/* What broke: the VM could not come back, and check said that it could. It is somebody else's to end; the
+ * disk gets another name. */
+static void an_old_disk_that_somebody_has_open_keeps_no_vm_away(void **state)
+{
+    struct flock all = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    char *text = NULL;
+    size_t len;
+    (void)state;
+    need_qemu();
+
+    int fd = open(in_dir(t, "ds"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    has_gone();
+    int disk = openat(fd, "web1-root.raw", O_RDWR | O_CLOEXEC);
+    close(fd);
+    assert_int_equal(fcntl(disk, F_OFD_SETLK, &all), 0);
+    json_t *o = comes_back("peer.check");
+    assert_int_equal(json_array_size(json_object_get(o, "reasons")), 0);
+    must(o, 0);
+    o = comes_back("peer.prepare");
+    const char *path = xm_json_str(json_array_get(json_object_get(o, "disks"), 0), "path", "");
+    if (!path[0] || !strcmp(path, in_dir(t, "ds/web1-root.raw")))
+        fail_msg("%s", json_dumps(o, 0));
+    must(o, 0);
+    close(disk);
+    assert_int_equal(xm_file_read(in_dir(t, "ds/web1-root.raw"), 10, &text, &len, NULL), 0);
+    assert_string_equal(text, "old");
+    free(text);
+}
+
+/* What broke: only the move itself said so. */
+static void a_check_says_that_what_is_left_is_not_known(void **state)
+{
+    static const char says[] = "what an earlier migration of VM web1 left on hosta cannot be taken away: ";
+    (void)state;
+    need_qemu();
+
+    has_gone();
+    assert_int_equal(xm_file_replace(in_dir(t, "state/vms/web1/journal.json"), "{}", 2, NULL), 0);
+    json_t *o = comes_back("peer.check");
+    const char *reason = json_string_value(json_array_get(json_object_get(o, "reasons"), 0));
+    if (!reason || !strstr(reason, says) || !strstr(reason, "journal.json: not a migration's journal"))
+        fail_msg("%s", json_dumps(o, 0));
+    must(o, 0);
+    must_refuse(comes_back("peer.prepare"), 1, says, NULL);
+    assert_true(exists(t, "ds/web1-root.raw"));
+}
+
 static void a_link_with_the_token_gets_to_the_shim(void **state)
 {
     char line[200], c = 0;
@@ -415,6 +484,8 @@ int main(int argc, char **argv)
         TEST(a_vm_may_have_no_disks),
         TEST(the_firmwares_variables_come_with_the_request),
         TEST(variables_of_a_killed_prepare_do_not_stay),
+        TEST(an_old_disk_that_somebody_has_open_keeps_no_vm_away),
+        TEST(a_check_says_that_what_is_left_is_not_known),
         TEST(a_link_with_the_token_gets_to_the_shim),
         TEST(what_was_made_for_a_dead_migration_is_deleted_by_the_next_agent),
         TEST(an_incoming_vm_is_still_expected_by_the_next_agent),

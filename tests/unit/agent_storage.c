@@ -194,6 +194,39 @@ static void what_is_left_on_it_is_not_looked_at_by_a_shim(void **state)
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
 }
 
+/* What broke: check said nothing of a journal that cannot be read, and the move ended because of it. */
+static void what_is_left_and_not_known_is_a_reason(void **state)
+{
+    (void)state;
+    need_qemu();
+    assert_int_equal(test_agent_start(t), 0);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini"))), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "state/vms/web1/journal.json"), "{}", 2, NULL), 0);
+    must_say(ask(t, json_pack("{s:s, s:s, s:s}", "verb", "check", "vm", "web1", "host", "hostb")),
+             "VM web1: what an earlier move of it left is not known: ");
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+}
+
+/* It moved away, and its old disk cannot be deleted. What broke: only the move that was to bring it back said
+ * so. */
+static void what_it_left_there_is_told_before_it_comes_back(void **state)
+{
+    struct owner_record rec = {.epoch = 2, .owner = OWNER_GIVEN, .to = "hostb", .settled = true};
+    json_t *files = json_pack("[s]", in_dir(t, "dead/come.raw"));
+    (void)state;
+    need_qemu();
+    must_hang();
+    assert_int_equal(owner_save(in_dir(t, "state/vms/come"), "come", &rec, NULL), 0);
+    assert_int_equal(
+        journal_write(in_dir(t, "state/vms/come"), JOURNAL_SOURCE, 2, "hostb", NULL, files, NULL), 0);
+    json_decref(files);
+    assert_int_equal(chmod(in_dir(t, "state"), 0700) | chmod(in_dir(t, "state/vms"), 0700), 0);
+    assert_int_equal(test_agent_start(t), 0);
+    json_t *o = check_request("ds");
+    json_object_set_new(o, "epoch", json_integer(3));
+    must_say(ask_as_peer(t, o), "what an earlier migration of VM come left on hosta cannot be taken away: ");
+}
+
 /* Threads of the agent that ask a file system how full it is, at this moment. */
 static unsigned asking(void)
 {
@@ -387,6 +420,8 @@ int main(int argc, char **argv)
         TEST(probes_do_not_stay),
         TEST(what_was_left_there_waits_for_it),
         TEST(what_is_left_on_it_is_not_looked_at_by_a_shim),
+        TEST(what_is_left_and_not_known_is_a_reason),
+        TEST(what_it_left_there_is_told_before_it_comes_back),
         TEST(a_start_asks_no_datastore_but_its_own),
         TEST(a_datastore_that_is_not_right_takes_no_disk),
         TEST(one_that_was_marked_unmounted_is_mended),

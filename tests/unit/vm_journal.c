@@ -371,7 +371,7 @@ static void a_file_in_use_is_not_deleted(void **state)
         char *journal_path = xm_printf("%s/journal.json", dir);
         int fd = open(disk, O_RDWR);
         assert_int_equal(fcntl(fd, F_OFD_SETLK, &all), 0);
-        assert_int_equal(end(dir, "web1", NULL), -EBUSY);
+        assert_int_equal(end(dir, "web1", NULL), -ETXTBSY);
         assert_true(is_there(disk) && is_there(journal_path));
         close(fd);
         assert_int_equal(end(dir, "web1", NULL), 0);
