@@ -181,8 +181,11 @@ struct source *source_start(struct machine *vm, const json_t *request, bool loca
 
 int source_abort(struct source *m, const char *job, const char *reason, struct xm_error *e)
 {
-    if (job && job[0] && strcmp(job, m->job) != 0)
+    if (source_over(m) || (job && job[0] && strcmp(job, m->job) != 0))
         return xm_error_set(e, ENOENT, "VM %s has no such migration going on", m->machine->spec.name);
+    if (m->local && m->state > SOURCE_SWITCH)
+        return xm_error_set(e, EBUSY, "too late: the disks of VM %s have moved to datastore '%s'",
+                            m->machine->spec.name, xm_json_str(m->request, "datastore", "?"));
     if (m->state > SOURCE_SWITCH)
         return xm_error_set(e, EBUSY, "too late: VM %s is being handed over to %s", m->machine->spec.name,
                             m->destination);

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <setjmp.h>
 #include <cmocka.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -27,6 +28,36 @@ static void the_source_refuses(void **state)
         int r = source_set_state(&m, SOURCE_FAILED);
         assert_int_equal(r, ends || from == SOURCE_SETTLE ? -EPROTO : 0);
         assert_int_equal(m.state, r ? from : SOURCE_FAILED);
+    }
+}
+
+/* What broke: of disks that had moved on this host it was said that the VM is being handed over to it;
+ * likewise of what was over. */
+static void what_comes_too_late_is_told_why(void **state)
+{
+    static const struct {
+        enum source_state state;
+        bool local;
+        const char *says; /* NULL: it is aborted */
+    } ways[] = {{SOURCE_DISKS, true, NULL},
+                {SOURCE_SETTLE, true, "too late: the disks of VM web1 have moved to datastore 'ds2'"},
+                {SOURCE_DONE, true, "VM web1 has no such migration going on"},
+                {SOURCE_SWITCH, false, NULL},
+                {SOURCE_HANDOFF, false, "too late: VM web1 is being handed over to hostb"},
+                {SOURCE_FAILED, false, "VM web1 has no such migration going on"}};
+    struct machine vm = {.spec.name = "web1"};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        struct source m = {.machine = &vm, .job = "1", .local = ways[i].local, .state = ways[i].state};
+        struct xm_error e = {0};
+        snprintf(m.destination, sizeof m.destination, "%s", ways[i].local ? "hosta" : "hostb");
+        m.request = json_pack("{s:s}", "datastore", "ds2");
+        int r = source_abort(&m, "1", "by its user", &e);
+        assert_string_equal(e.text, ways[i].says ? ways[i].says : "");
+        assert_int_equal(r == 0, !ways[i].says);
+        assert_int_equal(m.abort, !ways[i].says);
+        json_decref(m.request);
     }
 }
 
@@ -112,6 +143,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_source_refuses),
+        cmocka_unit_test(what_comes_too_late_is_told_why),
         cmocka_unit_test(the_destination_refuses),
         cmocka_unit_test(what_comes_after_the_digests_is_not_taken),
     };
