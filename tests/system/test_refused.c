@@ -74,7 +74,7 @@ static void a_device_that_was_plugged_in(void **state)
         "ip netns exec %s-hosta bash -c 'exec 3<>/dev/tcp/127.0.0.1/4444; printf \"%%s\\n\" "
         "\"{\\\"execute\\\":\\\"qmp_capabilities\\\"}\" "
         "\"{\\\"execute\\\":\\\"device_add\\\",\\\"arguments\\\":"
-        "{\\\"driver\\\":\\\"virtio-balloon-pci\\\"%s}}\" >&3; head -n 3 <&3'";
+        "{\\\"driver\\\":\\\"virtio-%s}}\" >&3; head -n 3 <&3'";
     char command[600];
     char *out = NULL;
 
@@ -86,7 +86,11 @@ static void a_device_that_was_plugged_in(void **state)
     assert_non_null(out);
     assert_null(strstr(out, "was plugged"));
     free(out);
-    snprintf(command, sizeof(command), plug, lab_prefix(), ",\\\"id\\\":\\\"more\\\"");
+    snprintf(command, sizeof(command), plug, lab_prefix(), "rng-pci\\\"");
+    assert_int_equal(sh(NULL, 30, "%s", command), 0);
+    must(3, "device one without a name (virtio-rng-pci) was plugged into VM f2 while it ran",
+         xmigrate("a", "check --with-storage f2 hostb"));
+    snprintf(command, sizeof(command), plug, lab_prefix(), "balloon-pci\\\",\\\"id\\\":\\\"more\\\"");
     assert_int_equal(sh(NULL, 30, "%s", command), 0);
     must(3,
          "device more (virtio-balloon-pci) was plugged into VM f2 while it ran, and hostb would make it "

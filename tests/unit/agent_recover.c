@@ -18,6 +18,7 @@
 #include "tests/progress.h"
 
 static struct test_agent *const t = &test_agent;
+static char fault[64]; /* a fault point of the agent's (base/fault.h) */
 
 /* What hostb says of VM web1, and how recover ends here. */
 static json_t *recover_with(int listener, json_t *said)
@@ -144,6 +145,36 @@ static void a_guest_that_was_not_let_run_is_let_run(void **state)
     assert_false(exists(t, "run/vms/web1/stands"));
     assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
     assert_true(rec.owner == OWNER_MINE && rec.settled);
+}
+
+/* Before recover has its turn, the VM is given away. What broke: it acted on what it knew before it
+ * waited. */
+static void who_has_waited_looks_again(void **state)
+{
+    struct owner_record mine = {.epoch = 1, .owner = OWNER_MINE, .from = "hostb"},
+                        given = {.epoch = 2, .owner = OWNER_GIVEN, .to = "hostb"};
+    json_t *none = json_array();
+    struct xm_jsonl js, its;
+    need_qemu();
+
+    must(ask(t, start_request()), 0);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &mine, NULL), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "run/vms/web1/stands"), "", 0, NULL), 0);
+    assert_int_equal(journal_write(in_dir(t, "state/vms/web1"), JOURNAL_SOURCE, 2, "hostb", NULL, none, NULL),
+                     0);
+    json_decref(none);
+    assert_int_equal(xm_file_replace(fault, "let-run:1:error", 15, NULL), 0);
+    json_decref(serve_begin(*(int *)*state, &its)); /* who looks after the journal has its turn until then */
+    xm_jsonl_init(&js, agent_socket());
+    xm_jsonl_send(js.fd, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1"), -1, NULL);
+    for (struct limit l = limit_start(10); access(fault, F_OK) == 0 && limit_wait(&l);)
+        ;
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &given, NULL), 0);
+    xm_jsonl_close(&its);
+    must_refuse(last_of(&js), 4, "has changed at this moment: ask again", NULL);
+    xm_jsonl_close(&js);
+    assert_true(exists(t, "run/vms/web1/stands"));
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &mine, NULL), 0);
 }
 
 /* ---- the guest is whole at the source ---- */
@@ -344,6 +375,7 @@ int main(int argc, char **argv)
         TEST(recover_changes_nothing_while_the_other_side_is_silent),
         TEST(a_promised_vm_whose_qemu_has_ended_is_taken_by_word),
         TEST(a_guest_that_was_not_let_run_is_let_run),
+        TEST(who_has_waited_looks_again),
         TEST(recover_starts_nothing_that_was_stopped),
         TEST(what_is_whole_at_the_source_is_handed_back),
         TEST(what_is_whole_nowhere_is_started_from_its_disks),
@@ -357,5 +389,8 @@ int main(int argc, char **argv)
     if (fake_shim_main(argc, argv, &status))
         return status;
     signal(SIGPIPE, SIG_IGN);
+    snprintf(fault, sizeof fault, "@/tmp/xmt-recover-fault-%d", getpid());
+    setenv("XMIGRATE_FAULT", fault, 1);
+    memmove(fault, fault + 1, strlen(fault));
     return cmocka_run_group_tests_name("agent: recover", tests, NULL, NULL);
 }

@@ -375,6 +375,27 @@ static void one_that_has_it_counts_whoever_is_silent(void **state)
     assert_string_equal(record().to, "hostb");
 }
 
+/* It was offered to hostb, then to hostd, which is dead, and a third host is just giving it to hostb. */
+static void a_word_about_one_takes_nothing_from_another(void **state)
+{
+    struct busy b = {.owner = "promised", .epoch = 4};
+    json_t *none = json_array();
+    (void)state;
+    assert_int_equal(journal_write(in_dir(t, "state/vms/web1"), JOURNAL_SOURCE, 2, "hostd", NULL, none, NULL),
+                     0);
+    json_decref(none);
+    assert_int_equal(test_agent_start(t), 0);
+    assert_int_equal(pthread_create(&b.thread, NULL, busy_main, &b), 0);
+    must_say(by_word(), 1, "another host is just giving it to hostb");
+    assert_int_equal(record().epoch, 1);
+    assert_true(exists(t, "state/vms/web1/journal.json"));
+    b.epoch = 2;
+    must_say(by_word(), 0, "hostd is gone");
+    assert_int_equal(record().epoch, 5);
+    b.over = true;
+    pthread_join(b.thread, NULL);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 int main(int argc, char **argv)
 {
@@ -391,6 +412,7 @@ int main(int argc, char **argv)
         TEST(this_boot_is_no_reason),
         TEST(a_paused_guest_is_there_too),
         TEST(one_that_has_it_counts_whoever_is_silent),
+        TEST(a_word_about_one_takes_nothing_from_another),
     };
     int status;
 
