@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* What a QEMU is asked, and the arguments that follow from what it says. */
+/* QEMU, started, asked and ended: what becomes of a guest that is cancelled, of a wrapper, of a shim that is
+ * killed meanwhile. */
 #include "machine/qemu.h"
 #include "tests/progress.h"
+#include "tests/unit/lib_qemu.h"
 #include "tests/unit/lib_tmpdir.h"
 
 #include <setjmp.h>
@@ -19,142 +21,10 @@
 
 static char fault[64]; /* a fault point (base/fault.h) */
 
-static bool has(char **args, const char *option, const char *part)
-{
-    for (char **a = args; a[0] && a[1]; a++) {
-        if (!strcmp(a[0], option) && strstr(a[1], part))
-            return true;
-    }
-    return false;
-}
-
-static char **arguments(bool reconnect_ms)
-{
-    static struct vm_spec vm;
-    struct qemu_facts knows = {.reconnect_ms = reconnect_ms};
-
-    vm = (struct vm_spec){.name = "web1",
-                          .memory = 256 << 20,
-                          .vcpus = 2,
-                          .qemu = (char *)"qemu-system-x86_64",
-                          .machine = (char *)"pc-q35-7.2",
-                          .accel = (char *)"tcg",
-                          .disks = 1,
-                          .disk = {{.name = "root"}}};
-    return qemu_arguments(&vm, &knows, &(struct qemu_place){.host = "hosta", .run_dir = "/run/x"});
-}
-
 static void folder_of(const char *path, char *to, size_t size)
 {
     snprintf(to, size, "%s", path);
     *strrchr(to, '/') = 0;
-}
-
-/* QEMU 11 knows reconnect-ms alone, 7.2 reconnect alone. */
-static void reconnect_is_what_qemu_knows(void **state)
-{
-    (void)state;
-    char **new = arguments(true), **old = arguments(false);
-    assert_true(has(new, "-chardev", "disk-root.sock,reconnect-ms=1000"));
-    assert_true(has(old, "-chardev", "disk-root.sock,reconnect=1"));
-    qemu_arguments_free(new);
-    qemu_arguments_free(old);
-}
-
-/* QEMU from 8.1 on sends all other kinds of RAM in its stream, x-ignore-shared or not. */
-static void ram_is_a_named_shared_file(void **state)
-{
-    (void)state;
-    char **args = arguments(true);
-    assert_true(
-        has(args, "-object", "memory-backend-file,id=mem0,size=256M,share=on,mem-path=/proc/self/fd/3"));
-    qemu_arguments_free(args);
-}
-
-static struct vm_spec with_all_devices(void)
-{
-    return (struct vm_spec){.name = "web1",
-                            .memory = 16 << 20,
-                            .vcpus = 1,
-                            .qemu = (char *)"qemu-system-x86_64",
-                            .machine = (char *)"q35",
-                            .accel = (char *)"tcg",
-                            .cdroms = 1,
-                            .cdrom = {{.name = "seed", .path = (char *)"/srv/a=b.iso", .boot = 1}},
-                            .devices = {.rng = true,
-                                        .balloon = true,
-                                        .guest_agent = true,
-                                        .tablet = true,
-                                        .clock = (char *)"localtime",
-                                        .vnc = (char *)"unix",
-                                        .uuid = (char *)"123e4567-e89b-12d3-a456-426614174000",
-                                        .smbios_product = (char *)"web",
-                                        .smbios_serial = (char *)"ds=x;y"}};
-}
-
-static size_t place(char **args, const char *part)
-{
-    for (size_t i = 0; args[i]; i++) {
-        if (strstr(args[i], part))
-            return i;
-    }
-    fail_msg("%s is not there", part);
-    return 0;
-}
-
-/* A VM that is running, and that came from an earlier version, has its disks and NICs in their places. */
-static void new_devices_stand_behind_the_others(void **state)
-{
-    (void)state;
-    struct qemu_facts knows = {0};
-    struct qemu_place at = {.run_dir = "/run/x", .vnc_address = "fd00::1"};
-    struct vm_spec vm = with_all_devices();
-    char *extra[] = {(char *)"-device", (char *)"pvpanic", NULL};
-
-    vm.extra = extra;
-    vm.nics = 1;
-    vm.nic[0] = (struct vm_nic){.name = "lan", .tap = "t0", .mac = "52:54:00:00:00:01"};
-    char **a = qemu_arguments(&vm, &knows, &at);
-    static const char *const order[] = {"virtio-net-pci", "ide-cd",      "VGA",
-                                        "qemu-xhci",      "usb-tablet",  "virtio-serial",
-                                        "virtio-rng-pci", "balloon-pci", "pvpanic"};
-    for (size_t i = 1; i < sizeof order / sizeof *order; i++)
-        assert_true(place(a, order[i - 1]) < place(a, order[i]));
-    assert_true(has(a, "-vnc", "unix:/proc/self/fd/5/vnc.sock"));
-    assert_true(has(a, "-smbios", "type=1,product=web,serial=ds=x;y"));
-    assert_true(has(a, "-device", "ide-cd,id=cdrom-seed,drive=cd-seed,bootindex=1"));
-    assert_true(has(a, "-blockdev", "\"read-only\":true"));
-    qemu_arguments_free(a);
-    vm.devices.vnc = (char *)"7";
-    vm.devices.vnc_password = (char *)"pw";
-    a = qemu_arguments(&vm, &knows, &at);
-    assert_true(has(a, "-vnc", "[fd00::1]:7,password-secret=vnc-password"));
-    for (size_t i = 0; a[i]; i++)
-        assert_null(strstr(a[i], "=pw")); /* every user of the host sees the command line */
-    qemu_arguments_free(a);
-}
-
-static void firmware_with_variables_is_flash(void **state)
-{
-    (void)state;
-    struct qemu_facts knows = {0};
-    struct qemu_place at = {.run_dir = "/run/x", .nvram = "/s/web1/nvram.fd"};
-    struct vm_spec vm = with_all_devices();
-
-    vm.firmware = (char *)"/f/CODE.fd";
-    char **a = qemu_arguments(&vm, &knows, &at);
-    assert_true(has(a, "-bios", "/proc/self/fd/12"));
-    assert_false(has(a, "-drive", "pflash"));
-    qemu_arguments_free(a);
-    vm.nvram = (char *)"/f/VARS.fd";
-    a = qemu_arguments(&vm, &knows, &at);
-    assert_false(has(a, "-bios", ""));
-    assert_true(has(a, "-drive",
-                    "if=pflash,unit=0,format=raw,readonly=on,file.driver=file,file.filename=/dev/fdset/12"));
-    assert_true(has(a, "-drive", "if=pflash,unit=1,format=raw,file.driver=file,file.filename=/dev/fdset/13"));
-    for (size_t i = 0; a[i]; i++)
-        assert_null(strstr(a[i], "VARS")); /* the template is nobody's to write to */
-    qemu_arguments_free(a);
 }
 
 /* As 7.2 and 10.0 say it: the latter with two columns more. */
@@ -185,160 +55,11 @@ static void ram_blocks_are_summed(void **state)
     assert_int_equal(qemu_ramblocks_sum(""), 0);
 }
 
-/* Where QEMU has one. A Debian's has. */
-static void it_is_sandboxed(void **state)
-{
-    (void)state;
-    static struct vm_spec vm;
-    struct qemu_facts knows = {.sandbox = true};
-
-    vm = (struct vm_spec){.name = "web1", .memory = 256 << 20, .vcpus = 1, .machine = (char *)"pc"};
-    struct qemu_place at = {.host = "hosta", .run_dir = "/run/x"};
-    char **args = qemu_arguments(&vm, &knows, &at);
-    assert_true(
-        has(args, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"));
-    qemu_arguments_free(args);
-    args = arguments(true);
-    assert_false(has(args, "-sandbox", "on"));
-    qemu_arguments_free(args);
-}
-
-static const struct qemu_facts *real(void)
-{
-    struct xm_error e = {0};
-    const struct qemu_facts *q = qemu_facts("qemu-system-x86_64", &e);
-
-    if (!q) {
-        print_message("skipped: %s\n", e.text);
-        skip();
-    }
-    return q;
-}
-
-/* What is advised when a machine type is not known. */
-static void a_machine_that_both_know_is_found(void **state)
-{
-    (void)state;
-    struct qemu_facts q = {.machines = json_pack("[{s:s}, {s:s}, {s:s}, {s:s}, {s:s}]", "name", "pc-q35-9.2",
-                                                 "name", "pc-q35-10.0", "name", "pc-i440fx-10.0", "name",
-                                                 "none", "name", "pc-q35-7.2")};
-    char like[64];
-
-    qemu_facts_machine_like(&q, "pc-q35-2.4,usb=off", NULL, like);
-    assert_string_equal(like, "pc-q35-10.0"); /* by number, not by letter */
-    qemu_facts_machine_like(&q, "pc-q35-2.4", "9.2.1", like);
-    assert_string_equal(like, "pc-q35-9.2");
-    qemu_facts_machine_like(&q, "pc-i440fx-2.4", "9.2.1", like); /* it has none that the other knows */
-    assert_string_equal(like, "");
-    qemu_facts_machine_like(&q, "foo", "8.0", like);
-    assert_string_equal(like, "pc-q35-7.2");
-    json_decref(q.machines);
-}
-
-static void a_real_one_says_what_it_is(void **state)
-{
-    (void)state;
-    const struct qemu_facts *q = real();
-    char full[128];
-
-    assert_true(q->version[0] >= '1' && strchr(q->version, '.'));
-    assert_true(q->sandbox);
-    assert_true(qemu_facts_machine(q, "q35,usb=off", full));
-    assert_memory_equal(full, "pc-q35-", 7);
-    assert_non_null(strstr(full, ",usb=off"));
-    assert_true(qemu_facts_machine(q, "pc-q35-7.2", full) || q->version[0] < '7');
-    assert_false(qemu_facts_machine(q, "pc-q35", full));
-    /* The same question is not asked twice. */
-    assert_ptr_equal(qemu_facts("qemu-system-x86_64", NULL), q);
-}
-
-static bool sees(const char *cpu, const char *feature)
-{
-    struct xm_error e = {0};
-    json_t *list = qemu_facts_cpu("qemu-system-x86_64", "tcg", cpu, &e), *v;
-    bool found = false;
-    size_t i;
-
-    if (!list)
-        fail_msg("%s", e.text);
-    json_array_foreach (list, i, v)
-        found = found || !strcmp(json_string_value(v), feature);
-    json_decref(list);
-    return found;
-}
-
-static void a_real_one_says_what_its_cpus_have(void **state)
-{
-    (void)state;
-    real();
-    assert_true(sees("max", "avx2"));
-    assert_false(sees("qemu64", "avx2"));
-    assert_true(sees("qemu64,+avx2", "avx2"));
-    assert_false(sees("max,avx2=off", "avx2"));
-    assert_false(sees("Skylake-Server", "avx512f")); /* TCG cannot give it, whatever the model says */
-    struct xm_error e = {0};
-    assert_null(qemu_facts_cpu("qemu-system-x86_64", "tcg", "i387dx", &e));
-    assert_non_null(strstr(e.text, "does not know the CPU 'i387dx'"));
-}
-
-/* A package upgrade puts another file in its place. */
-static void another_program_in_its_place_is_asked_anew(void **state)
-{
-    (void)state;
-    const char *path = tmpdir_write(
-        "qemu-system-test", "#!/bin/sh\necho x >>$(dirname $0)/asked\necho it is broken >&2\nexit 1\n");
-    struct xm_error e = {0};
-    char *asked = NULL;
-    size_t len;
-
-    real();
-    chmod(path, 0755);
-    for (int i = 0; i < 3; i++) { /* a failure is believed for a while */
-        e = (struct xm_error){0};
-        assert_null(qemu_facts(path, &e));
-        assert_non_null(strstr(e.text, "it is broken"));
-    }
-    assert_int_equal(xm_file_read(tmpdir_path("asked"), 100, &asked, &len, NULL), 0);
-    assert_string_equal(asked, "x\n");
-    free(asked);
-    /* Another file: the old one may not be written over, or it might have the same time. */
-    const char *good = tmpdir_write("good", "#!/bin/sh\nexec qemu-system-x86_64 \"$@\"\n");
-    chmod(good, 0755);
-    assert_int_equal(rename(good, path), 0);
-    const struct qemu_facts *q = qemu_facts(path, &e);
-    assert_non_null(q);
-    assert_ptr_equal(qemu_facts(path, &e), q);
-    const char *other = tmpdir_write("other", "#!/bin/sh\nexit 0\n");
-    chmod(other, 0755);
-    assert_int_equal(rename(other, path), 0);
-    assert_null(qemu_facts(path, &e));
-    assert_non_null(strstr(e.text, "does not answer by QMP"));
-}
-
-/* Whatever it is: it can be asked, and a guest is not harmed by it. */
-static void a_real_one_says_how_large_its_rings_are(void **state)
-{
-    const struct qemu_facts *q = qemu_facts("qemu-system-x86_64", NULL);
-
-    (void)state;
-    if (!q)
-        skip();
-    bool large = qemu_facts_large_rings("qemu-system-x86_64");
-    print_message("QEMU %s: %s\n", q->version,
-                  large ? "larger than its devices'" : "as its devices have them");
-    assert_int_equal(large, qemu_facts_large_rings("qemu-system-x86_64"));
-    if (!strncmp(q->version, "7.2.", 4))
-        assert_false(large);
-    if (!strcmp(q->version, "10.0.13"))
-        assert_true(large);
-    assert_false(qemu_facts_large_rings("no-such-qemu"));
-}
-
 /* Starts in the directory of the test; what it says of a file is not for a peer. */
 static void it_starts_at_the_root_and_a_peer_does_not_hear_it(void **state)
 {
     (void)state;
-    real();
+    qemu_real();
     const char *path =
         tmpdir_write("qemu-system-test", "#!/bin/sh\ncase \"$*\" in\n*web1*) echo in $(pwd); echo "
                                          "the first line of a file >&2; exit 1 ;;\nesac\nexec "
@@ -374,10 +95,10 @@ static void it_starts_at_the_root_and_a_peer_does_not_hear_it(void **state)
 static void a_real_one_has_the_devices(void **state)
 {
     (void)state;
-    real();
+    qemu_real();
     const char *iso = tmpdir_write("a=b.iso", "");
     char run[100];
-    struct vm_spec vm = with_all_devices();
+    struct vm_spec vm = spec_with_all_devices();
     struct xm_error e = {0};
     struct qemu q;
 
@@ -426,7 +147,7 @@ static void a_real_one_says_how_large_its_firmware_is(void **state)
     struct xm_error e = {0};
     struct qemu q;
 
-    real();
+    qemu_real();
     const char *code = tmpdir_write("code.fd", ""), *vars = tmpdir_write("vars.fd", "");
     assert_int_equal(truncate(code, 256 << 10) || truncate(vars, 64 << 10), 0);
     vm.firmware = (char *)code;
@@ -480,7 +201,7 @@ static void a_real_one_is_cancelled_at_the_moment_of_its_stop(void **state)
     pthread_t thread;
     bool stopped;
 
-    real();
+    qemu_real();
     int listener = xm_unix_listen(tmpdir_path("mig.sock"), &e);
     assert_true(listener >= 0);
     assert_int_equal(pthread_create(&thread, NULL, swallow, &listener), 0);
@@ -529,7 +250,7 @@ static void whenever_its_shim_is_killed_it_is_found(void **state)
     char *text = NULL, run[100];
     size_t len;
 
-    real();
+    qemu_real();
     folder_of(path, run, sizeof run);
     at.run_dir = run;
     chmod(path, 0755);
@@ -579,7 +300,7 @@ static void a_wrapper_that_does_not_become_qemu_is_named(void **state)
     struct qemu q;
     int fd;
 
-    real();
+    qemu_real();
     for (int execs = 0; execs < 2; execs++) {
         const char *path = tmpdir_write(execs ? "execs" : "calls",
                                         execs ? "#!/bin/sh\nexec qemu-system-x86_64 \"$@\"\n"
@@ -614,7 +335,7 @@ static void a_wrappers_children_end_with_it(void **state)
     size_t len;
     pid_t got = 0;
 
-    real();
+    qemu_real();
     chmod(path, 0755);
     vm.qemu = (char *)path;
     prctl(PR_SET_CHILD_SUBREAPER, 1);
@@ -636,24 +357,13 @@ static void a_wrappers_children_end_with_it(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(reconnect_is_what_qemu_knows),
-        cmocka_unit_test(ram_is_a_named_shared_file),
-        cmocka_unit_test(it_is_sandboxed),
-        cmocka_unit_test(new_devices_stand_behind_the_others),
-        cmocka_unit_test(firmware_with_variables_is_flash),
         cmocka_unit_test(ram_blocks_are_summed),
-        cmocka_unit_test(a_machine_that_both_know_is_found),
-        cmocka_unit_test(a_real_one_says_what_it_is),
-        cmocka_unit_test(a_real_one_says_how_large_its_rings_are),
-        cmocka_unit_test(a_real_one_says_what_its_cpus_have),
         cmocka_unit_test_setup_teardown(a_real_one_has_the_devices, tmpdir_make, tmpdir_remove),
         cmocka_unit_test_setup_teardown(a_real_one_is_cancelled_at_the_moment_of_its_stop, tmpdir_make,
                                         tmpdir_remove),
         cmocka_unit_test_setup_teardown(a_real_one_says_how_large_its_firmware_is, tmpdir_make,
                                         tmpdir_remove),
         cmocka_unit_test_setup_teardown(it_starts_at_the_root_and_a_peer_does_not_hear_it, tmpdir_make,
-                                        tmpdir_remove),
-        cmocka_unit_test_setup_teardown(another_program_in_its_place_is_asked_anew, tmpdir_make,
                                         tmpdir_remove),
         cmocka_unit_test_setup_teardown(a_wrapper_that_does_not_become_qemu_is_named, tmpdir_make,
                                         tmpdir_remove),
