@@ -57,7 +57,7 @@ struct header {
     uint32_t request, flags, size;
 };
 
-static int fail(const char *what)
+int vf_fail(const char *what)
 {
     fprintf(stderr, "vhost front end: %s: %s\n", what, strerror(errno));
     return -1;
@@ -83,7 +83,7 @@ static int send_msg(int sock, uint32_t request, uint32_t flags, const void *payl
         cm->cmsg_len = CMSG_LEN(sizeof(int) * nfds);
         memcpy(CMSG_DATA(cm), fds, sizeof(int) * nfds);
     }
-    return sendmsg(sock, &m, MSG_NOSIGNAL) == (ssize_t)(sizeof h + size) ? 0 : fail("sending");
+    return sendmsg(sock, &m, MSG_NOSIGNAL) == (ssize_t)(sizeof h + size) ? 0 : vf_fail("sending");
 }
 
 static int recv_some(int sock, void *to, size_t len, int *fd)
@@ -140,7 +140,7 @@ int vf_msg(struct vf *f, uint32_t request, const void *payload, uint32_t size, c
 
 static int get_u64(struct vf *f, uint32_t request, uint64_t *v)
 {
-    return vf_msg(f, request, NULL, 0, NULL, 0, v, 8, NULL) == 8 ? 0 : fail("asking for a number");
+    return vf_msg(f, request, NULL, 0, NULL, 0, v, 8, NULL) == 8 ? 0 : vf_fail("asking for a number");
 }
 
 int vf_connect(struct vf *f, const char *path, uint64_t without)
@@ -152,7 +152,7 @@ int vf_connect(struct vf *f, const char *path, uint64_t without)
     f->sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     for (struct limit l = limit_start(5); connect(f->sock, (struct sockaddr *)&a, sizeof a) < 0;) {
         if (!limit_wait(&l))
-            return fail(path);
+            return vf_fail(path);
     }
     uint64_t p = 0;
     if (get_u64(f, GET_FEATURES, &f->features))
@@ -162,14 +162,14 @@ int vf_connect(struct vf *f, const char *path, uint64_t without)
             return -1;
         p &= P_MQ | P_LOG | P_ACK | P_CONFIG | P_INFLIGHT;
         if (vf_msg(f, SET_PROTOCOL_FEATURES, &p, 8, NULL, 0, NULL, 0, NULL))
-            return fail("setting protocol features");
+            return vf_fail("setting protocol features");
         f->protocol = p;
     }
     f->max_queues = 1;
     if (p & P_MQ && get_u64(f, GET_QUEUE_NUM, &f->max_queues))
         return -1;
     if (vf_msg(f, SET_OWNER, NULL, 0, NULL, 0, NULL, 0, NULL))
-        return fail("setting the owner");
+        return vf_fail("setting the owner");
     f->want = f->features & KNOWN_FEATS & ~without;
     return 0;
 }
@@ -198,10 +198,10 @@ int vf_init(struct vf *f, unsigned queues, uint16_t size)
     f->size = size;
     f->memfd = memfd_create("guest", MFD_CLOEXEC);
     if (f->memfd < 0 || ftruncate(f->memfd, VF_MEM))
-        return fail("guest memory");
+        return vf_fail("guest memory");
     f->mem = mmap(NULL, VF_MEM, PROT_READ | PROT_WRITE, MAP_SHARED, f->memfd, 0);
     if (f->mem == MAP_FAILED)
-        return fail("guest memory");
+        return vf_fail("guest memory");
     for (unsigned i = 0; i < queues; i++)
         queue_init(f, i);
     return 0;
@@ -282,7 +282,7 @@ static int inflight_region(struct vf *f)
     if (f->inflight_fd < 0) {
         if (vf_msg(f, GET_INFLIGHT_FD, &in, sizeof in, NULL, 0, &in, sizeof in, &f->inflight_fd) < 0 ||
             f->inflight_fd < 0)
-            return fail("getting an in-flight region");
+            return vf_fail("getting an in-flight region");
         f->inflight_size = in.size;
         in.queues = (uint16_t)f->queues;
         in.queue_size = size;
@@ -305,7 +305,7 @@ static int set_fd(struct vf *f, uint32_t request, unsigned q, int fd)
 int vf_start(struct vf *f)
 {
     if (inflight_region(f) || vf_set_features(f, f->want) || vf_send_mem_table(f))
-        return fail("starting");
+        return vf_fail("starting");
     for (unsigned i = 0; i < f->queues; i++) {
         struct vf_queue *q = &f->q[i];
         /* As QEMU does after a hang-up: from the used index. */
@@ -313,9 +313,9 @@ int vf_start(struct vf *f)
         if (set_num(f, SET_VRING_NUM, i, f->size) || set_num(f, SET_VRING_BASE, i, base) ||
             vf_set_addr(f, i, false) || set_fd(f, SET_VRING_CALL, i, q->call) ||
             set_fd(f, SET_VRING_ERR, i, q->err) || set_fd(f, SET_VRING_KICK, i, q->kick))
-            return fail("starting a queue");
+            return vf_fail("starting a queue");
         if (f->want & F_PROTOCOL && set_num(f, SET_VRING_ENABLE, i, 1))
-            return fail("enabling a queue");
+            return vf_fail("enabling a queue");
     }
     return 0;
 }
@@ -325,7 +325,7 @@ int vf_stop_one(struct vf *f, unsigned q, uint32_t *base)
     uint32_t v[2] = {q, 0};
 
     if (vf_msg(f, GET_VRING_BASE, v, sizeof v, NULL, 0, v, sizeof v, NULL) != sizeof v)
-        return fail("stopping a queue");
+        return vf_fail("stopping a queue");
     if (base)
         *base = v[1];
     return 0;
@@ -350,193 +350,17 @@ int vf_start_log(struct vf *f)
     f->log_size = l.size;
     f->log_fd = memfd_create("log", MFD_CLOEXEC);
     if (f->log_fd < 0 || ftruncate(f->log_fd, (off_t)l.size))
-        return fail("log memory");
+        return vf_fail("log memory");
     f->log = mmap(NULL, l.size, PROT_READ | PROT_WRITE, MAP_SHARED, f->log_fd, 0);
     if (f->log == MAP_FAILED)
-        return fail("log memory");
+        return vf_fail("log memory");
     if (vf_msg(f, SET_LOG_BASE, &l, sizeof l, &f->log_fd, 1, reply, sizeof reply, NULL) < 0)
-        return fail("setting the log");
+        return vf_fail("setting the log");
     if (vf_set_features(f, f->want | 1ull << VHOST_F_LOG_ALL))
-        return fail("turning the log on");
+        return vf_fail("turning the log on");
     for (unsigned i = 0; i < f->queues; i++) {
         if (vf_set_addr(f, i, true))
-            return fail("logging a ring");
+            return vf_fail("logging a ring");
     }
     return 0;
-}
-
-/* ---- rings ---- */
-
-/* Beside the rings in a queue's area: 32 bytes per head for header and status, then a table per head. */
-uint64_t vf_header_off(struct vf *f, unsigned q, uint16_t head)
-{
-    return f->q[q].area + 32768u + head * 32u;
-}
-
-uint8_t *vf_status(struct vf *f, unsigned q, uint16_t head)
-{
-    return f->mem + vf_header_off(f, q, head) + 16;
-}
-
-static struct vring_desc make_desc(const struct vf_seg *s)
-{
-    return (struct vring_desc){
-        .addr = vf_gpa(s->off), .len = s->len, .flags = s->write ? VRING_DESC_F_WRITE : 0};
-}
-
-static void make_available(struct vf *f, struct vf_queue *q, uint16_t head)
-{
-    q->avail->ring[q->avail_idx % f->size] = head;
-    q->avail_idx++;
-    q->pending++;
-    __atomic_store_n(&q->avail->idx, q->avail_idx, __ATOMIC_RELEASE);
-}
-
-int vf_add(struct vf *f, unsigned qi, const struct vf_seg *s, unsigned n, void *cookie)
-{
-    struct vf_queue *q = &f->q[qi];
-    bool table = f->indirect && f->size <= 128;
-    unsigned need = table ? 1 : n;
-
-    if (q->free_count < need)
-        return -1;
-    uint16_t head = q->free_head, at = head;
-    if (table) {
-        uint64_t off = q->area + 65536u + head * (VF_MAX_SEGS + 4) * 16u;
-        struct vring_desc *t = (void *)(f->mem + off);
-        for (unsigned i = 0; i < n; i++) {
-            t[i] = make_desc(&s[i]);
-            t[i].next = (uint16_t)(i + 1);
-            t[i].flags |= i + 1 < n ? VRING_DESC_F_NEXT : 0;
-        }
-        q->free_head = q->desc[head].next;
-        q->desc[head].addr = vf_gpa(off);
-        q->desc[head].len = n * 16;
-        q->desc[head].flags = VRING_DESC_F_INDIRECT;
-    } else {
-        for (unsigned i = 0; i < n; i++) {
-            uint16_t next = q->desc[at].next;
-            q->desc[at] = make_desc(&s[i]);
-            q->desc[at].next = next;
-            q->desc[at].flags |= i + 1 < n ? VRING_DESC_F_NEXT : 0;
-            at = next;
-        }
-        q->free_head = at;
-    }
-    q->free_count = (uint16_t)(q->free_count - need);
-    q->length[head] = (uint16_t)need;
-    q->cookie[head] = cookie;
-    make_available(f, q, head);
-    return head;
-}
-
-int vf_request(struct vf *f, unsigned q, uint32_t type, uint64_t sector, const struct vf_seg *data,
-               unsigned n, void *cookie)
-{
-    struct vf_seg s[VF_MAX_SEGS + 2];
-    uint16_t head = f->q[q].free_head;
-    uint64_t at = vf_header_off(f, q, head);
-    struct virtio_blk_outhdr h = {.type = type, .sector = sector};
-
-    if (n > VF_MAX_SEGS || head >= f->size)
-        return -1;
-    memcpy(f->mem + at, &h, sizeof h);
-    f->mem[at + 16] = 0xff;
-    s[0] = (struct vf_seg){at, sizeof h, false};
-    for (unsigned i = 0; i < n; i++)
-        s[1 + i] = data[i];
-    s[1 + n] = (struct vf_seg){at + 16, 1, true};
-    return vf_add(f, q, s, n + 2, cookie);
-}
-
-bool vf_kick(struct vf *f, unsigned qi)
-{
-    struct vf_queue *q = &f->q[qi];
-    bool kick;
-
-    __sync_synchronize();
-    if (f->want >> VIRTIO_RING_F_EVENT_IDX & 1)
-        kick =
-            vring_need_event(__atomic_load_n((uint16_t *)(void *)&q->used->ring[f->size], __ATOMIC_ACQUIRE),
-                             q->avail_idx, q->kicked);
-    else
-        kick = !(__atomic_load_n(&q->used->flags, __ATOMIC_ACQUIRE) & VRING_USED_F_NO_NOTIFY);
-    q->kicked = q->avail_idx;
-    if (kick)
-        eventfd_write(q->kick, 1);
-    return kick;
-}
-
-int vf_used(struct vf *f, unsigned qi, uint16_t *head, uint8_t *status, void **cookie, uint32_t *len)
-{
-    struct vf_queue *q = &f->q[qi];
-
-    if (__atomic_load_n(&q->used->idx, __ATOMIC_ACQUIRE) == q->last_used)
-        return 0;
-    struct vring_used_elem u = q->used->ring[q->last_used % f->size];
-    q->last_used++;
-    if (u.id >= f->size || !q->length[u.id]) {
-        errno = EPROTO;
-        return fail("a head that was not in flight came back");
-    }
-    uint16_t at = (uint16_t)u.id;
-    for (unsigned i = 1; i < q->length[u.id]; i++)
-        at = q->desc[at].next;
-    q->desc[at].next = q->free_head;
-    q->free_head = (uint16_t)u.id;
-    q->free_count = (uint16_t)(q->free_count + q->length[u.id]);
-    q->length[u.id] = 0;
-    q->pending--;
-    if (head)
-        *head = (uint16_t)u.id;
-    if (status)
-        *status = *vf_status(f, qi, (uint16_t)u.id);
-    if (cookie)
-        *cookie = q->cookie[u.id];
-    if (len)
-        *len = u.len;
-    return 1;
-}
-
-bool vf_wait(struct vf *f, unsigned qi, int timeout_ms)
-{
-    struct vf_queue *q = &f->q[qi];
-    struct pollfd p = {.fd = q->call, .events = POLLIN};
-    eventfd_t v;
-
-    /* Call us for the next one. */
-    __atomic_store_n(&q->avail->ring[f->size], q->last_used, __ATOMIC_RELEASE);
-    __sync_synchronize();
-    for (uint64_t until = f->watch_ns ? xm_now() + f->watch_ns : 0;;) {
-        if (__atomic_load_n(&q->used->idx, __ATOMIC_ACQUIRE) != q->last_used)
-            return true;
-        if (!until || xm_now() >= until)
-            break;
-        xm_relax();
-    }
-    if (poll(&p, 1, timeout_ms) != 1)
-        return false;
-    eventfd_read(q->call, &v);
-    return true;
-}
-
-int vf_do(struct vf *f, unsigned q, uint32_t type, uint64_t sector, uint64_t data_off, uint32_t len)
-{
-    struct vf_seg s = {data_off, len, type == VIRTIO_BLK_T_IN || type == VIRTIO_BLK_T_GET_ID};
-    uint16_t head;
-    uint8_t status;
-    int at = vf_request(f, q, type, sector, &s, len ? 1 : 0, NULL);
-
-    if (at < 0)
-        return -1;
-    vf_kick(f, q);
-    for (;;) {
-        int got = vf_used(f, q, &head, &status, NULL, NULL);
-        if (got < 0)
-            return -1;
-        if (got && head == at)
-            return status;
-        if (!got && !vf_wait(f, q, LIMIT_HANG_MS))
-            return -1;
-    }
 }

@@ -100,6 +100,7 @@ bool vf_wait(struct vf *, unsigned q, int timeout_ms);
 uint8_t *vf_status(struct vf *, unsigned q, uint16_t head);
 uint64_t vf_header_off(struct vf *, unsigned q, uint16_t head);
 uint64_t vf_gpa(uint64_t off);
+int vf_fail(const char *what); /* says so, with errno; -1 */
 /* One request from beginning to end: its status byte, or -1 (no answer in 5 s). */
 int vf_do(struct vf *, unsigned q, uint32_t type, uint64_t sector, uint64_t data_off, uint32_t len);
 
