@@ -118,6 +118,26 @@ void end_free(struct end *end)
     pthread_cond_destroy(&end->changed);
 }
 
+void end_reopen(struct end *end)
+{
+    xm_links_free(end->links);
+    end_open(end);
+}
+
+void ends_open(struct end *a, struct end *b)
+{
+    end_init(a, 0);
+    end_init(b, 100000);
+    end_open(a);
+    end_open(b);
+}
+
+void ends_free(struct end *a, struct end *b)
+{
+    end_free(a);
+    end_free(b);
+}
+
 void net_socketpair(int fd[2])
 {
     assert_int_equal(0, socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd));

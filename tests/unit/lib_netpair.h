@@ -25,7 +25,11 @@ struct end {
 };
 void end_init(struct end *, uint64_t seen_max); /* opts may be changed until end_open */
 void end_open(struct end *);
-void end_free(struct end *);    /* answers what it holds, frees the bundle */
+void end_free(struct end *);   /* answers what it holds, frees the bundle */
+void end_reopen(struct end *); /* a new bundle, with opts as they are now */
+/* Both, with room for 100000 frames in b; not joined yet. */
+void ends_open(struct end *a, struct end *b);
+void ends_free(struct end *a, struct end *b);
 void end_release(struct end *); /* answers what it holds, and does not hold any more */
 void end_changed(struct end *); /* with its lock held: gives it up until something changes, 50 ms at most */
 /* Waits until cond, at most 10 s of progress; false: it did not come. Use the macro with an expression of
