@@ -58,7 +58,6 @@ void progress_format(char *buf, size_t cap, const char *state, const json_t *eve
     int percent = percent_of(event);
     double rate = xm_json_real(event, "rate", 0), eta = xm_json_real(event, "eta_s", 0);
     int64_t round = xm_json_int(event, "round", 0), dirty = xm_json_int(event, "dirty_bytes", -1);
-    double dirty_rate = xm_json_real(event, "dirty_rate", 0);
     bool disks = !strcmp(state, "disks"), memory = !strcmp(state, "memory");
     size_t at = add(buf, cap, 0, "%-8s", state);
 
@@ -82,8 +81,6 @@ void progress_format(char *buf, size_t cap, const char *state, const json_t *eve
         at = add(buf, cap, at, "  round %lld", (long long)round);
     if (memory && round > 0 && dirty >= 0)
         at = add(buf, cap, at, ", %s dirty", xm_format_size((uint64_t)dirty).s);
-    if (memory && dirty_rate > 0)
-        at = add(buf, cap, at, " at %s", xm_format_rate(dirty_rate).s);
     if (disks || memory)
         at = add_modes(buf, cap, at, json_object_get(event, "disks"));
     while (at > 0 && at < cap && buf[at - 1] == ' ')

@@ -9,7 +9,7 @@
 
 int report_text(const struct args *a, const json_t *answer, const struct cli_io *io)
 {
-    const char *text = xm_json_str(answer, "text", xm_json_str(answer, "message", NULL));
+    const char *text = xm_json_str(answer, "text", NULL);
     const char *note = xm_json_str(answer, "note", NULL);
 
     (void)a;
@@ -154,15 +154,14 @@ int report_jobs(const struct args *a, const json_t *answer, const struct cli_io 
     (void)a;
     table_begin(&t, 7, titles);
     json_array_foreach (json_object_get(answer, "jobs"), i, v) {
-        const json_t *progress = json_object_get(v, "progress");
         bool local = !strcmp(xm_json_str(v, "mode", ""), "storage-only");
         const char *destination = xm_json_str(v, local ? "datastore" : "destination", "");
         const char *result = scalar_text(json_object_get(v, "result")), *state = xm_json_str(v, "state", "");
-        const char *step = xm_json_str(v, "step", xm_json_str(progress, "state", state));
+        const char *step = xm_json_str(v, "step", state);
         char percent[16] = "";
-        double done = xm_json_real(v, "percent", percent_of(progress ? progress : v));
+        int done = percent_of(v);
         if (done >= 0)
-            snprintf(percent, sizeof percent, "%d %%", (int)XM_MIN(done, 100));
+            snprintf(percent, sizeof percent, "%d %%", done);
         table_add(&t,
                   (const char *const[]){scalar_text(json_object_get(v, "job")), xm_json_str(v, "vm", ""),
                                         destination, step, percent, time_text(json_object_get(v, "started")),

@@ -160,7 +160,7 @@ static void lists_are_tables_and_missing_fields_are_dashes(void **state)
     assert_int_equal(
         run_cli("jobs",
                 SAYS("{\"ok\":true,\"jobs\":[{\"job\":\"7\",\"vm\":\"web1\",\"destination\":\"hostb\","
-                     "\"state\":\"disks\",\"percent\":42.9,\"started\":\"today\"},"
+                     "\"state\":\"disks\",\"bytes_done\":42,\"bytes_total\":99,\"started\":\"today\"},"
                      "{\"job\":\"8\",\"vm\":\"x\",\"state\":\"running\",\"step\":\"memory\","
                      "\"bytes_done\":1,\"bytes_total\":3}]}"),
                 false, false),
