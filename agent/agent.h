@@ -169,7 +169,6 @@ struct conn;
 
 struct agent {
     struct config conf; /* constant */
-    char *run_lock;
     int lock_fd;
     unsigned port; /* that it listens on; constant after the start */
 

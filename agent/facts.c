@@ -78,21 +78,6 @@ uint64_t facts_shared_rss(pid_t pid)
     return pid > 0 ? proc_kb(path, "RssShmem") : 0;
 }
 
-bool facts_process(pid_t pid, const char *comm_prefix)
-{
-    char path[64], comm[64] = "";
-
-    if (pid <= 0)
-        return false;
-    snprintf(path, sizeof path, "/proc/%d/comm", pid);
-    FILE *f = fopen(path, "re");
-    if (!f || !fgets(comm, sizeof comm, f))
-        comm[0] = 0;
-    if (f)
-        fclose(f);
-    return comm[0] && !strncmp(comm, comm_prefix, strlen(comm_prefix));
-}
-
 /* ---- network ---- */
 
 /* Asked of the kernel and not of /sys, which may be another network namespace's. */

@@ -24,7 +24,5 @@ uint64_t facts_file_size(const char *path); /* 0: it cannot be told */
 /* Can QEMU be who [host] qemu_user says (NULL: nothing)? 0: it can. 1: it will be root's user, and a sentence
  * why. -errno: it will not be started, and why. */
 int facts_qemu_user(const char *wanted, const char *program, bool kvm, struct xm_error *);
-/* A program of this name runs as that process. */
-bool facts_process(pid_t, const char *comm_prefix);
 
 #endif

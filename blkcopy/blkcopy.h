@@ -74,7 +74,6 @@ struct xm_io {
     uint64_t progress; /* bytes done */
     struct bounce *bounce;
     struct iovec vec[2];
-    void *priv;
     int res;
     uint8_t way;    /* how the transfer under way does it: enum way in blkcopy/transfer.h */
     bool unaligned; /* goes through the bounce buffer */

@@ -40,7 +40,7 @@ struct source_report {
     uint64_t began, entered[SOURCE_STATES];
     uint64_t stopped_at,
         running_at; /* xm_now(): the VM stopped here; the destination's answer that it runs */
-    uint64_t ram_bytes, final_pages;
+    uint64_t ram_bytes;
     unsigned rounds;
     uint64_t estimate;
     /* Parts of the downtime, the first three of them side by side; device_state: from QEMU's being told to
@@ -79,7 +79,6 @@ struct source {
     struct stream *stream;
     bool may_be_promised; /* the destination may have recorded that the VM is promised to it */
     struct handoff handoff;
-    struct xm_meter meter;
     struct source_report report;
     struct pace pace;  /* of the disks' copy; looked at with the progress */
     struct pace shown; /* the same without the holes of sparse disks: for the time left */

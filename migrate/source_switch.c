@@ -343,7 +343,6 @@ static int last_pages(struct source *m)
     int r = xm_precopy_round(m->precopy, true, &m->abort, &round, &m->error);
     m->report.rounds = XM_MAX(m->report.rounds, round.number);
     m->report.ram_bytes += round.pages_data * XM_PAGE;
-    m->report.final_pages = round.pages_dirty;
     m->report.final_ram.to = xm_now();
     if (r && source_interrupted(m)) /* that is the cause */
         r = -m->error.code;

@@ -11,8 +11,6 @@
 #include <string.h>
 
 #define PAGE 4096u
-/* Chunks of one part of a discard. */
-#define ZERO_CHUNKS_MAX 64u
 
 /* A quarter of the buffer at most, so that several parts fit it, however small it is. */
 uint64_t buffer_part_max(const struct xm_disk *d)

@@ -113,7 +113,6 @@ struct xm_disk_req *request_new(struct xm_disk *d, struct xm_breq *b)
     r->at = 0;
     r->mirrored = NULL;
     r->active = false;
-    b->priv = r;
     return r;
 }
 
@@ -254,7 +253,6 @@ static void take_status(void *arg)
     if (d->mirror.replica)
         xm_replica_digest(d->mirror.replica, &s->digest);
     s->buffer_bytes = d->buffer.used;
-    s->buffer_max = d->opts.mirror_buffer;
     s->waiting = d->room.n + !!d->room.probe;
     s->failed = d->copy.failed;
     memcpy(s->why, d->copy.why, sizeof s->why);

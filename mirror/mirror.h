@@ -26,8 +26,6 @@ struct xm_breq {
      * xm_disk_submit when the request is refused (it lies outside the disk) or empty. May submit; must not
      * call the functions below. */
     void (*done)(struct xm_breq *, int status);
-    /* The driver's own: */
-    struct xm_disk_req *priv;
 };
 
 enum xm_chunk_state { XM_CHUNK_ABSENT, XM_CHUNK_COPYING, XM_CHUNK_PRESENT };
@@ -48,7 +46,7 @@ struct xm_disk_status {
     uint64_t chunks[3]; /* by enum xm_chunk_state */
     struct xm_copier_stats copied;            /* acknowledged by the other side (invariant 9) */
     uint64_t mirrored_bytes, mirrored_writes; /* acknowledged */
-    uint64_t buffer_bytes, buffer_max;
+    uint64_t buffer_bytes;
     uint64_t to_sync, to_async; /* mode switches */
     uint64_t held, held_ns_max; /* guest writes that waited for a chunk being read */
     uint64_t buffer_waits;      /* guest writes that waited for room in the mirror buffer */

@@ -76,7 +76,7 @@ static int vhost_forget(struct job *j)
         r->base = 0;
         r->vq.track = NULL;
     }
-    d->broken = d->paused = d->features_set = false;
+    d->broken = d->paused = false;
     d->features = 0;
     j->mem = d->mem;
     d->mem = NULL;

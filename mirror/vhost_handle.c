@@ -124,7 +124,6 @@ static int set_features(struct job *j)
         return xm_error_set(j->e, EPROTO, "the front end wants features %#llx, which were not offered",
                             (unsigned long long)(j->msg->p.u64 & ~vhost_offered(d)));
     d->features = j->msg->p.u64;
-    d->features_set = true;
     rings_apply_features(d);
     __atomic_store_n(&d->any.connected, true, __ATOMIC_RELEASE);
     for (unsigned i = 0; i < d->queues; i++)

@@ -52,7 +52,7 @@ struct xm_vhost {
     /* The engine's thread's: */
     uint64_t features; /* what the front end has set */
     bool wce;
-    bool features_set, broken, paused, hung_up;
+    bool broken, paused, hung_up;
     struct guestmem *mem;
     struct dirtylog log;
     struct { /* the in-flight region (vhost_inflight.h) */

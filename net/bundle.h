@@ -94,7 +94,7 @@ struct link {
     struct {
         atomic_bool asleep;               /* in poll, or about to; whoever turns it false writes to `wake` */
         _Atomic(struct xm_rx *) answered; /* a stack of frames whose handler is done with them */
-        atomic_ullong wire_tx, wire_rx, frames_tx, frames_rx, resent;
+        atomic_ullong wire_tx, wire_rx, frames_tx, resent;
     } any;
 
     /* Under bundle.lock: */
@@ -103,7 +103,6 @@ struct link {
         bool ended, joined; /* the thread */
         bool up, wants;     /* wants: asleep and free to send; room: what it then had under way */
         struct room room;
-        struct xm_meter meter; /* of what is sent */
     } locked;
 
     /* The link thread's own: */

@@ -49,7 +49,6 @@ struct link *link_new(struct xm_links *b, int fd, const char *name)
     TAILQ_INIT(&l->slots.idle);
     l->tx.answers_tail = &l->tx.answers;
     l->rx.heard = l->tx.spoke = xm_now();
-    xm_meter_init(&l->locked.meter, XM_NS_PER_S, l->rx.heard);
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one); /* not for unix sockets */
     setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent);

@@ -112,7 +112,6 @@ static int rx_finish(struct link *l)
                               "the payload of a %s does not have its checksum: damaged on the way",
                               frame_told(what, &l->rx.hdr));
     l->rx.state = RX_HEADER;
-    atomic_fetch_add_explicit(&l->any.frames_rx, 1, memory_order_relaxed);
     switch (l->rx.hdr.type) {
     case XM_FRAME_ACK:
         return on_ack(l);

@@ -257,8 +257,6 @@ int xm_links_up(struct xm_links *b)
 
 int xm_links_info(struct xm_links *b, struct xm_link_info *out, int max)
 {
-    uint64_t now = xm_now();
-
     pthread_mutex_lock(&b->lock);
     int n = b->links;
     for (int i = 0; i < n && i < max; i++) {
@@ -267,9 +265,7 @@ int xm_links_info(struct xm_links *b, struct xm_link_info *out, int max)
                                        .wire_tx = atomic_load(&l->any.wire_tx),
                                        .wire_rx = atomic_load(&l->any.wire_rx),
                                        .frames_tx = atomic_load(&l->any.frames_tx),
-                                       .frames_rx = atomic_load(&l->any.frames_rx),
-                                       .resent = atomic_load(&l->any.resent),
-                                       .tx_rate = xm_meter_rate(&l->locked.meter, now)};
+                                       .resent = atomic_load(&l->any.resent)};
         memcpy(out[i].name, l->name, sizeof out[i].name);
     }
     pthread_mutex_unlock(&b->lock);

@@ -201,8 +201,7 @@ struct xm_link_info {
     char name[64]; /* "10.1.0.1 -> 10.1.0.2" */
     enum xm_link_state state;
     uint64_t wire_tx, wire_rx; /* bytes incl. headers */
-    uint64_t frames_tx, frames_rx, resent;
-    double tx_rate; /* bytes a second over the last second */
+    uint64_t frames_tx, resent;
 };
 
 struct xm_links_opts {

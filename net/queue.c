@@ -121,7 +121,6 @@ void queue_take(struct link *l, struct msgs *to)
     }
     if (n) {
         b->queue.bytes -= bytes;
-        xm_meter_add(&l->locked.meter, bytes + n * FRAME_HDR, now ? now : xm_now());
         if (queue_has_any(b))
             sleeper = pick_sleeper(b, l);
     }
