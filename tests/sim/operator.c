@@ -107,7 +107,6 @@ static void ask(struct host *h, const char *verb)
 
 static void move_to(struct host *h, const struct host *to)
 {
-    w.moves_wanted++;
     operator_asks(h, json_pack("{s:s, s:s, s:s, s:b, s:{}}", "verb", "move", "vm", VM, "host", to->name,
                                "storage", 1, "options"));
 }

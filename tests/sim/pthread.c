@@ -53,7 +53,7 @@ int __wrap_pthread_setname_np(pthread_t t, const char *name)
 
 /* In the memory of the product's own; what an earlier run has left in a static one is told by its number. */
 struct mutex {
-    unsigned run, turn;
+    unsigned run;
     struct task *owner;
 };
 

@@ -105,7 +105,7 @@ struct obj {
     int server_fd; /* of an end that waits to be served */
     struct message *first, **last;
     uint64_t last_arrival; /* nothing overtakes within a connection */
-    bool network, broken;
+    bool network;
     struct xm_links *links; /* a bundle has taken it over */
     struct proc *qemu;      /* the other end is this one's monitor */
     bool client;
@@ -146,7 +146,6 @@ void sockets_of_network_changed(void);
 
 struct inode {
     bool dir;
-    int refs; /* descriptors and names */
     char *data, *durable;
     size_t len, durable_len;
     bool synced;
@@ -199,7 +198,6 @@ struct proc {
     char *config, *said; /* SHIM: shim.json; what it tells who started it, NULL: nothing yet */
     struct qemu_model *qemu;
     struct proc *next;
-    unsigned fd_errors;
 };
 
 struct host {
@@ -235,7 +233,7 @@ struct world {
     bool autostart;
     bool full; /* several commands, and a move at the end */
     unsigned long points, points_of_script;
-    unsigned jobs_done, jobs_failed, moves_wanted;
+    unsigned jobs_done, jobs_failed;
     bool verbose;
 };
 extern struct world w;

@@ -29,7 +29,7 @@ static void closed_far(void *arg)
 /* Nobody has this end open any more: the other end is told. */
 void socket_closed(struct obj *o)
 {
-    if (!o->peer || o->broken)
+    if (!o->peer)
         return;
     struct obj *peer = o->peer;
     peer->peer = NULL;
@@ -71,7 +71,7 @@ static void arrive(void *arg)
     struct flight *f = arg;
     struct obj *o = f->to;
 
-    if (o->eof || o->broken || o->refs == 0)
+    if (o->eof || o->refs == 0)
         return;
     if (o->network && !reachable(f->from, f->at)) {
         if (sim_time() - f->since > KEEPALIVE) {

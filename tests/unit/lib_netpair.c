@@ -54,9 +54,7 @@ static void on_event(void *ctx, int link, enum xm_link_state state, const struct
     if (link < 0) {
         end->lost_events++;
         end->lost_why = *e;
-    } else if (state == XM_LINK_UP) {
-        end->up_events++;
-    } else {
+    } else if (state == XM_LINK_DOWN) {
         end->down_events++;
     }
     pthread_cond_broadcast(&end->changed);

@@ -20,7 +20,7 @@ struct end {
     int refuse_object;   /* check() refuses it; -1: none */
     bool hold;           /* keeps frames instead of answering */
     STAILQ_HEAD(, xm_rx) held;
-    int up_events, down_events, lost_events;
+    int down_events, lost_events;
     struct xm_error lost_why;
 };
 void end_init(struct end *, uint64_t seen_max); /* opts may be changed until end_open */

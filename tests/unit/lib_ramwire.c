@@ -197,7 +197,6 @@ static void *wire_main(void *arg)
         struct ramwire_copy *late = STAILQ_FIRST(&w->late);
         if (late && (w->end || roll(w) % 8 == 0)) {
             STAILQ_REMOVE_HEAD(&w->late, next);
-            w->late_delivered++;
             bool dies = late->from && roll(w) % 4 == 0;
             pthread_mutex_unlock(&w->lock);
             if (dies)

@@ -23,7 +23,7 @@ struct ramwire {
     bool end, hold;
     unsigned max_delay_us, duplicate_percent;
     uint64_t fail_after; /* messages until all others fail with -ENOLINK; 0: none does */
-    uint64_t taken, late_delivered;
+    uint64_t taken;
     size_t in_flight, most_in_flight; /* bytes */
     atomic_int refused, direct;       /* direct: frames that had their pages elsewhere (xm_msg.apart) */
     atomic_bool damage;               /* the next direct frame's last byte is changed on its way */

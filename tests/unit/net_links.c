@@ -28,8 +28,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     (void)state;
-    end_free(&a);
-    end_free(&b);
+    ends_free(&a, &b);
     return 0;
 }
 
