@@ -3,14 +3,17 @@
  *
  * Happy path: prepare -> disks -> memory -> switch -> handoff -> settle -> done; each step is a function
  * that returns when its state is over. Failures:
- *   in prepare, disks, memory   mirror off, tracking off, links aborted (the destination cleans up by itself): the VM was never touched
+ *   in prepare, disks, memory   mirror off, tracking off, links aborted (the destination cleans up by
+ *                               itself): the VM was never touched
  *   in switch                   the same, and QEMU is told to take back its migration and to go on: the VM
- *                               runs here. While that fails (this host's storage hangs, say) it is tried again
- *                               as long as QEMU lives; after 10 s it is said
- *   in handoff                  before the record: as in switch, and the destination is told that the VM stays. After the record: the VM
- *                               is not ours any more, whatever we hear. It stays stopped here, and the state is `unknown` until the
- *                               destination answers or `recover` asks; unless the destination hands it back.
- *   in settle                   the VM runs there; what could not be cleaned up is said, and done again by the agent.
+ *                               runs here. While that fails (this host's storage hangs, say) it is tried
+ *                               again as long as QEMU lives; after 10 s it is said
+ *   in handoff                  before the record: as in switch, and the destination is told that the VM
+ *                               stays. After the record: the VM is not ours any more, whatever we hear. It
+ *                               stays stopped here, and the state is `unknown` until the destination answers
+ *                               or `recover` asks; unless the destination hands it back.
+ *   in settle                   the VM runs there; what could not be cleaned up is said, and done again by
+ *                               the agent.
  * An abort is a failure that somebody wished for: honoured until the record is written. */
 #include "migrate/source.h"
 
@@ -77,8 +80,8 @@ int source_interrupted(struct source *m)
     if (m->qemu_gone)
         return xm_error_set(&m->error, ECHILD, "VM %s has ended here meanwhile (powered off?) and is stopped",
                             m->machine->spec.name);
-    if (m->abort)
-        return xm_error_set(&m->error, ECANCELED, "aborted: %s", m->abort_reason);
+    if (m->asked.abort)
+        return xm_error_set(&m->error, ECANCELED, "aborted: %s", m->asked.reason);
     if (m->links) {
         xm_links_peer_said(m->links, &lost);
         if (lost.code)
@@ -166,8 +169,8 @@ struct source *source_start(struct machine *vm, const json_t *request, bool loca
         .verify = xm_json_bool(o, "verify", false),
         .patience = 5,
     };
-    m->rate = (uint64_t)xm_json_int(o, "bandwidth", 0);
-    m->persist = xm_json_bool(o, "persist", false);
+    m->asked.rate = (uint64_t)xm_json_int(o, "bandwidth", 0);
+    m->asked.persist = xm_json_bool(o, "persist", false);
     m->state = local ? SOURCE_DISKS : SOURCE_PREPARE;
     int r = pthread_create(&m->thread, NULL, source_main, m);
     if (!r)
@@ -189,38 +192,38 @@ int source_abort(struct source *m, const char *job, const char *reason, struct x
     if (m->state > SOURCE_SWITCH)
         return xm_error_set(e, EBUSY, "too late: VM %s is being handed over to %s", m->machine->spec.name,
                             m->destination);
-    if (!m->abort) {
-        snprintf(m->abort_reason, sizeof m->abort_reason, "%s", reason);
-        m->abort = true; /* after its reason */
+    if (!m->asked.abort) {
+        snprintf(m->asked.reason, sizeof m->asked.reason, "%s", reason);
+        m->asked.abort = true; /* after its reason */
     }
     return 0;
 }
 
 void source_set_rate(struct source *m, uint64_t bytes_per_s)
 {
-    m->rate = bytes_per_s;
+    m->asked.rate = bytes_per_s;
     if (m->links && m->state < SOURCE_SWITCH)
         xm_links_set_rate(m->links, bytes_per_s);
 }
 
 void source_persist(struct source *m, bool yes)
 {
-    m->persist = yes;
+    m->asked.persist = yes;
 }
 
 void source_qmp_event(struct source *m, const char *name, const json_t *data, uint64_t when)
 {
     if (!strcmp(name, "MIGRATION"))
-        snprintf(m->qemu_status, sizeof m->qemu_status, "%s", xm_json_str(data, "status", ""));
+        snprintf(m->seen.status, sizeof m->seen.status, "%s", xm_json_str(data, "status", ""));
     else if (!strcmp(name, "SHUTDOWN"))
-        m->powered_off = xm_json_bool(data, "guest", false);
+        m->seen.powered_off = xm_json_bool(data, "guest", false);
     else if (!strcmp(name, "STOP")) {
         struct timespec ts;
         clock_gettime(CLOCK_REALTIME, &ts);
         uint64_t real = (uint64_t)ts.tv_sec * XM_NS_PER_S + (uint64_t)ts.tv_nsec;
-        m->stop_seen =
+        m->seen.stop =
             xm_now() - (real > when ? real - when : 0); /* when it happened, not when we read of it */
-        m->stream_at_stop = m->stream ? stream_bytes(m->stream) : 0;
+        m->seen.stream_at_stop = m->stream ? stream_bytes(m->stream) : 0;
     }
 }
 
@@ -246,7 +249,7 @@ bool source_ending(const struct source *m)
 
 void source_leave(struct source *m)
 {
-    m->leave = true;
+    m->asked.leave = true;
 }
 
 const char *source_job(const struct source *m)

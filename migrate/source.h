@@ -18,8 +18,8 @@ enum source_state {
     SOURCE_SETTLE,  /* the VM runs there; this side is taken away */
     SOURCE_DONE,
     SOURCE_FAILED, /* the VM runs here, as before */
-    SOURCE_UNKNOWN, /* given away, but the destination has not answered: the VM is stopped here; `recover` finds
-                    out */
+    /* Given away, but the destination has not answered: the VM is stopped here; `recover` finds out. */
+    SOURCE_UNKNOWN,
     SOURCE_STATES
 };
 
@@ -57,44 +57,54 @@ struct source {
     migrate_ended *ended;
     char job[32];
     char destination[64];
-    bool storage;              /* disks move too */
-    bool zeroed[VM_DISKS_MAX]; /* the destination's disk reads as zeros, it says */
-    bool local;                /* storage-only: the disks move on this host, the VM stays */
-    json_t *request;           /* links, disks */
-    json_t *kept;              /* paths of disks that have moved, and whose old file stays */
-    struct xm_error left;      /* what was to be deleted here and is not yet; code 0: nothing */
+    bool storage;    /* disks move too */
+    bool local;      /* storage-only: the disks move on this host, the VM stays */
+    json_t *request; /* links, disks */
     struct source_options opt;
-    _Atomic uint64_t rate; /* any thread: bytes a second, --bandwidth; 0: no limit */
-    _Atomic bool persist;  /* any thread: go on also when the guest outruns the copy */
 
-    _Atomic enum source_state state; /* set by its thread in set_state alone; any thread reads */
-    _Atomic bool abort;              /* any thread */
+    /* Others ask this of it while it runs: any thread, or the main one. */
+    struct {
+        _Atomic uint64_t rate; /* bytes a second, --bandwidth; 0: no limit */
+        _Atomic bool persist;  /* go on also when the guest outruns the copy */
+        _Atomic bool abort;
+        char reason[128];   /* of the abort, there before it */
+        _Atomic bool leave; /* main: the shim ends; nothing is tried again */
+    } asked;
+
+    _Atomic enum source_state state; /* set by its thread in source_set_state alone; any thread reads */
     _Atomic bool qemu_gone;          /* main */
-    _Atomic bool leave;              /* main: the shim ends; nothing is tried again */
     _Atomic bool stands;             /* it has failed, and its guest does not go on */
-    char abort_reason[128];
+
+    /* Its thread's from here on. */
     struct xm_links *links;
     struct xm_transport *to;
     struct xm_precopy *precopy;
     struct stream *stream;
-    bool may_be_promised; /* the destination may have recorded that the VM is promised to it */
     struct handoff handoff;
+    bool may_be_promised;      /* the destination may have recorded that the VM is promised to it */
+    bool zeroed[VM_DISKS_MAX]; /* the destination's disk reads as zeros, it says */
+    json_t *kept;              /* paths of disks that have moved, and whose old file stays */
+    struct xm_error left;      /* what was to be deleted here and is not yet; code 0: nothing */
     struct source_report report;
-    struct pace pace;  /* of the disks' copy; looked at with the progress */
-    struct pace shown; /* the same without the holes of sparse disks: for the time left */
-    uint64_t last_progress;
+    struct {
+        struct pace pace;  /* of the disks' copy */
+        struct pace shown; /* the same without the holes of sparse disks: for the time left */
+        uint64_t last;     /* xm_now() when it was told */
+    } progress;
     uint64_t bridges_at; /* xm_now(): from then on the destination's bridges pass what the guest sends */
     double wire_rate;    /* bytes a second, of the last round of memory */
     uint64_t other_ram;  /* bytes of RAM that go by QEMU's own stream: ROMs, a VGA's */
     bool stopping;       /* QEMU has been told to stop the guest, when it has sent what comes before that */
     bool told;           /* QEMU, to write its device state */
     bool ram_checked;    /* it sends no more than that */
-    /* From QMP's events: */
-    char qemu_status[32]; /* of MIGRATION events */
-    bool paused;          /* the guest stood still when the switch began: it is to, wherever it comes to be */
-    uint64_t stop_seen;   /* xm_now() at the STOP event */
-    bool powered_off;     /* the guest did, by itself */
-    uint64_t stream_at_stop; /* bytes that QEMU had sent by then */
+    bool paused;         /* the guest stood still when the switch began: it is to, wherever it comes to be */
+    /* What QMP's events have said. */
+    struct {
+        char status[32];         /* of MIGRATION events */
+        bool powered_off;        /* the guest did, by itself */
+        uint64_t stop;           /* xm_now() at the STOP event */
+        uint64_t stream_at_stop; /* bytes that QEMU had sent by then */
+    } seen;
     struct xm_error error;
 };
 

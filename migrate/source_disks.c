@@ -149,9 +149,9 @@ bool source_disks_in_step(struct source *m)
 
 int source_disks_pace(struct source *m)
 {
-    const struct pace *p = &m->pace;
+    const struct pace *p = &m->progress.pace;
 
-    if (m->persist || !pace_stuck(p))
+    if (m->asked.persist || !pace_stuck(p))
         return 0;
     return xm_error_set(
         &m->error, ETIMEDOUT,
@@ -165,8 +165,8 @@ int source_disks_pace(struct source *m)
 
 int source_disks_wait(struct source *m)
 {
-    pace_reset(&m->pace);
-    pace_reset(&m->shown);
+    pace_reset(&m->progress.pace);
+    pace_reset(&m->progress.shown);
     for (;;) {
         int r = source_interrupted(m);
         if (!r)

@@ -87,14 +87,14 @@ static bool guest_ended(struct source *m)
     int closed = qmp_pump(&q->qmp, 0, NULL); /* its last words */
 
     /* Its memory goes before the process does: the tracker may know it first. */
-    if (closed < 0 || m->powered_off || m->error.code == ESRCH)
+    if (closed < 0 || m->seen.powered_off || m->error.code == ESRCH)
         qemu_wait_end(q, END_TIMEOUT);
     else if (m->state < SOURCE_SWITCH) /* the guest does not wait for us: what failed may be the first sign */
         qemu_wait_end(q, END_SOON);
     if (qemu_alive(q))
         return false;
     xm_error_set(&m->error, ECHILD, "VM %s has ended meanwhile: %s", m->machine->spec.name,
-                 life_why_text(m->powered_off ? LIFE_GUEST : LIFE_DIED));
+                 life_why_text(m->seen.powered_off ? LIFE_GUEST : LIFE_DIED));
     return true;
 }
 
@@ -119,7 +119,7 @@ static void bring_back(struct source *m, struct back *b, uint64_t until)
             xm_log(XM_LOG_ERROR, "VM %s does not go on after the failed switch-over: %s",
                    m->machine->spec.name, e.text);
         b->why = e;
-        if (xm_now() >= until || m->leave)
+        if (xm_now() >= until || m->asked.leave)
             return;
         poll(NULL, 0, BACK_EVERY_MS);
     }
@@ -156,8 +156,8 @@ static json_t *failure(struct source *m, const struct back *b, enum source_state
     json_t *o = json_pack("{s:s s:s s:s s:s s:i s:b s:b s:s}", "event", "failed", "job", m->job, "error",
                           text, "state", source_step_name(in), "code", code, "vm_safe", safe, "stopped",
                           b->ended, "destination", m->destination);
-    if (b->runs && !m->paused && m->stop_seen && b->at > m->stop_seen)
-        json_object_set_new(o, "stood_ms", json_real((double)(b->at - m->stop_seen) / 1e6));
+    if (b->runs && !m->paused && m->seen.stop && b->at > m->seen.stop)
+        json_object_set_new(o, "stood_ms", json_real((double)(b->at - m->seen.stop) / 1e6));
     xm_log(XM_LOG_WARN, "VM %s, job %s failed in state %s: %s", m->machine->spec.name, m->job,
            source_step_name(in), text);
     free(text);

@@ -6,8 +6,10 @@
  * acknowledges -> «given to B, n+1, settled» is durable -> our copy may go. Otherwise the machine says what
  * follows; three ends are possible here:
  *   destroy    the VM runs there
- *   resume     it is ours (again), and runs here: the record could not be written, or the destination handed it back
- *   neither    nobody has answered: the VM stays stopped here, with its disks, until `recover` has asked the destination
+ *   resume     it is ours (again), and runs here: the record could not be written, or the destination
+ *              handed it back
+ *   neither    nobody has answered: the VM stays stopped here, with its disks, until `recover` has asked the
+ *              destination
  */
 #include "migrate/source.h"
 
@@ -106,7 +108,7 @@ int source_handoff_prepare(struct source *m)
 static bool goes_on(const struct source *m, uint64_t deadline)
 {
     if (m->handoff.state == HANDOFF_UNDOING)
-        return !m->qemu_gone && !m->leave;
+        return !m->qemu_gone && !m->asked.leave;
     return xm_links_up(m->links) > 0 && xm_now() < deadline;
 }
 

@@ -89,7 +89,7 @@ int source_memory(struct source *m)
         if (!r)
             r = source_disks_flush(m);
         if (!r)
-            r = xm_precopy_round(m->precopy, false, &m->abort, &round, &m->error);
+            r = xm_precopy_round(m->precopy, false, &m->asked.abort, &round, &m->error);
         if (r)
             return source_interrupted(m) ? -m->error.code : r;
         xm_fault("memory-round");
@@ -132,9 +132,9 @@ int source_memory(struct source *m)
                 return r;
             break;
         case XM_CONVERGE_STUCK:
-            if (m->persist)
+            if (m->asked.persist)
                 break;
-            return source_stuck(&in, &round, m->opt.downtime, m->rate, &m->error);
+            return source_stuck(&in, &round, m->opt.downtime, m->asked.rate, &m->error);
         case XM_CONVERGE_AGAIN:
             break;
         }

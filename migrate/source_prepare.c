@@ -51,6 +51,6 @@ int source_prepare(struct source *m)
         return r;
     xm_fault("source-linked");
     r = source_begin(m);
-    xm_links_set_rate(m->links, m->rate); /* whoever set it meanwhile may not have seen the links */
+    xm_links_set_rate(m->links, m->asked.rate); /* whoever set it meanwhile may not have seen the links */
     return r;
 }

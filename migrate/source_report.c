@@ -44,19 +44,19 @@ static void add_disks(struct source *m, json_t *o, uint64_t *done, uint64_t *tot
     }
     json_object_set_new(o, "disks", list);
     if (m->storage || m->local)
-        pace_look(&m->pace, &now);
+        pace_look(&m->progress.pace, &now);
     shown.taken = now.taken;
     shown.guest = now.guest;
     if (m->storage || m->local)
-        pace_look(&m->shown, &shown);
+        pace_look(&m->progress.shown, &shown);
 }
 
 /* While the disks are copied: how long it still takes follows from how fast what is left becomes less,
  * beside the guest's writes. */
 static void add_pace(struct source *m, json_t *o)
 {
-    const struct pace *p = &m->pace;
-    double eta = pace_eta(&m->shown);
+    const struct pace *p = &m->progress.pace;
+    double eta = pace_eta(&m->progress.shown);
 
     json_object_set_new(o, "eta_s", eta >= 0 ? json_real(eta) : json_null());
     json_object_set_new(o, "needed_rate", p->known ? json_real(p->needed) : json_null());
@@ -74,9 +74,9 @@ void source_progress(struct source *m, bool now)
     uint64_t ram_done = 0;
     uint64_t ram_of = 0;
 
-    if (!now && t - m->last_progress < 500 * XM_NS_PER_MS)
+    if (!now && t - m->progress.last < 500 * XM_NS_PER_MS)
         return;
-    m->last_progress = t;
+    m->progress.last = t;
     json_t *o = source_event(m, "progress");
     add_disks(m, o, &done, &total);
     if (m->precopy)

@@ -118,7 +118,7 @@ static void share_rate(struct source *m, struct move *v)
 
     for (unsigned i = 0; i < m->machine->disks; i++)
         copying += v[i].writer && !source_disk_in_step(&m->machine->disk[i]);
-    uint64_t rate = copying && m->rate ? XM_MAX(m->rate / copying, 1) : m->rate;
+    uint64_t rate = copying && m->asked.rate ? XM_MAX(m->asked.rate / copying, 1) : m->asked.rate;
     for (unsigned i = 0; i < m->machine->disks; i++) {
         if (!v[i].writer || v[i].rate == rate)
             continue;
@@ -243,8 +243,8 @@ static int copy_all(struct source *m, struct move *v)
 {
     struct machine *vm = m->machine;
 
-    pace_reset(&m->pace);
-    pace_reset(&m->shown);
+    pace_reset(&m->progress.pace);
+    pace_reset(&m->progress.shown);
     for (;;) {
         bool all = true;
         share_rate(m, v);

@@ -41,7 +41,7 @@
 
 static uint64_t stands_until(const struct source *m)
 {
-    return m->stop_seen ? m->stop_seen + m->opt.downtime + m->opt.grace : UINT64_MAX;
+    return m->seen.stop ? m->seen.stop + m->opt.downtime + m->opt.grace : UINT64_MAX;
 }
 
 uint64_t source_time_left(const struct source *m, uint64_t most)
@@ -68,7 +68,7 @@ static int check_ram(struct source *m)
 {
     struct qmp *q = &m->machine->qemu.qmp;
 
-    if (m->ram_checked || (strcmp(m->qemu_status, "active") && strcmp(m->qemu_status, "pre-switchover")))
+    if (m->ram_checked || (strcmp(m->seen.status, "active") && strcmp(m->seen.status, "pre-switchover")))
         return 0;
     json_t *st = qmp_call(q, "query-migrate", NULL, QEMU_TIMEOUT, &m->error);
     uint64_t sends = (uint64_t)xm_json_int(json_object_get(st, "ram"), "total", 0);
@@ -103,9 +103,9 @@ uint64_t source_state_max(double wire_rate, uint64_t budget_ns)
 static int check_state(struct source *m)
 {
     uint64_t max = source_state_max(m->wire_rate, m->opt.downtime);
-    uint64_t bytes = stream_bytes(m->stream) - m->stream_at_stop;
+    uint64_t bytes = stream_bytes(m->stream) - m->seen.stream_at_stop;
 
-    if (!m->stop_seen || (bytes <= max && !xm_fault("state-large")))
+    if (!m->seen.stop || (bytes <= max && !xm_fault("state-large")))
         return 0;
     return xm_error_set(
         &m->error, EFBIG,
@@ -119,20 +119,20 @@ static int wait_qemu(struct source *m, const char *status)
 {
     uint64_t deadline = xm_now() + QEMU_TIMEOUT;
 
-    while (strcmp(m->qemu_status, status) != 0) {
+    while (strcmp(m->seen.status, status) != 0) {
         int r = source_interrupted(m);
         if (!r)
             r = source_overdue(m);
         if (!r && m->told) /* an earlier migration's is none of ours */
             r = qmp_refusal(&m->machine->qemu.qmp, &m->error);
-        if (!r && !strcmp(m->qemu_status, "failed"))
+        if (!r && !strcmp(m->seen.status, "failed"))
             r = xm_error_set(&m->error, EIO,
                              "QEMU could not hand its devices over (see qemu.log on both hosts)");
         if (!r)
             r = check_ram(m);
         if (!r)
             r = check_state(m);
-        if (!r && xm_now() > deadline && !strcmp(m->qemu_status, "active"))
+        if (!r && xm_now() > deadline && !strcmp(m->seen.status, "active"))
             r = xm_error_set(
                 &m->error, ETIMEDOUT,
                 "QEMU has memory of its own (a VGA's, say) that changes faster than it can be sent "
@@ -140,7 +140,7 @@ static int wait_qemu(struct source *m, const char *status)
                 xm_format_time(m->opt.downtime).s);
         else if (!r && xm_now() > deadline)
             r = xm_error_set(&m->error, ETIMEDOUT, "QEMU's migration does not reach «%s» (it is «%s»)",
-                             status, m->qemu_status);
+                             status, m->seen.status);
         if (!r)
             r = qmp_pump(&m->machine->qemu.qmp, 5, &m->error);
         if (r)
@@ -197,8 +197,8 @@ static int start_qemu_migration(struct source *m)
         m->stream = fd < 0 ? NULL : stream_send(fd, m->to, &m->error);
         r = m->stream ? 0 : -m->error.code;
     }
-    m->qemu_status[0] = 0;
-    m->stop_seen = 0;
+    m->seen.status[0] = 0;
+    m->seen.stop = 0;
     m->ram_checked = m->told = false;
     if (!r)
         r = machine_guest_paused(m->machine, &m->paused, &m->error);
@@ -340,7 +340,7 @@ static int last_pages(struct source *m)
 
     m->report.final_ram.from = xm_now();
     xm_precopy_deadline(m->precopy, xm_now() + source_time_left(m, UINT64_MAX / 2));
-    int r = xm_precopy_round(m->precopy, true, &m->abort, &round, &m->error);
+    int r = xm_precopy_round(m->precopy, true, &m->asked.abort, &round, &m->error);
     m->report.rounds = XM_MAX(m->report.rounds, round.number);
     m->report.ram_bytes += round.pages_data * XM_PAGE;
     m->report.final_ram.to = xm_now();
@@ -410,7 +410,7 @@ static int switch_over(struct source *m)
         r = wait_qemu(m, "pre-switchover");
     if (r)
         return r;
-    m->report.stopped_at = m->stop_seen ? m->stop_seen : xm_now();
+    m->report.stopped_at = m->seen.stop ? m->seen.stop : xm_now();
     if (xm_fault("switch-stopped"))
         return xm_error_set(&m->error, EIO, "fault point switch-stopped");
     if ((r = drain(m)) < 0)
@@ -440,7 +440,7 @@ int source_switch(struct source *m)
     int r = switch_over(m);
     struct xm_error first = m->error;
 
-    if (r && !m->abort && !m->qemu_gone && source_overdue(m)) {
+    if (r && !m->asked.abort && !m->qemu_gone && source_overdue(m)) {
         if (strcmp(first.text, m->error.text) != 0)
             xm_error_set(&m->error, ETIMEDOUT, "%.200s: %.280s", m->error.text, first.text);
         r = -ETIMEDOUT;
