@@ -194,6 +194,9 @@ static void *destination_main(void *arg)
             break;
         }
     }
+    /* Who asks something of it still, before the main thread has heard of its end, gets an answer. */
+    while (!dst->stop)
+        xm_mailbox_wait(&dst->mailbox, 20);
     return NULL;
 }
 

@@ -139,6 +139,43 @@ static void what_comes_after_the_digests_is_not_taken(void **state)
     close(fd);
 }
 
+static bool over;
+
+static void is_over(struct machine *vm, enum migrate_end how)
+{
+    (void)vm;
+    over = how == MIGRATE_NOT;
+}
+
+static void nobody_hears(struct machine *vm, json_t *event)
+{
+    (void)vm;
+    json_decref(event);
+}
+
+/* What broke: its thread had ended, and who decided before it was freed waited for ever. */
+static void one_that_has_ended_answers_until_it_is_freed(void **state)
+{
+    struct machine vm = {
+        .spec.name = "web1", .host = "hosta", .state_dir = "/nonexistent", .emit = nobody_hears};
+    json_t *in =
+        json_pack("{s:s}", "token", "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff");
+    struct xm_error e = {0};
+
+    (void)state;
+    qemu_init(&vm.qemu);
+    assert_int_equal(xm_mailbox_init(&vm.mailbox), 0);
+    struct destination *dst = destination_new(&vm, in, is_over, &e);
+    assert_int_equal(destination_start(dst, &e), 0);
+    destination_fail(dst, "the test ends it");
+    while (!over)
+        xm_mailbox_wait(&vm.mailbox, -1);
+    assert_int_equal(destination_decide(dst, true, &e), -EINVAL);
+    destination_free(dst);
+    xm_mailbox_destroy(&vm.mailbox);
+    json_decref(in);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -146,6 +183,7 @@ int main(void)
         cmocka_unit_test(what_comes_too_late_is_told_why),
         cmocka_unit_test(the_destination_refuses),
         cmocka_unit_test(what_comes_after_the_digests_is_not_taken),
+        cmocka_unit_test(one_that_has_ended_answers_until_it_is_freed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
