@@ -28,6 +28,8 @@ int source_abort(struct source *, const char *job, const char *reason, struct xm
 void source_set_rate(struct source *, uint64_t bytes_per_s);
 void source_persist(struct source *,
                     bool yes); /* whether it goes on also when the guest outruns it; any thread */
+/* From the thread that reads QMP: QEMU has been told to stop the guest for the switch. */
+bool source_stops(const struct source *);
 void source_qmp_event(struct source *, const char *name, const json_t *data, uint64_t when);
 void source_qemu_gone(struct source *);
 /* It has said how it ended; its thread may still take down what it had, or try to bring back a VM that stands

@@ -5,9 +5,10 @@
  * that returns when its state is over. Failures:
  *   in prepare, disks, memory   mirror off, tracking off, links aborted (the destination cleans up by
  *                               itself): the VM was never touched
- *   in switch                   the same, and QEMU is told to take back its migration and to go on: the VM
- *                               runs here. While that fails (this host's storage hangs, say) it is tried
- *                               again as long as QEMU lives; after 10 s it is said
+ *   in switch                   the same; and QEMU, once it has been told to begin its migration, is told to
+ *                               take it back and to go on: the VM runs here. While that fails (this host's
+ *                               storage hangs, say) it is tried again as long as QEMU lives; after 10 s it is
+ *                               said
  *   in handoff                  before the record: as in switch, and the destination is told that the VM
  *                               stays. After the record: the VM is not ours any more, whatever we hear. It
  *                               stays stopped here, and the state is `unknown` until the destination answers
@@ -209,6 +210,11 @@ void source_set_rate(struct source *m, uint64_t bytes_per_s)
 void source_persist(struct source *m, bool yes)
 {
     m->asked.persist = yes;
+}
+
+bool source_stops(const struct source *m)
+{
+    return m->stopping;
 }
 
 void source_qmp_event(struct source *m, const char *name, const json_t *data, uint64_t when)

@@ -34,8 +34,9 @@ static void qmp_event(struct machine *vm, const char *name, const json_t *data, 
 
     if (!strcmp(name, "SHUTDOWN") && xm_json_bool(data, "guest", false))
         s->why = s->asked ? LIFE_USER : LIFE_GUEST;
-    /* By its user, or by QEMU itself; while it is taken over the stop may be an earlier switch's. */
-    if (!strcmp(name, "STOP") && s->serving && !s->source && shim_owns(s))
+    /* Else by its user, or by QEMU itself. While it is taken over it may be an earlier shim's switch. */
+    bool ours = !s->serving || !shim_owns(s) || (s->source && source_stops(s->source));
+    if (!strcmp(name, "STOP") && !ours)
         machine_note_paused(vm, true);
     if (s->source)
         source_qmp_event(s->source, name, data, when);

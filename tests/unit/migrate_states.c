@@ -56,7 +56,7 @@ static void what_comes_too_late_is_told_why(void **state)
         int r = source_abort(&m, "1", "by its user", &e);
         assert_string_equal(e.text, ways[i].says ? ways[i].says : "");
         assert_int_equal(r == 0, !ways[i].says);
-        assert_int_equal(m.abort, !ways[i].says);
+        assert_int_equal(m.asked.abort, !ways[i].says);
         json_decref(m.request);
     }
 }
