@@ -175,6 +175,7 @@ static void explain_problem(struct search *s, unsigned d, struct plan_problem *p
     uint64_t over = ds->used - s->limit[d], movable = 0, room = 0;
     bool less = s->used[d] < ds->used;
     unsigned roomiest = d;
+    bool barred = false;
     char head[300];
 
     p->datastore = d;
@@ -190,8 +191,10 @@ static void explain_problem(struct search *s, unsigned d, struct plan_problem *p
     if (less)
         snprintf(head + strlen(head), sizeof(head) - strlen(head), ", and stays at %u %%, %s above it",
                  percent(s->used[d], ds->size), xm_format_size(p->over).s);
-    for (unsigned v = 0; v < s->in->vm_count; v++)
+    for (unsigned v = 0; v < s->in->vm_count; v++) {
         movable += s->in->vms[v].fixed ? 0 : plan_leaves(s, v, d, UINT32_MAX);
+        barred = barred || s->in->vms[v].barred;
+    }
     for (unsigned i = 0; i < s->in->datastore_count; i++) {
         if (i != d && s->host[i] != UINT32_MAX && s->used[i] < s->limit[i] &&
             s->limit[i] - s->used[i] > room) {
@@ -207,9 +210,9 @@ static void explain_problem(struct search *s, unsigned d, struct plan_problem *p
                  head, less ? "since" : "but", less ? "more " : "");
     else
         snprintf(p->reason, sizeof(p->reason),
-                 "%s, %s no %smoves of its VMs fit into the room elsewhere: the most is %s, in %s:%s", head,
-                 less ? "since" : "but", less ? "more " : "", xm_format_size(room).s,
-                 s->in->datastores[roomiest].host, s->in->datastores[roomiest].name);
+                 "%s, %s no %smoves of its VMs%s fit into the room elsewhere: the most is %s, in %s:%s", head,
+                 less ? "since" : "but", less ? "more " : "", barred ? " that are let in" : "",
+                 xm_format_size(room).s, s->in->datastores[roomiest].host, s->in->datastores[roomiest].name);
 }
 
 /* ---- in and out ---- */

@@ -111,6 +111,7 @@ struct scene {
     struct plan_host host[CONFIG_MANY];
     struct plan_datastore datastore[CONFIG_MANY * (CONFIG_MANY + 1)];
     struct plan_vm *vm;
+    bool again;   /* what is left out has been told */
     json_t *also; /* of own datastores that are on an other's file system, by name: that one's index */
 };
 
@@ -154,9 +155,9 @@ static void add_datastores(struct conn *c, struct scene *s, const char *host, co
         int64_t reserved = xm_json_int(d, "reserved", 0);
         const char *name = xm_json_str(d, "name", "");
         const char *wrong = xm_json_str(d, "wrong", NULL);
-        if (i < CONFIG_MANY && wrong)
+        if (i < CONFIG_MANY && wrong && !s->again)
             note(c, "%.400s; it is left out", wrong);
-        if (i < CONFIG_MANY && xm_json_bool(d, "hangs", false))
+        if (i < CONFIG_MANY && xm_json_bool(d, "hangs", false) && !s->again)
             note(c, "datastore '%.64s' of %s does not answer: its storage hangs; it is left out", name, host);
         if (i >= CONFIG_MANY || size <= 0 || used < 0 || used > size || target < 0 || target > 100 ||
             reserved < 0 || config_name_check("datastore", name, NULL) < 0)
@@ -186,7 +187,8 @@ static void add_peers(struct conn *c, struct scene *s)
                                     &reasons, NULL, &e);
         json_decref(reasons);
         if (!o) {
-            note(c, "%s; it is left out", e.text);
+            if (!s->again)
+                note(c, "%s; it is left out", e.text);
             continue;
         }
         struct plan_host *h = &s->host[s->input.host_count++];
@@ -246,7 +248,7 @@ static void add_vms(struct agent *a, struct scene *s)
     json_decref(specs);
 }
 
-static struct scene *look(struct conn *c)
+static struct scene *look(struct conn *c, bool again)
 {
     struct agent *a = c->agent;
     struct scene *s = calloc(1, sizeof *s);
@@ -256,6 +258,7 @@ static struct scene *look(struct conn *c)
     s->input.host = a->conf.name;
     s->input.concurrent = 1;
     s->also = json_object();
+    s->again = again;
     json_t *own = own_datastores(a, false);
     add_datastores(c, s, a->conf.name, own);
     json_decref(own);
@@ -438,7 +441,7 @@ json_t *verb_rebalance(struct conn *c, const json_t *request)
     json_t *made = json_array(), *refused = json_object(), *answer = NULL;
 
     while (!answer) { /* each time another VM and host are refused */
-        struct scene *s = look(c);
+        struct scene *s = look(c, json_object_size(refused) > 0);
         if (s && s->vm)
             refused_bar(s, refused);
         answer = s ? rebalance(c, s, xm_json_bool(request, "dry_run", false), made, refused)

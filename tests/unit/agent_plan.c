@@ -134,6 +134,7 @@ static void test_not_where_it_is_refused(void **state)
     make_plan();
     assert_int_equal(p.move_count, 0);
     assert_int_equal(p.problem_count, 1);
+    assert_non_null(strstr(p.problems[0].reason, "no moves of its VMs that are let in fit"));
 }
 
 static void test_goes_to_another_host_when_it_has_to(void **state)
