@@ -136,6 +136,8 @@ static void add_also(struct conn *c, struct scene *s, const json_t *also)
 
     json_array_foreach ((json_t *)also, i, v) {
         json_object_set_new(s->also, json_string_value(v), json_integer(s->input.datastore_count));
+        if (s->again)
+            continue;
         note(c,
              "datastore '%s' of %s is on the file system of '%s': they are one here, with a target of %u %%",
              json_string_value(v), one->host, one->name, one->target);
