@@ -166,7 +166,7 @@ struct hostc {
     pthread_t thread;
     _Atomic bool over;
     int fd;
-    const char *owner;
+    const char *_Atomic owner;
 };
 
 static void *hostc_main(void *arg)

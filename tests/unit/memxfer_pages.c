@@ -3,6 +3,7 @@
 #include "memxfer/pages.h"
 
 #include <endian.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -300,6 +301,13 @@ static void a_lost_page_is_an_error(void **state)
     int fd = memfd_create("ram", MFD_CLOEXEC);
 
     (void)state;
+#ifdef __SANITIZE_THREAD__
+    close(fd);
+    fputs("SKIPPED: TSan takes the second SIGBUS for one inside the handler of the first, which did not "
+          "return\n",
+          stderr);
+    skip();
+#endif
     assert_int_equal(ftruncate(fd, 4 * XM_PAGE), 0);
     uint8_t *p = mmap(NULL, 4 * XM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     assert_ptr_not_equal(p, MAP_FAILED);

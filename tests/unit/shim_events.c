@@ -56,10 +56,17 @@ static int set_up(void **state)
     return r;
 }
 
+static void ends(struct xm_post *unused)
+{
+    (void)unused;
+    shim_end(&shim);
+}
+
 static int tear_down(void **state)
 {
-    shim_end(&shim);
-    shim.machine.emit(&shim.machine, json_pack("{s:s}", "event", "end")); /* wakes it */
+    struct xm_post post = {.run = ends};
+
+    xm_mailbox_post(&shim.machine.mailbox, &post);
     pthread_join(thread, NULL);
     xm_mailbox_own(&shim.machine.mailbox);
     xm_mailbox_run(&shim.machine.mailbox); /* it may have ended before it came to that */
