@@ -405,8 +405,9 @@ json_t *inventory_why_json(struct agent *a, const struct inventory_vm *v)
 
     if (v->life.state == LIFE_NEVER)
         return NULL;
-    if (v->life.state == LIFE_RUNS) /* and nobody has noted its end */
+    bool seen = v->life.state != LIFE_RUNS; /* nobody has noted its end: what is known is when it began */
+    if (!seen)
         why = strcmp(v->life.boot, a->boot) ? LIFE_REBOOT : LIFE_UNKNOWN;
-    return json_pack("{s:s, s:s, s:I}", "why", life_why_name(why), "text", life_why_text(why), "at",
-                     (json_int_t)v->life.at);
+    return json_pack("{s:s, s:s, s:I}", "why", life_why_name(why), "text", life_why_text(why),
+                     seen ? "at" : "started", (json_int_t)v->life.at);
 }

@@ -170,6 +170,10 @@ static void why_it_ended_is_told(void **state)
     reboot();
     assert_string_equal(shown("web1", NULL, "state"), "stopped");
     assert_string_equal(shown("web1", "ended", "why"), "reboot");
+    json_t *o = listed("web1"), *ended = json_object_get(o, "ended");
+    assert_null(json_object_get(ended, "at")); /* when it began was told for when it ended */
+    assert_true(json_is_integer(json_object_get(ended, "started")));
+    json_decref(o);
 }
 
 static void a_start_that_fails_changes_nothing_of_a_vm_that_is_known(void **state)
