@@ -151,6 +151,7 @@ void jobs_settle(struct agent *); /* after it: ends those that no shim works on 
 /* A new job, recorded durably, with its first event. `about` is stolen. NULL with a sentence. */
 struct job *job_new(struct agent *, json_t *about, bool storage, struct xm_error *);
 struct job *job_get(struct agent *, const char *id); /* NULL: unknown, or too long ago */
+json_t *no_such_job(const char *id); /* the refusal; list shows those that come as HOST:NUMBER */
 void job_put(struct agent *, struct job *);
 void job_event(struct agent *, struct job *, json_t *steals); /* adds job; «done» and «failed» end it */
 void job_fail(struct agent *, struct job *, int exit, const char *why);

@@ -489,10 +489,16 @@ json_t *job_stream(struct conn *c, struct job *job)
     return answer;
 }
 
+json_t *no_such_job(const char *id)
+{
+    return strchr(id, ':') ? refusal(EXIT_FAILED, "job %.140s is that host's: say it there", id)
+                           : refusal(EXIT_FAILED, "there is no job '%.40s'; `xmigrate jobs` lists them", id);
+}
+
 json_t *verb_watch(struct conn *c, const json_t *request)
 {
     const json_t *v = json_object_get(request, "job");
-    char id[24] = "";
+    char id[160] = "";
 
     if (json_is_integer(v))
         snprintf(id, sizeof id, "%lld", (long long)json_integer_value(v));
@@ -500,6 +506,6 @@ json_t *verb_watch(struct conn *c, const json_t *request)
         snprintf(id, sizeof id, "%s", xm_json_str(request, "job", ""));
     struct job *job = job_get(c->agent, id);
     if (!job)
-        return refusal(EXIT_FAILED, "there is no job '%s'; `xmigrate jobs` lists them", id);
+        return no_such_job(id);
     return job_stream(c, job);
 }

@@ -249,9 +249,7 @@ static struct job *running_job(struct conn *c, const json_t *request, char vm[VM
     struct job *job = job_get(a, id);
 
     if (!job) {
-        *no = strchr(id, ':')
-                  ? refusal(EXIT_FAILED, "job %s is that host's: say it there", id)
-                  : refusal(EXIT_FAILED, "there is no job '%.40s'; `xmigrate jobs` lists them", id);
+        *no = no_such_job(id);
         return NULL;
     }
     agent_lock(a);

@@ -490,6 +490,17 @@ static void a_peer_that_refuses_or_lies(void **state)
     assert_string_equal(state_of("web1"), "running");
 }
 
+/* As `list` names it at the destination. What broke: watch said that there is none, and abort whose it is. */
+static void a_job_of_another_host_is_named_as_that(void **state)
+{
+    static const char *const verbs[] = {"watch", "abort", "set"};
+    (void)state;
+
+    for (int i = 0; i < 3; i++)
+        must_refuse(ask(t, json_pack("{s:s, s:s, s:i}", "verb", verbs[i], "job", "hostb:12", "bandwidth", 1)),
+                    1, "job hostb:12 is that host's: say it there", NULL);
+}
+
 /* web1 with 4 MiB of data in a datastore that is above its target, as long as more than 1 % of the file system
  * is in use; beside it on that file system another one. */
 static void too_full(void)
@@ -590,6 +601,7 @@ int main(int argc, char **argv)
         TEST(the_destination_learns_of_large_rings),
         TEST(what_both_sides_say_is_said_once),
         TEST(a_peer_that_refuses_or_lies),
+        TEST(a_job_of_another_host_is_named_as_that),
         TEST(rebalance_plans_around_what_is_refused),
     };
     int status;
