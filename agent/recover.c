@@ -66,6 +66,12 @@ static json_t *by_word(struct agent *a, const char *vm, const struct known *here
     int r = returned_by_word(a, vm, dead, sizeof dead, &e);
     if (r == -ENOENT && here->present)
         return refusal(EXIT_USAGE, "VM %s is here (%s): it is not to be taken from anybody", vm, here->state);
+    if (r == -ENOENT && here->rec.owner == OWNER_GIVEN)
+        return refusal(
+            EXIT_USAGE,
+            "VM %s was moved to %s, and nothing of that is open: it is not taken back. If that host "
+            "is lost for good, what can be done is told in xmigrate(1), A DESTINATION THAT IS LOST",
+            vm, here->rec.to);
     if (r == -ENOENT)
         return refusal(EXIT_USAGE,
                        "VM %s: nothing of a hand-off is open here that a peer would have to settle", vm);

@@ -83,6 +83,19 @@ static void an_operator_takes_back_what_a_dead_peer_had(void **state)
     assert_int_equal(rec.epoch, 6); /* above what the other one may have made of it */
 }
 
+/* Its destination is lost: what was said was true, and led nowhere. */
+static void what_was_moved_is_not_taken_back_and_the_manual_named(void **state)
+{
+    struct owner_record rec = {.epoch = 4, .owner = OWNER_GIVEN, .to = "hostb", .settled = true};
+    need_qemu();
+
+    given_away();
+    shutdown(*(int *)*state, SHUT_RDWR);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    must_refuse(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", "web1", "peer_is_dead", 1)), 2,
+                "VM web1 was moved to hostb", "xmigrate(1), A DESTINATION THAT IS LOST", NULL);
+}
+
 /* Who cannot be asked, or makes no sense, decides nothing. */
 static void recover_changes_nothing_while_the_other_side_is_silent(void **state)
 {
@@ -372,6 +385,7 @@ int main(int argc, char **argv)
         TEST(recover_says_that_the_other_side_has_it),
         TEST(a_peer_that_has_lost_its_record_is_not_taken_for_one_without_the_vm),
         TEST(an_operator_takes_back_what_a_dead_peer_had),
+        TEST(what_was_moved_is_not_taken_back_and_the_manual_named),
         TEST(recover_changes_nothing_while_the_other_side_is_silent),
         TEST(a_promised_vm_whose_qemu_has_ended_is_taken_by_word),
         TEST(a_guest_that_was_not_let_run_is_let_run),
