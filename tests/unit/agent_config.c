@@ -97,6 +97,10 @@ static const struct {
      ":3: [datastore d]: there is another datastore of this name"},
     {"[link l]\naddress = 10.1.1\n", ":2: '10.1.1' is no IP address in numbers"},
     {"[host]\nname = h\n[peer h]\naddress = 1.2.3.4\n", ":3: this host itself has the name 'h'"},
+    {"[host]\nname = h\n[peer p]\naddress = fd00::2\n",
+     ":4: 'fd00::2' is of IPv6, and this agent listens to IPv4 alone (0.0.0.0), so that this peer cannot "
+     "reach "
+     "it: write «address = ::» into [listen], for both"},
     {"\n[tls]\n", ":2: [tls]: this version cannot encrypt between hosts yet; remove the section and use "
                   "links that nobody else "
                   "can listen on"},
