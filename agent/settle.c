@@ -196,6 +196,17 @@ static json_t *take(struct agent *a, const char *vm, struct known *here, uint64_
 {
     struct owner_record rec = {.epoch = epoch, .owner = OWNER_MINE};
     struct xm_error e = {0};
+    struct known now;
+
+    /* Others were asked meanwhile, who may be silent. A shim that was in its migration then may have come to
+     * be undecided since; one that is in it still decides nothing. */
+    if (known_here(a, vm, &now, &e) < 0)
+        return refusal(EXIT_FAILED, "%s", e.text);
+    if (now.rec.owner != here->rec.owner || now.rec.epoch != here->rec.epoch)
+        return refusal(EXIT_UNKNOWN, "VM %s has changed at this moment: ask again", vm);
+    if (!strcmp(now.role, "incoming"))
+        return refusal(EXIT_UNKNOWN, "VM %s is on its way from %s still: ask again", vm, now.source);
+    *here = now;
     bool undecided = !strcmp(here->role, "undecided"), lost = by_word && !vm_process(a, vm, "qemu.pid");
 
     if (undecided && !lost) { /* its shim has it loaded, and records it itself */
