@@ -261,11 +261,12 @@ static int check(struct config *c, const char *file, struct xm_error *e)
     for (unsigned i = 0; !r && i < c->peers; i++) {
         snprintf(section, sizeof section, "peer %s", c->peer[i].name);
         r = check_address(file, section, c->peer[i].address, &c->peer[i].parsed, e);
+        /* Not refused: an agent that does not start leaves its VMs without one, and a peer need not reach us. */
         if (!r && c->peer[i].parsed.family == AF_INET6 && !strchr(c->listen_address, ':'))
-            r = xm_error_set(
-                e, EINVAL,
-                "%s:%u: '%s' is of IPv6, and this agent listens to IPv4 alone (%s), so that this "
-                "peer cannot reach it: write «address = ::» into [listen], for both",
+            xm_log(
+                XM_LOG_WARN,
+                "%s:%u: '%s' is of IPv6, and this agent listens to IPv4 alone (%s), so that this peer cannot "
+                "reach it: write «address = ::» into [listen], for both",
                 file, xm_ini_line(file, section, "address"), c->peer[i].address, c->listen_address);
         if (!r && !strcmp(c->peer[i].name, c->name))
             r = xm_error_set(e, EINVAL, "%s:%u: this host itself has the name '%s'", file,

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -97,10 +98,6 @@ static const struct {
      ":3: [datastore d]: there is another datastore of this name"},
     {"[link l]\naddress = 10.1.1\n", ":2: '10.1.1' is no IP address in numbers"},
     {"[host]\nname = h\n[peer h]\naddress = 1.2.3.4\n", ":3: this host itself has the name 'h'"},
-    {"[host]\nname = h\n[peer p]\naddress = fd00::2\n",
-     ":4: 'fd00::2' is of IPv6, and this agent listens to IPv4 alone (0.0.0.0), so that this peer cannot "
-     "reach "
-     "it: write «address = ::» into [listen], for both"},
     {"\n[tls]\n", ":2: [tls]: this version cannot encrypt between hosts yet; remove the section and use "
                   "links that nobody else "
                   "can listen on"},
@@ -122,6 +119,29 @@ static void what_is_wrong_is_said_with_file_and_line(void **state)
             assert_memory_equal(e.text, want, strlen(want));
         config_free(&c);
     }
+}
+
+/* What broke: «good», and the other host was refused the connection. */
+static void a_peer_that_cannot_reach_us_is_warned_of(void **state)
+{
+    char said[600] = "";
+    struct config c = {0};
+    struct xm_error e = {0};
+    int out = memfd_create("log", MFD_CLOEXEC), before = dup(2);
+    (void)state;
+
+    write_conf("[host]\nname = h\n[peer p]\naddress = fd00::2\n");
+    fflush(stderr);
+    dup2(out, 2);
+    int r = config_load(&c, path, &e);
+    fflush(stderr);
+    dup2(before, 2);
+    close(before);
+    assert_int_equal(r, 0);
+    assert_true(pread(out, said, sizeof said - 1, 0) > 0);
+    close(out);
+    assert_non_null(strstr(said, ":4: 'fd00::2' is of IPv6, and this agent listens to IPv4 alone (0.0.0.0)"));
+    config_free(&c);
 }
 
 /* Where nobody has said who QEMU is to be, it is root's user when it can be nobody else. */
@@ -149,6 +169,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(an_empty_file_is_all_defaults, set_up, tear_down),
         cmocka_unit_test_setup_teardown(everything_can_be_said, set_up, tear_down),
         cmocka_unit_test_setup_teardown(what_is_wrong_is_said_with_file_and_line, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_peer_that_cannot_reach_us_is_warned_of, set_up, tear_down),
         cmocka_unit_test_setup_teardown(who_qemu_can_be_is_told, set_up, tear_down),
     };
     return cmocka_run_group_tests_name("host: the agent's configuration", tests, NULL, NULL);
