@@ -8,6 +8,12 @@
 #define ASK_NS  (15 * XM_NS_PER_S)
 #define TELL_NS (3 * XM_NS_PER_S) /* for a sentence that somebody waits for */
 
+/* By how much an operator's word puts our epoch above the one that we gave the VM away with, or have it with:
+ * what others have made of it since, a move or a word at a time, stays below. Two, since two hosts that go by
+ * one epoch may each be given a word. */
+#define BY_WORD_GIVEN 1000
+#define BY_WORD_MINE  2000
+
 struct known {
     struct owner_record rec; /* owner NONE: no record */
     bool present;            /* it has a shim there, or is about to */

@@ -8,9 +8,6 @@
 #include <stdio.h>
 #include <string.h>
 
-/* An epoch for each time that either side can have taken the VM, or handed it back, on an operator's word. */
-#define BY_WORD 4
-
 /* The hand-offs after which others have to be asked before the VM is started; how many, or -errno. */
 static int open_with(struct agent *a, const char *vm, const struct owner_record *rec,
                      struct journal_open open[JOURNAL_OPEN_MAX + 1], struct xm_error *e)
@@ -297,7 +294,7 @@ static int take_by_word(struct agent *a, const char *vm, char *dead, size_t size
     if (!r)
         r = n < 0 ? n : length ? 0 : -ENOENT;
     if (!r) {
-        rec.epoch += BY_WORD;
+        rec.epoch += BY_WORD_MINE;
         xm_log(XM_LOG_WARN, "VM %s: %s is declared dead by an operator; kept with epoch %llu", vm, dead,
                (unsigned long long)rec.epoch);
         r = owner_write(a, vm, &rec, e);

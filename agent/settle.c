@@ -367,13 +367,13 @@ static json_t *third_hosts(struct agent *a, const char *vm, const struct known *
     return answer;
 }
 
-/* The operator says that the peer will never be back. What it may still have done with what we gave it had
- * one epoch (it took it) or two (it handed it back): ours is above, so that it is of the past when it comes
- * back all the same. What it has promised us we take as it was offered: who offered it has the journal of
+/* The operator says that the peer will never be back. What it may still have done with what we gave it,
+ * taken it, handed it back, moved it on and on: ours is above, so that it is of the past when it comes back
+ * all the same. What it has promised us we take as it was offered: who offered it has the journal of
  * it, and gives way (returned.c). It may have given the VM to a third host before it died. */
 static json_t *without_peer(struct agent *a, const char *vm, struct known *here)
 {
-    uint64_t epoch = here->rec.epoch + (here->rec.owner == OWNER_GIVEN ? 2 : 0);
+    uint64_t epoch = here->rec.epoch + (here->rec.owner == OWNER_GIVEN ? BY_WORD_GIVEN : 0);
     json_t *answer = third_hosts(a, vm, here, true);
 
     if (answer)
