@@ -96,6 +96,10 @@ static void declared(void *arg)
 {
     struct host *dead = arg, *other = other_host(arg);
 
+    for (int i = 0; i < w.hosts; i++) {
+        if (&w.host[i] != dead && !w.host[i].on) /* it may have the VM, and nothing to ask others for */
+            return;
+    }
     if (w.ending || !other->on || (w.hosts > 2 && w.partitioned)) /* who is cut off is not dead */
         return;
     /* Who was declared dead itself first hears what became of the VM meanwhile. */

@@ -231,13 +231,13 @@ static void taken_behind_the_third(struct host *first)
         if (!first->on)
             host_on(first);
         tasks_run(sim_time() + 5 * SEC, NULL);
-        if (!check_mine(third)) { /* its operator can see that, whoever reaches it */
+        if (third->on && !check_mine(third)) { /* its operator can see that, whoever reaches it */
             w.word_given = second->returned = true;
             word_about_the_dead(first);
         }
         set_partition(false);
         tasks_run(sim_time() + 15 * SEC, NULL);
-        if (!check_mine(third) && !second->on)
+        if (first->on && !check_mine(third) && !second->on)
             word_about_the_dead(third);
         tasks_run(sim_time() + 15 * SEC, NULL);
         if (!w.failed && !second->on && first->on && third->on && reachable(first, third) &&
