@@ -12,6 +12,18 @@
 
 /* ---- of those that have a shim ---- */
 
+/* Writes of its guest for which a file system has no room. */
+static json_int_t waiting(const json_t *st)
+{
+    json_int_t n = 0;
+    const json_t *d;
+    size_t i;
+
+    json_array_foreach (json_object_get(st, "disks"), i, d)
+        n += xm_json_int(d, "waiting", 0);
+    return n;
+}
+
 static json_t *describe(struct agent *a, const char *name, json_t *spec, const json_t *incoming,
                         bool starting, bool whole)
 {
@@ -32,6 +44,8 @@ static json_t *describe(struct agent *a, const char *name, json_t *spec, const j
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         json_object_set(o, keys[i], json_object_get(spec, keys[i]));
     json_object_set(o, "disks", st && whole ? json_object_get(st, "disks") : json_object_get(spec, "disks"));
+    if (waiting(st))
+        json_object_set_new(o, "waiting", json_integer(waiting(st)));
     if (st && json_object_get(st, "job"))
         json_object_set(o, "job", json_object_get(st, "job"));
     if (incoming && json_object_get(o, "job")) /* its number is the source's, and here another job's */

@@ -51,9 +51,11 @@ int report_list(const struct args *a, const json_t *answer, const struct cli_io 
     table_begin(&t, 8, titles);
     json_array_foreach (json_object_get(answer, "vms"), i, v) {
         const json_t *disks = json_object_get(v, "disks");
-        char count[24];
+        char count[24], state[40];
+        snprintf(state, sizeof state, "%s%s", xm_json_str(v, "state", ""),
+                 xm_json_int(v, "waiting", 0) ? ", no room" : "");
         snprintf(count, sizeof count, "%zu", json_array_size(disks));
-        table_add(&t, (const char *const[]){xm_json_str(v, "name", ""), xm_json_str(v, "state", ""),
+        table_add(&t, (const char *const[]){xm_json_str(v, "name", ""), state,
                                             xm_json_str(v, "host", xm_json_str(answer, "host", "")),
                                             size_text(v, "memory"), scalar_text(json_object_get(v, "vcpus")),
                                             json_is_array(disks) ? count : scalar_text(disks),

@@ -150,11 +150,12 @@ static void lists_are_tables_and_missing_fields_are_dashes(void **state)
         "{\"ok\":true,\"vms\":[{\"name\":\"web1\",\"state\":\"running\",\"host\":\"hosta\",\"memory\":"
         "536870912,"
         "\"vcpus\":2,\"disks\":[{\"name\":\"root\"},{\"name\":\"data\"}],\"epoch\":1,\"job\":null},"
-        "{\"name\":\"x\",\"autostart\":true}]}";
+        "{\"name\":\"x\",\"autostart\":true},{\"name\":\"db\",\"state\":\"running\",\"waiting\":3}]}";
     assert_int_equal(run_cli("list", SAYS(vms), false, false), CLI_DONE);
-    expect_out("VM    STATE    HOST   MEMORY      VCPUS  DISKS  AUTOSTART  JOB\n"
-               "web1  running  hosta  512.00 MiB  2      2      -          -\n"
-               "x     -        -      -           -      -      yes        -\n");
+    expect_out("VM    STATE             HOST   MEMORY      VCPUS  DISKS  AUTOSTART  JOB\n"
+               "web1  running           hosta  512.00 MiB  2      2      -          -\n"
+               "x     -                 -      -           -      -      yes        -\n"
+               "db    running, no room  -      -           -      -      -          -\n");
     assert_int_equal(run_cli("list --json", SAYS("{\"ok\":true,\"vms\":[]}"), false, false), CLI_DONE);
     expect_out("{\"ok\":true,\"vms\":[]}\n");
     assert_int_equal(
