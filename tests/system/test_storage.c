@@ -248,6 +248,59 @@ static void where_the_disk_is_cannot_be_recorded(void **state)
     small_must_be_whole(&guest, "b");
 }
 
+static bool says_no_room(void)
+{
+    char *out = NULL;
+    bool says = sh(&out, 20, "%s", xmigrate("a", "list")) == 0 && strstr(out, "no room");
+
+    free(out);
+    return says;
+}
+
+/* Its disks have nothing yet, and its datastore has no room for anything: it has no I/O error, which it
+ * would tell. Where there is room it goes on. */
+static void a_guest_without_room_waits_for_it(void **state)
+{
+    static const struct small_options no_nic = {.no_nic = true};
+    struct small g;
+    char spec[256], *out = NULL;
+    bool waits = false;
+    (void)state;
+
+    need_lab();
+    small_init(&g, "full1");
+    snprintf(spec, sizeof spec, "%s/full1.ini", lab_run_dir());
+    assert_true(small_write_spec(&g, spec, &no_nic));
+    assert_int_equal(sh(NULL, 20, "%s", xmigrate("a", "define %s", spec)), 0);
+    sh(NULL, 30,
+       "cd %s/a/ds1 && fallocate -l $(($(stat -f -c '%%f * %%S' .) - (8 << 20))) .full; "
+       "head -c 64M /dev/zero >.rest",
+       lab_store_dir());
+    int code = sh(&out, 30, "%s", xmigrate("a", "start full1"));
+    for (struct limit l = limit_start(20); !code && !waits && limit_wait(&l);)
+        waits = says_no_room();
+    char *moved = NULL;
+    int there = sh(&moved, 60, "%s", xmigrate("a", "--with-storage full1 hostb:ds2"));
+    int beside = sh(NULL, 60, "%s", xmigrate("a", "--storage-only full1 ds2"));
+    const char *why = beside ? NULL : small_ready(&g, 'a');
+    if (!beside && !why)
+        why = small_check(&g);
+    bool still = says_no_room();
+    sh(NULL, 30, "rm -f %s/a/ds1/.full %s/a/ds1/.rest; %s; %s; rm -f %s/a/ds2/*full1*", lab_store_dir(),
+       lab_store_dir(), xmigrate("a", "stop --force full1"), xmigrate("a", "undefine full1"),
+       lab_store_dir());
+    small_free(&g);
+    if (code || !waits)
+        fail_msg("it does not wait for room: %s", out);
+    if (there != 1 || !strstr(moved, "there is no room in the file system of"))
+        fail_msg("exit status %d: %s", there, moved);
+    free(out);
+    free(moved);
+    assert_int_equal(beside, 0);
+    if (why || still)
+        fail_msg("where there is room: %s", why ? why : "it waits still");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -257,6 +310,7 @@ int main(void)
         cmocka_unit_test(the_vm_alone_moves_on_shared_storage),
         cmocka_unit_test(storage_of_its_own_is_no_shared_storage),
         cmocka_unit_test(min_free_stays_free_and_the_rate_holds),
+        cmocka_unit_test(a_guest_without_room_waits_for_it),
         cmocka_unit_test(the_shim_dies_before_the_new_path_is_recorded),
         cmocka_unit_test(the_shim_dies_after_the_new_path_is_recorded),
         cmocka_unit_test(where_the_disk_is_cannot_be_recorded),
