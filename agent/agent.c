@@ -83,12 +83,12 @@ bool agent_pause(struct agent *a, uint64_t ns)
 /* What stands in them is believed: who may write there is this host. */
 static int make_directories(struct agent *a, struct xm_error *e)
 {
-    const char *const dir[] = {a->conf.state_dir, a->conf.state_dir, a->conf.state_dir,
+    const char *const dir[] = {a->conf.state_dir, a->conf.state_dir, a->conf.state_dir, a->conf.state_dir,
                                a->conf.state_dir, a->conf.run_dir,   a->conf.run_dir};
-    static const char *const below[] = {"", "/vms", "/jobs", "/logs", "", "/vms"};
+    static const char *const below[] = {"", "/vms", "/jobs", "/logs", "/left", "", "/vms"};
     int r = 0;
 
-    for (int i = 0; !r && i < 6; i++) {
+    for (int i = 0; !r && i < 7; i++) {
         char *path = xm_printf("%s%s", dir[i], below[i]);
         r = xm_mkdir_private(path, e);
         free(path);
@@ -222,6 +222,7 @@ static void agent_free(struct agent *a)
         vm_forget(TAILQ_FIRST(&a->vms));
     jobs_free(a);
     json_decref(a->autostart_waiting);
+    json_decref(a->left);
     if (a->lock_fd >= 0)
         close(a->lock_fd);
     pthread_cond_destroy(&a->changed);
@@ -252,6 +253,8 @@ int agent_run(struct config *conf, struct xm_error *e)
         leftovers_at_start(a);
     if (!r)
         r = inventory_boot(a, e);
+    if (!r)
+        r = left_start(a, e); /* who cleans up from here on may wait for it */
     if (!r) {
         struct xm_error no = {0};
         if (probe_tracking(&no) < 0)

@@ -185,7 +185,9 @@ struct agent {
     bool ending;
     char boot[LIFE_BOOT_MAX + 1]; /* which boot of the host this is; constant after the start */
     bool autostart_due;           /* ... and nobody has started VMs by themselves in it yet; likewise */
-    json_t *autostart_waiting;    /* ... but for these, names, that others may run; NULL: none; likewise */
+    json_t *left; /* by VM, why something that it has left cannot be deleted now; NULL: not looked yet */
+    unsigned left_wanted, left_done; /* passes of left.c: asked for, and how many of those are over */
+    json_t *autostart_waiting;       /* ... but for these, names, that others may run; NULL: none; likewise */
 };
 
 static inline void agent_lock(struct agent *a)
@@ -261,6 +263,12 @@ int settle_end_here(struct agent *, const char *vm, struct xm_error *);
 /* tidy.c: does so by itself, every few seconds. */
 int tidy_start(struct agent *, struct xm_error *);
 #define PROBE_PREFIX ".xmigrate-probe-"
+/* The last sentence of that (a VM, say) was the same. A collision costs a line. */
+bool tidy_said_before(const char *of, const char *text);
+/* left.c: deletes what VMs have left (vm/left.h). left_wait: has it done now what there is of this VM, for a
+ * moment at most; why some of it stays, malloc'ed, or NULL. */
+int left_start(struct agent *, struct xm_error *);
+char *left_wait(struct agent *, const char *vm);
 void leftovers_at_start(struct agent *); /* leftovers.c; before there are threads */
 int leftovers_start(struct agent *, struct xm_error *);
 /* A VM that is expected here: ended, when no link has come and its source does not know of the migration. */
@@ -289,6 +297,9 @@ int define_allowed(struct agent *, const char *name, struct defined *, struct xm
 int define_namesake(struct agent *, const char *name, struct xm_error *);
 int define_spec(struct agent *, struct vm_spec *, json_t *spec, struct defined *, struct xm_error *);
 void define_undo(struct agent *, const char *name, const struct defined *);
+/* No definition is being made. -EBUSY: one is, and does not come to an end. */
+int define_lock(struct xm_error *);
+void define_unlock(void);
 /* Sets what is not the running VM's, but its definition's. */
 json_t *define_autostart(struct agent *, const char *name, bool yes);
 

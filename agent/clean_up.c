@@ -61,6 +61,7 @@ bool vm_clean_up(struct agent *a, const char *name)
         xm_log(XM_LOG_WARN, "%s", e.text);
     free(dir);
     xm_fault("clean-up-undone");
+    free(left_wait(a, name)); /* who waits for its end may want the room, or the names */
     delete_taps(a, name);
     vm_remove_run_dir(a, name);
     xm_fault("clean-up-removed");

@@ -70,8 +70,8 @@ static int write_definition(struct agent *a, const char *name, json_t *spec, con
     return r;
 }
 
-/* Who holds it makes files: the storage may hang at that very moment. */
-static int lock_definitions(struct xm_error *e)
+/* Who holds it makes or deletes files: the storage may hang at that very moment. */
+int define_lock(struct xm_error *e)
 {
     struct timespec ts;
 
@@ -80,6 +80,11 @@ static int lock_definitions(struct xm_error *e)
     return pthread_mutex_clocklock(&defining, CLOCK_MONOTONIC, &ts)
                ? xm_error_set(e, EBUSY, "another definition is being made, and its storage does not answer")
                : 0;
+}
+
+void define_unlock(void)
+{
+    pthread_mutex_unlock(&defining);
 }
 
 int define_spec(struct agent *a, struct vm_spec *s, json_t *spec, struct defined *d, struct xm_error *e)
@@ -91,7 +96,7 @@ int define_spec(struct agent *a, struct vm_spec *s, json_t *spec, struct defined
     if (!r && !d->fresh)
         inventory_read(a, s->name, &v);
     if (!r)
-        r = lock_definitions(e);
+        r = define_lock(e);
     bool locked = !r;
     if (!r)
         r = inventory_contradiction(a, s, e);
@@ -100,7 +105,7 @@ int define_spec(struct agent *a, struct vm_spec *s, json_t *spec, struct defined
     if (!r)
         r = write_definition(a, s->name, spec, d, e);
     if (locked)
-        pthread_mutex_unlock(&defining);
+        define_unlock();
     inventory_free(&v);
     if (r)
         define_undo(a, s->name, d);

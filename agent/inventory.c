@@ -72,7 +72,7 @@ int inventory_mend(struct agent *a, const char *name, struct xm_error *e)
             if (!r)
                 r = storage_hangs(xm_json_str(d, "path", ""), e);
         }
-        if (!r && spec)
+        if (!r && spec && !vm_process(a, name, "shim.pid"))
             r = journal_mend(dir, e);
         json_decref(spec);
     }
@@ -245,6 +245,35 @@ static int contradicts_other(const struct vm_spec *s, const char *vm, const json
     return 0;
 }
 
+/* An old record's disks went, or are a copy that belongs to no VM. One that is open may be handed back, and then
+ * they are the VM's. */
+static bool counts(const struct inventory_vm *v)
+{
+    return inventory_owns(v) || verdict_open(&v->rec);
+}
+
+int inventory_names_file(struct agent *a, const char *vm, const char *path, struct xm_error *e)
+{
+    struct inventory_vm v;
+    bool named = false;
+    json_t *d;
+    size_t i;
+    int r = 0;
+
+    if (inventory_read(a, vm, &v) < 0)
+        return 0;
+    json_array_foreach (json_object_get(v.spec, "disks"), i, d)
+        named |= same_file(xm_json_str(d, "path", ""), path);
+    if (named && v.rec.owner == OWNER_NONE)
+        r = xm_error_set(e, EAGAIN, "whose VM %s is is not known: %s", vm, v.damage.text);
+    else if (counts(&v) && !v.spec)
+        r = xm_error_set(e, EIO, "what VM %s has is not known: %s", vm, v.damage.text);
+    else
+        r = named && counts(&v);
+    inventory_free(&v);
+    return r;
+}
+
 /* Those on their way here have disks, too, and no record yet. */
 static json_t *expected_specs(struct agent *a)
 {
@@ -271,9 +300,7 @@ int inventory_contradiction(struct agent *a, const struct vm_spec *s, struct xm_
         const char *name = json_string_value(v);
         if (r || inventory_read(a, name, &k))
             continue;
-        /* An old record: its disks went, or are a copy that belongs to no VM. One that is open may be handed
-         * back, and then they are the VM's. */
-        if (!inventory_owns(&k) && !verdict_open(&k.rec))
+        if (!counts(&k))
             r = 0;
         else if (!strcmp(name, s->name))
             r = contradicts_itself(a, s, k.spec, e);

@@ -32,8 +32,9 @@ struct inventory_vm {
  * success. */
 int inventory_read(struct agent *, const char *name, struct inventory_vm *);
 void inventory_free(struct inventory_vm *);
-/* Before it is read for a start, where no shim is: what a storage-only move has left uncertain in it is
- * mended (journal_mend). A sentence when that cannot be done now. */
+/* What a storage-only move that was cut has left uncertain in it is mended, where no shim is (journal_mend): to
+ * be called before it is read for a start, or for what is to be deleted. A sentence when that cannot be done
+ * now: the storage of its disks hangs, say. */
 int inventory_mend(struct agent *, const char *name, struct xm_error *);
 /* In this host's inventory: its own, and in doubt (promised and not settled, a record that cannot be read)
  * also. */
@@ -56,6 +57,9 @@ char *inventory_whereabouts(struct agent *, const char *name, const struct owner
  * name (but for a larger size that its file has by now), a file that another VM has, or may be handed back
  * with? A sentence that names both; 0 when not. */
 int inventory_contradiction(struct agent *, const struct vm_spec *, struct xm_error *);
+/* Has this VM a disk in that file, by a definition that counts? 1: yes; -EAGAIN with a sentence:
+ * yes, and whether it counts is not known; else -errno: its definition cannot be read. */
+int inventory_names_file(struct agent *, const char *vm, const char *path, struct xm_error *);
 /* Does the recorded definition of this VM have this disk? Then its file exists, or something is wrong. */
 bool inventory_has_disk(const json_t *spec, const char *disk);
 

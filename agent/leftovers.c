@@ -45,10 +45,10 @@ static void sweep(const char *path, bool (*is_one)(const char *name), time_t age
 
 static void sweep_state(struct agent *a, bool at_start)
 {
-    static const char *const below[] = {"", "/jobs"};
+    static const char *const below[] = {"", "/jobs", "/left"};
     char *vms = xm_printf("%s/vms", a->conf.state_dir);
 
-    for (unsigned i = 0; i < 2; i++) {
+    for (unsigned i = 0; i < sizeof below / sizeof *below; i++) {
         char *path = xm_printf("%s%s", a->conf.state_dir, below[i]);
         sweep(path, is_unfinished, at_start ? 0 : OLD_S);
         free(path);

@@ -13,7 +13,6 @@
 #include "agent/known.h"
 #include "agent/nvram.h"
 #include "agent/outside.h"
-#include "agent/storage.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -82,14 +81,8 @@ int prepare_judge_left(struct agent *a, const char *name, struct xm_error *e)
 {
     char *dir = vm_state_path(a, name, NULL);
     struct journal j;
-    json_t *file;
-    size_t i;
     int r = journal_read(dir, &j, e);
 
-    json_array_foreach (j.files, i, file) {
-        if (!r)
-            r = storage_hangs(journal_path(file), e);
-    }
     journal_free(&j);
     free(dir);
     return r ? xm_error_prefix(e, "what an earlier migration of VM %s left on %s cannot be taken away", name,
@@ -97,9 +90,7 @@ int prepare_judge_left(struct agent *a, const char *name, struct xm_error *e)
              : 0;
 }
 
-/* The name is claimed: nobody else works on it. What an earlier migration should have taken away goes now.
- * A file that cannot be deleted (of a datastore that is gone for good, say), or that somebody has open as
- * a disk, does not keep the VM away, whose disks get other names. */
+/* The name is claimed: nobody else works on it. What an earlier migration should have taken away is to go. */
 static int close_last_journal(struct agent *a, const char *name, struct xm_error *e)
 {
     char *dir = vm_state_path(a, name, NULL);
@@ -109,12 +100,7 @@ static int close_last_journal(struct agent *a, const char *name, struct xm_error
         r = journal_settle(dir, name, e);
     if (!r)
         r = journal_undo(dir, name, e);
-    if (r == -ENODEV || r == -ETXTBSY) {
-        xm_log(XM_LOG_WARN, "VM %s: what an earlier migration left is not taken away any more: %s", name,
-               e->text);
-        *e = (struct xm_error){0};
-        r = 0;
-    }
+    free(left_wait(a, name)); /* its names are free again, if that can be */
     free(dir);
     return r;
 }

@@ -228,22 +228,15 @@ static void judge_downtime(const struct move *m, json_t *reasons)
                     xm_format_time(budget).s, (unsigned long long)(least / XM_NS_PER_MS + 1)));
 }
 
-/* The shim first takes away what an earlier move of its disks has left; it would hang there, with the VM. */
+/* No move begins then. */
 static void judge_left(struct move *m, json_t *reasons)
 {
     char *dir = vm_state_path(m->agent, m->vm, NULL);
     struct xm_error e = {0};
     struct journal j;
-    json_t *file;
-    size_t i;
-    int r = journal_read(dir, &j, &e);
 
-    if (r)
+    if (journal_read(dir, &j, &e) < 0)
         against(reasons, xm_printf("VM %s: what an earlier move of it left is not known: %s", m->vm, e.text));
-    json_array_foreach (!r && j.side == JOURNAL_STORAGE ? j.files : NULL, i, file) {
-        if (storage_hangs(journal_path(file), &e) < 0)
-            against(reasons, xm_printf("VM %s: what an earlier move of its disks left: %s", m->vm, e.text));
-    }
     journal_free(&j);
     free(dir);
 }

@@ -47,6 +47,8 @@ static int give_way(struct agent *a, const char *vm, const char *owner, uint64_t
     json_t *none = json_array();
 
     snprintf(rec.to, sizeof rec.to, "%s", owner);
+    struct xm_error ignored = {0};
+    journal_sweep(dir, vm, &ignored); /* what a move of its disks has left is in no copy's stead */
     int r = journal_write(dir, JOURNAL_SOURCE, epoch, owner, NULL, none, e);
     xm_fault("give-way-journal");
     if (!r)

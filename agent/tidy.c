@@ -11,7 +11,6 @@
 #include "agent/inventory.h"
 #include "agent/known.h"
 #include "agent/returned.h"
-#include "agent/storage.h"
 
 #include <dirent.h>
 #include <stdio.h>
@@ -121,8 +120,7 @@ static bool idle(struct agent *a, const char *name)
     return is || !vm_process(a, name, "shim.pid");
 }
 
-/* The last sentence of that VM was the same. A collision costs a line. */
-static bool said_before(const char *name, const char *text)
+bool tidy_said_before(const char *name, const char *text)
 {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     static char said[64][VM_NAME_MAX + 400];
@@ -138,19 +136,6 @@ static bool said_before(const char *name, const char *text)
     pthread_mutex_unlock(&lock);
     free(now);
     return same;
-}
-
-/* A deletion that hangs would keep the VM from every move. */
-static bool storage_of_answers(const struct journal *j, struct xm_error *e)
-{
-    json_t *file;
-    size_t i;
-
-    json_array_foreach (j->files, i, file) {
-        if (storage_hangs(journal_path(file), e) < 0)
-            return false;
-    }
-    return true;
 }
 
 static void look_at(struct agent *a, const char *name)
@@ -173,16 +158,16 @@ static void look_at(struct agent *a, const char *name)
         json_t *answer = settle_claimed(a, name, false);
         bool still = owner_read(a, name, &rec, NULL) == 0 && verdict_open(&rec); /* said every few seconds */
         if (xm_json_bool(answer, "ok", false))
-            xm_log(still && said_before(name, xm_json_str(answer, "text", "")) ? XM_LOG_DEBUG : XM_LOG_INFO,
+            xm_log(still && tidy_said_before(name, xm_json_str(answer, "text", "")) ? XM_LOG_DEBUG
+                                                                                    : XM_LOG_INFO,
                    "settled: %s", xm_json_str(answer, "text", ""));
         else
             xm_log(XM_LOG_DEBUG, "not settled yet: %s", xm_json_str(answer, "error", ""));
         json_decref(answer);
     } else if (!r && rec.owner == OWNER_MINE && j.side == JOURNAL_STORAGE) {
         /* Held: or it would be the journal of a move that has begun since we looked. */
-        if (storage_of_answers(&j, &e) && settle_hold(a, name, true)) {
-            if (vm_process(a, name, "shim.pid") || !inventory_mend(a, name, &e))
-                journal_sweep(dir, name, &e);
+        if (!inventory_mend(a, name, &e) && settle_hold(a, name, true)) {
+            journal_sweep(dir, name, &e);
             settle_hold(a, name, false);
         }
         struct xm_error unheard = {0};
@@ -201,7 +186,7 @@ static void look_at(struct agent *a, const char *name)
         journal_undo(dir, name, &e);
     }
     if (e.code)
-        xm_log(said_before(name, e.text) ? XM_LOG_DEBUG : XM_LOG_WARN, "VM %s: %s", name, e.text);
+        xm_log(tidy_said_before(name, e.text) ? XM_LOG_DEBUG : XM_LOG_WARN, "VM %s: %s", name, e.text);
     journal_free(&j);
     free(dir);
 }

@@ -97,6 +97,16 @@ static void forget_job(struct agent *a, const char *name, const char *id)
     agent_unlock(a);
 }
 
+/* Its user is told what stays, and why. */
+static void note_left(struct agent *a, const char *name, json_t *done)
+{
+    char *why = left_wait(a, name);
+
+    if (why)
+        json_object_set_new(done, "note", json_sprintf("%s; that is tried again", why));
+    free(why);
+}
+
 static void on_event(struct agent *a, const char *name, json_t *event)
 {
     const char *what = xm_json_str(event, "event", "");
@@ -124,6 +134,8 @@ static void on_event(struct agent *a, const char *name, json_t *event)
     if (id[0] && (job = job_get(a, id))) {
         bool stays = !strcmp(xm_json_str(job->about, "mode", ""), "storage-only");
         /* When the VM has gone, «done» is said after it has gone from the list too (vm_ended). */
+        if (done && stays)
+            note_left(a, name, event);
         if (!done || stays)
             job_event(a, job, json_incref(event));
         job_put(a, job);
@@ -268,6 +280,8 @@ static void end_job(struct agent *a, const char *name, const char *id, json_t *r
     struct job *job = job_get(a, id);
 
     if (job && result && !strcmp(xm_json_str(result, "job", ""), id)) {
+        if (!strcmp(xm_json_str(result, "event", ""), "done"))
+            note_left(a, name, result);
         job_event(a, job, json_incref(result));
     } else if (job && gone && vm_owned(a, name, NULL)) {
         job_event(a, job, stopped_here(a, name));

@@ -84,7 +84,7 @@ struct source {
     bool may_be_promised;      /* the destination may have recorded that the VM is promised to it */
     bool zeroed[VM_DISKS_MAX]; /* the destination's disk reads as zeros, it says */
     json_t *kept;              /* paths of disks that have moved, and whose old file stays */
-    struct xm_error left;      /* what was to be deleted here and is not yet; code 0: nothing */
+    struct xm_error left;      /* why what is to be deleted here is not on the list yet; code 0: it is */
     struct source_report report;
     struct {
         struct pace pace;  /* of the disks' copy */
@@ -142,9 +142,6 @@ int source_stuck(const struct xm_switch_inputs *, const struct xm_round *last, u
 /* Bytes of device state that a VM may have for this budget; pure. The rate: bytes a second, 0: not known. */
 uint64_t source_state_max(double wire_rate, uint64_t budget_ns);
 int source_switch(struct source *);
-/* What a storage-only move that was cut, or could not delete, has left goes before the next journal is
- * written. A datastore that is gone for good, or dies, does not keep the VM here. */
-int source_sweep(struct source *);
 int source_handoff_prepare(struct source *); /* the record says that the VM is ours to give */
 int source_handoff(struct source *);
 /* From here on nothing gives the VM away any more: it stays here. True: *word is to be told to the

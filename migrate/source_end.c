@@ -19,7 +19,7 @@
 #define BACK_PATIENCE (10 * XM_NS_PER_S)
 #define BACK_EVERY_MS 200
 
-/* The VM runs there. What cannot be deleted now the agent deletes later: the journal names it until then. */
+/* The VM runs there. Its agent deletes what it has left here. */
 static void let_go(struct source *m)
 {
     struct machine *vm = m->machine;

@@ -70,19 +70,6 @@ static json_t *disks_to_delete(struct source *m)
     return files;
 }
 
-int source_sweep(struct source *m)
-{
-    struct machine *vm = m->machine;
-    int r = journal_sweep(vm->state_dir, vm->spec.name, &m->error);
-
-    if (r != -ENODEV)
-        return r;
-    xm_log(XM_LOG_WARN, "VM %s: what an earlier move of its disks left is not taken away any more: %s",
-           vm->spec.name, m->error.text);
-    m->error = (struct xm_error){0};
-    return 0;
-}
-
 int source_handoff_prepare(struct source *m)
 {
     struct machine *vm = m->machine;
@@ -95,7 +82,7 @@ int source_handoff_prepare(struct source *m)
                           &m->error);
     json_t *files = disks_to_delete(m);
     if (!r)
-        r = source_sweep(m);
+        r = journal_sweep(vm->state_dir, vm->spec.name, &m->error);
     if (!r)
         r = journal_write(vm->state_dir, JOURNAL_SOURCE, rec.epoch + 1, m->destination, NULL, files,
                           &m->error);

@@ -280,7 +280,7 @@ int source_storage(struct source *m)
         sem_init(&v[i].done, 0, 0);
         v[i].path = xm_printf("%s", path ? path : "");
     }
-    r = source_sweep(m);
+    r = journal_sweep(vm->state_dir, vm->spec.name, &m->error); /* of one before it that was cut */
     if (!r)
         r = make_files(m, v);
     for (unsigned i = 0; !r && i < vm->disks; i++) {

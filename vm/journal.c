@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* See journal.h. */
 #include "vm/journal.h"
+#include "vm/left.h"
 
-#include <dirent.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -274,79 +273,6 @@ int journal_close(const char *dir, const char *peer, struct xm_error *e)
     return r;
 }
 
-/* It was to be made, and has something in it: then it is not the one that was to be made. */
-static bool foreign(const struct journal *j, const char *path)
-{
-    struct stat st;
-
-    return j->planned && stat(path, &st) == 0 && st.st_blocks;
-}
-
-/* Where a disk was there is nothing at all, or no directory: what looks as if it had been deleted lies in a
- * file system that is not mounted. A datastore in use has its mark in it, at least (agent/datastore.h). */
-static bool unmounted(const char *path)
-{
-    char *dir = xm_printf("%s", path);
-    char *slash = strrchr(dir, '/');
-    bool empty = true;
-
-    *(slash && slash != dir ? slash : dir) = 0;
-    DIR *d = opendir(*dir ? dir : "/");
-    for (struct dirent *f; d && empty && (f = readdir(d));)
-        empty = !strcmp(f->d_name, ".") || !strcmp(f->d_name, "..");
-    if (d)
-        closedir(d);
-    free(dir);
-    return empty;
-}
-
-/* Who has a file open as a disk holds a lock on it (xm_file_open): taken here, nobody opens it as one between
- * the question and the deletion. Readers hold none. */
-static int delete_file(const char *path, bool planned, struct xm_error *e)
-{
-    struct flock all = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    struct stat st;
-    bool found = stat(path, &st) == 0, there = found || errno != ENOENT, plain = found && S_ISREG(st.st_mode);
-    int fd = plain ? open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK) : -1, r = 0;
-
-    if (plain && fd < 0 && errno != ENOENT)
-        return xm_error_errno(e, errno, "%s cannot be opened", path);
-    if (!there && !planned && unmounted(path))
-        return xm_error_set(e, ENODEV, "it is not there, nor is anything else: is its file system mounted?");
-    if (fd >= 0 && fcntl(fd, F_OFD_SETLK, &all) < 0) {
-        bool used = errno == EAGAIN || errno == EACCES;
-        r = xm_error_set(e, used ? ETXTBSY : errno, "%s",
-                         used ? "a process has it open as a disk" : strerror(errno));
-    }
-    if (!r)
-        r = xm_file_remove(path, e);
-    if (fd >= 0)
-        close(fd);
-    return r;
-}
-
-/* All of them, whatever happens to one; the first that stays is told, and the journal is kept for it. They
- * have gone durably before the journal goes, which is on another file system perhaps. */
-static int delete_files(const struct journal *j, const char *vm, struct xm_error *e)
-{
-    json_t *v;
-    size_t i;
-    int r = 0;
-
-    json_array_foreach (j->files, i, v) {
-        xm_fault("journal-delete");
-        struct xm_error why = {0};
-        const char *file = journal_path(v);
-        if (!file[0] || foreign(j, file) || delete_file(file, j->planned, &why) == 0)
-            continue;
-        xm_log(XM_LOG_DEBUG, "VM %s: cannot delete %s: %s", vm, file, why.text);
-        if (!r)
-            r = xm_error_set(e, why.code == ETXTBSY ? ETXTBSY : ENODEV, "cannot delete %s: %s", file,
-                             why.text);
-    }
-    return r;
-}
-
 /* What a migration that came to nothing leaves in the directory of a VM that was never here. */
 static void empty_dir(const char *dir)
 {
@@ -383,7 +309,7 @@ int journal_undo(const char *dir, const char *vm, struct xm_error *e)
     else if (rec.owner == OWNER_MINE || (rec.epoch >= j.epoch && !rec.settled))
         r = xm_error_set(e, EBUSY, "VM %s has come here since: its disks are kept", vm);
     if (!r)
-        r = delete_files(&j, vm, e);
+        r = left_add(dir, vm, j.files, j.planned, e);
     if (!r)
         r = forget(dir, e);
     if (!r && !before)
@@ -406,7 +332,7 @@ int journal_settle(const char *dir, const char *vm, struct xm_error *e)
     if (!r && (rec.owner != OWNER_GIVEN || !rec.settled || rec.epoch != j.epoch))
         r = xm_error_set(e, EBUSY, "VM %s is not known to run at %s: its disks here are kept", vm, j.peer);
     if (!r)
-        r = delete_files(&j, vm, e);
+        r = left_add(dir, vm, j.files, j.planned, e);
     if (!r)
         r = forget(dir, e);
     journal_free(&j);
@@ -538,7 +464,7 @@ int journal_sweep(const char *dir, const char *vm, struct xm_error *e)
     if (!r)
         r = keep_named(&j, dir, e);
     if (!r)
-        r = delete_files(&j, vm, e);
+        r = left_add(dir, vm, j.files, j.planned, e);
     if (!r)
         r = journal_end(dir, e);
     journal_free(&j);

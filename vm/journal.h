@@ -7,9 +7,11 @@
  * asks that host before it starts it again (agent/returned.h). When the VM sets out anew before that, the
  * earlier hand-offs are kept behind the new one.
  *
- * These are the only functions that delete a disk after a migration. Each asks the owner record, and refuses
- * where it is unreadable or does not say that the copy here is not needed. None deletes a file that a
- * process has open as a disk (its lock, blkcopy/blkcopy.h): -ETXTBSY, and the journal stays. */
+ * After a migration files of disks are deleted by three functions alone. Each asks the owner record, and refuses
+ * where it is unreadable or does not say that the copy here is not needed; then each puts the files on the list
+ * of what is to be deleted (vm/left.h), and the journal ends. They look at no storage but the state
+ * directory, so that none of them hangs with an old datastore; journal_sweep at the one that has the VM's disk,
+ * too. */
 #ifndef XM_VM_JOURNAL_H
 #define XM_VM_JOURNAL_H
 
@@ -67,10 +69,6 @@ int journal_close(const char *dir, const char *peer, struct xm_error *);
  * not move into after all (an empty one is in its place), it is made to name the one that the disk is in. No
  * shim of the VM is there, which would be the one to write it. Without such: nothing to do. */
 int journal_mend(const char *dir, struct xm_error *);
-
-/* The three that follow: -ENODEV: a file cannot be deleted: its file system is read-only by now, or fails; or
- * there is nothing at all where it was, so that is not mounted. The journal stays, for when it is well again.
- * Whoever cannot wait for that tells it, and goes on. */
 
 /* Destination: the migration came to nothing. Deletes the files that were made for it, then what the
  * directory holds of this VM unless there is a record of an earlier stay. -EBUSY: the record says that the

@@ -7,6 +7,7 @@
 #include "vm/format.h"
 #include "vm/handoff.h"
 #include "vm/journal.h"
+#include "vm/left.h"
 #include "vm/life.h"
 #include "vm/owner.h"
 #include "vm/spec.h"

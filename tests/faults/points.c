@@ -100,9 +100,9 @@ const struct point points[] = {
     KILLED("vm-came", D, 1, AT_D),
     KILLED("gone-begin", S, 1, AT_D),
     KILLED("gone-qemu-ended", S, 1, AT_D),
-    KILLED("journal-delete", S, 1, AT_D),
-    KILLED("journal-delete", S, 2, AT_D),
-    CUT_AT("journal-delete", S, 2, AT_D),
+    KILLED("left-delete", S, 1, AT_D),
+    KILLED("left-delete", S, 2, AT_D),
+    CUT_AT("left-delete", S, 2, AT_D),
     KILLED("journal-end", S, 1, AT_D),
     KILLED("journal-ended", S, 1, AT_D),
     FAILS("journal-end", S, 1, AT_D),
@@ -121,6 +121,6 @@ const struct point points[] = {
     STORAGE("pivot-after-record", "cut"),
     STORAGE("storage-sweep", "kill"),
     STORAGE("storage-sweep", "cut"),
-    STORAGE("journal-delete", "kill"),
+    STORAGE("left-delete", "kill"),
 };
 const unsigned points_count = sizeof points / sizeof *points;

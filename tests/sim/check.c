@@ -77,6 +77,26 @@ static bool exists(struct host *h, const char *file)
     return file_find(h, path) != NULL;
 }
 
+static void note_entry(struct host *h, const char *path, struct inode *i, void *arg)
+{
+    size_t n = strlen(path);
+
+    (void)h, (void)i;
+    *(bool *)arg |=
+        n > 5 && !strcmp(path + n - 5, ".json"); /* and not one that was being written at a kill */
+}
+
+/* Files are still to be deleted. */
+static bool has_left(struct host *h)
+{
+    char dir[40];
+    bool has = false;
+
+    snprintf(dir, sizeof dir, "%s/left/", h->state_dir);
+    files_each(h, dir, note_entry, &has);
+    return has;
+}
+
 const char *check_unrest(struct host *h)
 {
     struct job *job;
@@ -91,6 +111,8 @@ const char *check_unrest(struct host *h)
         return "it has a shim that ends";
     if (exists(h, "journal.json"))
         return "it has a journal";
+    if (has_left(h))
+        return "it has files to delete";
     if (!readable[h->number] && verdict_open(&record[h->number]))
         return "its record is open";
     TAILQ_FOREACH (job, &h->agent->agent->jobs, link) {

@@ -245,8 +245,8 @@ static void *agent_main(void *arg)
     TAILQ_INIT(&a->vms);
     TAILQ_INIT(&a->jobs);
     LIST_INIT(&a->conns);
-    static const char *const below_state[] = {"", "/vms", "/jobs", "/logs"};
-    for (int i = 0; i < 4; i++) {
+    static const char *const below_state[] = {"", "/vms", "/jobs", "/logs", "/left"};
+    for (int i = 0; i < 5; i++) {
         char *path = xm_printf("%s%s", h->state_dir, below_state[i]);
         xm_mkdir_all(path, &e);
         free(path);
@@ -257,6 +257,7 @@ static void *agent_main(void *arg)
         sim_trace("%s's agent cannot start: %s", h->name, e.text);
         proc_exit();
     }
+    left_start(a, &e);
     jobs_load(a);
     vms_adopt(a);
     jobs_settle(a);

@@ -89,6 +89,21 @@ int __wrap_pthread_mutex_lock(pthread_mutex_t *mutex)
     return 0;
 }
 
+int __wrap_pthread_mutex_clocklock(pthread_mutex_t *mutex, clockid_t clock, const struct timespec *until)
+{
+    struct mutex *m = (struct mutex *)(void *)mutex;
+    uint64_t deadline = (uint64_t)until->tv_sec * SEC + (uint64_t)until->tv_nsec;
+    bool woken = true;
+
+    (void)clock;
+    while (taken(m) && woken) {
+        mutex_waiters++;
+        woken = task_wait(m, deadline);
+        mutex_waiters -= mutex_waiters > 0;
+    }
+    return taken(m) ? ETIMEDOUT : __wrap_pthread_mutex_lock(mutex);
+}
+
 int __wrap_pthread_mutex_unlock(pthread_mutex_t *mutex)
 {
     struct mutex *m = (struct mutex *)(void *)mutex;

@@ -354,15 +354,15 @@ static void a_disk_that_may_come_back_is_not_another_vms(void **state)
 /* What broke: the advice was to declare a host dead that had nothing to do with it, this very one even. */
 static void undefine_says_what_is_not_cleaned_up(void **state)
 {
-    json_t *files = json_pack("[s]", in_dir(t, "ds/a-directory")), *none = json_array();
+    json_t *files = json_pack("[s]", in_dir(t, "ds/web1.raw")), *none = json_array();
     (void)state;
     need_qemu();
 
     must(about_spec("define", "spec.ini"), 0);
-    assert_int_equal(mkdir(in_dir(t, "ds/a-directory"), 0700), 0); /* which cannot be deleted */
+    assert_int_equal(unlink(in_dir(t, "ds/web1.raw")), 0); /* so what else there is may be the only copy */
     assert_int_equal(
         journal_write(in_dir(t, "state/vms/web1"), JOURNAL_STORAGE, 1, "hosta", NULL, files, NULL), 0);
-    must_refuse(about_vm("undefine", "web1"), 3, "ds/a-directory", "With --force", NULL);
+    must_refuse(about_vm("undefine", "web1"), 3, "ds/web1.raw", "With --force", NULL);
     assert_int_equal(journal_write(in_dir(t, "state/vms/web1"), JOURNAL_SOURCE, 2, "hostb", NULL, none, NULL),
                      0);
     must_refuse(about_vm("undefine", "web1"), 3, "when hostb answers", "recover web1 --peer-is-dead`", NULL);

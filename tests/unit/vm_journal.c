@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /* Disks are deleted after a migration only where the journal names them and the record says that they are not
- * needed here: every kind of record beside both kinds of journal. */
+ * needed here: every kind of record beside both kinds of journal; and when nobody uses their paths again. */
 #include "tests/unit/lib_tmpdir.h"
 #include "vm/journal.h"
+#include "vm/left.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -31,7 +33,7 @@ static void journal(enum journal_side side)
 {
     json_t *files = json_pack("[s]", disk);
 
-    snprintf(dir, sizeof dir, "%s/web1", tmpdir_path(""));
+    snprintf(dir, sizeof dir, "%s/vms/web1", tmpdir_path(""));
     snprintf(disk, sizeof disk, "%s", tmpdir_path("disk.raw"));
     snprintf(other, sizeof other, "%s", tmpdir_path("other.raw"));
     json_decref(files);
@@ -55,6 +57,25 @@ static bool is_there(const char *path)
     return access(path, F_OK) == 0;
 }
 
+/* What is on the list goes, as the agent does it. Why one of it stays, or 0. */
+static int delete_left(left_used *used, struct xm_error *e)
+{
+    char *in = left_dir(dir);
+    DIR *d = opendir(in);
+    int r = 0;
+
+    for (struct dirent *f; d && (f = readdir(d));) {
+        char *entry = xm_printf("%s/%s", in, f->d_name);
+        int it = f->d_name[0] == '.' ? 0 : left_delete(entry, used, NULL, e);
+        r = it ? it : r;
+        free(entry);
+    }
+    if (d)
+        closedir(d);
+    free(in);
+    return r;
+}
+
 struct row {
     enum owner_side owner; /* NONE: no record */
     uint64_t epoch;
@@ -72,6 +93,7 @@ static void try_all(enum journal_side side, const struct row *r, size_t rows,
         if (r[i].owner)
             record(r[i].owner, r[i].epoch, r[i].settled);
         int result = end(dir, "web1", NULL);
+        assert_int_equal(delete_left(NULL, NULL), 0);
         if (is_there(disk) == r[i].deleted || (result == 0) != r[i].deleted)
             fail_msg("row %zu: result %d, the disk is %s", i, result, is_there(disk) ? "there" : "gone");
         assert_true(is_there(other));
@@ -131,6 +153,7 @@ static void a_disk_that_was_about_to_be_made(void **state)
         assert_int_equal(fsync(fd), 0);
         close(fd);
         assert_int_equal(journal_undo(dir, "web1", NULL), 0);
+        assert_int_equal(delete_left(NULL, NULL), 0);
         assert_int_equal(is_there(disk), written);
         assert_true(is_there(other));
         unlink(disk);
@@ -156,6 +179,7 @@ static void a_file_that_it_was_about_to_move_to(void **state)
         assert_int_equal(fsync(fd), 0);
         close(fd);
         assert_int_equal(journal_sweep(dir, "web1", NULL), 0);
+        assert_int_equal(delete_left(NULL, NULL), 0);
         assert_int_equal(is_there(disk), written);
         assert_true(is_there(other));
         unlink(disk);
@@ -178,6 +202,7 @@ static void an_unreadable_record_deletes_nothing(void **state)
         free(path);
         assert_true(journal_undo(dir, "web1", NULL) < 0 || side == JOURNAL_SOURCE);
         assert_true(journal_settle(dir, "web1", NULL) < 0 || side == JOURNAL_DESTINATION);
+        assert_int_equal(delete_left(NULL, NULL), 0);
         assert_true(is_there(disk));
     }
 }
@@ -235,9 +260,11 @@ static void of_two_files_the_named_one_stays(void **state)
         assert_int_equal(xm_json_save(path, spec, NULL), 0);
         record(OWNER_GIVEN, E, true);
         assert_int_equal(journal_sweep(dir, "web1", NULL), -EBUSY);
+        assert_int_equal(delete_left(NULL, NULL), 0);
         assert_true(is_there(disk) && is_there(other));
         record(OWNER_MINE, E, true);
         assert_int_equal(journal_sweep(dir, "web1", NULL), 0);
+        assert_int_equal(delete_left(NULL, NULL), 0);
         assert_int_equal(is_there(disk), !named);
         assert_int_equal(is_there(other), named);
         free(path);
@@ -259,15 +286,16 @@ static void what_is_not_mounted_is_not_gone(void **state)
     assert_int_equal(journal_end(dir, NULL), 0);
     record(OWNER_GIVEN, E, true);
     assert_int_equal(journal_write(dir, JOURNAL_SOURCE, E, "hostb", NULL, files, NULL), 0);
-    assert_int_equal(journal_settle(dir, "web1", NULL), -ENODEV); /* no mount point */
+    assert_int_equal(journal_settle(dir, "web1", NULL), 0);
+    assert_int_equal(delete_left(NULL, NULL), -ENODEV); /* no mount point */
     assert_int_equal(mkdir(ds, 0700), 0);
-    assert_int_equal(journal_settle(dir, "web1", NULL), -ENODEV); /* an empty one */
+    assert_int_equal(delete_left(NULL, NULL), -ENODEV); /* an empty one */
     make(path);
     make(mark);
-    assert_int_equal(journal_settle(dir, "web1", NULL), 0); /* mounted again */
+    assert_int_equal(delete_left(NULL, NULL), 0); /* mounted again */
     assert_false(is_there(path));
-    assert_int_equal(journal_write(dir, JOURNAL_SOURCE, E, "hostb", NULL, files, NULL), 0);
-    assert_int_equal(journal_settle(dir, "web1", NULL), 0); /* deleted, and killed before that was noted */
+    assert_int_equal(left_add(dir, "web1", files, false, NULL), 0);
+    assert_int_equal(delete_left(NULL, NULL), 0); /* deleted, and killed before that was noted */
     unlink(mark);
     rmdir(ds);
     json_decref(files);
@@ -368,36 +396,90 @@ static void a_file_in_use_is_not_deleted(void **state)
     (void)state;
     for (unsigned i = 0; i < 3; i++) {
         ending *end = ends(i);
-        char *journal_path = xm_printf("%s/journal.json", dir);
         int fd = open(disk, O_RDWR);
         assert_int_equal(fcntl(fd, F_OFD_SETLK, &all), 0);
-        assert_int_equal(end(dir, "web1", NULL), -ETXTBSY);
-        assert_true(is_there(disk) && is_there(journal_path));
-        close(fd);
         assert_int_equal(end(dir, "web1", NULL), 0);
-        assert_false(is_there(disk) || is_there(journal_path));
-        free(journal_path);
+        assert_int_equal(delete_left(NULL, NULL), -EBUSY);
+        assert_true(is_there(disk));
+        close(fd);
+        assert_int_equal(delete_left(NULL, NULL), 0);
+        assert_false(is_there(disk));
     }
 }
 
-/* Its storage is read-only by now, say; here it is a directory. What broke: no move of the VM began any more.
- */
-static void a_file_that_cannot_be_deleted_keeps_its_journal_and_nobody_waits(void **state)
+/* Its storage is read-only by now, say; here it is a directory. What broke: no move of the VM began any more;
+ * and then the next move forgot the file. */
+static void a_file_that_cannot_be_deleted_stays_on_the_list_and_nobody_waits(void **state)
 {
     struct xm_error e;
+    json_t *none = json_array();
 
     (void)state;
     for (unsigned i = 0; i < 3; i++) {
         ending *end = ends(i);
-        char *journal_path = xm_printf("%s/journal.json", dir);
+        char *journal_file = xm_printf("%s/journal.json", dir);
         assert_int_equal(unlink(disk) | mkdir(disk, 0700), 0);
+        assert_int_equal(end(dir, "web1", NULL), 0);
+        assert_false(is_there(journal_file));
         e.text[0] = 0;
-        assert_int_equal(end(dir, "web1", &e), -ENODEV);
+        assert_true(delete_left(NULL, &e) < 0);
         assert_non_null(strstr(e.text, disk));
-        assert_true(is_there(journal_path));
+        assert_int_equal(journal_write(dir, JOURNAL_SOURCE, E + 1, "hostc", NULL, none, NULL), 0);
+        assert_int_equal(journal_end(dir, NULL), 0); /* the next one, and its end */
+        assert_true(delete_left(NULL, NULL) < 0);
         assert_int_equal(rmdir(disk), 0);
-        free(journal_path);
+        make(disk);
+        assert_int_equal(delete_left(NULL, NULL), 0);
+        assert_false(is_there(disk));
+        free(journal_file);
     }
+    json_decref(none);
+}
+
+static int use; /* what is said of each path */
+
+static int said(void *ctx, const char *path, struct xm_error *e)
+{
+    (void)ctx;
+    return use < 0 ? xm_error_set(e, -use, "not known of %s", path) : use;
+}
+
+static void a_path_that_is_used_again_is_never_swept(void **state)
+{
+    json_t *files = json_pack("[s]", disk);
+
+    (void)state;
+    journal(JOURNAL_SOURCE);
+    json_array_set_new(files, 0, json_string(disk));
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(left_add(dir, "web1", files, false, NULL), 0); /* it stands there once */
+    use = -EAGAIN;
+    assert_int_equal(delete_left(said, NULL), -EAGAIN);
+    assert_true(is_there(disk));
+    use = 1;
+    assert_int_equal(delete_left(said, NULL), 0);
+    assert_true(is_there(disk));
+    use = 0;
+    assert_int_equal(delete_left(said, NULL), 0); /* it was forgotten by then */
+    assert_true(is_there(disk));
+    json_decref(files);
+}
+
+/* The variables of its firmware, of which the next migration makes a file of the same name. */
+static void what_lies_in_its_own_directory_goes_at_once(void **state)
+{
+    (void)state;
+    journal(JOURNAL_SOURCE);
+    char *nvram = xm_printf("%s/nvram.fd", dir);
+    json_t *files = json_pack("[s]", nvram);
+    make(nvram);
+    assert_int_equal(left_add(dir, "web1", files, false, NULL), 0);
+    assert_false(is_there(nvram));
+    make(nvram);
+    assert_int_equal(delete_left(NULL, NULL), 0);
+    assert_true(is_there(nvram));
+    json_decref(files);
+    free(nvram);
 }
 
 /* The specification names a file that is not there: the other one may be the only copy. */
@@ -413,6 +495,7 @@ static void the_named_file_has_to_be_there(void **state)
     assert_int_equal(xm_json_save(path, spec, NULL), 0);
     unlink(other);
     assert_int_equal(journal_sweep(dir, "web1", NULL), -ENOENT);
+    assert_int_equal(delete_left(NULL, NULL), 0);
     assert_true(is_there(disk));
     free(path);
     json_decref(files);
@@ -434,6 +517,7 @@ static void a_disk_that_did_not_move_is_where_it_was(void **state)
         assert_int_equal(xm_json_save(path, spec, NULL), 0);
         assert_int_equal(xm_file_replace(other, "data", moved ? 4 : 0, NULL), 0);
         assert_int_equal(journal_sweep(dir, "web1", NULL), moved ? 0 : -ENOENT);
+        assert_int_equal(delete_left(NULL, NULL), 0);
         assert_int_equal(is_there(disk), !moved);
         assert_int_equal(journal_mend(dir, NULL), 0);
         assert_int_equal(xm_json_load(path, &is, NULL), 0);
@@ -441,6 +525,7 @@ static void a_disk_that_did_not_move_is_where_it_was(void **state)
         assert_string_equal(xm_json_str(d, "path", ""), moved ? other : disk);
         assert_string_equal(xm_json_str(d, "datastore", ""), moved ? "ds2" : "ds1");
         assert_int_equal(journal_sweep(dir, "web1", NULL), 0);
+        assert_int_equal(delete_left(NULL, NULL), 0);
         assert_int_equal(is_there(other), moved);
         json_decref(is);
         json_decref(files);
@@ -465,7 +550,9 @@ int main(void)
         T(what_was_before_is_kept),
         T(of_two_files_the_named_one_stays),
         T(a_file_in_use_is_not_deleted),
-        T(a_file_that_cannot_be_deleted_keeps_its_journal_and_nobody_waits),
+        T(a_file_that_cannot_be_deleted_stays_on_the_list_and_nobody_waits),
+        T(a_path_that_is_used_again_is_never_swept),
+        T(what_lies_in_its_own_directory_goes_at_once),
         T(the_named_file_has_to_be_there),
         T(a_disk_that_did_not_move_is_where_it_was),
     };

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: MIT */
+/* See left.h. The order in a deletion: the file is opened and locked, then it is asked whether its path is used
+ * again, then it goes. Whoever uses a path anew says so durably before he makes a file there, which fails
+ * while this one is there. */
+#include "vm/left.h"
+#include "vm/journal.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+char *left_dir(const char *dir)
+{
+    const char *end = dir + strlen(dir);
+
+    for (int i = 0; i < 2; i++) {
+        while (end > dir && *--end != '/')
+            ;
+    }
+    return xm_printf("%.*s/left", (int)(end - dir), dir);
+}
+
+/* The same path has the same entry, however often it is added. */
+static char *entry_of(const char *dir, const char *vm, const char *file)
+{
+    uint64_t h = 14695981039346656037u;
+    const char *slash = strrchr(file, '/');
+    char *in = left_dir(dir);
+
+    for (const char *c = file; *c; c++)
+        h = (h ^ (uint8_t)*c) * 1099511628211u;
+    char *entry =
+        xm_printf("%s/%s:%.60s-%016llx.json", in, vm, slash ? slash + 1 : file, (unsigned long long)h);
+    free(in);
+    return entry;
+}
+
+static int add_one(const char *dir, const char *vm, const char *file, bool planned, struct xm_error *e)
+{
+    size_t n = strlen(dir);
+
+    if (!strncmp(file, dir, n) && file[n] == '/')
+        return xm_file_remove(file, e);
+    char *entry = entry_of(dir, vm, file);
+    json_t *o = json_pack("{s:s s:s s:b}", "path", file, "vm", vm, "planned", planned);
+    int r = xm_json_save(entry, o, e);
+    json_decref(o);
+    free(entry);
+    return r;
+}
+
+int left_add(const char *dir, const char *vm, const json_t *files, bool planned, struct xm_error *e)
+{
+    char *in = left_dir(dir);
+    json_t *v;
+    size_t i;
+    int r = json_array_size(files) ? xm_mkdir_all(in, e) : 0;
+
+    json_array_foreach ((json_t *)files, i, v) {
+        const char *file = journal_path(v);
+        if (!r && file[0])
+            r = add_one(dir, vm, file, planned, e);
+    }
+    free(in);
+    return r;
+}
+
+/* Where a disk was there is nothing at all, or no directory: what looks as if it had been deleted lies in a
+ * file system that is not mounted. A datastore in use has its mark in it, at least (agent/datastore.h). */
+static bool unmounted(const char *path)
+{
+    char *dir = xm_printf("%s", path);
+    char *slash = strrchr(dir, '/');
+    bool empty = true;
+
+    *(slash && slash != dir ? slash : dir) = 0;
+    DIR *d = opendir(*dir ? dir : "/");
+    for (struct dirent *f; d && empty && (f = readdir(d));)
+        empty = !strcmp(f->d_name, ".") || !strcmp(f->d_name, "..");
+    if (d)
+        closedir(d);
+    free(dir);
+    return empty;
+}
+
+/* It is not there: since when has to be durable, before nothing names it any more. */
+static int was_deleted(const char *path, bool planned, struct xm_error *e)
+{
+    if (!planned && unmounted(path))
+        return xm_error_set(e, ENODEV, "it is not there, nor is anything else: is its file system mounted?");
+    int r = xm_sync_directory_of(path, e);
+    return r == -ENOENT ? 0 : r;
+}
+
+/* Who has a file open as a disk holds a lock on it (xm_file_open). Readers hold none. */
+static int lock_file(const char *path, int *fd, struct xm_error *e)
+{
+    struct flock all = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+    *fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+    if (*fd < 0)
+        return xm_error_errno(e, errno, "%s cannot be opened", path);
+    if (fcntl(*fd, F_OFD_SETLK, &all) == 0)
+        return 0;
+    bool by_other = errno == EAGAIN || errno == EACCES;
+    return xm_error_set(e, by_other ? EBUSY : errno, "%s",
+                        by_other ? "a process has it open as a disk" : strerror(errno));
+}
+
+static int delete_file(const char *path, bool planned, left_used *used, void *ctx, struct xm_error *e)
+{
+    struct stat st;
+    int fd = -1;
+
+    if (stat(path, &st) < 0)
+        return errno == ENOENT || errno == ENOTDIR ? was_deleted(path, planned, e)
+                                                   : xm_error_errno(e, errno, "%s", path);
+    if (planned && st.st_blocks) /* it was to be made, and is another one */
+        return 0;
+    int r = S_ISREG(st.st_mode) ? lock_file(path, &fd, e) : 0;
+    struct xm_error why = {0};
+    int is = used && (!r || r == -EBUSY) ? used(ctx, path, &why) : 0;
+    if (is < 0 && !r)
+        *e = why;
+    if (is > 0 || !r)
+        r = is;
+    if (!r)
+        r = xm_file_remove(path, e);
+    if (fd >= 0)
+        close(fd);
+    return r < 0 ? r : 0;
+}
+
+int left_delete(const char *entry, left_used *used, void *ctx, struct xm_error *e)
+{
+    json_t *o = NULL;
+    int r = xm_json_load(entry, &o, e);
+    const char *path = xm_json_str(o, "path", "");
+
+    if (!r && path[0] != '/')
+        r = xm_error_set(e, EINVAL, "%s names no file", entry);
+    if (!r) {
+        xm_fault("left-delete");
+        struct xm_error why = {0};
+        r = delete_file(path, xm_json_bool(o, "planned", false), used, ctx, &why);
+        if (r)
+            xm_error_set(e, -r, "cannot delete %s: %s", path, why.text);
+    }
+    if (!r) {
+        xm_fault("left-deleted");
+        r = xm_file_remove(entry, e);
+    }
+    json_decref(o);
+    return r;
+}
