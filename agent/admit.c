@@ -130,7 +130,7 @@ static const char *twin_of(struct agent *a, const char *name, const struct vm_ni
     size_t i;
 
     TAILQ_FOREACH (vm, &a->vms, link) {
-        if (!strcmp(vm->name, name) || vm->phase == VM_HELD)
+        if (!strcmp(vm->name, name) || vm->phase >= VM_HELD)
             continue;
         json_array_foreach (json_object_get(vm->spec, "nics"), i, nic) {
             if (n->bridge[0] && !strcmp(xm_json_str(nic, "bridge", ""), n->bridge) &&

@@ -37,6 +37,7 @@ enum vm_phase {
     VM_STARTING, /* claimed by a request that is bringing its shim up */
     VM_UP,       /* it has a shim */
     VM_HELD,     /* claimed by a request that changes its definition: it does not run */
+    VM_ENDING,   /* claimed by who takes away what is left of it: nobody else does, nor has its name */
 };
 
 struct vm {
@@ -64,6 +65,7 @@ struct vm {
 
 /* Under the lock: */
 struct vm *vm_find(struct agent *, const char *name);
+struct vm *vm_find_claimed(struct agent *, const char *name, uint64_t claimed); /* it, and not one after it */
 /* Claims the name (phase VM_STARTING), NULL with a sentence when it is taken. spec: a new reference is kept.
  */
 struct vm *vm_claim(struct agent *, const char *name, json_t *spec, struct xm_error *);
@@ -87,9 +89,14 @@ int vm_watch(struct agent *, const char *name, struct xm_error *); /* it has a s
 /* An incoming VM that is on its way out (its shim does not answer any more) is waited for. True: it has gone.
  */
 bool vm_wait_ending(struct agent *, const char *name);
+/* One that is just being taken away is waited for. */
+void vm_wait_ended(struct agent *, const char *name);
 /* Ends what is left of a VM here that is another host's, and has no shim. False: it has one, or is claimed by
  * a request, or does not end. */
 bool vm_end_orphan(struct agent *, const char *name);
+/* Ends what is left of the VM that was claimed then. False: its QEMU is left, or has another shim, and with it the
+ * VM in the list. */
+bool vm_end_claimed(struct agent *, const char *name, uint64_t claimed);
 /* No shim any more: takes away what is left of the VM here. False: its QEMU is left, which nobody may end
  * before it is known whose the VM is. */
 bool vm_clean_up(struct agent *, const char *name);

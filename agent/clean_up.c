@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #define CLEAN_UP_NS (120 * XM_NS_PER_S) /* of the shim that deletes taps */
+#define ENDED_NS    (10 * XM_NS_PER_S)  /* who starts a VM that is just being taken away waits so long */
 
 static void delete_taps(struct agent *a, const char *name)
 {
@@ -69,19 +70,76 @@ bool vm_clean_up(struct agent *a, const char *name)
     return true;
 }
 
-bool vm_end_orphan(struct agent *a, const char *name)
+struct vm *vm_find_claimed(struct agent *a, const char *name, uint64_t claimed)
+{
+    struct vm *vm = vm_find(a, name);
+
+    return vm && vm->claimed == claimed ? vm : NULL;
+}
+
+/* It is one cleaner's from here to ending_end. False: it is another's, or has gone. claimed: of that claim, whose
+ * new shim, if one is just coming up, is waited for; 0: as it is, and in the list for the time if it is not. */
+static bool ending_begin(struct agent *a, const char *name, uint64_t claimed, bool *listed)
+{
+    json_t *nothing = json_object();
+    struct vm *vm;
+
+    agent_lock(a);
+    while ((vm = claimed ? vm_find_claimed(a, name, claimed) : vm_find(a, name)) &&
+           (vm->phase == VM_ENDING || (claimed && vm->phase != VM_UP)) && agent_wait(a, UINT64_MAX))
+        ;
+    *listed = vm != NULL;
+    if (!vm && !claimed && (vm = vm_claim(a, name, nothing, NULL)))
+        vm->phase = VM_UP;
+    bool mine = vm && vm->phase == VM_UP;
+    if (mine)
+        vm->phase = VM_ENDING;
+    agent_unlock(a);
+    json_decref(nothing);
+    return mine;
+}
+
+static void ending_end(struct agent *a, const char *name, bool gone)
 {
     agent_lock(a);
-    const struct vm *held = vm_find(a, name);
-    bool may = !held || held->phase == VM_UP;
-    agent_unlock(a);
-    if (!may || vm_process(a, name, "shim.pid"))
-        return false;
-    bool gone = vm_clean_up(a, name);
-    agent_lock(a);
     struct vm *vm = vm_find(a, name);
-    if (gone && vm && vm->phase == VM_UP) /* whoever has claimed it forgets it */
+    if (gone)
         vm_forget(vm);
+    else
+        vm->phase = VM_UP;
+    pthread_cond_broadcast(&a->changed);
     agent_unlock(a);
+}
+
+void vm_wait_ended(struct agent *a, const char *name)
+{
+    uint64_t until = xm_now() + ENDED_NS;
+    struct vm *vm;
+
+    agent_lock(a);
+    while ((vm = vm_find(a, name)) && vm->phase == VM_ENDING && agent_wait(a, until))
+        ;
+    agent_unlock(a);
+}
+
+bool vm_end_orphan(struct agent *a, const char *name)
+{
+    bool listed;
+
+    if (vm_process(a, name, "shim.pid") || !ending_begin(a, name, 0, &listed))
+        return false;
+    bool gone = !vm_process(a, name, "shim.pid") && vm_clean_up(a, name);
+    ending_end(a, name, gone || !listed);
+    return gone;
+}
+
+bool vm_end_claimed(struct agent *a, const char *name, uint64_t claimed)
+{
+    bool listed, ours = ending_begin(a, name, claimed, &listed); /* else who settled it was quicker */
+    bool gone = !ours || (!vm_process(a, name, "shim.pid") && vm_clean_up(a, name));
+
+    xm_log(XM_LOG_INFO, "VM %s: its shim has ended", name);
+    if (ours)
+        ending_end(a, name, gone);
     return gone;
 }

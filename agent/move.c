@@ -103,7 +103,7 @@ static json_t *hold(struct move *m, bool for_real)
     struct vm *vm;
     while ((vm = vm_find(a, m->vm)) && vm->closing && agent_wait(a, until))
         ;
-    if (!vm)
+    if (!vm || vm->phase == VM_ENDING)
         absent = true;
     else if (vm->closing)
         no = refusal(EXIT_REFUSED,
@@ -115,7 +115,7 @@ static json_t *hold(struct move *m, bool for_real)
                      vm->job[0] == '-' ? "" : ": job ", vm->job[0] == '-' ? "" : vm->job);
     else
         spec = json_incref(vm->spec);
-    if (!no && !absent && for_real)
+    if (vm && !no && !absent && for_real)
         snprintf(vm->job, sizeof vm->job, "-");
     agent_unlock(a);
     if (absent)

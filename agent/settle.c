@@ -105,7 +105,10 @@ static int new_shim(struct agent *a, const char *vm, uint64_t epoch, struct xm_e
     bool claimed = !r && !here;
     if (claimed && !(here = vm_claim(a, vm, spec, e)))
         r = -EEXIST;
+    if (!r && !claimed && here->phase != VM_UP)
+        r = xm_error_set(e, EBUSY, "it just comes or goes");
     if (!r) {
+        here->phase = VM_STARTING; /* nobody takes it away meanwhile */
         json_decref(here->incoming);
         here->incoming = NULL;
         json_decref(here->spec);
@@ -117,8 +120,12 @@ static int new_shim(struct agent *a, const char *vm, uint64_t epoch, struct xm_e
     if (!r)
         r = vm_watch(a, vm, e);
     agent_lock(a);
-    if (r && claimed && (here = vm_find(a, vm)))
+    here = r ? vm_find(a, vm) : NULL;
+    if (here && claimed)
         vm_forget(here); /* or it would be «just being started» for ever */
+    else if (here && here->phase == VM_STARTING)
+        here->phase = VM_UP;
+    pthread_cond_broadcast(&a->changed);
     agent_unlock(a);
     json_decref(spec);
     return r;

@@ -176,7 +176,7 @@ json_t *verb_list(struct conn *c, const json_t *request)
     (void)request;
     agent_lock(a);
     TAILQ_FOREACH (vm, &a->vms, link) {
-        if (vm->phase != VM_HELD)
+        if (vm->phase < VM_HELD)
             json_array_append_new(now,
                                   json_pack("{s:s, s:O, s:O?, s:b}", "name", vm->name, "spec", vm->spec,
                                             "incoming", vm->incoming, "starting", vm->phase == VM_STARTING));
@@ -249,7 +249,7 @@ json_t *verb_show(struct conn *c, const json_t *request)
     vm_wait_ending(a, name);
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
-    if (vm && vm->phase == VM_HELD)
+    if (vm && vm->phase >= VM_HELD)
         vm = NULL;
     json_t *spec = vm ? json_incref(vm->spec) : NULL, *incoming = vm ? json_incref(vm->incoming) : NULL;
     bool starting = vm && vm->phase == VM_STARTING;

@@ -183,6 +183,7 @@ json_t *start_again(struct agent *a, const char *name)
     struct xm_error e = {0};
     json_t *answer;
 
+    vm_wait_ended(a, name);
     agent_lock(a);
     bool there = vm_find(a, name) != NULL;
     agent_unlock(a);

@@ -218,6 +218,7 @@ struct vm *vm_claim(struct agent *a, const char *name, json_t *spec, struct xm_e
 /* One that is expected, but whose shim does not answer, is on its way out. */
 bool vm_wait_ending(struct agent *a, const char *name)
 {
+    vm_wait_ended(a, name);
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
     bool expected = vm && vm->incoming && vm->phase == VM_UP;

@@ -296,15 +296,7 @@ static void end_job(struct agent *a, const char *name, const char *id, json_t *r
         job_put(a, job);
 }
 
-/* The VM that was claimed then is still in the list. With the lock held. */
-static struct vm *find_claimed(struct agent *a, const char *name, uint64_t claimed)
-{
-    struct vm *vm = vm_find(a, name);
-
-    return vm && vm->claimed == claimed ? vm : NULL;
-}
-
-/* False: its QEMU is left, and with it the VM in the list. */
+/* False: its QEMU is left, or has another shim, and with it the VM in the list. */
 static bool vm_ended(struct agent *a, const char *name, uint64_t claimed)
 {
     char id[16] = "";
@@ -312,8 +304,7 @@ static bool vm_ended(struct agent *a, const char *name, uint64_t claimed)
 
     xm_fault("vm-ended");
     agent_lock(a);
-    struct vm *vm = find_claimed(a, name, claimed);
-    bool ours = vm != NULL; /* else who settled it was quicker, and the name may be another one's */
+    const struct vm *vm = vm_find_claimed(a, name, claimed);
     if (vm) {
         memcpy(id, vm->job, sizeof id);
         /* Its run directory may have been full: no file, or an earlier job's. */
@@ -323,12 +314,7 @@ static bool vm_ended(struct agent *a, const char *name, uint64_t claimed)
         }
     }
     agent_unlock(a);
-    bool gone = !ours || vm_clean_up(a, name);
-    xm_log(XM_LOG_INFO, "VM %s: its shim has ended", name);
-    agent_lock(a);
-    if (ours && gone && (vm = find_claimed(a, name, claimed)))
-        vm_forget(vm);
-    agent_unlock(a);
+    bool gone = vm_end_claimed(a, name, claimed);
     if (id[0] && strcmp(id, "-") != 0)
         end_job(a, name, id, result, gone);
     json_decref(result);
@@ -345,7 +331,7 @@ static void watch_orphan(struct agent *a, const char *name, uint64_t claimed)
     while (!over) {
         bool mine = settle_claim(a, name, 0); /* then nobody starts that shim at this moment */
         agent_lock(a);
-        over = a->ending || !find_claimed(a, name, claimed);
+        over = a->ending || !vm_find_claimed(a, name, claimed);
         agent_unlock(a);
         if (!over && mine && xm_now() - tried > ORPHAN_NS && vm_owned(a, name, NULL) &&
             vm_process(a, name, "qemu.pid") && !vm_process(a, name, "shim.pid")) {
@@ -384,7 +370,7 @@ static void *watch_main(void *arg)
     }
     agent_lock(a);
     ending = a->ending;
-    if ((vm = find_claimed(a, w->name, claimed)))
+    if ((vm = vm_find_claimed(a, w->name, claimed)))
         vm->watched = false;
     agent_unlock(a);
     if (!ending && !vm_ended(a, w->name, claimed))

@@ -365,6 +365,32 @@ static void who_watched_it_does_not_forget_what_came_after(void **state)
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
 }
 
+/* What broke: of two that took away what was left of it one was done, and the name free; the other one then took
+ * the run directory of the VM that had been claimed meanwhile. */
+static void one_takes_it_away_before_its_name_is_free(void **state)
+{
+    struct owner_record gone = {.epoch = 1, .owner = OWNER_GIVEN, .to = "hostb", .settled = true};
+    json_t *none = json_array(), *request = prepare_request("5");
+
+    (void)state;
+    need_qemu();
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini"))), 0);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &gone, NULL), 0);
+    assert_int_equal(xm_file_replace(fault, "clean-up-undone:1:delay=5000", 28, NULL), 0);
+    kill(shim_pid(t, "web1"), SIGKILL);
+    for (struct limit l = limit_start(20); access(fault, F_OK) == 0 && limit_wait(&l);)
+        ;
+    assert_int_equal(journal_write(in_dir(t, "state/vms/web1"), JOURNAL_SOURCE, 1, "hostb", NULL, none, NULL),
+                     0);
+    json_decref(none);
+    assert_true(until_gone(t, "state/vms/web1/journal.json")); /* by the other one, at once or afterwards */
+    must(ask_as_peer(t, request), 0);
+    assert_true(logged("VM web1: its shim has ended"));
+    assert_string_equal(state_of("web1"), "incoming");
+    assert_true(exists(t, "run/vms/web1/shim.json"));
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+}
+
 /* ---- two agents settle ---- */
 
 static void given_to_hostb(const char *vm)
@@ -563,6 +589,7 @@ int main(int argc, char **argv)
         TEST(the_end_of_a_vm_that_came_is_no_warning),
         TEST(what_is_prepared_is_not_taken_for_what_was_left),
         TEST(who_watched_it_does_not_forget_what_came_after),
+        TEST(one_takes_it_away_before_its_name_is_free),
         TEST(two_hosts_tell_each_other_to_settle),
         TEST(what_is_forgotten_while_it_is_settled_stays_forgotten),
         TEST(a_vm_that_was_not_seen_to_run_there_has_not_moved),
