@@ -32,12 +32,12 @@ static json_t *pack_older(const struct journal_open *older, unsigned n)
 }
 
 static int save(const char *dir, enum journal_side side, uint64_t epoch, const char *peer,
-                const struct owner_record *before, const json_t *files, bool planned,
+                const struct owner_record *before, const json_t *spec, const json_t *files, bool planned,
                 const struct journal_open *older, unsigned olders, struct xm_error *e)
 {
     char *path = path_of(dir);
-    json_t *o = json_pack("{s:s s:I s:s s:O?}", "side", side_names[side], "epoch", (json_int_t)epoch, "peer",
-                          peer, "files", files);
+    json_t *o = json_pack("{s:s s:I s:s s:O? s:O*}", "side", side_names[side], "epoch", (json_int_t)epoch,
+                          "peer", peer, "files", files, "spec", spec);
     int r = xm_mkdir_all(dir, e);
 
     if (before)
@@ -81,22 +81,42 @@ static unsigned open_of(const struct journal *j, const char *but, struct journal
     return n;
 }
 
+/* The definition that stands there, of an earlier stay; null: there is none. A new reference. */
+static json_t *spec_before(const char *dir)
+{
+    char *path = xm_printf("%s/spec.json", dir);
+    json_t *spec = NULL;
+
+    xm_json_load(path, &spec, NULL);
+    free(path);
+    return spec ? spec : json_null();
+}
+
+static int write_coming(const char *dir, uint64_t epoch, const char *peer, const struct owner_record *before,
+                        const json_t *files, bool planned, struct xm_error *e)
+{
+    json_t *spec = spec_before(dir);
+    int r = save(dir, JOURNAL_DESTINATION, epoch, peer, before, spec, files, planned, NULL, 0, e);
+
+    json_decref(spec);
+    return r;
+}
+
 static int write_it(const char *dir, enum journal_side side, bool planned, uint64_t epoch, const char *peer,
                     const struct owner_record *before, const json_t *files, struct xm_error *e)
 {
     struct journal_open open[JOURNAL_OPEN_MAX + 1];
     struct journal j;
-    unsigned n = 0;
 
-    if (side != JOURNAL_DESTINATION) {
-        if (journal_read(dir, &j, e) < 0)
-            return -EIO;
-        n = open_of(&j, peer, open);
-        journal_free(&j);
-        if (n > JOURNAL_OPEN_MAX)
-            return xm_error_set(e, EBUSY, "%s/journal.json: hand-offs with %u hosts are open", dir, n);
-    }
-    return save(dir, side, epoch, peer, before, files, planned, open, n, e);
+    if (side == JOURNAL_DESTINATION)
+        return write_coming(dir, epoch, peer, before, files, planned, e);
+    if (journal_read(dir, &j, e) < 0)
+        return -EIO;
+    unsigned n = open_of(&j, peer, open);
+    journal_free(&j);
+    if (n > JOURNAL_OPEN_MAX)
+        return xm_error_set(e, EBUSY, "%s/journal.json: hand-offs with %u hosts are open", dir, n);
+    return save(dir, side, epoch, peer, before, NULL, files, planned, open, n, e);
 }
 
 int journal_write(const char *dir, enum journal_side side, uint64_t epoch, const char *peer,
@@ -170,6 +190,7 @@ int journal_read(const char *dir, struct journal *j, struct xm_error *e)
         j->epoch = (uint64_t)xm_json_int(o, "epoch", 0);
         snprintf(j->peer, sizeof j->peer, "%s", xm_json_str(o, "peer", ""));
         j->files = json_incref(json_object_get(o, "files"));
+        j->spec = json_incref(json_object_get(o, "spec"));
         j->planned = xm_json_bool(o, "planned", false);
         read_before(j, json_object_get(o, "before"));
         read_older(j, json_object_get(o, "older"));
@@ -195,6 +216,7 @@ const char *journal_path(const json_t *file)
 void journal_free(struct journal *j)
 {
     json_decref(j->files);
+    json_decref(j->spec);
     memset(j, 0, sizeof *j);
 }
 
@@ -214,8 +236,9 @@ static int forget(const char *dir, struct xm_error *e)
 static int without_top(const char *dir, const struct journal_open *open, unsigned n, struct xm_error *e)
 {
     json_t *none = json_array();
-    int r = n ? save(dir, open[0].side, open[0].epoch, open[0].peer, NULL, none, false, open + 1, n - 1, e)
-              : forget(dir, e);
+    int r =
+        n ? save(dir, open[0].side, open[0].epoch, open[0].peer, NULL, NULL, none, false, open + 1, n - 1, e)
+          : forget(dir, e);
 
     json_decref(none);
     return r;
@@ -255,12 +278,12 @@ static int close_it(const char *dir, const char *peer, struct xm_error *e)
         return r;
     unsigned n = open_of(&j, peer, open);
     if (j.side == JOURNAL_STORAGE)
-        r = save(dir, j.side, j.epoch, j.peer, NULL, j.files, j.planned, open, n, e);
+        r = save(dir, j.side, j.epoch, j.peer, NULL, NULL, j.files, j.planned, open, n, e);
     else if (j.side != JOURNAL_NONE && !strcmp(j.peer, peer))
         r = without_top(dir, open, n, e);
     else if (j.side != JOURNAL_NONE) /* open[0] is the migration itself */
-        r = save(dir, j.side, j.epoch, j.peer, j.had_record ? &j.before : NULL, j.files, j.planned, open + 1,
-                 n - 1, e);
+        r = save(dir, j.side, j.epoch, j.peer, j.had_record ? &j.before : NULL, j.spec, j.files, j.planned,
+                 open + 1, n - 1, e);
     journal_free(&j);
     return r;
 }
@@ -284,6 +307,20 @@ static void empty_dir(const char *dir)
         free(path);
     }
     rmdir(dir);
+}
+
+/* What it has put into spec.json names files that go: what was there before is there again. */
+static int restore_spec(const char *dir, const json_t *spec, struct xm_error *e)
+{
+    char *path = xm_printf("%s/spec.json", dir);
+    json_t *now = spec_before(dir);
+    int r = !spec || json_equal(now, spec) ? 0
+            : json_is_null(spec)           ? xm_file_remove(path, e)
+                                           : xm_json_save(path, spec, e);
+
+    json_decref(now);
+    free(path);
+    return r;
 }
 
 int journal_undo(const char *dir, const char *vm, struct xm_error *e)
@@ -310,6 +347,8 @@ int journal_undo(const char *dir, const char *vm, struct xm_error *e)
         r = xm_error_set(e, EBUSY, "VM %s has come here since: its disks are kept", vm);
     if (!r)
         r = left_add(dir, vm, j.files, j.planned, e);
+    if (!r)
+        r = restore_spec(dir, j.spec, e);
     if (!r)
         r = forget(dir, e);
     if (!r && !before)

@@ -35,6 +35,8 @@ struct journal {
     bool planned;    /* its files are about to be made, and may not be there yet */
     bool had_record; /* destination: `before` was the record when it began */
     struct owner_record before;
+    json_t *
+        spec; /* destination: the spec.json that stood there when it began, null without one; NULL: not said */
     /* source: paths to delete once the VM has gone; destination: paths made for it; storage-only: old and new
      * paths, of which those go that the specification does not name in the end. A new one is {"path", "was",
      * "datastore"}: where the disk is before it moves there. */
@@ -71,7 +73,8 @@ int journal_close(const char *dir, const char *peer, struct xm_error *);
 int journal_mend(const char *dir, struct xm_error *);
 
 /* Destination: the migration came to nothing. Deletes the files that were made for it, then what the
- * directory holds of this VM unless there is a record of an earlier stay. -EBUSY: the record says that the
+ * directory holds of this VM unless there is a record of an earlier stay; beside that stands the definition of
+ * that stay again. -EBUSY: the record says that the
  * VM may be ours; nothing is deleted. Without a journal: nothing to do. */
 int journal_undo(const char *dir, const char *vm, struct xm_error *);
 /* Source: the VM runs elsewhere. Deletes the files named. -EBUSY: the record does not say that it has gone

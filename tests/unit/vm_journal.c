@@ -436,6 +436,37 @@ static void a_file_that_cannot_be_deleted_stays_on_the_list_and_nobody_waits(voi
     json_decref(none);
 }
 
+/* What broke: beside «given to hostb» stood the definition that a migration from hostc had brought, which came to
+ * nothing: `dump` told of disks that never were. */
+static void the_definition_of_the_earlier_stay_is_there_again(void **state)
+{
+    struct owner_record before = {.epoch = 5, .owner = OWNER_GIVEN, .to = "hostb", .settled = true};
+
+    (void)state;
+    for (int had = 0; had < 2; had++) {
+        journal(JOURNAL_SOURCE);
+        char *path = xm_printf("%s/spec.json", dir);
+        json_t *old = json_pack("{s:s}", "name", "old"), *new = json_pack("{s:s}", "name", "new"), *is = NULL;
+        unlink(path);
+        if (had)
+            assert_int_equal(xm_json_save(path, old, NULL), 0);
+        assert_int_equal(journal_plan(dir, E, "hostc", &before, NULL, NULL), 0);
+        assert_int_equal(journal_write(dir, JOURNAL_DESTINATION, E, "hostc", &before, NULL, NULL), 0);
+        assert_int_equal(xm_json_save(path, new, NULL), 0);
+        record(OWNER_PROMISED, E, false);
+        assert_int_equal(journal_close(dir, "hostd", NULL), 0);
+        assert_int_equal(journal_undo(dir, "web1", NULL), -EBUSY);
+        assert_int_equal(owner_restore(dir, "web1", &before, NULL), 0);
+        assert_int_equal(journal_undo(dir, "web1", NULL), 0);
+        assert_int_equal(xm_json_load(path, &is, NULL), had ? 0 : -ENOENT);
+        assert_string_equal(xm_json_str(is, "name", ""), had ? "old" : "");
+        json_decref(is);
+        json_decref(old);
+        json_decref(new);
+        free(path);
+    }
+}
+
 static int use; /* what is said of each path */
 
 static int said(void *ctx, const char *path, struct xm_error *e)
@@ -551,6 +582,7 @@ int main(void)
         T(of_two_files_the_named_one_stays),
         T(a_file_in_use_is_not_deleted),
         T(a_file_that_cannot_be_deleted_stays_on_the_list_and_nobody_waits),
+        T(the_definition_of_the_earlier_stay_is_there_again),
         T(a_path_that_is_used_again_is_never_swept),
         T(what_lies_in_its_own_directory_goes_at_once),
         T(the_named_file_has_to_be_there),
