@@ -98,12 +98,12 @@ static void forget_job(struct agent *a, const char *name, const char *id)
 }
 
 /* Its user is told what stays, and why. */
-static void note_left(struct agent *a, const char *name, json_t *done)
+static void note_left(struct agent *a, const char *name, json_t *event)
 {
     char *why = left_wait(a, name);
 
     if (why)
-        json_object_set_new(done, "note", json_sprintf("%s; that is tried again", why));
+        json_object_set_new(event, "note", json_sprintf("%s; that is tried again", why));
     free(why);
 }
 
@@ -134,7 +134,7 @@ static void on_event(struct agent *a, const char *name, json_t *event)
     if (id[0] && (job = job_get(a, id))) {
         bool stays = !strcmp(xm_json_str(job->about, "mode", ""), "storage-only");
         /* When the VM has gone, «done» is said after it has gone from the list too (vm_ended). */
-        if (done && stays)
+        if (over && stays) /* the half copies of one that failed, too, are gone when that is said */
             note_left(a, name, event);
         if (!done || stays)
             job_event(a, job, json_incref(event));
