@@ -261,7 +261,7 @@ void vm_remove_left(struct agent *a, const char *name)
     agent_lock(a);
     struct vm *vm = may ? vm_claim(a, name, nothing, NULL) : NULL;
     if (vm)
-        vm->phase = VM_HELD;
+        vm->phase = VM_ENDING; /* waited for by who starts it */
     agent_unlock(a);
     /* One that has begun and ended since we looked has taken it away itself. */
     if (vm && !vm_process(a, name, "shim.pid") && !vm_process(a, name, "qemu.pid"))
@@ -437,7 +437,7 @@ static void clean_up_ended(struct agent *a, const char *name)
     agent_lock(a);
     struct vm *vm = v ? vm_claim(a, name, NULL, &e) : NULL;
     if (vm)
-        vm->phase = VM_HELD;
+        vm->phase = VM_ENDING; /* waited for by who starts it */
     agent_unlock(a);
     if (!vm) {
         free(v);

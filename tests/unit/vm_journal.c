@@ -450,7 +450,7 @@ static void the_definition_of_the_earlier_stay_is_there_again(void **state)
         unlink(path);
         if (had)
             assert_int_equal(xm_json_save(path, old, NULL), 0);
-        assert_int_equal(journal_plan(dir, E, "hostc", &before, NULL, NULL), 0);
+        assert_int_equal(journal_plan(dir, JOURNAL_DESTINATION, E, "hostc", &before, NULL, NULL), 0);
         assert_int_equal(journal_write(dir, JOURNAL_DESTINATION, E, "hostc", &before, NULL, NULL), 0);
         assert_int_equal(xm_json_save(path, new, NULL), 0);
         record(OWNER_PROMISED, E, false);
