@@ -83,7 +83,8 @@ static bool source_silent(struct destination *dst)
         return false;
     if (xm_links_serving(dst->links))
         dst->heard = xm_now();
-    return xm_now() - dst->heard > dst->silence;
+    /* A link's thread may hear something right now: later than any «now» that was read before it. */
+    return xm_now() > dst->heard + dst->silence;
 }
 
 static void find_failure(struct destination *dst, struct xm_error *e)

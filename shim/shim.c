@@ -236,15 +236,16 @@ void shim_ended(struct machine *vm, enum migrate_end how)
     if (how == MIGRATE_CAME) {
         destination_free(s->destination);
         s->destination = NULL;
-        if (s->source || !s->qemu_ended) /* it may be on its way again: then that is told by its end */
-            return;
     } else if (s->source) {
         source_free(s->source);
         s->source = NULL;
     }
-    if (how == MIGRATE_STAYS)
+    /* It may have come and be on its way again: the last of the two ends tells that its QEMU has ended
+     * meanwhile, which either may not have known. */
+    bool stays = how == MIGRATE_CAME || how == MIGRATE_STAYS;
+    if (stays && (s->source || s->destination || !s->qemu_ended))
         return;
-    if (how == MIGRATE_CAME || how == MIGRATE_STOPPED)
+    if (stays || how == MIGRATE_STOPPED)
         emit(vm, json_pack("{s:s}", "event", "stopped"));
     shim_end(s);
 }

@@ -346,6 +346,31 @@ static void a_move_that_has_come_in_ends_beside_one_that_goes_out(void **state)
     end_refused(&t);
 }
 
+static void qemu_has_ended(struct xm_post *unused)
+{
+    (void)unused;
+    shim.qemu_ended = true;
+    sem_post(&told);
+}
+
+/* What broke: nobody told that its QEMU had ended. The move that had come in left it to the one that went out,
+ * and that had not known of it. */
+static void the_last_of_two_tells_that_its_qemu_has_ended(void **state)
+{
+    struct slow_end t;
+    (void)state;
+
+    begin_move(&t);
+    on_its_thread(comes);
+    on_its_thread(qemu_has_ended);
+    on_its_thread(has_come);
+    assert_true(still);
+    refuse_it(&t);
+    shutdown(t.open, SHUT_RDWR);
+    json_decref(until(&t.js, "event", "stopped"));
+    end_refused(&t);
+}
+
 /* What broke: it set the one that had begun meanwhile. */
 static void what_is_set_is_the_job_that_is_named(void **state)
 {
@@ -412,6 +437,7 @@ int main(void)
         TEST(a_move_may_follow_at_once_on_one_that_failed),
         TEST(no_move_follows_when_its_qemu_has_ended),
         TEST(a_move_that_has_come_in_ends_beside_one_that_goes_out),
+        TEST(the_last_of_two_tells_that_its_qemu_has_ended),
         TEST(what_is_set_is_the_job_that_is_named),
         TEST(a_guest_that_is_stopped_beside_any_migration_is_paused),
     };
