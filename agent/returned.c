@@ -216,14 +216,29 @@ static enum returned judge_held(struct agent *a, const char *vm, const struct ow
     return is;
 }
 
+/* False: *is says what there is to say. A record that cannot be read at this moment may say anything in the
+ * next: who reads it then, and finds that it is ours, has not asked anybody. */
+static bool is_ours(struct agent *a, const char *vm, struct owner_record *rec, enum returned *is,
+                    struct xm_error *e)
+{
+    struct xm_error why = {0};
+    int r = owner_read(a, vm, rec, &why);
+    bool readable = !r || r == -ENOENT;
+
+    if (!readable)
+        *e = why;
+    *is = readable ? RETURNED_OURS : RETURNED_UNKNOWN; /* another's: whoever asks sees to that */
+    return !r && rec->owner == OWNER_MINE;
+}
+
 enum returned returned_judge_claimed(struct agent *a, const char *vm, struct xm_error *e)
 {
     struct journal_open open[JOURNAL_OPEN_MAX + 1];
     enum returned is = RETURNED_OURS;
     struct owner_record rec;
 
-    if (owner_read(a, vm, &rec, NULL) < 0 || rec.owner != OWNER_MINE)
-        return RETURNED_OURS; /* whoever asks sees to that */
+    if (!is_ours(a, vm, &rec, &is, e))
+        return is;
     int n = open_with(a, vm, &rec, open, e);
     if (n < 0)
         return RETURNED_UNKNOWN;
@@ -245,8 +260,8 @@ enum returned returned_judge(struct agent *a, const char *vm, bool *silent, stru
     enum returned is = RETURNED_OURS;
     struct owner_record rec;
 
-    if (owner_read(a, vm, &rec, NULL) < 0 || rec.owner != OWNER_MINE)
-        return RETURNED_OURS;
+    if (!is_ours(a, vm, &rec, &is, e))
+        return is;
     int n = open_with(a, vm, &rec, open, e);
     if (n < 0)
         return RETURNED_UNKNOWN;

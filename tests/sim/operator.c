@@ -237,8 +237,10 @@ static void taken_behind_the_third(struct host *first)
         }
         set_partition(false);
         tasks_run(sim_time() + 15 * SEC, NULL);
-        if (first->on && !check_mine(third) && !second->on)
+        if (first->on && !check_mine(third) && !second->on) {
+            w.word_given = second->returned = true;
             word_about_the_dead(third);
+        }
         tasks_run(sim_time() + 15 * SEC, NULL);
         if (!w.failed && !second->on && first->on && third->on && reachable(first, third) &&
             check_superseded(third))
