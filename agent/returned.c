@@ -126,6 +126,19 @@ static bool not_settled(const struct agent *a, const struct owner_record *theirs
            (theirs->owner == OWNER_GIVEN && !theirs->settled && !strcmp(theirs->to, a->conf.name));
 }
 
+/* The other host took it on an operator's word, could not let it run, and handed it back: it is ours with the
+ * epoch that says so, or its record and ours would be in doubt for ever. */
+static int taken_back(struct agent *a, const char *vm, const struct owner_record *ours,
+                      const struct owner_record *theirs, struct xm_error *e)
+{
+    struct owner_record rec = *ours;
+
+    if (theirs->owner != OWNER_GIVEN || strcmp(theirs->to, a->conf.name) != 0 || theirs->epoch <= rec.epoch)
+        return 0;
+    rec.epoch = theirs->epoch;
+    return owner_write(a, vm, &rec, e);
+}
+
 /* who: the other host of a hand-off; with: that one, NULL when it is over. */
 static enum returned ask(struct agent *a, const char *vm, const struct owner_record *ours, const char *who,
                          const struct journal_open *with, bool *over, struct xm_error *e)
@@ -161,7 +174,7 @@ static enum returned ask(struct agent *a, const char *vm, const struct owner_rec
         return RETURNED_UNKNOWN;
     }
     *over = there.rec.owner != OWNER_PROMISED && !not_settled(a, &there.rec);
-    return RETURNED_OURS;
+    return taken_back(a, vm, ours, &there.rec, e) < 0 ? RETURNED_UNKNOWN : RETURNED_OURS;
 }
 
 /* Whoever says so, and had no part in a hand-off with us: a reason not to start it, and not to give anything

@@ -397,6 +397,18 @@ static void a_word_about_one_takes_nothing_from_another(void **state)
     pthread_join(b.thread, NULL);
 }
 
+/* On an operator's word hostb took what it had been promised, could not let it run, and handed it back. What broke:
+ * the two records, 3 there and 1 here, were in doubt for ever. */
+static void what_was_taken_by_word_and_handed_back_is_ours_with_that_epoch(void **state)
+{
+    (void)state;
+    given_to = "hosta";
+    assert_int_equal(test_agent_start(t), 0);
+    hostb_says("given", 3, "state/vms/web1/journal.json", false);
+    assert_int_equal(record().owner, OWNER_MINE);
+    assert_int_equal(record().epoch, 3);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 int main(int argc, char **argv)
 {
@@ -414,6 +426,7 @@ int main(int argc, char **argv)
         TEST(a_paused_guest_is_there_too),
         TEST(one_that_has_it_counts_whoever_is_silent),
         TEST(a_word_about_one_takes_nothing_from_another),
+        TEST(what_was_taken_by_word_and_handed_back_is_ours_with_that_epoch),
     };
     int status;
 
