@@ -236,7 +236,7 @@ static bool is_ours(struct agent *a, const char *vm, struct owner_record *rec, e
 {
     struct xm_error why = {0};
     int r = owner_read(a, vm, rec, &why);
-    bool readable = !r || r == -ENOENT;
+    bool readable = !r || r == -ENOENT || r == -EINVAL; /* EINVAL: damaged, and so it stays */
 
     if (!readable)
         *e = why;
