@@ -82,7 +82,7 @@ const struct point points[] = {
     STOPPED("handoff-after-record", S, 1, 4000, AT_D),
     CUT_AT("handoff-after-record", S, 1, AT_D),
     KILLED("run-told", D, 1, AT_D),
-    CUT_AT("run-told", D, 1, AT_D),
+    CUT_AT("run-told", D, 1, AT_S), /* it has lost its QEMU, and hands it back: the source has it whole */
     KILLED("run-after-record", D, 1, AT_D),
     CUT_AT("run-after-record", D, 1, AT_D),
     FAILS("run-refused", D, 1, AT_S),
