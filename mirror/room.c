@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /* A guest's write that its file system has no room for (a quota, a thin pool likewise).
  *
- * To many a guest an I/O error is a broken disk, which it writes to no more; room is what an operator can make.
- * So the write waits for it, however long. The first of those that wait is tried again every second; when it is
- * written, the others follow. Reads, and writes that need no room, go on. (QEMU's own disks stop the guest
- * then.)
+ * To many a guest an I/O error is a broken disk, which it writes to no more; room is what an operator can
+ * make. So the write waits for it, however long. The first of those that wait is tried again every second;
+ * when it is written, the others follow. Reads, and writes that need no room, go on. (QEMU's own disks stop
+ * the guest then.)
  *
- * A front end that stops a ring does not wait for it: what waits then of this ring has its error, and stays in
- * the in-flight region where there is one, for when the ring runs again (vhost_ring.c). In that state the guest
- * must not be taken elsewhere: xm_disk_quiesce refuses it. */
+ * A front end that stops a ring does not wait for it: what waits then of this ring has its error, and stays
+ * in the in-flight region where there is one, for when the ring runs again (vhost_ring.c). In that state the
+ * guest must not be taken elsewhere: xm_disk_quiesce refuses it. */
 #include "mirror/disk.h"
 
 #include <string.h>

@@ -104,7 +104,7 @@ static void io_done(struct xm_breq *b, int status)
 {
     struct blk_req *r = xm_container_of(b, struct blk_req, b);
 
-    r->no_room = xm_is_no_room(status);
+    r->no_room = (b->op == XM_IO_WRITE || b->op == XM_IO_ZERO) && xm_is_no_room(status);
     blk_finish(r, status ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK);
 }
 

@@ -40,7 +40,7 @@ struct blk_req {
     uint32_t type;
     uint32_t in_len; /* of the data, without the status byte */
     uint8_t *status;
-    bool no_room;             /* it failed for want of it */
+    bool no_room;             /* a write that failed for want of it */
     struct iovec *iov, *heap; /* data; heap: what to free, or NULL */
     int iovcnt;
     unsigned segs, seg; /* discard, write zeroes: how many, which is under way */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "tests/unit/lib_vhost_disk.h"
+#include "blkcopy/engine.h"
 #include "tests/unit/lib_disk.h"
 #include "tests/unit/lib_vhost_front.h"
 #include "tests/progress.h"
@@ -154,7 +155,10 @@ static void gate(void *arg)
     c->v->closed = c->closed;
     while (!c->closed && (io = TAILQ_FIRST(&c->v->held))) {
         TAILQ_REMOVE(&c->v->held, io, link);
-        c->v->real->submit(c->v->engine, io);
+        if (io->op == XM_IO_FLUSH && c->v->flush_error)
+            xm_engine_end(c->v->engine, io, -c->v->flush_error);
+        else
+            c->v->real->submit(c->v->engine, io);
     }
 }
 
@@ -194,6 +198,17 @@ static void set_fail(void *arg)
 void vd_fail(struct vdisk *v, int error)
 {
     xm_mailbox_call(&v->engine->mailbox, set_fail, &(struct call){.v = v, .error = error});
+}
+
+static void set_flush_error(void *arg)
+{
+    struct call *c = arg;
+    c->v->flush_error = c->error;
+}
+
+void vd_fail_flush(struct vdisk *v, int error)
+{
+    xm_mailbox_call(&v->engine->mailbox, set_flush_error, &(struct call){.v = v, .error = error});
 }
 
 void vd_close(struct vdisk *v)

@@ -19,6 +19,7 @@ struct vdisk {
     struct xm_bitmap bitmap; /* pages of the guest's memfd that the device wrote */
     const char *path;        /* socket */
     unsigned submitted[4];   /* by enum xm_io_op; atomic */
+    int flush_error;         /* what held flushes end with, when not 0 */
     int fail;                /* what requests end with instead of being done, when not 0 */
     pthread_t thread;
     sem_t owned;       /* the thread has taken its engine */
@@ -38,5 +39,6 @@ void vd_gate(struct vdisk *, bool closed); /* opening gives what was held to the
 unsigned vd_held(struct vdisk *);
 unsigned vd_submitted(struct vdisk *, enum xm_io_op);
 void vd_fail(struct vdisk *, int error);
+void vd_fail_flush(struct vdisk *, int error); /* those that are held at the gate, when it opens */
 
 #endif

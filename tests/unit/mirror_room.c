@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/* A disk whose file system is full (a tmpfs of our own), behind the whole vhost-user device: the guest's write
- * waits for room, and has no error. mirror/room.c. */
+/* A disk whose file system is full (a tmpfs of our own), behind the whole vhost-user device: the guest's
+ * write waits for room, and has no error. mirror/room.c. */
 #include "tests/unit/lib_disk.h"
 #include "tests/unit/lib_vhost_disk.h"
 #include "tests/unit/lib_vhost_front.h"
+#include "mirror/vhost_ring.h"
 #include "tests/progress.h"
 
 #include <fcntl.h>
@@ -189,6 +190,38 @@ static void a_front_end_that_goes_does_not_wait(void **state)
     answers(0, 1, OK);
 }
 
+static void *stop_the_ring(void *unused)
+{
+    (void)unused;
+    return vf_stop(&vf) ? &vf : NULL;
+}
+
+/* A flush is not tried again: it has its error, also while its ring stops. Left in the in-flight region it
+ * would have been lost by a move. */
+static void a_flush_has_its_error(void **state)
+{
+    pthread_t stops;
+    void *failed;
+    (void)state;
+
+    begin(1, 0);
+    vd_gate(&vd, true);
+    vd_fail_flush(&vd, ENOSPC);
+    assert_true(vf_request(&vf, 0, VIRTIO_BLK_T_FLUSH, 0, NULL, 0, NULL) >= 0);
+    vf_kick(&vf, 0);
+    for (struct limit l = limit_start(10); vd_held(&vd) != 1 && limit_wait(&l);)
+        ;
+    assert_int_equal(pthread_create(&stops, NULL, stop_the_ring, NULL), 0);
+    /* Only the flush is left of «rings that run + requests in flight». */
+    for (struct limit l = limit_start(10);
+         __atomic_load_n(&vd.vhost->any.busy, __ATOMIC_ACQUIRE) != 1 && limit_wait(&l);)
+        ;
+    vd_gate(&vd, false);
+    pthread_join(stops, &failed);
+    assert_null(failed);
+    answers(0, 1, IOERR);
+}
+
 struct quiesce {
     sem_t done;
     int status;
@@ -244,6 +277,7 @@ int main(void)
         T(who_finds_none_waits_again),
         T(a_ring_that_stops_waits_for_no_room),
         T(a_front_end_that_goes_does_not_wait),
+        T(a_flush_has_its_error),
         T(a_guest_whose_write_waited_is_not_taken_elsewhere),
     };
     return cmocka_run_group_tests_name("mirror_room", tests, NULL, NULL);
