@@ -94,8 +94,8 @@ void vm_wait_ended(struct agent *, const char *name);
 /* Ends what is left of a VM here that is another host's, and has no shim. False: it has one, or is claimed by
  * a request, or does not end. */
 bool vm_end_orphan(struct agent *, const char *name);
-/* Ends what is left of the VM that was claimed then. False: its QEMU is left, or has another shim, and with it the
- * VM in the list. */
+/* Ends what is left of the VM that was claimed then. False: its QEMU is left, or has another shim, and with
+ * it the VM in the list. */
 bool vm_end_claimed(struct agent *, const char *name, uint64_t claimed);
 /* No shim any more: takes away what is left of the VM here. False: its QEMU is left, which nobody may end
  * before it is known whose the VM is. */

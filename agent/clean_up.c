@@ -77,8 +77,9 @@ struct vm *vm_find_claimed(struct agent *a, const char *name, uint64_t claimed)
     return vm && vm->claimed == claimed ? vm : NULL;
 }
 
-/* It is one cleaner's from here to ending_end. False: it is another's, or has gone. claimed: of that claim, whose
- * new shim, if one is just coming up, is waited for; 0: as it is, and in the list for the time if it is not. */
+/* It is one cleaner's from here to ending_end. False: it is another's, or has gone. claimed: of that claim,
+ * whose new shim, if one is just coming up, is waited for; 0: as it is, and in the list for the time if it
+ * is not. */
 static bool ending_begin(struct agent *a, const char *name, uint64_t claimed, bool *listed)
 {
     json_t *nothing = json_object();

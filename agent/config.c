@@ -261,7 +261,8 @@ static int check(struct config *c, const char *file, struct xm_error *e)
     for (unsigned i = 0; !r && i < c->peers; i++) {
         snprintf(section, sizeof section, "peer %s", c->peer[i].name);
         r = check_address(file, section, c->peer[i].address, &c->peer[i].parsed, e);
-        /* Not refused: an agent that does not start leaves its VMs without one, and a peer need not reach us. */
+        /* Not refused: an agent that does not start leaves its VMs without one, and a peer need not reach us.
+         */
         if (!r && c->peer[i].parsed.family == AF_INET6 && !strchr(c->listen_address, ':'))
             xm_log(
                 XM_LOG_WARN,

@@ -245,8 +245,8 @@ static int contradicts_other(const struct vm_spec *s, const char *vm, const json
     return 0;
 }
 
-/* An old record's disks went, or are a copy that belongs to no VM. One that is open may be handed back, and then
- * they are the VM's. */
+/* An old record's disks went, or are a copy that belongs to no VM. One that is open may be handed back, and
+ * then they are the VM's. */
 static bool counts(const struct inventory_vm *v)
 {
     return inventory_owns(v) || verdict_open(&v->rec);

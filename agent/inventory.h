@@ -32,9 +32,9 @@ struct inventory_vm {
  * success. */
 int inventory_read(struct agent *, const char *name, struct inventory_vm *);
 void inventory_free(struct inventory_vm *);
-/* What a storage-only move that was cut has left uncertain in it is mended, where no shim is (journal_mend): to
- * be called before it is read for a start, or for what is to be deleted. A sentence when that cannot be done
- * now: the storage of its disks hangs, say. */
+/* What a storage-only move that was cut has left uncertain in it is mended, where no shim is (journal_mend):
+ * to be called before it is read for a start, or for what is to be deleted. A sentence when that cannot be
+ * done now: the storage of its disks hangs, say. */
 int inventory_mend(struct agent *, const char *name, struct xm_error *);
 /* In this host's inventory: its own, and in doubt (promised and not settled, a record that cannot be read)
  * also. */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* Deletes what VMs have left (vm/left.h): a thread that looks every few seconds, and at once when somebody waits
- * for it. Storage that is known to hang is left alone; what cannot be deleted is tried again as long as it
- * stands there. Definitions are not made meanwhile (define.c), so that none can begin to use a path between the
- * question and the deletion; migrations say in their journals what they are about to make. */
+/* Deletes what VMs have left (vm/left.h): a thread that looks every few seconds, and at once when somebody
+ * waits for it. Storage that is known to hang is left alone; what cannot be deleted is tried again as long
+ * as it stands there. Definitions are not made meanwhile (define.c), so that none can begin to use a path
+ * between the question and the deletion; migrations say in their journals what they are about to make. */
 #include "agent/inventory.h"
 #include "agent/storage.h"
 
@@ -46,9 +46,9 @@ static bool in_journal(const struct journal *j, const char *path)
     return false;
 }
 
-/* The journal is read first: a path that a migration takes stands there before its file is made, which cannot be
- * while this one is there, and until after the definition names it. It also stands there until it is on the list
- * for good. */
+/* The journal is read first: a path that a migration takes stands there before its file is made, which
+ * cannot be while this one is there, and until after the definition names it. It also stands there until it
+ * is on the list for good. */
 static int used_by(struct agent *a, const char *vm, const char *path, struct xm_error *e)
 {
     char *dir = vm_state_path(a, vm, NULL);
@@ -68,8 +68,8 @@ struct leaver {
     const char *vm; /* that has left it */
 };
 
-/* A VM of which it is not known what it has keeps its own files alone from being deleted: another one's path it
- * cannot have taken while that was on the list. */
+/* A VM of which it is not known what it has keeps its own files alone from being deleted: another one's path
+ * it cannot have taken while that was on the list. */
 static int used(void *ctx, const char *path, struct xm_error *e)
 {
     const struct leaver *l = ctx;

@@ -85,8 +85,8 @@ int machine_save_spec(struct machine *, struct xm_error *); /* state_dir/spec.js
 /* guest.c. *paused: the guest stands still by its user's will, or its QEMU's, and not for a start or a
  * migration. Sets guest_running. 0, or -EIO: QEMU does not say. */
 int machine_guest_paused(struct machine *, bool *paused, struct xm_error *);
-/* Its user, or QEMU itself, has paused it: it stays so, whoever finds its QEMU later, after a switch-over that
- * was cut, say. Or it is to run. */
+/* Its user, or QEMU itself, has paused it: it stays so, whoever finds its QEMU later, after a switch-over
+ * that was cut, say. Or it is to run. */
 void machine_note_paused(struct machine *, bool paused);
 bool machine_noted_paused(const struct machine *);
 

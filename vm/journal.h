@@ -7,11 +7,11 @@
  * asks that host before it starts it again (agent/returned.h). When the VM sets out anew before that, the
  * earlier hand-offs are kept behind the new one.
  *
- * After a migration files of disks are deleted by three functions alone. Each asks the owner record, and refuses
- * where it is unreadable or does not say that the copy here is not needed; then each puts the files on the list
- * of what is to be deleted (vm/left.h), and the journal ends. They look at no storage but the state
- * directory, so that none of them hangs with an old datastore; journal_sweep at the one that has the VM's disk,
- * too. */
+ * After a migration files of disks are deleted by three functions alone. Each asks the owner record, and
+ * refuses where it is unreadable or does not say that the copy here is not needed; then each puts the files
+ * on the list of what is to be deleted (vm/left.h), and the journal ends. They look at no storage but the
+ * state directory, so that none of them hangs with an old datastore; journal_sweep at the one that has the
+ * VM's disk, too. */
 #ifndef XM_VM_JOURNAL_H
 #define XM_VM_JOURNAL_H
 
@@ -35,8 +35,8 @@ struct journal {
     bool planned;    /* its files are about to be made, and may not be there yet */
     bool had_record; /* destination: `before` was the record when it began */
     struct owner_record before;
-    json_t *
-        spec; /* destination: the spec.json that stood there when it began, null without one; NULL: not said */
+    /* Destination: the spec.json that stood there when it began, null without one; NULL: not said. */
+    json_t *spec;
     /* source: paths to delete once the VM has gone; destination: paths made for it; storage-only: old and new
      * paths, of which those go that the specification does not name in the end. A new one is {"path", "was",
      * "datastore"}: where the disk is before it moves there. */
@@ -49,9 +49,9 @@ struct journal {
  * storage-only: open hand-offs that the journal has are kept; -EBUSY when there are too many. */
 int journal_write(const char *dir, enum journal_side, uint64_t epoch, const char *peer,
                   const struct owner_record *before, const json_t *files, struct xm_error *);
-/* Destination, storage-only, before the files are made: killed in between, what of them is there is deleted as
- * long as it holds nothing; a file with something in it is somebody else's, who was quicker. journal_write
- * follows when they are made. */
+/* Destination, storage-only, before the files are made: killed in between, what of them is there is deleted
+ * as long as it holds nothing; a file with something in it is somebody else's, who was quicker.
+ * journal_write follows when they are made. */
 int journal_plan(const char *dir, enum journal_side, uint64_t epoch, const char *peer,
                  const struct owner_record *before, const json_t *files, struct xm_error *);
 /* 0: filled, or side NONE when there is none. journal_free after success. */
@@ -67,15 +67,15 @@ unsigned journal_asks(const struct journal *, const struct owner_record *,
 /* That host knows how they ended, or is gone for good: its hand-offs are not open any more. */
 int journal_close(const char *dir, const char *peer, struct xm_error *);
 
-/* Storage-only was cut, or ended without knowing what spec.json says: when that names a file that the disk did
- * not move into after all (an empty one is in its place), it is made to name the one that the disk is in. No
- * shim of the VM is there, which would be the one to write it. Without such: nothing to do. */
+/* Storage-only was cut, or ended without knowing what spec.json says: when that names a file that the disk
+ * did not move into after all (an empty one is in its place), it is made to name the one that the disk is
+ * in. No shim of the VM is there, which would be the one to write it. Without such: nothing to do. */
 int journal_mend(const char *dir, struct xm_error *);
 
 /* Destination: the migration came to nothing. Deletes the files that were made for it, then what the
- * directory holds of this VM unless there is a record of an earlier stay; beside that stands the definition of
- * that stay again. -EBUSY: the record says that the
- * VM may be ours; nothing is deleted. Without a journal: nothing to do. */
+ * directory holds of this VM unless there is a record of an earlier stay; beside that stands the definition
+ * of that stay again. -EBUSY: the record says that the VM may be ours; nothing is deleted. Without a
+ * journal: nothing to do. */
 int journal_undo(const char *dir, const char *vm, struct xm_error *);
 /* Source: the VM runs elsewhere. Deletes the files named. -EBUSY: the record does not say that it has gone
  * and was seen to run there. */

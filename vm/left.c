@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* See left.h. The order in a deletion: the file is opened and locked, then it is asked whether its path is used
- * again, then it goes. Whoever uses a path anew says so durably before he makes a file there, which fails
- * while this one is there. */
+/* See left.h. The order in a deletion: the file is opened and locked, then it is asked whether its path is
+ * used again, then it goes. Whoever uses a path anew says so durably before he makes a file there, which
+ * fails while this one is there. */
 #include "vm/left.h"
 #include "vm/journal.h"
 

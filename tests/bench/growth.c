@@ -276,7 +276,8 @@ static void vm_counts(void)
             bench_die("no room for disks");
         lab_start(&g[i]);
     }
-    /* Each round is two moves, there and back; fewer rounds than the others have: they are the longest part. */
+    /* Each round is two moves, there and back; fewer rounds than the others have: they are the longest part.
+     */
     for (unsigned i = 0; i < (bench_runs_few() + 1) / 2; i++) {
         for (unsigned k = 0; k < 3; k++) {
             double memory = 0, there = move(g, counts[k], 'A', &memory),

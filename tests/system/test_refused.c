@@ -166,8 +166,8 @@ static void a_bridge_that_listens_first(void **state)
     assert_int_equal(sh(NULL, 10, "ip -n %s-hostb link set br0 type bridge stp_state 0", lab_prefix()), 0);
 }
 
-/* Only the agent's log said that the old file stays, and the VM could not come back because of it; and when it
- * could, the file was forgotten. */
+/* Only the agent's log said that the old file stays, and the VM could not come back because of it; and when
+ * it could, the file was forgotten. */
 static void a_file_that_cannot_be_deleted(void **state)
 {
     char path[600];

@@ -501,8 +501,8 @@ static void a_job_of_another_host_is_named_as_that(void **state)
                     1, "job hostb:12 is that host's: say it there", NULL);
 }
 
-/* web1 with 4 MiB of data in a datastore that is above its target, as long as more than 1 % of the file system
- * is in use; beside it on that file system another one. */
+/* web1 with 4 MiB of data in a datastore that is above its target, as long as more than 1 % of the file
+ * system is in use; beside it on that file system another one. */
 static void too_full(void)
 {
     char *conf = NULL, data[4096];

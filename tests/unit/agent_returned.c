@@ -360,17 +360,23 @@ static void a_paused_guest_is_there_too(void **state)
     assert_true(record().settled);
 }
 
+static void is_offered_to_hostd_too(void)
+{
+    json_t *none = json_array();
+
+    assert_int_equal(journal_write(in_dir(t, "state/vms/web1"), JOURNAL_SOURCE, 2, "hostd", NULL, none, NULL),
+                     0);
+    json_decref(none);
+    assert_int_equal(test_agent_start(t), 0);
+}
+
 /* It was offered to hostb, then to hostd, which is silent, and no [peer] any more. What broke: hostd was
  * asked first, and hostb not at all; «hostd is dead» then made the VM ours with an epoch above hostb's,
  * which runs it. */
 static void one_that_has_it_counts_whoever_is_silent(void **state)
 {
-    json_t *none = json_array();
     (void)state;
-    assert_int_equal(journal_write(in_dir(t, "state/vms/web1"), JOURNAL_SOURCE, 2, "hostd", NULL, none, NULL),
-                     0);
-    json_decref(none);
-    assert_int_equal(test_agent_start(t), 0);
+    is_offered_to_hostd_too();
     hostb_says("mine", 2, "state/vms/web1/journal.json", false);
     assert_int_equal(record().owner, OWNER_GIVEN);
     assert_string_equal(record().to, "hostb");
@@ -380,12 +386,8 @@ static void one_that_has_it_counts_whoever_is_silent(void **state)
 static void a_word_about_one_takes_nothing_from_another(void **state)
 {
     struct busy b = {.owner = "promised", .epoch = 4};
-    json_t *none = json_array();
     (void)state;
-    assert_int_equal(journal_write(in_dir(t, "state/vms/web1"), JOURNAL_SOURCE, 2, "hostd", NULL, none, NULL),
-                     0);
-    json_decref(none);
-    assert_int_equal(test_agent_start(t), 0);
+    is_offered_to_hostd_too();
     assert_int_equal(pthread_create(&b.thread, NULL, busy_main, &b), 0);
     must_say(by_word(), 1, "another host is just giving it to hostb");
     assert_int_equal(record().epoch, 1);
@@ -397,8 +399,8 @@ static void a_word_about_one_takes_nothing_from_another(void **state)
     pthread_join(b.thread, NULL);
 }
 
-/* On an operator's word hostb took what it had been promised, could not let it run, and handed it back. What broke:
- * the two records, 3 there and 1 here, were in doubt for ever. */
+/* On an operator's word hostb took what it had been promised, could not let it run, and handed it back. What
+ * broke: the two records, 3 there and 1 here, were in doubt for ever. */
 static void what_was_taken_by_word_and_handed_back_is_ours_with_that_epoch(void **state)
 {
     (void)state;

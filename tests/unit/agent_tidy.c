@@ -338,26 +338,27 @@ static bool logged(const char *what)
     return is;
 }
 
-/* What broke: who watched a shim forgot whatever had its name by then, also what had just been claimed by a
- * request, which found nothing any more. */
-static void who_watched_it_does_not_forget_what_came_after(void **state)
+/* web1 was given to hostb; its shim is killed, and who has watched it dawdles at that point, while it is
+ * tidied away. */
+static void is_killed_and_tidied_away(const char *point)
 {
     struct owner_record gone = {.epoch = 1, .owner = OWNER_GIVEN, .to = "hostb", .settled = true};
-    json_t *none = json_array(), *request = prepare_request("5");
+    json_t *none = json_array();
 
-    (void)state;
-    need_qemu();
     must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini"))), 0);
     assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &gone, NULL), 0);
-    assert_int_equal(xm_file_replace(fault, "vm-ended:1:delay=5000", 21, NULL), 0);
+    assert_int_equal(xm_file_replace(fault, point, strlen(point), NULL), 0);
     kill(shim_pid(t, "web1"), SIGKILL);
     for (struct limit l = limit_start(20); access(fault, F_OK) == 0 && limit_wait(&l);)
         ;
-    /* It is tidied away. */
     assert_int_equal(journal_write(in_dir(t, "state/vms/web1"), JOURNAL_SOURCE, 1, "hostb", NULL, none, NULL),
                      0);
     json_decref(none);
-    assert_true(until_no_vm(t, "web1"));
+}
+
+/* And nobody takes away what it has then. */
+static void comes_again(json_t *request)
+{
     must(ask_as_peer(t, request), 0);
     assert_true(logged("VM web1: its shim has ended"));
     assert_string_equal(state_of("web1"), "incoming");
@@ -365,30 +366,30 @@ static void who_watched_it_does_not_forget_what_came_after(void **state)
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
 }
 
-/* What broke: of two that took away what was left of it one was done, and the name free; the other one then took
- * the run directory of the VM that had been claimed meanwhile. */
-static void one_takes_it_away_before_its_name_is_free(void **state)
+/* What broke: who watched a shim forgot whatever had its name by then, also what had just been claimed by a
+ * request, which found nothing any more. */
+static void who_watched_it_does_not_forget_what_came_after(void **state)
 {
-    struct owner_record gone = {.epoch = 1, .owner = OWNER_GIVEN, .to = "hostb", .settled = true};
-    json_t *none = json_array(), *request = prepare_request("5");
+    json_t *request = prepare_request("5");
 
     (void)state;
     need_qemu();
-    must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini"))), 0);
-    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &gone, NULL), 0);
-    assert_int_equal(xm_file_replace(fault, "clean-up-undone:1:delay=5000", 28, NULL), 0);
-    kill(shim_pid(t, "web1"), SIGKILL);
-    for (struct limit l = limit_start(20); access(fault, F_OK) == 0 && limit_wait(&l);)
-        ;
-    assert_int_equal(journal_write(in_dir(t, "state/vms/web1"), JOURNAL_SOURCE, 1, "hostb", NULL, none, NULL),
-                     0);
-    json_decref(none);
+    is_killed_and_tidied_away("vm-ended:1:delay=5000");
+    assert_true(until_no_vm(t, "web1"));
+    comes_again(request);
+}
+
+/* What broke: of two that took away what was left of it one was done, and the name free; the other one then
+ * took the run directory of the VM that had been claimed meanwhile. */
+static void one_takes_it_away_before_its_name_is_free(void **state)
+{
+    json_t *request = prepare_request("5");
+
+    (void)state;
+    need_qemu();
+    is_killed_and_tidied_away("clean-up-undone:1:delay=5000");
     assert_true(until_gone(t, "state/vms/web1/journal.json")); /* by the other one, at once or afterwards */
-    must(ask_as_peer(t, request), 0);
-    assert_true(logged("VM web1: its shim has ended"));
-    assert_string_equal(state_of("web1"), "incoming");
-    assert_true(exists(t, "run/vms/web1/shim.json"));
-    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    comes_again(request);
 }
 
 /* ---- two agents settle ---- */

@@ -121,8 +121,8 @@ static void a_terminal_gets_one_line_redrawn(void **state)
 {
     (void)state;
     assert_int_equal(run_cli("web1 hostb", SAYS(JOB, DISKS, DISKS, DONE), false, true), CLI_DONE);
-    const char *line =
-        "\rdisks     50 %  50.00 MiB of 100.00 MiB  100.00 MB/s\033[K"; /* cut at 59 columns, before the time left */
+    /* Cut at 59 columns, before the time left. */
+    const char *line = "\rdisks     50 %  50.00 MiB of 100.00 MiB  100.00 MB/s\033[K";
     assert_int_equal(strncmp(cli_out, line, strlen(line)), 0);
     assert_int_equal(strncmp(cli_out + strlen(line), line, strlen(line)), 0);
     expect_in(cli_out, "\033[K\r\033[Kweb1 has moved to hostb.\n");

@@ -224,8 +224,8 @@ static void end_refused(struct slow_end *t)
     close(t->listener);
 }
 
-/* What broke: they were tried one after the other, and four that were silent took all the time that the destination
- * waits. */
+/* What broke: they were tried one after the other, and four that were silent took all the time that the
+ * destination waits. */
 static void links_come_up_beside_each_other(void **state)
 {
     json_t *request = migrate(2, "5", 0), *links = json_object_get(request, "links");
@@ -353,8 +353,8 @@ static void qemu_has_ended(struct xm_post *unused)
     sem_post(&told);
 }
 
-/* What broke: nobody told that its QEMU had ended. The move that had come in left it to the one that went out,
- * and that had not known of it. */
+/* What broke: nobody told that its QEMU had ended. The move that had come in left it to the one that went
+ * out, and that had not known of it. */
 static void the_last_of_two_tells_that_its_qemu_has_ended(void **state)
 {
     struct slow_end t;
@@ -401,8 +401,8 @@ static void state_is(struct xm_jsonl *js, const char *state)
     json_decref(o);
 }
 
-/* What broke: only after a move was a guest called paused. `recover`, which lets run what QEMU has not let run,
- * said of one that its user had paused that it ran. */
+/* What broke: only after a move was a guest called paused. `recover`, which lets run what QEMU has not let
+ * run, said of one that its user had paused that it ran. */
 static void a_guest_that_is_stopped_beside_any_migration_is_paused(void **state)
 {
     struct slow_end t;

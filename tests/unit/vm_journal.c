@@ -436,8 +436,8 @@ static void a_file_that_cannot_be_deleted_stays_on_the_list_and_nobody_waits(voi
     json_decref(none);
 }
 
-/* What broke: beside «given to hostb» stood the definition that a migration from hostc had brought, which came to
- * nothing: `dump` told of disks that never were. */
+/* What broke: beside «given to hostb» stood the definition that a migration from hostc had brought, which
+ * came to nothing: `dump` told of disks that never were. */
 static void the_definition_of_the_earlier_stay_is_there_again(void **state)
 {
     struct owner_record before = {.epoch = 5, .owner = OWNER_GIVEN, .to = "hostb", .settled = true};
