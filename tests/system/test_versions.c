@@ -6,6 +6,7 @@
  * QEMUs: this machine's own, and Debian 13's 10 and its backports' 11 (tests/debian13.sh --qemu). Machine
  * type and CPU model are such as all of them know. Without XM_VERSIONS=all only one case runs: there and back
  * between the own one and the next newer, which is what a host's upgrade is, and its rollback. */
+#include "tests/progress.h"
 #include "tests/system/harness.h"
 
 #include <limits.h>
@@ -151,13 +152,15 @@ static void boot_id(char id[64])
 /* By the guest's own reboot: firmware and kernel are those of the host where it is. */
 static void reboot_guest(const char *host)
 {
-    char before[64], now[64] = "";
+    char before[64], now[64] = "", state[32] = "running";
 
     boot_id(before);
     assert_true(*before);
     sh(NULL, 1, "%s", as_client("cmd %s reboot", GUEST)); /* no answer comes */
-    for (int i = 0; i < 240 && (!*now || strcmp(now, before) == 0); i++) {
-        sh(NULL, 5, "sleep 0.5");
+    for (struct limit l = limit_start(120); !*now || strcmp(now, before) == 0;) {
+        vm_state(host, "v1", state, sizeof(state));
+        if (strcmp(state, "running") != 0 || !limit_wait(&l))
+            break;
         boot_id(now);
     }
     guest_must_come(host, "v1");
