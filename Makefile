@@ -15,7 +15,8 @@ WARN    := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-pro
 OPT     := $(if $(SAN),-O1 -fno-omit-frame-pointer -fsanitize=$(SAN),-O2)
 # gcc says that it does not follow fences there; ours order memory that a guest shares, not threads.
 OPT     += $(if $(findstring thread,$(SAN)),$(if $(findstring clang,$(CC)),,-Wno-tsan))
-CFLAGS  += -std=gnu11 -g $(OPT) $(WARN) -D_GNU_SOURCE -I. -MMD -MP -pthread
+DEBUG   ?= -g
+CFLAGS  += -std=gnu11 $(DEBUG) $(OPT) $(WARN) -D_GNU_SOURCE -I. -MMD -MP -pthread
 CFLAGS  += $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 export TSAN_OPTIONS ?= suppressions=$(CURDIR)/tests/tsan.supp
 LDFLAGS += -pthread $(if $(SAN),-fsanitize=$(SAN))
@@ -40,7 +41,7 @@ say      = $(if $(V),,@echo '  $(1)')
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all progs tests unit
+.PHONY: all progs tests unit unit-build
 all: progs tests
 progs: $(PROGS)
 
@@ -78,8 +79,10 @@ $(B)/tests/unit/tests_run: | $(B)/tests/run
 run-unit-%: $(B)/tests/unit/%
 	$<
 # UNIT_SKIP: names of those to leave out.
-unit: $(UNIT) $(B)/tests/run
-	@$(B)/tests/run -j 2 $(filter-out $(UNIT_SKIP:%=$(B)/tests/unit/%),$(sort $(UNIT)))
+WANTED := $(filter-out $(UNIT_SKIP:%=$(B)/tests/unit/%),$(sort $(UNIT)))
+unit-build: $(WANTED) $(B)/tests/run
+unit: unit-build
+	@$(B)/tests/run -j 2 $(WANTED)
 
 -include $(wildcard Makefile.sim Makefile.tests Makefile.bench Makefile.fuzz)
 # build/debian13 is another system's build (tests/debian13.sh).

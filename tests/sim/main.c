@@ -26,7 +26,7 @@
 #ifdef __SANITIZE_ADDRESS__ /* each costs ten times as much */
 #define SEEDS 5000
 #else
-#define SEEDS 43000 /* and a sixth of that with three hosts */
+#define SEEDS 18000 /* and a sixth of that with three hosts */
 #endif
 
 enum sin sin_committed;
