@@ -99,7 +99,10 @@ void xm_disk_verify(struct xm_disk *, void (*done)(void *, int status, uint64_t 
 /* A guest's write for which the file system has no room waits until it has, instead of failing; but not those
  * of which this says true, from now on: they fail. NULL: all wait. Engine's thread. */
 void xm_disk_room_refuse(struct xm_disk *, bool (*of)(const struct xm_breq *, void *arg), void *arg);
-bool xm_is_no_room(int status);
+static inline bool xm_is_no_room(int status)
+{
+    return status == -ENOSPC || status == -EDQUOT;
+}
 void xm_disk_status(struct xm_disk *, struct xm_disk_status *); /* any thread */
 /* Links are all gone (true) or back (false): in-flight gives up, chunks go absent; the copier pauses.
  * Engine's thread. */

@@ -15,11 +15,6 @@
 
 #define RETRY XM_NS_PER_S
 
-bool xm_is_no_room(int status)
-{
-    return status == -ENOSPC || status == -EDQUOT;
-}
-
 static struct xm_breq *take(struct xm_disk *d, struct xm_disk_req *r)
 {
     TAILQ_REMOVE(&d->room.waiting, r, wait);
