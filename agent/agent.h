@@ -58,7 +58,7 @@ struct vm {
     bool watched; /* its watcher listens to its shim, or gives it another one */
     unsigned revived;    /* how often its shim was started anew since: */
     uint64_t revived_at; /* xm_now() */
-    json_t *done;        /* the «done» of a move that took it away, until it has gone; else NULL */
+    json_t *last; /* of a move by which it goes from here, or in which it ended: the last event; else NULL */
     /* It is expected, by a migration: */
     json_t *incoming; /* what stands in shim.json; NULL when the VM is this host's own */
 };

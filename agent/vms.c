@@ -244,7 +244,7 @@ void vm_forget(struct vm *vm)
     pthread_cond_broadcast(&vm->agent->changed);
     json_decref(vm->spec);
     json_decref(vm->incoming);
-    json_decref(vm->done);
+    json_decref(vm->last);
     json_decref(vm->moving);
     free(vm->dir);
     free(vm);

@@ -123,20 +123,23 @@ static void on_event(struct agent *a, const char *name, json_t *event)
     bool done = !strcmp(what, "done"), over = done || !strcmp(what, "failed");
     if (over && !incoming)
         json_decref(learn_spec(a, name, NULL));
-    if (id[0] && done) {
+    bool gone = done || xm_json_bool(event, "stopped", false);
+    if (id[0] && gone) {
         agent_lock(a);
         if ((vm = vm_find(a, name))) {
-            json_decref(vm->done);
-            vm->done = json_incref(event);
+            json_decref(vm->last);
+            vm->last = json_incref(event);
         }
         agent_unlock(a);
     }
     if (id[0] && (job = job_get(a, id))) {
-        bool stays = !strcmp(xm_json_str(job->about, "mode", ""), "storage-only");
-        /* When the VM has gone, «done» is said after it has gone from the list too (vm_ended). */
-        if (over && stays) /* the half copies of one that failed, too, are gone when that is said */
+        bool local = !strcmp(xm_json_str(job->about, "mode", ""), "storage-only");
+        /* When the VM has gone, that is said after it has gone from the list too (vm_ended): then it can be
+         * started. */
+        gone = gone && !(done && local);
+        if (over && local) /* the half copies of one that failed, too, are gone when that is said */
             note_left(a, name, event);
-        if (!done || stays)
+        if (!gone)
             job_event(a, job, json_incref(event));
         job_put(a, job);
     } else if (id[0] && over) {
@@ -308,9 +311,9 @@ static bool vm_ended(struct agent *a, const char *name, uint64_t claimed)
     if (vm) {
         memcpy(id, vm->job, sizeof id);
         /* Its run directory may have been full: no file, or an earlier job's. */
-        if (vm->done && strcmp(xm_json_str(result, "job", ""), id) != 0) {
+        if (vm->last && strcmp(xm_json_str(result, "job", ""), id) != 0) {
             json_decref(result);
-            result = json_incref(vm->done);
+            result = json_incref(vm->last);
         }
     }
     agent_unlock(a);

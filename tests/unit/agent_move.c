@@ -256,6 +256,27 @@ static void the_vm_ends_in_a_move(void **state)
     assert_string_equal(state_of("web1"), "stopped");
 }
 
+/* What broke: the report's advice, `start`, was refused for as long as the QEMU took to end. */
+static void a_guest_that_powers_itself_off_can_be_started_at_once(void **state)
+{
+    struct xm_jsonl js;
+    json_t *o, *last = NULL;
+    need_qemu();
+
+    begin_move(*(int *)*state, &js);
+    must(ask_shim(t, "web1", json_pack("{s:s, s:i}", "cmd", "power-off", "id", 1)), 0);
+    while ((o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL)) && !json_object_get(o, "ok")) {
+        json_decref(last);
+        last = o;
+    }
+    must(o, 1);
+    xm_jsonl_close(&js);
+    assert_string_equal(xm_json_str(last, "error", ""), "it has ended");
+    json_decref(last);
+    assert_string_equal(state_of("web1"), "stopped");
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "vm", "web1")), 0);
+}
+
 static void the_shim_dies_in_the_hand_off(void **state)
 {
     struct owner_record given = {.epoch = 2, .owner = OWNER_GIVEN, .to = "hostb"};
@@ -592,6 +613,7 @@ int main(int argc, char **argv)
         TEST(a_move_outlives_its_agent),
         TEST(an_abort_ends_it_with_the_vm_here),
         TEST(the_vm_ends_in_a_move),
+        TEST(a_guest_that_powers_itself_off_can_be_started_at_once),
         TEST(the_shim_dies_in_the_hand_off),
         TEST(the_vm_runs_on_when_only_the_shim_dies),
         TEST(where_the_disks_are_is_read_anew),

@@ -43,6 +43,21 @@ static void finish(struct fake *f)
     f->end = true;
 }
 
+/* The guest powers itself off in a move, and its QEMU takes its time to end. */
+static void power_off(struct fake *f)
+{
+    char path[300];
+    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:b, s:b}", "event", "failed", "error", "it has ended", "vm",
+                          f->vm, "job", f->job, "vm_safe", 1, "stopped", 1);
+
+    life_end(f->state, LIFE_GUEST, NULL);
+    snprintf(path, sizeof path, "%s/result.json", f->dir);
+    json_dump_file(o, path, 0);
+    emit(f, o);
+    poll(NULL, 0, 300);
+    f->end = true;
+}
+
 static void remove_created(struct fake *f)
 {
     size_t i;
@@ -183,6 +198,8 @@ static void afterwards(struct fake *f, const char *cmd)
         f->job[0] = 0;
     } else if (!strcmp(cmd, "finish")) {
         finish(f);
+    } else if (!strcmp(cmd, "power-off")) {
+        power_off(f);
     }
 }
 
