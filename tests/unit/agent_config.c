@@ -92,7 +92,7 @@ static const struct {
     {"[listen]\nport = 70000\n", ":2: port: 70000 is not between 0 and 65535"},
     {"[listen]\naddress = localhost\n", ":2: 'localhost' is no IP address in numbers"},
     {"[limits]\nmin_bandwidth = fast\n", NULL},
-    {"[datastore d]\npath = /nowhere/at/all\n", ":2: there is no directory /nowhere/at/all"},
+    {"[datastore d]\npath = /dev/null\n", ":2: /dev/null is no directory"},
     {"[datastore d]\n", ":1: [datastore d] lacks the key \"path\""},
     {"[datastore d]\npath=/tmp\n[datastore d]\npath=/tmp\n",
      ":3: [datastore d]: there is another datastore of this name"},

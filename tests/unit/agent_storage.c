@@ -383,6 +383,21 @@ static void a_datastore_that_is_not_right_takes_no_disk(void **state)
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
 }
 
+/* What broke: no agent, and so none of the other datastores' VMs after a boot. */
+static void one_whose_directory_is_missing_keeps_no_agent_away(void **state)
+{
+    (void)state;
+    need_qemu();
+    assert_int_equal(rmdir(in_dir(t, "dead")), 0);
+    assert_int_equal(test_agent_start(t), 0);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini"))), 0);
+    nothing_comes_there("No such file or directory");
+    must_say(ask_as_peer(t, check_request(NULL)), "\"datastore\": \"ds\"");
+    assert_int_equal(mkdir(in_dir(t, "dead"), 0700), 0); /* it has been mounted */
+    must_say(ask_as_peer(t, check_request("dead")), "\"reasons\": []");
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+}
+
 /* Of an agent that was killed while it asked, or wrote a file anew. One that is young may be another host's
  * that asks just now. */
 static void probes_do_not_stay(void **state)
@@ -449,6 +464,7 @@ int main(int argc, char **argv)
         TEST(what_it_left_there_keeps_it_from_nothing),
         TEST(a_start_asks_no_datastore_but_its_own),
         TEST(a_datastore_that_is_not_right_takes_no_disk),
+        TEST(one_whose_directory_is_missing_keeps_no_agent_away),
         TEST(one_that_was_marked_unmounted_is_mended),
         TEST(the_first_use_needs_it_mounted), /* last: this process is in another mount namespace then */
     };
