@@ -219,7 +219,6 @@ void xm_disk_submit(struct xm_disk *d, struct xm_breq *b)
         return;
     }
     d->guest.requests++;
-    d->room.left &= !modifies;
     if (d->mirror.mode != XM_MIRROR_OFF)
         d->guest.at = xm_engine_now(d->engine);
     if (modifies && d->mirror.mode != XM_MIRROR_OFF) {

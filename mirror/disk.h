@@ -190,10 +190,11 @@ struct xm_disk {
         unsigned n;                  /* so many */
         const struct xm_breq *probe; /* the one that is tried again, or NULL */
         struct xm_timer retry;
-        uint64_t since; /* xm_now(), of the first; 0: none */
-        bool left;      /* one was refused to wait; nothing has been written since */
+        uint64_t since;                                 /* xm_now(), of the first; 0: none */
         bool (*refuse)(const struct xm_breq *, void *); /* NULL: all may wait */
         void *refuse_arg;
+        bool (*kept)(void *); /* by the front end, to be done again; NULL: none */
+        void *kept_arg;
         struct xm_log_limit told;
     } room;
 

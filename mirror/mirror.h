@@ -99,6 +99,9 @@ void xm_disk_verify(struct xm_disk *, void (*done)(void *, int status, uint64_t 
 /* A guest's write for which the file system has no room waits until it has, instead of failing; but not those
  * of which this says true, from now on: they fail. NULL: all wait. Engine's thread. */
 void xm_disk_room_refuse(struct xm_disk *, bool (*of)(const struct xm_breq *, void *arg), void *arg);
+/* The front end keeps requests of the guest that have no answer, to do them again: any now? xm_disk_quiesce
+ * asks, since the guest must not be taken elsewhere then. NULL: it keeps none. Engine's thread. */
+void xm_disk_kept(struct xm_disk *, bool (*any)(void *arg), void *arg);
 static inline bool xm_is_no_room(int status)
 {
     return status == -ENOSPC || status == -EDQUOT;

@@ -88,7 +88,6 @@ bool room_wait(struct xm_disk_req *r, int status)
 
     if (probed)
         d->room.probe = NULL;
-    d->room.left |= refused;
     if (none && !refused)
         wait_for_room(r, status, probed);
     if (probed && !status)
@@ -113,4 +112,10 @@ void xm_disk_room_refuse(struct xm_disk *d, bool (*of)(const struct xm_breq *, v
     }
     if (!d->room.n && !d->room.probe)
         d->room.since = 0;
+}
+
+void xm_disk_kept(struct xm_disk *d, bool (*any)(void *), void *arg)
+{
+    d->room.kept = any;
+    d->room.kept_arg = arg;
 }

@@ -74,6 +74,7 @@ static int vhost_forget(struct job *j)
         r->err_fd = -1;
         r->have_num = r->have_addr = r->enabled = false;
         r->base = 0;
+        r->kept = 0;
         r->vq.track = NULL;
     }
     d->broken = d->paused = false;

@@ -314,6 +314,7 @@ static int swap_inflight(struct job *j)
     for (unsigned i = 0; i < d->queues; i++) {
         if (!quiet_ring(j, i))
             return -EPROTO;
+        d->ring[i].kept = 0; /* what is in this region counts when the ring runs */
     }
     void *old = d->inflight.map;
     size_t old_len = d->inflight.len;

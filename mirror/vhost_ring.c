@@ -62,8 +62,10 @@ static void ring_done(struct blk_req *q, uint32_t len)
     struct ring *r = q->owner;
 
     /* Not answered, it stays in the in-flight region, and is done again when the ring runs again. */
-    if (r->dev->hung_up || (q->no_room && !r->running && r->vq.track)) {
+    bool kept = q->no_room && !r->running && r->vq.track;
+    if (r->dev->hung_up || kept) {
         virtqueue_drop(&r->vq, q->head);
+        r->kept += kept;
         r->in_flight--;
         rings_left(r->dev);
         return;
@@ -208,6 +210,7 @@ static int ring_start(struct ring *r, struct xm_error *e)
     r->vq.event_idx = d->features >> VIRTIO_RING_F_EVENT_IDX & 1;
     r->vq.indirect = d->features >> VIRTIO_RING_F_INDIRECT_DESC & 1;
     r->vq.track = NULL;
+    r->kept = 0;
     if (d->inflight.at) {
         if (r->index >= d->inflight.queues || r->vq.num > d->inflight.size)
             return xm_error_set(e, EPROTO, "the in-flight region has no place for it");
@@ -336,8 +339,19 @@ void rings_apply_features(struct xm_vhost *d)
         d->mem->log = d->features >> VHOST_F_LOG_ALL & 1 && d->log.base ? &d->log : NULL;
 }
 
+static bool rings_keep(void *arg)
+{
+    const struct xm_vhost *d = arg;
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < d->queues; i++)
+        n += d->ring[i].kept;
+    return n;
+}
+
 int rings_init(struct xm_vhost *d)
 {
+    xm_disk_kept(d->disk, rings_keep, d);
     d->turn = turn_get(d->engine);
     d->drain = DRAIN_NONE;
     for (unsigned i = 0; i < VHOST_QUEUES_MAX; i++) {
@@ -352,6 +366,7 @@ int rings_init(struct xm_vhost *d)
 
 void rings_destroy(struct xm_vhost *d)
 {
+    xm_disk_kept(d->disk, NULL, NULL);
     for (unsigned i = 0; i < d->queues; i++) {
         turn_remove(d->turn, &d->ring[i]);
         free(d->ring[i].reqs);

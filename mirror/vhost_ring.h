@@ -31,6 +31,7 @@ struct ring {
     struct xm_watch kick;
     int kick_fd, call_fd, err_fd; /* owned, or -1 */
     unsigned in_flight;           /* taken and neither published nor dropped */
+    unsigned kept;                /* in the in-flight region alone, for want of room (mirror/room.c) */
     struct blk_req *reqs;         /* vq.num slots, by head */
     uint16_t slots;
     bool listed; /* in the turn's list of those to look at */

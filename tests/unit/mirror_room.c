@@ -269,6 +269,27 @@ static void a_guest_whose_write_waited_is_not_taken_elsewhere(void **state)
     assert_int_equal(try_quiesce(), -EINVAL); /* nothing is mirrored here: it went on to ask that */
 }
 
+/* Of two rings one is stopped, and the other still has something to write, as while QEMU stops them one after
+ * the other. */
+static void what_another_ring_writes_hides_nothing(void **state)
+{
+    uint32_t base;
+    (void)state;
+
+    begin(2, 0);
+    write_block(0, 1);
+    until_waiting(1);
+    assert_int_equal(vf_stop_one(&vf, 0, &base), 0);
+    assert_int_equal(vf_do(&vf, 1, VIRTIO_BLK_T_OUT, 0, VF_DATA, BLOCK), OK);
+    assert_int_equal(vf_stop(&vf), 0);
+    assert_int_equal(try_quiesce(), -ENOSPC);
+    assert_int_equal(vf_start(&vf), 0);
+    unlink(ballast);
+    answers(0, 1, OK);
+    assert_int_equal(vf_stop(&vf), 0);
+    assert_int_equal(try_quiesce(), -EINVAL);
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_teardown(f, end)
@@ -279,6 +300,7 @@ int main(void)
         T(a_front_end_that_goes_does_not_wait),
         T(a_flush_has_its_error),
         T(a_guest_whose_write_waited_is_not_taken_elsewhere),
+        T(what_another_ring_writes_hides_nothing),
     };
     return cmocka_run_group_tests_name("mirror_room", tests, NULL, NULL);
 }
