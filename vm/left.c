@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* See left.h. The order in a deletion: the file is opened and locked, then it is asked whether its path is
- * used again, then it goes. Whoever uses a path anew says so durably before he makes a file there, which
- * fails while this one is there. */
+ * used again, then the entry says durably which file it is, then it goes. Whoever uses a path anew says so
+ * durably before he makes a file there, which fails while this one is there. An entry that is still there
+ * when its file has gone deletes no other: another host, whose definitions we do not read, may have made a
+ * disk at that path meanwhile. */
 #include "vm/left.h"
 #include "vm/journal.h"
 
@@ -110,15 +112,49 @@ static int lock_file(const char *path, int *fd, struct xm_error *e)
                         by_other ? "a process has it open as a disk" : strerror(errno));
 }
 
-static int delete_file(const char *path, bool planned, left_used *used, void *ctx, struct xm_error *e)
+/* Nobody writes to it any more: one that was made or changed since has another time. */
+static json_t *identity(const struct stat *st)
 {
+    return json_pack("[I, I, I]", (json_int_t)st->st_ino, (json_int_t)st->st_ctim.tv_sec,
+                     (json_int_t)st->st_ctim.tv_nsec);
+}
+
+/* st NULL: of none. Where there is no room even for that, the file goes all the same: it may be what makes
+ * room. */
+static int note_file(const char *entry, json_t *o, const struct stat *st, struct xm_error *e)
+{
+    struct xm_error why = {0};
+
+    json_object_set_new(o, "file", st ? identity(st) : json_null());
+    int r = xm_json_save(entry, o, &why);
+    if (r == -ENOSPC || r == -EDQUOT)
+        return 0;
+    if (r && e)
+        *e = why;
+    return r;
+}
+
+static bool is_another(const json_t *o, const struct stat *st)
+{
+    const json_t *was = json_object_get(o, "file");
+    json_t *is = identity(st);
+    bool another = json_is_array(was) && !json_equal(was, is);
+
+    json_decref(is);
+    return another;
+}
+
+static int delete_file(const char *entry, json_t *o, left_used *used, void *ctx, struct xm_error *e)
+{
+    const char *path = xm_json_str(o, "path", "");
+    bool planned = xm_json_bool(o, "planned", false);
     struct stat st;
     int fd = -1;
 
     if (stat(path, &st) < 0)
         return errno == ENOENT || errno == ENOTDIR ? was_deleted(path, planned, e)
                                                    : xm_error_errno(e, errno, "%s", path);
-    if (planned && st.st_blocks) /* it was to be made, and is another one */
+    if ((planned && st.st_blocks) || is_another(o, &st)) /* it was to be made, or has been deleted */
         return 0;
     int r = S_ISREG(st.st_mode) ? lock_file(path, &fd, e) : 0;
     struct xm_error why = {0};
@@ -128,7 +164,9 @@ static int delete_file(const char *path, bool planned, left_used *used, void *ct
     if (is > 0 || !r)
         r = is;
     if (!r)
-        r = xm_file_remove(path, e);
+        r = note_file(entry, o, &st, e);
+    if (!r && (r = xm_file_remove(path, e)) && access(path, F_OK) == 0)
+        note_file(entry, o, NULL, NULL); /* what somebody does about that may change its time */
     if (fd >= 0)
         close(fd);
     return r < 0 ? r : 0;
@@ -145,7 +183,7 @@ int left_delete(const char *entry, left_used *used, void *ctx, struct xm_error *
     if (!r) {
         xm_fault("left-delete");
         struct xm_error why = {0};
-        r = delete_file(path, xm_json_bool(o, "planned", false), used, ctx, &why);
+        r = delete_file(entry, o, used, ctx, &why);
         if (r)
             xm_error_set(e, -r, "cannot delete %s: %s", path, why.text);
     }
