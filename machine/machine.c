@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #define RECONNECT_TIMEOUT (5 * XM_NS_PER_S) /* QEMU tries once a second */
+#define NOTICE_TIMEOUT    XM_NS_PER_S
 #define RUN_TIMEOUT       (20 * XM_NS_PER_S)
 
 int machine_init(struct machine *vm, const json_t *o, struct xm_error *e)
@@ -90,6 +91,29 @@ static void on_qmp_event(void *ctx, const char *name, const json_t *data, uint64
         vm->qmp_event(vm, name, data, when);
 }
 
+/* A QEMU whose guest stood still when a shim died watches its disks' sockets no more (7.2): it is connected
+ * with the next shim, and with each that follows, but does not know that, and the guest's requests are never
+ * taken again. It begins anew with its disks when the guest is let go on. (One whose shim died just while it
+ * began anew has no way back: it ends here, or would in its next migration.) */
+static int stop_unless_noticed(struct machine *vm, struct xm_error *e)
+{
+    uint64_t deadline = xm_now() + NOTICE_TIMEOUT;
+    bool noticed = true;
+
+    for (unsigned i = 0; i < vm->disks; i++) {
+        while (!xm_vhost_connected(vm->disk[i].vhost) && xm_now() < deadline)
+            poll(NULL, 0, 10);
+        noticed = noticed && xm_vhost_connected(vm->disk[i].vhost);
+    }
+    if (noticed)
+        return 0;
+    xm_log(XM_LOG_WARN,
+           "VM %s: its QEMU has not noticed that its disks are served again; its guest is "
+           "stopped for a moment so that it does",
+           vm->spec.name);
+    return qmp_do(&vm->qemu.qmp, "stop", NULL, RUN_TIMEOUT, e);
+}
+
 /* The guest runs only where the record says so (docs/design.md, «Ownership»); and if an earlier shim of ours
  * died in a switch-over before it gave the VM away, the guest has to be brought back. */
 int machine_resume(struct machine *vm, struct xm_error *e)
@@ -121,6 +145,8 @@ int machine_resume(struct machine *vm, struct xm_error *e)
         machine_note_paused(vm, paused);
     if (!r)
         r = qemu_cancel_migration(&vm->qemu, RUN_TIMEOUT, e);
+    if (!r && vm->adopted && vm->guest_running)
+        r = stop_unless_noticed(vm, e);
     return r || paused ? r : qemu_continue(&vm->qemu, RUN_TIMEOUT, e);
 }
 

@@ -248,6 +248,18 @@ static bool has_a_new_shim(const char *host, const char *name, const char *old)
     return yes;
 }
 
+static void shim_is_killed(const char *host, const char *name)
+{
+    char *old = NULL;
+
+    assert_int_equal(sh(&old, 5, "cat %s/%s/run/vms/%s/shim.pid", lab_run_dir(), host, name), 0);
+    kill_process(host, name, "shim");
+    for (struct limit l = limit_start(60); !has_a_new_shim(host, name, old) && limit_wait(&l);) {
+    }
+    assert_true(has_a_new_shim(host, name, old));
+    free(old);
+}
+
 /* Its user has paused it, and nobody else lets it go on: not the shim that comes after a killed one, not a
  * move, not a move that fails with the VM stopped. */
 static void a_paused_vm_stays_paused(void **state)
@@ -290,19 +302,17 @@ static void a_paused_vm_stays_paused(void **state)
     assert_int_equal(xmigrate_run("b", 1, NULL, "--with-storage vm8 hosta"), 1);
     assert_true(struck("b"));
     assert_true(is_paused_at("b", "vm8"));
-    assert_int_equal(sh(&out, 5, "cat %s/b/run/vms/vm8/shim.pid", lab_run_dir()), 0);
-    kill_process("b", "vm8", "shim");
-    for (l = limit_start(60);
-         !(has_a_new_shim("b", "vm8", out) && is_paused_at("b", "vm8")) && limit_wait(&l);) {
+    shim_is_killed("b", "vm8");
+    for (l = limit_start(60); !is_paused_at("b", "vm8") && limit_wait(&l);) {
     }
-    assert_true(has_a_new_shim("b", "vm8", out));
-    free(out);
     assert_true(is_paused_at("b", "vm8"));
     /* Seen: two minutes of waiting, and the guest went down as soon as it was continued. */
     assert_int_equal(sh(&out, 4, "%s", xmigrate("b", "stop vm8")), 1);
     assert_non_null(strstr(out, "its guest cannot power itself off"));
     free(out);
     monitor("b", "cont", "RESUME");
+    /* Seen with QEMU 7.2: it did not notice that this one had died, and its disks stood still for good. */
+    shim_is_killed("b", "vm8");
     vm_must_run_at("b", "vm8");
     small_must_be_whole(&guest, "b");
     assert_int_equal(guest.boots, 2);
