@@ -326,6 +326,8 @@ static int quiesce_all(struct source *m, struct quiesce *s, struct xm_mailbox *m
             machine_disk_call(s[i].d, quiesce_begin, &s[i]);
         else
             s[i].done = true;
+        if (!m->storage && !r) /* what waits for room would be lost there, too */
+            r = source_disk_check(m, s[i].d);
         if (s[i].d->vhost && !xm_vhost_stopped(s[i].d->vhost))
             r = xm_error_set(&m->error, EBUSY, "disk %s still has a running ring though the VM is stopped",
                              s[i].d->spec->name);

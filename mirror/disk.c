@@ -252,7 +252,7 @@ static void take_status(void *arg)
     if (d->mirror.replica)
         xm_replica_digest(d->mirror.replica, &s->digest);
     s->buffer_bytes = d->buffer.used;
-    s->waiting = d->room.n + !!d->room.probe;
+    s->waiting = room_waiting(d);
     s->failed = d->copy.failed;
     memcpy(s->why, d->copy.why, sizeof s->why);
 }

@@ -81,6 +81,8 @@ void request_event(struct xm_disk_req *, enum req_event, int status);
 void request_complete(struct xm_disk_req *, int status);
 /* room.c. A write has ended so: true when it waits to be tried again. */
 bool room_wait(struct xm_disk_req *, int status);
+/* So many wait. */
+unsigned room_waiting(const struct xm_disk *);
 /* Sends the event to all on the list (linked by `ready`). */
 void request_event_all(struct disk_reqs *, enum req_event);
 /* A write that begins while the mirror is on. */
@@ -193,7 +195,7 @@ struct xm_disk {
         uint64_t since;                                 /* xm_now(), of the first; 0: none */
         bool (*refuse)(const struct xm_breq *, void *); /* NULL: all may wait */
         void *refuse_arg;
-        bool (*kept)(void *); /* by the front end, to be done again; NULL: none */
+        unsigned (*kept)(void *); /* by the front end, to be done again; NULL: none */
         void *kept_arg;
         struct xm_log_limit told;
     } room;

@@ -50,9 +50,9 @@ struct xm_disk_status {
     uint64_t to_sync, to_async; /* mode switches */
     uint64_t held, held_ns_max; /* guest writes that waited for a chunk being read */
     uint64_t buffer_waits;      /* guest writes that waited for room in the mirror buffer */
-    unsigned waiting;           /* guest writes that wait for room in the file system */
-    uint64_t given_up;          /* chunks that went back to absent */
-    int failed;                 /* -errno when copying was given up for good, and why; 0: it goes on */
+    unsigned waiting;  /* guest writes that wait for room in the file system; also with the front end */
+    uint64_t given_up; /* chunks that went back to absent */
+    int failed;        /* -errno when copying was given up for good, and why; 0: it goes on */
     char why[300];
     /* of the guest, since the disk was opened */
     uint64_t reads, writes, flushes, read_bytes, write_bytes, errors;
@@ -99,9 +99,9 @@ void xm_disk_verify(struct xm_disk *, void (*done)(void *, int status, uint64_t 
 /* A guest's write for which the file system has no room waits until it has, instead of failing; but not those
  * of which this says true, from now on: they fail. NULL: all wait. Engine's thread. */
 void xm_disk_room_refuse(struct xm_disk *, bool (*of)(const struct xm_breq *, void *arg), void *arg);
-/* The front end keeps requests of the guest that have no answer, to do them again: any now? xm_disk_quiesce
- * asks, since the guest must not be taken elsewhere then. NULL: it keeps none. Engine's thread. */
-void xm_disk_kept(struct xm_disk *, bool (*any)(void *arg), void *arg);
+/* The front end keeps so many of those without an answer, to do them again: they wait, too (xm_disk_status).
+ * NULL: it keeps none. Engine's thread. */
+void xm_disk_kept(struct xm_disk *, unsigned (*how_many)(void *arg), void *arg);
 static inline bool xm_is_no_room(int status)
 {
     return status == -ENOSPC || status == -EDQUOT;

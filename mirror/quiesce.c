@@ -251,7 +251,7 @@ static void check_hopeless(struct xm_disk *d)
     if (!d->quiesce.done && !d->pivot.done && !d->verify)
         return;
     /* It is not written here, and would be lost there. A pivot does it with the new file. */
-    if (d->quiesce.done && (d->room.n || (d->room.kept && d->room.kept(d->room.kept_arg)))) {
+    if (d->quiesce.done && room_waiting(d)) {
         quiesce_end(d, -ENOSPC, "a write of the guest waits for room in its file system here");
         return;
     }

@@ -96,6 +96,11 @@ bool room_wait(struct xm_disk_req *r, int status)
     return none && !refused;
 }
 
+unsigned room_waiting(const struct xm_disk *d)
+{
+    return d->room.n + !!d->room.probe + (d->room.kept ? d->room.kept(d->room.kept_arg) : 0);
+}
+
 void xm_disk_room_refuse(struct xm_disk *d, bool (*of)(const struct xm_breq *, void *), void *arg)
 {
     struct xm_disk_req *r, *next;
@@ -114,8 +119,8 @@ void xm_disk_room_refuse(struct xm_disk *d, bool (*of)(const struct xm_breq *, v
         d->room.since = 0;
 }
 
-void xm_disk_kept(struct xm_disk *d, bool (*any)(void *), void *arg)
+void xm_disk_kept(struct xm_disk *d, unsigned (*how_many)(void *), void *arg)
 {
-    d->room.kept = any;
+    d->room.kept = how_many;
     d->room.kept_arg = arg;
 }

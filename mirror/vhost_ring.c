@@ -339,7 +339,7 @@ void rings_apply_features(struct xm_vhost *d)
         d->mem->log = d->features >> VHOST_F_LOG_ALL & 1 && d->log.base ? &d->log : NULL;
 }
 
-static bool rings_keep(void *arg)
+static unsigned rings_keep(void *arg)
 {
     const struct xm_vhost *d = arg;
     unsigned n = 0;

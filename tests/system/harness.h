@@ -104,6 +104,9 @@ void disk_path(const char *host, const char *vm, const char *disk, char *path, s
 /* The VM's state on a host as `show` says it, "" when it is not there. */
 void vm_state(const char *host, const char *vm, char *state, size_t size);
 void vm_must_run_at(const char *host, const char *vm);
+/* One command to a VM's QEMU, by a monitor of its user's (extra = -qmp, tcp:127.0.0.1:4444,...), until QEMU
+ * tells of the event. */
+void vm_monitor(const char *host, const char *command, const char *event);
 /* No VM, no process but the agent, no tap, no file in a datastore. */
 void host_must_be_clean(const char *host);
 void host_must_be_clean_but(const char *host, const char *files); /* files that end so may be left */

@@ -250,3 +250,20 @@ void host_must_be_clean_but(const char *host, const char *files)
              host);
     must_be_empty("tap devices", command);
 }
+
+void vm_monitor(const char *host, const char *command, const char *event)
+{
+    char *out = NULL;
+    int r =
+        sh(&out, 60, "%s",
+           on_host(
+               host,
+               "timeout 50 bash -c 'exec 3<>/dev/tcp/127.0.0.1/4444; "
+               "printf \"{\\\"execute\\\":\\\"qmp_capabilities\\\"}\\n{\\\"execute\\\":\\\"%s\\\"}\\n\" >&3; "
+               "grep -m 1 %s <&3'",
+               command, event));
+
+    if (r)
+        fail_msg("%s: %s", command, out);
+    free(out);
+}

@@ -212,24 +212,6 @@ static void power_is_cut_at_the_destination(void **state)
     end_vm("a", "vm9");
 }
 
-/* One command to a VM's QEMU, by a monitor of its user's; until QEMU tells of the event. */
-static void monitor(const char *host, const char *command, const char *event)
-{
-    char *out = NULL;
-    int r =
-        sh(&out, 60, "%s",
-           on_host(
-               host,
-               "timeout 50 bash -c 'exec 3<>/dev/tcp/127.0.0.1/4444; "
-               "printf \"{\\\"execute\\\":\\\"qmp_capabilities\\\"}\\n{\\\"execute\\\":\\\"%s\\\"}\\n\" >&3; "
-               "grep -m 1 %s <&3'",
-               command, event));
-
-    if (r)
-        fail_msg("%s: %s", command, out);
-    free(out);
-}
-
 static bool is_paused_at(const char *host, const char *name)
 {
     char state[32];
@@ -287,7 +269,7 @@ static void a_paused_vm_stays_paused(void **state)
         0);
     assert_int_equal(xmigrate_run("a", 0, NULL, "start %s/vm8.more.ini", lab_run_dir()), 0);
     assert_null(small_ready(&guest, 'a'));
-    monitor("a", "stop", "STOP");
+    vm_monitor("a", "stop", "STOP");
     assert_true(is_paused_at("a", "vm8"));
     /* Seen: it ran on after a move that had failed before anybody stopped it. */
     arm("b", "owner-save:1:error");
@@ -310,7 +292,7 @@ static void a_paused_vm_stays_paused(void **state)
     assert_int_equal(sh(&out, 4, "%s", xmigrate("b", "stop vm8")), 1);
     assert_non_null(strstr(out, "its guest cannot power itself off"));
     free(out);
-    monitor("b", "cont", "RESUME");
+    vm_monitor("b", "cont", "RESUME");
     /* Seen with QEMU 7.2: it did not notice that this one had died, and its disks stood still for good. */
     shim_is_killed("b", "vm8");
     vm_must_run_at("b", "vm8");

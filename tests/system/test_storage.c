@@ -301,6 +301,64 @@ static void a_guest_without_room_waits_for_it(void **state)
         fail_msg("where there is room: %s", why ? why : "it waits still");
 }
 
+/* What both hosts reach is full, and the guest is paused: its write is in QEMU here alone. What broke: the VM
+ * moved, and nobody would ever have answered it. (The file that tells who reaches a datastore needs room, too,
+ * which a guest that runs would have had first.) */
+static void a_guest_without_room_does_not_move_alone(void **state)
+{
+    static const struct small_options no_nic = {.no_nic = true};
+    struct small g;
+    char spec[256], dir[512], *out = NULL, *moved = NULL;
+    bool waits = false;
+    (void)state;
+
+    need_lab();
+    small_init(&g, "full2");
+    snprintf(spec, sizeof spec, "%s/full2.ini", lab_run_dir());
+    snprintf(dir, sizeof dir, "%s/shared", lab_store_dir());
+    assert_true(small_write_spec(&g, spec, &no_nic));
+    assert_int_equal(sh(NULL, 20,
+                        "cp -a %s/.xmigrate-datastore %s.mark; mount -t tmpfs -o size=100M tmpfs %s && "
+                        "{ mv %s.mark %s/.xmigrate-datastore || :; } && "
+                        "sed -i 's/= ds1/= shared/; s|^.vm.$|&\\nextra = -qmp\\nextra = "
+                        "tcp:127.0.0.1:4444,server=on,wait=off|' %s",
+                        dir, dir, dir, dir, dir, spec),
+                     0);
+    assert_int_equal(
+        sh(NULL, 30,
+           "sed -i '/^.peer/a extra = -qmp tcp:127.0.0.1:4444,server=on,wait=off' %s/b/xmigrated.conf; "
+           "kill -9 $(cat %s/b/agent.pid); tests/system/lab.sh agent b",
+           lab_run_dir(), lab_run_dir()),
+        0);
+    int code = sh(&out, 30, "%s", xmigrate("a", "define %s", spec));
+    sh(NULL, 30, "head -c 200M /dev/zero >%s/.full", dir);
+    if (!code)
+        code = sh(&out, 30, "%s", xmigrate("a", "start full2"));
+    for (struct limit l = limit_start(20); !code && !waits && limit_wait(&l);)
+        waits = says_no_room();
+    if (waits)
+        vm_monitor("a", "stop", "STOP");
+    sh(NULL, 5, "truncate -s -64K %s/.full", dir);
+    int there = sh(&moved, 60, "%s", xmigrate("a", "full2 hostb"));
+    sh(NULL, 5, "rm -f %s/.full", dir);
+    const char *host = there ? "a" : "b", *why = NULL;
+    if (waits && there)
+        vm_monitor(host, "cont", "RESUME");
+    if (waits && there)
+        why = small_ready(&g, *host);
+    sh(NULL, 30, "%s; %s; umount -l %s", xmigrate(host, "stop --force full2"),
+       xmigrate(host, "undefine full2"), dir);
+    small_free(&g);
+    if (code || !waits)
+        fail_msg("it does not wait for room: %s", out);
+    if (there != 1 || !strstr(moved, "there is no room in the file system of"))
+        fail_msg("exit status %d: %s", there, moved);
+    free(out);
+    free(moved);
+    if (why)
+        fail_msg("where there is room: %s", why);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -311,6 +369,7 @@ int main(void)
         cmocka_unit_test(storage_of_its_own_is_no_shared_storage),
         cmocka_unit_test(min_free_stays_free_and_the_rate_holds),
         cmocka_unit_test(a_guest_without_room_waits_for_it),
+        cmocka_unit_test(a_guest_without_room_does_not_move_alone),
         cmocka_unit_test(the_shim_dies_before_the_new_path_is_recorded),
         cmocka_unit_test(the_shim_dies_after_the_new_path_is_recorded),
         cmocka_unit_test(where_the_disk_is_cannot_be_recorded),
