@@ -120,6 +120,7 @@ int shim_abort_incoming(struct agent *, const char *vm, const char *source, cons
 json_t *shim_call(struct agent *, const char *name, json_t *request, int pass_fd, uint64_t timeout_ns,
                   struct xm_error *);
 void vm_remove_run_dir(struct agent *, const char *name); /* keeps the logs, in state_dir/logs */
+void logs_keep(struct agent *, const char *name);         /* logs.c: of one that has ended */
 void vm_remove_left(struct agent *, const char *name);    /* tries it again, where no VM has it */
 /* A job may have ended while no agent heard it: its last event stands in a file. */
 void vm_take_result(struct agent *, const char *name);

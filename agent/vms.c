@@ -15,7 +15,6 @@
 #include "agent/storage.h"
 
 #include <dirent.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -135,36 +134,11 @@ bool vm_booted_here(struct agent *a, const char *name)
     return booted;
 }
 
-/* A log outlives its run directory, the last 256 KiB of it: someone will ask why. */
-static void keep_log(struct agent *a, const char *name, const char *file)
-{
-    char *from = vm_path(a, name, file), *to = xm_printf("%s/logs/%s-%s", a->conf.state_dir, name, file);
-    enum { KEEP = 256 << 10 };
-    char *text = malloc(KEEP);
-    int in = open(from, O_RDONLY | O_CLOEXEC);
-    struct stat st;
-
-    if (text && in >= 0 && !fstat(in, &st) && st.st_size > 0) {
-        ssize_t n = pread(in, text, KEEP, st.st_size > KEEP ? st.st_size - KEEP : 0);
-        int out = n > 0 ? open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600) : -1;
-        if (out >= 0 && write(out, text, (size_t)n) < 0)
-            xm_log(XM_LOG_WARN, "cannot keep %s: %s", to, strerror(errno));
-        if (out >= 0)
-            close(out);
-    }
-    if (in >= 0)
-        close(in);
-    free(text);
-    free(from);
-    free(to);
-}
-
 static int remove_run_dir(struct agent *a, const char *name, struct xm_error *e)
 {
     char *dir = vm_path(a, name, NULL);
 
-    keep_log(a, name, "shim.log");
-    keep_log(a, name, "qemu.log");
+    logs_keep(a, name);
     int r = xm_rmdir_files(dir, e);
     free(dir);
     return r;

@@ -302,8 +302,8 @@ static void a_guest_without_room_waits_for_it(void **state)
 }
 
 /* What both hosts reach is full, and the guest is paused: its write is in QEMU here alone. What broke: the VM
- * moved, and nobody would ever have answered it. (The file that tells who reaches a datastore needs room, too,
- * which a guest that runs would have had first.) */
+ * moved, and nobody would ever have answered it. (The file that tells who reaches a datastore needs room,
+ * too, which a guest that runs would have had first.) */
 static void a_guest_without_room_does_not_move_alone(void **state)
 {
     static const struct small_options no_nic = {.no_nic = true};

@@ -472,6 +472,45 @@ static void an_incoming_vm_is_still_expected_by_the_next_agent(void **state)
     json_decref(answer);
 }
 
+/* A log that was written so many seconds after 1970. */
+static void make_log(const char *vm, unsigned at)
+{
+    struct timespec when[2] = {{.tv_sec = at}, {.tv_sec = at}};
+    char below[100];
+
+    snprintf(below, sizeof below, "state/logs/%s", vm);
+    int fd = open(in_dir(t, below), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(futimens(fd, when), 0);
+    close(fd);
+}
+
+/* What broke: each name that a peer had ever sent had left its logs, for ever. */
+static void logs_of_what_is_not_here_do_not_pile_up(void **state)
+{
+    char log[40];
+    (void)state;
+    need_qemu();
+
+    for (unsigned i = 0; i < 300; i++) {
+        snprintf(log, sizeof log, "gone%u-shim.log", i);
+        make_log(log, 1000 + i);
+    }
+    assert_int_equal(mkdir(in_dir(t, "state/vms/known"), 0700), 0);
+    make_log("known-console.log.1", 1);
+    make_log("notes.log", 1);
+    json_t *answer = must_prepare();
+    must(ask_as_peer(t, json_pack("{s:s, s:s, s:O}", "verb", "peer.cancel", "vm", "web1", "token",
+                                  json_object_get(answer, "token"))),
+         0);
+    assert_false(exists(t, "state/logs/gone99-shim.log"));
+    assert_true(exists(t, "state/logs/gone110-shim.log"));
+    assert_true(exists(t, "state/logs/gone299-shim.log"));
+    assert_true(exists(t, "state/logs/known-console.log.1"));
+    assert_true(exists(t, "state/logs/notes.log"));
+    json_decref(answer);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, agent_set_up, agent_tear_down)
 int main(int argc, char **argv)
 {
@@ -489,6 +528,7 @@ int main(int argc, char **argv)
         TEST(a_link_with_the_token_gets_to_the_shim),
         TEST(what_was_made_for_a_dead_migration_is_deleted_by_the_next_agent),
         TEST(an_incoming_vm_is_still_expected_by_the_next_agent),
+        TEST(logs_of_what_is_not_here_do_not_pile_up),
     };
     int status;
 
