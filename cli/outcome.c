@@ -105,6 +105,11 @@ void report_done(const json_t *done, const json_t *first, const struct cli_io *i
                      xm_format_size((uint64_t)zero).s);
         outcome_line(io, "disks", text);
     }
+    if (xm_json_int(done, "verified_bytes", 0) > 0) {
+        snprintf(text, sizeof text, "%s read again on both sides, and alike",
+                 size_text(done, "verified_bytes"));
+        outcome_line(io, "verified", text);
+    }
     snprintf(text, sizeof text, "%s%s", xm_format_size((uint64_t)XM_MAX(ram, 0)).s, rounds > 0 ? " in " : "");
     if (rounds > 0)
         snprintf(text + strlen(text), sizeof text - strlen(text), "%lld round%s", (long long)rounds,

@@ -23,9 +23,17 @@ __attribute__((format(printf, 4, 5))) static size_t add(char *buf, size_t cap, s
     return n < 0 ? at : at + (size_t)n;
 }
 
+/* The disks are copied, and read again on both sides (--verify). */
+static bool is_verifying(const json_t *event)
+{
+    return json_object_get(event, "verified_bytes");
+}
+
 int percent_of(const json_t *event)
 {
-    int64_t done = xm_json_int(event, "bytes_done", -1), total = xm_json_int(event, "bytes_total", 0);
+    bool verify = is_verifying(event);
+    int64_t done = xm_json_int(event, verify ? "verified_bytes" : "bytes_done", -1);
+    int64_t total = xm_json_int(event, verify ? "verify_total" : "bytes_total", 0);
 
     if (done < 0 || total <= 0)
         return -1;
@@ -64,9 +72,12 @@ void progress_format(char *buf, size_t cap, const char *state, const json_t *eve
     /* The bytes are those of the disks. The other states last for moments, and nothing can be said of how far
      * they are. */
     if (disks && percent >= 0) {
-        at = add(buf, cap, at, " %3d %%", percent);
-        at = add(buf, cap, at, "  %s of %s", xm_format_size((uint64_t)xm_json_int(event, "bytes_done", 0)).s,
-                 xm_format_size((uint64_t)xm_json_int(event, "bytes_total", 0)).s);
+        bool verify = is_verifying(event);
+        const char *done = verify ? "verified_bytes" : "bytes_done",
+                   *of = verify ? "verify_total" : "bytes_total";
+        at = add(buf, cap, at, "%s %3d %%", verify ? " verifying" : "", percent);
+        at = add(buf, cap, at, "  %s of %s", xm_format_size((uint64_t)xm_json_int(event, done, 0)).s,
+                 xm_format_size((uint64_t)xm_json_int(event, of, 0)).s);
     }
     if ((disks || memory) && rate > 0)
         at = add(buf, cap, at, "  %s", xm_format_rate(rate).s);
@@ -125,10 +136,12 @@ void progress_event(struct progress *p, const json_t *event, uint64_t now)
 {
     char text[512];
     const char *state = xm_json_str(event, "state", p->state);
-    bool moved_on = strcmp(state, p->state) != 0;
+    bool verifying = is_verifying(event);
+    bool moved_on = strcmp(state, p->state) != 0 || verifying != p->verifying;
     int percent = percent_of(event), step = 0;
 
     snprintf(p->state, sizeof p->state, "%s", state);
+    p->verifying = verifying;
     if (percent >= 0 && !strcmp(p->state, "disks"))
         step = percent / 10;
     progress_format(text, sizeof text, p->state, event);

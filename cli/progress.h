@@ -8,6 +8,7 @@
 struct progress {
     const struct cli_io *io;
     char state[24];
+    bool verifying;
     int step;         /* tenths done when a line was printed last (not on a terminal) */
     uint64_t printed; /* when that was */
     bool line;        /* an unfinished line stands on the terminal */
@@ -18,7 +19,8 @@ struct progress {
 
 void progress_init(struct progress *p, const struct cli_io *io);
 void progress_event(struct progress *p, const json_t *event, uint64_t now);
-/* Percent of the bytes done, never over 100; -1 when nothing is known of it. */
+/* Percent of the bytes done, of those compared while disks are compared; never over 100; -1 when nothing is
+ * known of it. */
 int percent_of(const json_t *event);
 /* Before anything else is written: takes the unfinished line away. */
 void progress_clear(struct progress *p);

@@ -59,9 +59,18 @@ double pace_eta(const struct pace *p)
     return gain > 0 ? (double)p->last.left / gain : -1;
 }
 
+double pace_rate(const struct pace *p)
+{
+    uint64_t ns = p->last.at - p->first.at;
+
+    if (p->known)
+        return p->had;
+    return ns < PACE_ENOUGH ? 0 : per_second(p->first.taken, p->last.taken, ns);
+}
+
 uint64_t pace_disk_total(const struct pace_disk *d)
 {
-    return d->allocated ? XM_MIN(d->allocated, d->size) : d->size;
+    return d->chunk ? XM_MIN(XM_MAX(d->allocated, d->chunk), d->size) : d->size;
 }
 
 /* What the guest has allocated since may make it more than this says, so the chunks have the last word. */
@@ -70,7 +79,7 @@ uint64_t pace_disk_left(const struct pace_disk *d)
     uint64_t total = pace_disk_total(d), copied = d->copied > d->again ? d->copied - d->again : 0;
     uint64_t left = total > copied ? total - copied : 0;
 
-    if (!d->allocated)
+    if (!d->chunk)
         left = d->missing;
     left = XM_MAX(left, XM_MIN(d->chunk, total));
     return XM_MIN(left, d->missing);

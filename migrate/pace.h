@@ -38,15 +38,16 @@ void pace_look(struct pace *, const struct pace_sample *); /* now and then, seve
 bool pace_outrun(const struct pace *); /* in the last window; what is left does not become fewer */
 bool pace_stuck(const struct pace *);  /* and so for PACE_PATIENCE windows */
 double pace_eta(const struct pace *);  /* seconds; < 0: not known, or never */
+double pace_rate(const struct pace *); /* bytes a second that are taken; 0: not known yet */
 
 /* What one disk still has to be copied of, and of how much: `total` is what its file had allocated, since the
  * holes of a sparse one pass in no time. Never 0 while chunks are missing. Pure. */
 struct pace_disk {
-    uint64_t size, allocated; /* allocated 0: not known */
+    uint64_t size, allocated;
     uint64_t missing;         /* bytes of chunks that are not at the second side */
     uint64_t copied;          /* of what is allocated, sent or found to be zeros */
     uint64_t again;           /* of these, what guest writes made absent again */
-    uint64_t chunk;
+    uint64_t chunk;           /* 0: what is allocated is not known */
 };
 uint64_t pace_disk_total(const struct pace_disk *);
 uint64_t pace_disk_left(const struct pace_disk *);

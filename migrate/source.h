@@ -89,6 +89,7 @@ struct source {
     struct {
         struct pace pace;  /* of the disks' copy */
         struct pace shown; /* the same without the holes of sparse disks: for the time left */
+        bool verifying;    /* `shown` is of the comparison then */
         uint64_t last;     /* xm_now() when it was told */
     } progress;
     uint64_t bridges_at; /* xm_now(): from then on the destination's bridges pass what the guest sends */

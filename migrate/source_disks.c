@@ -274,6 +274,8 @@ int source_disks_verify(struct source *m)
 {
     int r = 0;
 
+    pace_reset(&m->progress.shown);
+    m->progress.verifying = true;
     for (unsigned i = 0; !r && i < m->machine->disks; i++) {
         struct machine_disk *d = &m->machine->disk[i];
         struct verify v = {0};
@@ -286,6 +288,7 @@ int source_disks_verify(struct source *m)
         if (!r)
             m->report.verified += d->file->size;
     }
+    m->progress.verifying = false;
     return r;
 }
 

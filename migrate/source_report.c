@@ -17,20 +17,26 @@ static void add_disks(struct source *m, json_t *o, uint64_t *done, uint64_t *tot
         struct xm_disk_status st;
         xm_disk_status(d->disk, &st);
         uint64_t copied = m->state >= SOURCE_SETTLE ? st.size : 0;
-        if (!copied && st.chunks_total && st.mode != XM_MIRROR_OFF)
-            copied =
-                (uint64_t)((double)st.size * (double)st.chunks[XM_CHUNK_PRESENT] / (double)st.chunks_total);
+        uint64_t there = st.chunks[XM_CHUNK_PRESENT];
+        if (m->progress.verifying) /* what is compared is held as if it were copied */
+            there += st.chunks[XM_CHUNK_COPYING];
+        bool begun = copied || st.mode != XM_MIRROR_OFF;
+        if (!begun) /* what it tells is of the last migration */
+            st.given_up = st.mirrored_bytes = 0, st.copied = (struct xm_copier_stats){0};
+        else if (!copied && st.chunks_total)
+            copied = (uint64_t)((double)st.size * (double)there / (double)st.chunks_total);
         uint64_t chunk = st.chunks_total ? st.size / st.chunks_total : 0;
         struct pace_disk work = {.size = st.size,
                                  .allocated = st.allocated,
                                  .missing = st.size - copied,
                                  .copied = st.copied.bytes_data + st.copied.bytes_zero,
                                  .again = st.given_up * chunk,
-                                 .chunk = chunk};
+                                 .chunk = begun ? chunk : 0};
         uint64_t of = pace_disk_total(&work), left = pace_disk_left(&work);
         *done += of - left;
         *total += of;
-        shown.left += left;
+        shown.left += m->progress.verifying ? st.size - XM_MIN(st.verified, st.size) : left;
+        shown.taken += m->progress.verifying ? st.verified : st.copied.bytes_data + st.mirrored_bytes;
         now.left += st.size - copied;
         now.taken += st.copied.bytes_data + st.mirrored_bytes;
         now.guest += st.mirrored_bytes;
@@ -45,7 +51,6 @@ static void add_disks(struct source *m, json_t *o, uint64_t *done, uint64_t *tot
     json_object_set_new(o, "disks", list);
     if (m->storage || m->local)
         pace_look(&m->progress.pace, &now);
-    shown.taken = now.taken;
     shown.guest = now.guest;
     if (m->storage || m->local)
         pace_look(&m->progress.shown, &shown);
@@ -60,9 +65,14 @@ static void add_pace(struct source *m, json_t *o)
 
     json_object_set_new(o, "eta_s", eta >= 0 ? json_real(eta) : json_null());
     json_object_set_new(o, "needed_rate", p->known ? json_real(p->needed) : json_null());
-    if (m->local)
-        json_object_set_new(o, "rate", json_real(p->had));
-    if (pace_outrun(p))
+    if (m->local || m->progress.verifying)
+        json_object_set_new(o, "rate", json_real(pace_rate(&m->progress.shown)));
+    if (m->progress.verifying) {
+        uint64_t verified = m->progress.shown.last.taken;
+        json_object_set_new(o, "verified_bytes", json_integer((json_int_t)verified));
+        json_object_set_new(o, "verify_total",
+                            json_integer((json_int_t)(verified + m->progress.shown.last.left)));
+    } else if (pace_outrun(p))
         json_object_set_new(o, "outrun", json_true());
 }
 

@@ -42,8 +42,8 @@ struct xm_disk_opts {
 struct xm_disk_status {
     enum xm_mirror_mode mode;
     uint64_t size, chunks_total;
-    uint64_t allocated; /* bytes of the file when the mirror was turned on; 0: not known, or nothing */
-    uint64_t chunks[3]; /* by enum xm_chunk_state */
+    uint64_t allocated;                       /* bytes of the file when the mirror was turned on */
+    uint64_t chunks[3];                       /* by enum xm_chunk_state */
     struct xm_copier_stats copied;            /* acknowledged by the other side (invariant 9) */
     uint64_t mirrored_bytes, mirrored_writes; /* acknowledged */
     uint64_t buffer_bytes;
@@ -52,6 +52,7 @@ struct xm_disk_status {
     uint64_t buffer_waits;      /* guest writes that waited for room in the mirror buffer */
     unsigned waiting;  /* guest writes that wait for room in the file system; also with the front end */
     uint64_t given_up; /* chunks that went back to absent */
+    uint64_t verified; /* bytes that have been compared since that began */
     int failed;        /* -errno when copying was given up for good, and why; 0: it goes on */
     char why[300];
     /* of the guest, since the disk was opened */

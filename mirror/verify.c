@@ -112,6 +112,7 @@ static void lane_end(struct lane *l)
     l->busy = false;
     if (l->status < 0)
         lane_failed(l);
+    d->stats.verified += l->end - (l->chunk << d->chunk_shift);
     if (is_mirroring(d)) {
         /* A stale one was written to here meanwhile: that it differs means nothing. */
         v->differed += !same && l->status == 0 && !chunkmap_is_stale(&d->copy.map, l->chunk);
@@ -219,6 +220,7 @@ void xm_disk_verify(struct xm_disk *d, void (*done)(void *, int status, uint64_t
         done(arg, d->verify ? -EBUSY : -ENOMEM, 0, "the disk is being verified already, or memory is short");
         return;
     }
+    d->stats.verified = 0;
     v->disk = d;
     v->done = done;
     v->arg = arg;

@@ -43,8 +43,10 @@ static void an_idle_guest(void **state)
 {
     (void)state;
     assert_true(pace_eta(&pace) < 0);
+    assert_true(pace_rate(&pace) == 0);
     goes(2, 100 * MB, 0, 0);
     must_be_about(pace_eta(&pace), (double)now.left / 100e6); /* before a window is over */
+    must_be_about(pace_rate(&pace), 100e6);
     goes(60, 100 * MB, 0, 0);
     must_be_about(pace_eta(&pace), (double)now.left / 100e6);
     assert_false(pace_outrun(&pace));
@@ -126,7 +128,13 @@ static void holes_are_no_work(void **state)
     assert_int_equal(pace_disk_left(&d), MB);
     d.missing = 0;
     assert_int_equal(pace_disk_left(&d), 0);
-    d = (struct pace_disk){.size = 1000 * MB, .chunk = MB, .missing = 700 * MB, .copied = 100 * MB};
+    /* What broke: a new, empty disk counted whole, was copied at once, and all seemed nearly done. */
+    d = (struct pace_disk){.size = 1000 * MB, .chunk = MB, .missing = 1000 * MB};
+    assert_int_equal(pace_disk_total(&d), MB);
+    assert_int_equal(pace_disk_left(&d), MB);
+    d.missing = 0;
+    assert_int_equal(pace_disk_left(&d), 0);
+    d = (struct pace_disk){.size = 1000 * MB, .missing = 700 * MB, .copied = 100 * MB};
     assert_int_equal(pace_disk_total(&d), 1000 * MB);
     assert_int_equal(pace_disk_left(&d), 700 * MB); /* not known */
 }

@@ -49,6 +49,9 @@ static void test_equal_disks_are_equal(void **state)
     assert_int_equal(v.status, 0);
     assert_int_equal(v.differed, 0);
     assert_true(xm_disk_in_step(r->disk));
+    struct xm_disk_status st;
+    xm_disk_status(r->disk, &st);
+    assert_int_equal(st.verified, RIG_SIZE);
 }
 
 static void test_what_differs_is_found_and_copied_again(void **state)
