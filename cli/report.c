@@ -206,9 +206,10 @@ int report_plan(const struct args *a, const json_t *answer, const struct cli_io 
     size_t i;
     json_t *m;
 
-    if (json_is_array(plan) && !json_array_size(plan) && !over)
+    bool nothing = json_is_array(plan) && !json_array_size(plan);
+    if (nothing && !over && (io->terminal || args_has(a, OPT_DRY_RUN))) /* cron mails what is printed */
         fputs("Every datastore of this host is at or below its target: nothing to move.\n", io->out);
-    else if (json_is_array(plan) && !json_array_size(plan) && !json_array_size(reasons))
+    else if (nothing && over && !json_array_size(reasons))
         fputs("Nothing that could be moved would help.\n", io->out);
     if (args_has(a, OPT_DRY_RUN)) {
         json_array_foreach (plan, i, m)

@@ -24,6 +24,27 @@ static json_t *options_of(const struct args *a)
     return o;
 }
 
+/* What would be taken for granted, and would do nothing. */
+static int refuse_idle(const struct args *a, struct xm_error *e)
+{
+    bool only = args_has(a, OPT_STORAGE_ONLY), disks = only || args_has(a, OPT_WITH_STORAGE);
+    const char *idle = NULL;
+
+    if (only && (args_has(a, OPT_DOWNTIME) || args_has(a, OPT_ALLOW_OLDER)))
+        return xm_error_set(e, EINVAL,
+                            "--storage-only stops no VM and leaves it in its QEMU: %s says nothing of it",
+                            args_has(a, OPT_DOWNTIME) ? "--downtime" : "--allow-older");
+    if (!disks && args_has(a, OPT_VERIFY))
+        idle = "--verify";
+    else if (!disks && args_has(a, OPT_KEEP_SOURCE))
+        idle = "--keep-source";
+    if (!idle)
+        return 0;
+    return xm_error_set(e, EINVAL,
+                        "%s is about disks that are moved, and none are: add --with-storage, or leave it out",
+                        idle);
+}
+
 /* VM HOST[:DATASTORE], or with --storage-only VM DATASTORE. */
 static int move_request(const struct args *a, json_t *r, struct xm_error *e)
 {
@@ -46,6 +67,9 @@ static int move_request(const struct args *a, json_t *r, struct xm_error *e)
         return xm_error_set(e, EINVAL, "\"%.60s\" is no HOST or HOST:DATASTORE", place);
     if (args_has(a, OPT_DETACH) && args_has(a, OPT_DRY_RUN))
         return xm_error_set(e, EINVAL, "--dry-run starts nothing that --detach could leave running");
+    int idle = refuse_idle(a, e);
+    if (idle)
+        return idle;
     json_object_set_new(r, "vm", json_string(a->word[0]));
     json_object_set_new(
         r, "host", only ? json_null() : json_stringn(place, colon ? (size_t)(colon - place) : strlen(place)));

@@ -44,10 +44,10 @@ double pace_rate(const struct pace *); /* bytes a second that are taken; 0: not 
  * holes of a sparse one pass in no time. Never 0 while chunks are missing. Pure. */
 struct pace_disk {
     uint64_t size, allocated;
-    uint64_t missing;         /* bytes of chunks that are not at the second side */
-    uint64_t copied;          /* of what is allocated, sent or found to be zeros */
-    uint64_t again;           /* of these, what guest writes made absent again */
-    uint64_t chunk;           /* 0: what is allocated is not known */
+    uint64_t missing; /* bytes of chunks that are not at the second side */
+    uint64_t copied;  /* of what is allocated, sent or found to be zeros */
+    uint64_t again;   /* of these, what guest writes made absent again */
+    uint64_t chunk;   /* 0: what is allocated is not known */
 };
 uint64_t pace_disk_total(const struct pace_disk *);
 uint64_t pace_disk_left(const struct pace_disk *);

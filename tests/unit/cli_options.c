@@ -94,6 +94,15 @@ static void storage_is_asked_for(void **state)
            "--storage-only stays on this host: write the datastore alone, not hostb:fast");
     refuse("--with-storage web1 hostb:", "\"hostb:\" is no HOST or HOST:DATASTORE");
     refuse("--with-storage web1 :fast", "\":fast\" is no HOST or HOST:DATASTORE");
+    /* What broke: they were taken, and did nothing. */
+    refuse("--storage-only --downtime 5 web1 slow",
+           "--storage-only stops no VM and leaves it in its QEMU: --downtime says nothing of it");
+    refuse("check --storage-only --allow-older web1 slow",
+           "--storage-only stops no VM and leaves it in its QEMU: --allow-older says nothing of it");
+    refuse("--verify web1 hostb",
+           "--verify is about disks that are moved, and none are: add --with-storage, or leave it out");
+    refuse("--keep-source web1 hostb",
+           "--keep-source is about disks that are moved, and none are: add --with-storage, or leave it out");
 }
 
 static void every_option_reaches_the_agent(void **state)
