@@ -33,7 +33,7 @@ static void gather_datastore(struct agent *a, const struct admission_request *r,
     if (r->start || !r->storage || !ds->incoming || (r->datastore && strcmp(r->datastore, ds->name) != 0))
         return;
     f->hangs = storage_space(ds->path, &f->size, &f->free) == -ETIMEDOUT;
-    if (!f->hangs && datastore_judge(a, ds, &wrong) < 0)
+    if (!f->hangs && (datastore_judge(a, ds, &wrong) < 0 || storage_takes_files(ds->path, &wrong) < 0))
         f->wrong = g->wrong[i] = xm_printf("%s", wrong.text);
     f->block = f->hangs || f->wrong ? 0 : probe_block_size(ds->path);
 }

@@ -211,8 +211,8 @@ void job_event(struct agent *a, struct job *job, json_t *event)
         return;
     }
     if (ends) { /* who reads only the last event finds everything in it */
-        static const char *const keys[] = {"vm", "source", "destination", "mode"};
-        for (size_t i = 0; i < 4; i++) {
+        static const char *const keys[] = {"vm", "source", "destination", "mode", "datastore"};
+        for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
             if (!json_object_get(event, keys[i]) && json_object_get(job->about, keys[i]))
                 json_object_set(event, keys[i], json_object_get(job->about, keys[i]));
         }

@@ -144,7 +144,11 @@ static int run_out(struct move *m, int *exit_status, struct xm_error *e)
         json_decref(o);
         return xm_error_set(e, EPROTO, "host %s: its answer makes no sense", m->host);
     }
-    const char *token = xm_json_str(o, "token", "");
+    const char *token = xm_json_str(o, "token", ""), *chosen = xm_json_str(o, "datastore", NULL);
+    agent_lock(m->agent);
+    if (chosen && !config_name_check("datastore", chosen, NULL))
+        json_object_set_new(m->job->about, "datastore", json_string(chosen));
+    agent_unlock(m->agent);
     int r = launch(m,
                    json_pack("{s:s, s:s, s:s, s:s, s:I, s:o, s:b, s:O, s:O}", "cmd", "migrate", "job",
                              m->job->id, "token", token, "destination", m->host, "port",

@@ -37,10 +37,33 @@ static void block_notes(struct agent *a, const struct vm_spec *s, const struct f
     free(where);
 }
 
-static void bridge_notes(struct agent *a, const struct vm_spec *s, json_t *notes)
+/* That they lay apart, on fast and on slow storage, say, is not kept. */
+static void datastore_note(struct agent *a, const struct asked *q, int chosen, json_t *notes)
+{
+    const struct vm_spec *s = &q->spec;
+    bool apart = false;
+
+    for (unsigned i = 1; i < s->disks; i++)
+        apart |= strcmp(s->disk[i].datastore, s->disk[0].datastore) != 0;
+    if (apart || (!q->req.datastore && a->conf.datastores > 1))
+        json_array_append_new(notes, json_sprintf("the disks of %s land in datastore '%s' of %s%s", s->name,
+                                                  a->conf.datastore[chosen].name, a->conf.name,
+                                                  apart ? ", all of them, wherever they lie now" : ""));
+}
+
+/* mtus: of the bridges that the NICs are on now. */
+static void bridge_notes(struct agent *a, const struct vm_spec *s, const json_t *mtus, json_t *notes)
 {
     for (unsigned i = 0; i < s->nics; i++) {
         const char *bridge = s->nic[i].bridge;
+        json_int_t here = bridge[0] ? probe_bridge_mtu(bridge) : 0;
+        json_int_t there = json_integer_value(json_array_get(mtus, i)); /* 0: an older agent's */
+        if (here && there > here)
+            json_array_append_new(
+                notes,
+                json_sprintf("bridge '%s' of %s passes frames of %lld bytes, and where %s is now %lld: "
+                             "what its guest sends in larger ones is lost there",
+                             bridge, a->conf.name, (long long)here, s->name, (long long)there));
         uint64_t t = bridge[0] ? probe_bridge_passes_in(bridge, NULL) : 0;
         if (t)
             json_array_append_new(
@@ -96,12 +119,13 @@ json_t *verb_peer_check(struct conn *c, const json_t *request)
         json_t *notes = json_array();
         if (datastore >= 0) {
             json_object_set_new(answer, "datastore", json_string(a->conf.datastore[datastore].name));
+            datastore_note(a, &q, datastore, notes);
             block_notes(a, &q.spec, &g.datastore[datastore], notes);
         }
         if (prepare_judge_left(a, q.spec.name, &e) < 0)
             json_array_append_new(reasons, json_string(e.text));
         judge_user(a, &q.spec, reasons, notes);
-        bridge_notes(a, &q.spec, notes);
+        bridge_notes(a, &q.spec, json_object_get(request, "mtus"), notes);
         json_object_set_new(answer, "notes", notes);
         gathered_free(&g);
     }

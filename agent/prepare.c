@@ -218,7 +218,7 @@ static int bring_up(struct agent *a, struct asked *q, int datastore, struct xm_e
     return r;
 }
 
-static json_t *prepared(struct agent *a, const struct asked *q, const char *token)
+static json_t *prepared(struct agent *a, const struct asked *q, int datastore, const char *token)
 {
     json_t *answer = ok_answer(), *links = json_array(), *disks = json_array();
 
@@ -232,6 +232,8 @@ static json_t *prepared(struct agent *a, const struct asked *q, const char *toke
     json_object_set_new(answer, "port", json_integer(a->port));
     json_object_set_new(answer, "links", links);
     json_object_set_new(answer, "disks", disks);
+    if (datastore >= 0)
+        json_object_set_new(answer, "datastore", json_string(a->conf.datastore[datastore].name));
     return answer;
 }
 
@@ -280,7 +282,7 @@ static json_t *prepare(struct agent *a, struct asked *q)
     }
     xm_fault("prepared");
     xm_log(XM_LOG_INFO, "VM %s: prepared for job %s of %s", q->spec.name, q->job, q->req.source);
-    return prepared(a, q, token);
+    return prepared(a, q, datastore, token);
 }
 
 json_t *verb_peer_prepare(struct conn *c, const json_t *request)

@@ -105,6 +105,10 @@ json_t *move_peer_request(struct move *m, const char *verb, const char *job)
     for (unsigned i = 0; i < m->spec.cdroms; i++)
         json_array_append_new(cdroms, json_integer((json_int_t)facts_file_size(m->spec.cdrom[i].path)));
     json_object_set_new(o, "cdrom_bytes", cdroms);
+    json_t *mtus = json_array();
+    for (unsigned i = 0; i < m->spec.nics; i++)
+        json_array_append_new(mtus, json_integer(probe_bridge_mtu(m->spec.nic[i].bridge)));
+    json_object_set_new(o, "mtus", mtus);
     if (m->datastore[0])
         json_object_set_new(o, "datastore", json_string(m->datastore));
     for (unsigned i = 0; i < a->conf.links; i++)
@@ -198,14 +202,20 @@ static uint64_t firmware_of(struct move *m)
     return bytes ? bytes : facts_file_size(m->spec.firmware);
 }
 
-/* Its disk is as large as when the VM was started. */
-static void note_grown(struct move *m, const struct vm_disk *d)
+/* Its disk is as large as when the VM was started. What a file has lost would come to be zeros. */
+static void judge_size(struct move *m, const struct vm_disk *d, json_t *reasons)
 {
     uint64_t size = disk_file_size(d->path);
 
-    if (!m->notes || size <= d->size || (!m->storage && !m->local))
+    if (size == d->size || !size || (!m->storage && !m->local))
         return;
-    against(m->notes,
+    if (size < d->size)
+        against(reasons,
+                xm_printf("%s has %s, and disk '%s' of VM %s %s: it was cut short while the VM ran", d->path,
+                          xm_format_size(size).s, d->name, m->vm, xm_format_size(d->size).s));
+    else if (m->notes)
+        against(
+            m->notes,
             xm_printf("%s has %s, and disk '%s' of VM %s %s: what is behind that is not moved. To enlarge "
                       "the disk, stop the VM and give it its new size, by edit",
                       d->path, xm_format_size(size).s, d->name, m->vm, xm_format_size(d->size).s));
@@ -306,7 +316,7 @@ static void judge_source(struct move *m, json_t *reasons)
         if (storage_hangs(m->spec.disk[i].path, &e) < 0)
             against(reasons, xm_printf("disk '%s' of VM %s: %s", m->spec.disk[i].name, m->vm, e.text));
         else
-            note_grown(m, &m->spec.disk[i]);
+            judge_size(m, &m->spec.disk[i], reasons);
     }
     judge_left(m, reasons);
     for (unsigned i = 0; !m->local && i < a->conf.links; i++) {
@@ -341,7 +351,8 @@ static void judge_local(struct move *m, json_t *reasons)
         return;
     }
     struct xm_error wrong = {0};
-    if ((m->held ? datastore_use : datastore_judge)(a, ds, &wrong) < 0)
+    if (storage_takes_files(ds->path, &wrong) < 0 ||
+        (m->held ? datastore_use : datastore_judge)(a, ds, &wrong) < 0)
         against(reasons, xm_printf("%s", wrong.text));
     block = probe_block_size(ds->path);
     for (unsigned i = 0; i < m->spec.disks; i++) {

@@ -163,6 +163,15 @@ int storage_space(const char *dir, uint64_t *size, uint64_t *free_bytes)
     return r;
 }
 
+int storage_takes_files(const char *dir, struct xm_error *e)
+{
+    struct question *q = question_new(dir, true), answer;
+
+    if (!q || question_ask(q, &answer) || !answer.fs.f_files || answer.fs.f_favail)
+        return 0;
+    return xm_error_set(e, ENOSPC, "%s: its file system has no inode left for another file", dir);
+}
+
 int storage_hangs(const char *path, struct xm_error *e)
 {
     struct stat st;

@@ -16,6 +16,7 @@
 
 int storage_stat(const char *path, struct stat *);                        /* 0 or -errno */
 int storage_space(const char *dir, uint64_t *size, uint64_t *free_bytes); /* likewise; bytes */
-int storage_hangs(const char *path, struct xm_error *); /* 0, or -ETIMEDOUT with a sentence */
+int storage_takes_files(const char *dir, struct xm_error *); /* -ENOSPC with a sentence; 0: it may */
+int storage_hangs(const char *path, struct xm_error *);      /* 0, or -ETIMEDOUT with a sentence */
 
 #endif

@@ -91,8 +91,10 @@ void report_done(const json_t *done, const json_t *first, const struct cli_io *i
     put_text(io->out, to ? to : "");
     bool paused = json_is_true(json_object_get(done, "paused"));
     fputs(paused ? ". It is paused there, as it was here.\n" : ".\n", io->out);
-    if (!local)
+    if (!local) {
         outcome_line(io, "from", xm_json_str(done, "source", ""));
+        outcome_line(io, "datastore", xm_json_str(done, "datastore", ""));
+    }
     if (total >= 0)
         outcome_line(io, "total time", xm_format_time((uint64_t)(total * 1e9)).s);
     if (downtime >= 0 && !local && !paused)

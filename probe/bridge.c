@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Bridges that keep a spanning tree: a new port listens, then learns, a forward delay each (15 s, unless
- * set), and only then passes anything. Asked by ioctl: /sys may be another network namespace's. */
+/* What there is to know of a bridge. In one that keeps a spanning tree a new port listens, then learns, a
+ * forward delay each (15 s, unless set), and only then passes anything. Asked by ioctl: /sys may be another
+ * network namespace's. */
 #include "probe/probe.h"
 
 #include <linux/if.h>
@@ -72,4 +73,15 @@ uint64_t probe_bridge_passes_in(const char *bridge, const char *device)
     if (s >= 0)
         close(s);
     return ticks * TICK;
+}
+
+unsigned probe_bridge_mtu(const char *bridge)
+{
+    struct ifreq ifr = named(bridge);
+    int s = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    bool known = s >= 0 && ioctl(s, SIOCGIFMTU, &ifr) == 0;
+
+    if (s >= 0)
+        close(s);
+    return known ? (unsigned)XM_MAX(ifr.ifr_mtu, 0) : 0;
 }

@@ -65,6 +65,8 @@ bool qemu_user_become(const struct qemu_user *);
 /* How long the bridge will pass nothing yet that comes from this port of it; without one: from a port that is
  * new. 0: it passes all, or nobody knows. ns. */
 uint64_t probe_bridge_passes_in(const char *bridge, const char *device);
+/* The largest frame that it passes, without the header: bytes. 0: it is not there. */
+unsigned probe_bridge_mtu(const char *bridge);
 
 /* ---- QEMU ---- */
 

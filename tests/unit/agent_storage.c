@@ -380,7 +380,36 @@ static void a_datastore_that_is_not_right_takes_no_disk(void **state)
         nothing_comes_there("cannot be written");
         umount2(in_dir(t, "dead"), MNT_DETACH);
     }
+    /* What broke: check said yes, and it was chosen time and again. */
+    if (mount("few", in_dir(t, "dead"), "tmpfs", 0, "nr_inodes=2") == 0) {
+        assert_int_equal(close(open(in_dir(t, "dead/last"), O_CREAT | O_WRONLY | O_CLOEXEC, 0600)), 0);
+        nothing_comes_there("dead: its file system has no inode left for another file");
+        umount2(in_dir(t, "dead"), MNT_DETACH);
+    }
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+}
+
+/* What broke: disks of «fast» and «slow» arrived in one, and a guest's large frames were lost behind another
+ * bridge; nobody had said so. */
+static void what_will_be_another_there_is_said(void **state)
+{
+    json_t *o = check_request(NULL), *vm = json_object_get(o, "vm"), *disks = json_object_get(vm, "disks");
+    (void)state;
+    need_qemu();
+    assert_int_equal(test_agent_start(t), 0);
+    must_say(ask_as_peer(t, json_incref(o)), "the disks of come land in datastore 'ds' of hosta\"");
+    json_t *other = json_deep_copy(json_array_get(disks, 0));
+    json_object_set_new(other, "name", json_string("log"));
+    json_object_set_new(other, "datastore", json_string("slow"));
+    json_array_append_new(disks, other);
+    json_array_append_new(json_object_get(o, "used"), json_integer(4096));
+    json_array_append_new(json_object_get(vm, "nics"),
+                          json_pack("{s:s, s:s, s:s, s:s}", "name", "lan", "bridge", "lo", "mac",
+                                    "52:54:00:00:00:01", "tap", "xm0"));
+    json_object_set_new(o, "mtus", json_pack("[i]", 70000));
+    must_say(ask_as_peer(t, json_incref(o)), "'ds' of hosta, all of them, wherever they lie now");
+    must_say(ask_as_peer(t, o),
+             "bridge 'lo' of hosta passes frames of 65536 bytes, and where come is now 70000");
 }
 
 /* What broke: no agent, and so none of the other datastores' VMs after a boot. */
@@ -465,6 +494,7 @@ int main(int argc, char **argv)
         TEST(a_start_asks_no_datastore_but_its_own),
         TEST(a_datastore_that_is_not_right_takes_no_disk),
         TEST(one_whose_directory_is_missing_keeps_no_agent_away),
+        TEST(what_will_be_another_there_is_said),
         TEST(one_that_was_marked_unmounted_is_mended),
         TEST(the_first_use_needs_it_mounted), /* last: this process is in another mount namespace then */
     };

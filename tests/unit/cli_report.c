@@ -101,6 +101,28 @@ static void few_lines_where_nothing_can_be_redrawn(void **state)
     assert_int_equal(printed, 11); /* each tenth once */
 }
 
+/* What broke: 98 % for as long as it took. */
+static void a_comparison_says_how_far_it_is(void **state)
+{
+    (void)state;
+    const char *copied =
+        "{\"event\":\"progress\",\"state\":\"disks\",\"bytes_done\":100,\"bytes_total\":100}";
+    const char *reads =
+        "{\"event\":\"progress\",\"state\":\"disks\",\"bytes_done\":98,\"bytes_total\":100,\"rate\":1e6,"
+        "\"eta_s\":3,\"verified_bytes\":1048576,\"verify_total\":4194304}";
+    const char *done =
+        "{\"event\":\"done\",\"vm\":\"web1\",\"destination\":\"hostb\",\"verified_bytes\":4194304,"
+        "\"datastore\":\"fast\"}";
+
+    assert_int_equal(
+        run_cli("--verify --with-storage web1 hostb", SAYS(JOB, copied, reads, done), false, false),
+        CLI_DONE);
+    expect_in(cli_out, "disks    100 %  100 B of 100 B\n"
+                       "disks    verifying  25 %  1.00 MiB of 4.00 MiB  1.00 MB/s  3.00 s left\n");
+    expect_in(cli_out, "  datastore    fast\n");
+    expect_in(cli_out, "  verified     4.00 MiB read again on both sides, and alike\n");
+}
+
 /* Seen: «The disks of web1 have moved. total time 0 ns», and the mirror «gave up 4 times»: who, and what of?
  */
 static void nothing_to_move_and_chunks_copied_again_are_said_so(void **state)
@@ -238,6 +260,7 @@ int main(void)
         WITH_AGENT(a_downtime_over_its_budget_is_said_to_be),
         WITH_AGENT(a_storage_only_move_speaks_of_disks),
         WITH_AGENT(few_lines_where_nothing_can_be_redrawn),
+        WITH_AGENT(a_comparison_says_how_far_it_is),
         WITH_AGENT(nothing_to_move_and_chunks_copied_again_are_said_so),
         WITH_AGENT(a_terminal_gets_one_line_redrawn),
         WITH_AGENT(check_says_yes_or_why_not),
