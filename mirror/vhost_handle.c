@@ -278,6 +278,10 @@ static int swap_mem(struct job *j)
 {
     struct guestmem *old = j->dev->mem;
 
+    for (unsigned i = 0; i < j->dev->queues; i++) {
+        if (j->dev->ring[i].kept) /* starts anew below, with what is kept */
+            ring_stop(&j->dev->ring[i]);
+    }
     j->dev->mem = j->mem;
     j->mem = old;
     rings_apply_features(j->dev); /* the log */

@@ -62,7 +62,7 @@ static void ring_done(struct blk_req *q, uint32_t len)
     struct ring *r = q->owner;
 
     /* Not answered, it stays in the in-flight region, and is done again when the ring runs again. */
-    bool kept = q->no_room && !r->running && r->vq.track;
+    bool kept = q->no_room && (!r->running || r->dev->paused) && r->vq.track;
     if (r->dev->hung_up || kept) {
         virtqueue_drop(&r->vq, q->head);
         r->kept += kept;
