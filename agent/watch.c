@@ -217,6 +217,25 @@ static struct job *bar_job_of(struct agent *a, const char *name)
     return job;
 }
 
+/* Its disks may have moved before it died. */
+static void fail_job_of_dead(struct agent *a, struct job *job, const json_t *spec)
+{
+    static const char why[] = "the shim died, and with it the migration; the VM runs on here with a new one";
+    const char *datastore = xm_json_str(job->about, "datastore", "");
+    const json_t *disks = json_object_get(spec, "disks"), *d;
+    unsigned there = 0;
+    size_t i;
+
+    json_array_foreach ((json_t *)disks, i, d)
+        there += !strcmp(xm_json_str(d, "datastore", ""), datastore);
+    char *text = !strcmp(xm_json_str(job->about, "mode", ""), "storage-only")
+                     ? xm_printf("%s, %u of its %zu disks in datastore %s", why, there,
+                                 json_array_size(disks), datastore)
+                     : xm_printf("%s", why);
+    job_fail(a, job, EXIT_FAILED, text);
+    free(text);
+}
+
 /* The shim is gone and QEMU is not: another shim for it. */
 static bool revive(struct agent *a, const char *name)
 {
@@ -245,14 +264,13 @@ static bool revive(struct agent *a, const char *name)
     struct job *job = bar_job_of(a, name);
     xm_fault("reviving");
     int r = vm_spawn(a, name, spec, epoch, NULL, &e);
-    json_decref(spec);
     if (!r && expected)
         took_over(a, name);
     if (r)
         xm_log(XM_LOG_ERROR, "%s", e.text);
     else if (job)
-        job_fail(a, job, EXIT_FAILED,
-                 "the shim died, and with it the migration; the VM runs on here with a new one");
+        fail_job_of_dead(a, job, spec);
+    json_decref(spec);
     if (job)
         job_put(a, job);
     /* Its QEMU may be slow to answer: the next try, as long as there may be one. */

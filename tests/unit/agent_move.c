@@ -308,6 +308,43 @@ static void the_vm_runs_on_when_only_the_shim_dies(void **state)
     assert_string_equal(state_of("web1"), "running");
 }
 
+/* What broke: the disk was in the other datastore by then, and said to be safe where it was. */
+static void the_shim_dies_in_a_move_of_the_disks(void **state)
+{
+    struct xm_jsonl js;
+    (void)state;
+    need_qemu();
+
+    test_agent_stop(t, SIGTERM);
+    FILE *f = fopen(in_dir(t, "conf"), "ae");
+    fprintf(f, "[datastore ds2]\npath = %s/ds2\n", t->dir);
+    fclose(f);
+    assert_int_equal(mkdir(in_dir(t, "ds2"), 0700), 0);
+    assert_int_equal(test_agent_start(t), 0);
+    must(ask(t, start_request()), 0);
+    start_qemu(false);
+    xm_jsonl_init(&js, agent_socket());
+    xm_jsonl_send(js.fd,
+                  json_pack("{s:s, s:s, s:b, s:s, s:{}}", "verb", "move", "vm", "web1", "storage_only", 1,
+                            "datastore", "ds2", "options"),
+                  -1, NULL);
+    for (bool disks = false; !disks;) {
+        json_t *o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL);
+        assert_non_null(o);
+        disks = !strcmp(xm_json_str(o, "state", ""), "disks");
+        json_decref(o);
+    }
+    json_t *spec = json_load_file(in_dir(t, "state/vms/web1/spec.json"), 0, NULL);
+    json_object_set_new(json_array_get(json_object_get(spec, "disks"), 0), "datastore", json_string("ds2"));
+    assert_int_equal(xm_json_save(in_dir(t, "state/vms/web1/spec.json"), spec, NULL), 0);
+    json_decref(spec);
+    kill(shim_pid(t, "web1"), SIGKILL);
+    json_t *o = last_of(&js);
+    assert_non_null(strstr(xm_json_str(o, "error", ""), "with a new one, 1 of its 1 disks in datastore ds2"));
+    must(o, 1);
+    xm_jsonl_close(&js);
+}
+
 /* Its disk moved to another file of this host before the shim died, which did not come to say so. What broke:
  * the agent went on with the old path, and a destination that reaches the same storage was told that one: the
  * VM would have gone on there on the file that it had left. */
@@ -616,6 +653,7 @@ int main(int argc, char **argv)
         TEST(a_guest_that_powers_itself_off_can_be_started_at_once),
         TEST(the_shim_dies_in_the_hand_off),
         TEST(the_vm_runs_on_when_only_the_shim_dies),
+        TEST(the_shim_dies_in_a_move_of_the_disks),
         TEST(where_the_disks_are_is_read_anew),
         TEST(a_job_that_is_over_is_not_given_to_the_new_shim),
         TEST(the_destination_learns_what_is_known_of_the_cpu),

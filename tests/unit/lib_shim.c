@@ -134,6 +134,11 @@ static bool is_of(const struct fake *f, const json_t *o)
            !strcmp(xm_json_str(o, "source", ""), xm_json_str(in, "source", "?"));
 }
 
+static bool begins(const char *cmd)
+{
+    return !strcmp(cmd, "migrate") || !strcmp(cmd, "storage");
+}
+
 /* Events that an answer has to precede are sent by `after`. */
 static json_t *command(struct fake *f, int at, const json_t *o, const char **after)
 {
@@ -159,7 +164,7 @@ static json_t *command(struct fake *f, int at, const json_t *o, const char **aft
             json_object_set_new(reply, "qemu_silent", json_string("no answer in time"));
     } else if (!strcmp(cmd, "subscribe")) {
         f->subscribed[at] = true;
-    } else if (!strcmp(cmd, "migrate")) {
+    } else if (begins(cmd)) {
         snprintf(f->job, sizeof f->job, "%s", xm_json_str(o, "job", ""));
     } else if (!strcmp(cmd, "link")) {
         if (write(f->client[at].passed_fd, "!", 1) != 1)
@@ -188,7 +193,7 @@ static json_t *command(struct fake *f, int at, const json_t *o, const char **aft
 
 static void afterwards(struct fake *f, const char *cmd)
 {
-    if (!strcmp(cmd, "migrate")) {
+    if (begins(cmd)) {
         emit(f, json_pack("{s:s, s:s}", "event", "state", "state", "disks"));
     } else if (!strcmp(cmd, "abort") && f->incoming) {
         remove_created(f);
