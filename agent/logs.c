@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* logs/ of the state directory: what VMs that have ended here have said. The logs of a VM that this host knows
- * stay. Of others, that live elsewhere under another record or have come to nothing, the latest stay: a peer
- * names what it sends here as it likes, and each name would leave something for ever. */
+/* logs/ of the state directory: what VMs that have ended here have said. The logs of a VM that this host
+ * knows stay. Of others, that have come to nothing or were forgotten, the latest stay: a peer names what it
+ * sends here as it likes, and each name would leave something for ever. */
 #include "agent/agent.h"
 
 #include <dirent.h>
