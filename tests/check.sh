@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# check.sh PROGRAM... [--alone PROGRAM...]: what `make check` runs, all of it even after a failure; the programs four at a time
-# (XM_JOBS: another number). A good run ends with cmocka's closing lines, a bad one with what failed.
+# check.sh PROGRAM... [--alone PROGRAM...]: what `make check` runs, all of it even after a failure; the programs
+# four at a time (XM_JOBS: another number). A good run ends with cmocka's closing lines, a bad one with what failed.
 here=$(dirname "$0")
 failed=
 "$here/layers.sh" || failed="$failed layers"

@@ -87,8 +87,8 @@ int xmigrate_run(const char *host, int expected, json_t **out, const char *fmt, 
 }
 
 /* QEMU under TCG has faults of its own, seen without anything of ours: at a boot or reboot, once in some
- * hundred, it ends by an assertion (msix_table_mmio_write; 7.2 and 10) or a segmentation fault, or (10) a vCPU
- * has no timer any more, which the guest's kernel says. That is not what is tested. */
+ * hundred, it ends by an assertion (msix_table_mmio_write; 7.2 and 10) or a segmentation fault, or (10) a
+ * vCPU has no timer any more, which the guest's kernel says. That is not what is tested. */
 static const char *qemus_own_fault(const char *host, const char *vm)
 {
     if (sh(NULL, 5,

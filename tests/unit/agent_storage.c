@@ -21,8 +21,8 @@
 #include <unistd.h>
 #include "tests/progress.h"
 
-/* The address sanitizer's search for leaks, at the end of a process, stops all of its threads first, and waits
- * for ever for one that hangs in the kernel: the agent's here. */
+/* The address sanitizer's search for leaks, at the end of a process, stops all of its threads first, and
+ * waits for ever for one that hangs in the kernel: the agent's here. */
 const char *__asan_default_options(void);
 const char *__asan_default_options(void)
 {
