@@ -166,12 +166,12 @@ static int check_directory(const char *file, const char *section, const char *ke
         return xm_error_set(e, EINVAL, "%s:%u: the path '%s' may not have a comma", file,
                             xm_ini_line(file, section, key), dir);
     int r = exists ? storage_stat(dir, &st) : 0;
-    /* It may come (back), and the VMs of the other datastores need their agent. */
-    if (r == -ETIMEDOUT || r == -ENOENT)
-        xm_log(XM_LOG_WARN,
-               r == -ENOENT ? "%s:%u: there is no directory %s"
-                            : "%s:%u: %s does not answer: its storage hangs",
-               file, xm_ini_line(file, section, key), dir);
+    /* What hangs, fails or is not there may come (back), and the other datastores' VMs need their agent. */
+    if (r && r != -ENOTDIR)
+        xm_log(XM_LOG_WARN, "%s:%u: %s: %s", file, xm_ini_line(file, section, key), dir,
+               r == -ENOENT      ? "there is no such directory"
+               : r == -ETIMEDOUT ? "it does not answer: its storage hangs"
+                                 : strerror(-r));
     else if (exists && (r || !S_ISDIR(st.st_mode)))
         return xm_error_set(e, ENOTDIR, "%s:%u: %s is no directory", file, xm_ini_line(file, section, key),
                             dir);

@@ -427,6 +427,21 @@ static void one_whose_directory_is_missing_keeps_no_agent_away(void **state)
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
 }
 
+/* What broke: «is no directory», and no agent, once the daemon behind a mount had died (NFS: ESTALE; a dead
+ * disk: EIO). */
+static void one_that_has_failed_keeps_no_agent_away(void **state)
+{
+    (void)state;
+    need_qemu();
+    must_hang();
+    close(fuse);
+    fuse = -1;
+    assert_int_equal(test_agent_start(t), 0);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "spec", in_dir(t, "spec.ini"))), 0);
+    nothing_comes_there(strerror(ENOTCONN));
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+}
+
 /* Of an agent that was killed while it asked, or wrote a file anew. One that is young may be another host's
  * that asks just now. */
 static void probes_do_not_stay(void **state)
@@ -494,6 +509,7 @@ int main(int argc, char **argv)
         TEST(a_start_asks_no_datastore_but_its_own),
         TEST(a_datastore_that_is_not_right_takes_no_disk),
         TEST(one_whose_directory_is_missing_keeps_no_agent_away),
+        TEST(one_that_has_failed_keeps_no_agent_away),
         TEST(what_will_be_another_there_is_said),
         TEST(one_that_was_marked_unmounted_is_mended),
         TEST(the_first_use_needs_it_mounted), /* last: this process is in another mount namespace then */
