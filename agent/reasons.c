@@ -206,8 +206,10 @@ static uint64_t firmware_of(struct move *m)
 static void judge_size(struct move *m, const struct vm_disk *d, json_t *reasons)
 {
     uint64_t size = disk_file_size(d->path);
+    struct stat st;
+    bool known = size || (!storage_stat(d->path, &st) && S_ISREG(st.st_mode)); /* one that is empty has 0 */
 
-    if (size == d->size || !size || (!m->storage && !m->local))
+    if (size == d->size || !known || (!m->storage && !m->local))
         return;
     if (size < d->size)
         against(reasons,
