@@ -59,6 +59,7 @@ struct vm {
     unsigned revived;    /* how often its shim was started anew since: */
     uint64_t revived_at; /* xm_now() */
     json_t *last; /* of a move by which it goes from here, or in which it ended: the last event; else NULL */
+    uint64_t last_at; /* xm_now() when that came */
     /* It is expected, by a migration: */
     json_t *incoming; /* what stands in shim.json; NULL when the VM is this host's own */
 };

@@ -17,6 +17,7 @@
 #include <string.h>
 
 #define EXPECTED_NS (10 * XM_NS_PER_S) /* a VM that is on its way is asked so often whether it has come */
+#define LAST_NS     (3 * XM_NS_PER_S)  /* a job's last event waits so long for the end of the VM's shim */
 #define REVIVE_MAX  3
 #define REVIVE_NS   (600 * XM_NS_PER_S) /* so many in that time, then only: */
 #define ORPHAN_NS   (10 * XM_NS_PER_S)  /* once in that time: another may have had its disks' locks */
@@ -129,6 +130,7 @@ static void on_event(struct agent *a, const char *name, json_t *event)
         if ((vm = vm_find(a, name))) {
             json_decref(vm->last);
             vm->last = json_incref(event);
+            vm->last_at = xm_now();
         }
         agent_unlock(a);
     }
@@ -149,6 +151,31 @@ static void on_event(struct agent *a, const char *name, json_t *event)
         learn_role(a, name);
 }
 
+/* Is the end of its shim waited for, so that its job's last event can be told? With the lock held. */
+static bool holds_last(const struct vm *vm)
+{
+    return vm && vm->last && vm->job[0] && !strcmp(vm->job, xm_json_str(vm->last, "job", ""));
+}
+
+/* Old storage that hangs, say, may keep its shim from ending for as long as it likes: the VM, not the job. */
+static void tell_last(struct agent *a, const char *name)
+{
+    json_t *last = NULL;
+
+    agent_lock(a);
+    struct vm *vm = vm_find(a, name);
+    if (holds_last(vm) && xm_now() - vm->last_at >= LAST_NS)
+        last = json_copy(vm->last);
+    agent_unlock(a);
+    struct job *job = last ? job_get(a, xm_json_str(last, "job", "")) : NULL;
+    if (job) {
+        json_object_set_new(last, "note", json_string("its shim here has not ended yet"));
+        job_event(a, job, json_incref(last));
+        job_put(a, job);
+    }
+    json_decref(last);
+}
+
 /* The next event. A shim that was silent when it was asked what it is now may have no more to tell. */
 static json_t *next_event(struct agent *a, const char *name, struct xm_jsonl *js)
 {
@@ -156,12 +183,18 @@ static json_t *next_event(struct agent *a, const char *name, struct xm_jsonl *js
         struct xm_error e = {0};
         agent_lock(a);
         struct vm *vm = vm_find(a, name);
-        bool expected = vm && vm->incoming;
+        bool expected = vm && vm->incoming, last = holds_last(vm);
         agent_unlock(a);
-        json_t *o = xm_jsonl_recv(js, expected ? xm_now() + EXPECTED_NS : UINT64_MAX, &e);
+        json_t *o = xm_jsonl_recv(js,
+                                  last       ? xm_now() + LAST_NS
+                                  : expected ? xm_now() + EXPECTED_NS
+                                             : UINT64_MAX,
+                                  &e);
         if (o || e.code != ETIMEDOUT)
             return o;
-        learn_role(a, name);
+        tell_last(a, name);
+        if (expected)
+            learn_role(a, name);
     }
 }
 
@@ -387,6 +420,7 @@ static void *watch_main(void *arg)
         /* It hung up, or is not there yet, or is dead. */
         if (!vm_process(a, w->name, "shim.pid") && !revive(a, w->name))
             break;
+        tell_last(a, w->name);
         ending = agent_pause(a, 100 * XM_NS_PER_MS);
     }
     agent_lock(a);

@@ -277,6 +277,21 @@ static void a_guest_that_powers_itself_off_can_be_started_at_once(void **state)
     must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "vm", "web1")), 0);
 }
 
+/* What broke: nobody was told anything while its shim hung on old storage. */
+static void an_end_is_told_though_its_shim_hangs(void **state)
+{
+    struct xm_jsonl js;
+    need_qemu();
+
+    begin_move(*(int *)*state, &js);
+    xm_jsonl_close(&js);
+    must(ask_shim(t, "web1", json_pack("{s:s, s:i}", "cmd", "linger", "id", 1)), 0);
+    json_t *o = last_event_of_watch("1");
+    assert_string_equal(xm_json_str(o, "error", ""), "it has ended");
+    assert_string_equal(xm_json_str(o, "note", ""), "its shim here has not ended yet");
+    json_decref(o);
+}
+
 static void the_shim_dies_in_the_hand_off(void **state)
 {
     struct owner_record given = {.epoch = 2, .owner = OWNER_GIVEN, .to = "hostb"};
@@ -651,6 +666,7 @@ int main(int argc, char **argv)
         TEST(an_abort_ends_it_with_the_vm_here),
         TEST(the_vm_ends_in_a_move),
         TEST(a_guest_that_powers_itself_off_can_be_started_at_once),
+        TEST(an_end_is_told_though_its_shim_hangs),
         TEST(the_shim_dies_in_the_hand_off),
         TEST(the_vm_runs_on_when_only_the_shim_dies),
         TEST(the_shim_dies_in_a_move_of_the_disks),

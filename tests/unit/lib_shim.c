@@ -43,8 +43,8 @@ static void finish(struct fake *f)
     f->end = true;
 }
 
-/* The guest powers itself off in a move, and its QEMU takes its time to end. */
-static void power_off(struct fake *f)
+/* The guest powers itself off in a move, and its QEMU, or its shim, takes so many ms to end. */
+static void power_off(struct fake *f, int takes)
 {
     char path[300];
     json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:b, s:b}", "event", "failed", "error", "it has ended", "vm",
@@ -54,7 +54,7 @@ static void power_off(struct fake *f)
     snprintf(path, sizeof path, "%s/result.json", f->dir);
     json_dump_file(o, path, 0);
     emit(f, o);
-    poll(NULL, 0, 300);
+    poll(NULL, 0, takes);
     f->end = true;
 }
 
@@ -204,7 +204,9 @@ static void afterwards(struct fake *f, const char *cmd)
     } else if (!strcmp(cmd, "finish")) {
         finish(f);
     } else if (!strcmp(cmd, "power-off")) {
-        power_off(f);
+        power_off(f, 300);
+    } else if (!strcmp(cmd, "linger")) {
+        power_off(f, 60000);
     }
 }
 
