@@ -154,8 +154,12 @@ static int delete_file(const char *entry, json_t *o, left_used *used, void *ctx,
     if (stat(path, &st) < 0)
         return errno == ENOENT || errno == ENOTDIR ? was_deleted(path, planned, e)
                                                    : xm_error_errno(e, errno, "%s", path);
-    if ((planned && st.st_blocks) || is_another(o, &st)) /* it was to be made, or has been deleted */
+    if (planned && st.st_blocks) /* it was to be made */
         return 0;
+    if (is_another(o, &st)) { /* it has been deleted; or somebody has changed it before it was */
+        xm_log(XM_LOG_WARN, "%s stays: it is not the file, or not as it was, whose deletion was begun", path);
+        return 0;
+    }
     int r = S_ISREG(st.st_mode) ? lock_file(path, &fd, e) : 0;
     struct xm_error why = {0};
     int is = used && (!r || r == -EBUSY) ? used(ctx, path, &why) : 0;

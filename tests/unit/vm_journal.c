@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -101,8 +102,20 @@ static void what_was_deleted_is_not_deleted_twice(void **state)
     snprintf(disk, sizeof disk, "%s", tmpdir_path("disk.raw"));
     assert_false(is_there(disk));
     make(disk);
-    assert_int_equal(delete_left(NULL, NULL), 0);
+    /* What broke: nobody was told that a file stays, for ever. */
+    char said[300] = "";
+    int out = memfd_create("log", MFD_CLOEXEC), before = dup(2);
+    fflush(stderr);
+    dup2(out, 2);
+    int r = delete_left(NULL, NULL);
+    fflush(stderr);
+    dup2(before, 2);
+    close(before);
+    assert_int_equal(r, 0);
     assert_true(is_there(disk));
+    assert_true(pread(out, said, sizeof said - 1, 0) > 0);
+    close(out);
+    assert_non_null(strstr(said, "disk.raw stays: it is not the file, or not as it was,"));
 }
 
 struct row {
