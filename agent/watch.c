@@ -254,17 +254,19 @@ static struct job *bar_job_of(struct agent *a, const char *name)
 static void fail_job_of_dead(struct agent *a, struct job *job, const json_t *spec)
 {
     static const char why[] = "the shim died, and with it the migration; the VM runs on here with a new one";
-    const char *datastore = xm_json_str(job->about, "datastore", "");
     const json_t *disks = json_object_get(spec, "disks"), *d;
     unsigned there = 0;
     size_t i;
 
+    agent_lock(a); /* who prepares it may be writing down what it has learned of it (launch.c) */
+    const char *datastore = xm_json_str(job->about, "datastore", "");
     json_array_foreach ((json_t *)disks, i, d)
         there += !strcmp(xm_json_str(d, "datastore", ""), datastore);
     char *text = !strcmp(xm_json_str(job->about, "mode", ""), "storage-only")
                      ? xm_printf("%s, %u of its %zu disks in datastore %s", why, there,
                                  json_array_size(disks), datastore)
                      : xm_printf("%s", why);
+    agent_unlock(a);
     job_fail(a, job, EXIT_FAILED, text);
     free(text);
 }
@@ -295,6 +297,7 @@ static bool revive(struct agent *a, const char *name)
     }
     xm_log(XM_LOG_WARN, "VM %s: its shim has died; starting another one for its running QEMU", name);
     struct job *job = bar_job_of(a, name);
+    vm_take_result(a, name); /* it may have come to write how the migration has ended */
     xm_fault("reviving");
     int r = vm_spawn(a, name, spec, epoch, NULL, &e);
     if (!r && expected)

@@ -323,6 +323,22 @@ static void the_vm_runs_on_when_only_the_shim_dies(void **state)
     assert_string_equal(state_of("web1"), "running");
 }
 
+/* What broke: what stood in its file already, «done» even, was «the shim died». */
+static void a_shim_that_dies_after_its_last_word_is_heard(void **state)
+{
+    static const char word[] =
+        "{\"event\": \"failed\", \"job\": \"1\", \"error\": \"so\", \"vm_safe\": true}";
+    struct xm_jsonl js;
+    need_qemu();
+
+    begin_move(*(int *)*state, &js);
+    start_qemu(false);
+    assert_int_equal(xm_file_replace(in_dir(t, "run/vms/web1/result.json"), word, sizeof word - 1, NULL), 0);
+    json_t *o = end_of_a_move_whose_shim_dies(&js);
+    assert_string_equal(xm_json_str(o, "error", ""), "so");
+    json_decref(o);
+}
+
 /* What broke: the disk was in the other datastore by then, and said to be safe where it was. */
 static void the_shim_dies_in_a_move_of_the_disks(void **state)
 {
@@ -669,6 +685,7 @@ int main(int argc, char **argv)
         TEST(an_end_is_told_though_its_shim_hangs),
         TEST(the_shim_dies_in_the_hand_off),
         TEST(the_vm_runs_on_when_only_the_shim_dies),
+        TEST(a_shim_that_dies_after_its_last_word_is_heard),
         TEST(the_shim_dies_in_a_move_of_the_disks),
         TEST(where_the_disks_are_is_read_anew),
         TEST(a_job_that_is_over_is_not_given_to_the_new_shim),
