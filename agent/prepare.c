@@ -176,10 +176,14 @@ static void close_journal(struct agent *a, const char *name, const json_t *creat
     char *dir = vm_state_path(a, name, NULL);
     struct xm_error e = {0};
 
-    if (journal_undo(dir, name, &e) < 0)
+    /* By the list first, and before the source hears of it: the next host that it tries may reach the same
+     * datastore and make its disk at that path, which an entry that is still there would delete. */
+    if (journal_undo(dir, name, &e) < 0) {
         xm_log(XM_LOG_WARN, "%s", e.text);
-    else
+    } else {
+        free(left_wait(a, name));
         delete_created(created); /* those of which the journal does not tell yet */
+    }
     free(dir);
 }
 

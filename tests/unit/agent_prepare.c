@@ -472,6 +472,22 @@ static void an_incoming_vm_is_still_expected_by_the_next_agent(void **state)
     json_decref(answer);
 }
 
+/* What broke: its disk's path stood on the list for some seconds more. Another host, which was tried next,
+ * made its disk there, in a datastore of both, and it was deleted once its VM was stopped. */
+static void what_was_prepared_in_vain_is_off_the_list(void **state)
+{
+    (void)state;
+    need_qemu();
+
+    assert_int_equal(xm_file_replace(fault, "journal-write:2:error", 21, NULL), 0);
+    must(ask_as_peer(t, prepare_request("5")), 1);
+    assert_int_not_equal(access(fault, F_OK), 0); /* it has acted */
+    assert_int_equal(files_in_ds(), 0);
+    assert_true(exists(t, "state/left"));
+    assert_int_equal(rmdir(in_dir(t, "state/left")), 0); /* nothing is in it */
+    must_live();
+}
+
 /* A log that was written so many seconds after 1970. */
 static void make_log(const char *vm, unsigned at)
 {
@@ -528,6 +544,7 @@ int main(int argc, char **argv)
         TEST(a_link_with_the_token_gets_to_the_shim),
         TEST(what_was_made_for_a_dead_migration_is_deleted_by_the_next_agent),
         TEST(an_incoming_vm_is_still_expected_by_the_next_agent),
+        TEST(what_was_prepared_in_vain_is_off_the_list),
         TEST(logs_of_what_is_not_here_do_not_pile_up),
     };
     int status;
