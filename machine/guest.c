@@ -92,3 +92,22 @@ int machine_guest_paused(struct machine *vm, bool *paused, struct xm_error *e)
     json_decref(st);
     return 0;
 }
+
+bool machine_disk_left(struct machine_disk *d)
+{
+    struct qmp *q = &d->machine->qemu.qmp;
+    char *path = xm_printf("/machine/peripheral/disk-%s/virtio-backend", d->spec->name);
+    json_t *ring = NULL;
+    bool left = false;
+
+    for (int i = 0; !left && !xm_vhost_connected(d->vhost); i++) {
+        ring = qmp_call(q, "x-query-virtio-queue-status", json_pack("{s:s s:i}", "path", path, "queue", i),
+                        ASK_TIMEOUT, NULL);
+        if (!ring) /* it has no more */
+            break;
+        left = xm_json_int(ring, "last-avail-idx", 0) != xm_json_int(ring, "used-idx", 0);
+        json_decref(ring);
+    }
+    free(path);
+    return left;
+}

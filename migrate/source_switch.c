@@ -168,6 +168,20 @@ static bool suppress_description(struct source *m)
                   QEMU_TIMEOUT, NULL) == 0;
 }
 
+/* It would be lost there: the region that knows of it is this QEMU's. */
+static int check_left(struct source *m)
+{
+    for (unsigned i = 0; m->paused && i < m->machine->disks; i++) {
+        if (machine_disk_left(&m->machine->disk[i]))
+            return xm_error_set(
+                &m->error, EBUSY,
+                "disk %s: a request of the guest, which is paused, is not done yet (a write that has "
+                "waited for room, say); let the guest go on first; the VM stays here",
+                m->machine->spec.disk[i].name);
+    }
+    return 0;
+}
+
 static int start_qemu_migration(struct source *m)
 {
     struct qmp *q = &m->machine->qemu.qmp;
@@ -204,6 +218,8 @@ static int start_qemu_migration(struct source *m)
         r = machine_guest_paused(m->machine, &m->paused, &m->error);
     if (!r)
         machine_note_paused(m->machine, m->paused);
+    if (!r)
+        r = check_left(m);
     m->stopping = !r;
     if (!r)
         r = qmp_do(q, "migrate", json_pack("{s:s}", "uri", "fd:" STREAM_NAME), QEMU_TIMEOUT, &m->error);

@@ -9,7 +9,7 @@
  * A front end that stops a ring, or changes the guest's memory under it, does not wait for it: what waits
  * then of this ring has its error, and stays in the in-flight region where there is one, for when the ring
  * runs again (vhost_ring.c). In that state the guest must not be taken elsewhere: xm_disk_quiesce refuses
- * it, and it counts as waiting. */
+ * it, and it counts as waiting. (A shim that comes after asks QEMU: machine_disk_left.) */
 #include "mirror/disk.h"
 
 #include <string.h>

@@ -107,6 +107,10 @@ void vm_must_run_at(const char *host, const char *vm);
 /* One command to a VM's QEMU, by a monitor of its user's (extra = -qmp, tcp:127.0.0.1:4444,...), until QEMU
  * tells of the event. */
 void vm_monitor(const char *host, const char *command, const char *event);
+/* SIGKILL for a VM's shim or qemu. */
+void kill_process(const char *host, const char *vm, const char *what);
+/* Kills a VM's shim, and waits for the next. */
+void shim_is_killed(const char *host, const char *vm);
 /* No VM, no process but the agent, no tap, no file in a datastore. */
 void host_must_be_clean(const char *host);
 void host_must_be_clean_but(const char *host, const char *files); /* files that end so may be left */

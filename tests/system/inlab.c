@@ -267,3 +267,30 @@ void vm_monitor(const char *host, const char *command, const char *event)
         fail_msg("%s: %s", command, out);
     free(out);
 }
+
+void kill_process(const char *host, const char *name, const char *what)
+{
+    sh(NULL, 5, "kill -9 $(cat %s/%s/run/vms/%s/%s.pid)", lab_run_dir(), host, name, what);
+}
+
+static bool has_a_new_shim(const char *host, const char *name, const char *old)
+{
+    char *now = NULL;
+    int r = sh(&now, 5, "cat %s/%s/run/vms/%s/shim.pid", lab_run_dir(), host, name);
+    bool yes = r == 0 && *now && strcmp(now, old) != 0;
+
+    free(now);
+    return yes;
+}
+
+void shim_is_killed(const char *host, const char *name)
+{
+    char *old = NULL;
+
+    assert_int_equal(sh(&old, 5, "cat %s/%s/run/vms/%s/shim.pid", lab_run_dir(), host, name), 0);
+    kill_process(host, name, "shim");
+    for (struct limit l = limit_start(60); !has_a_new_shim(host, name, old) && limit_wait(&l);) {
+    }
+    assert_true(has_a_new_shim(host, name, old));
+    free(old);
+}

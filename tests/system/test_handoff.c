@@ -140,11 +140,6 @@ static void destination_shim_dies_after_its_record(void **state)
     scenario("vm5", "b", "run-after-record:1:kill", "b");
 }
 
-static void kill_process(const char *host, const char *name, const char *what)
-{
-    sh(NULL, 5, "kill -9 $(cat %s/%s/run/vms/%s/%s.pid)", lab_run_dir(), host, name, what);
-}
-
 /* A VM that has once come by a migration moves on, and its shim dies right after the record. Then all the
  * rest dies, too: what shim.json says of the first migration must not be taken for the second one. */
 static void all_die_between_the_records(const char *name, bool power_cut)
@@ -218,28 +213,6 @@ static bool is_paused_at(const char *host, const char *name)
 
     vm_state(host, name, state, sizeof(state));
     return strcmp(state, "paused") == 0;
-}
-
-static bool has_a_new_shim(const char *host, const char *name, const char *old)
-{
-    char *now = NULL;
-    int r = sh(&now, 5, "cat %s/%s/run/vms/%s/shim.pid", lab_run_dir(), host, name);
-    bool yes = r == 0 && *now && strcmp(now, old) != 0;
-
-    free(now);
-    return yes;
-}
-
-static void shim_is_killed(const char *host, const char *name)
-{
-    char *old = NULL;
-
-    assert_int_equal(sh(&old, 5, "cat %s/%s/run/vms/%s/shim.pid", lab_run_dir(), host, name), 0);
-    kill_process(host, name, "shim");
-    for (struct limit l = limit_start(60); !has_a_new_shim(host, name, old) && limit_wait(&l);) {
-    }
-    assert_true(has_a_new_shim(host, name, old));
-    free(old);
 }
 
 /* Its user has paused it, and nobody else lets it go on: not the shim that comes after a killed one, not a

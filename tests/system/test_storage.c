@@ -326,13 +326,13 @@ static void a_guest_without_room_waits_for_it(void **state)
 }
 
 /* What both hosts reach is full, and the guest is paused: its write is in QEMU here alone. What broke: the VM
- * moved, and nobody would ever have answered it. (The file that tells who reaches a datastore needs room,
- * too, which a guest that runs would have had first.) */
+ * moved, and nobody would ever have answered it; and still so when its shim had been killed meanwhile. (The
+ * file that tells who reaches a datastore needs room, too, which a guest that runs would have had first.) */
 static void a_guest_without_room_does_not_move_alone(void **state)
 {
     static const struct small_options no_nic = {.no_nic = true};
     struct small g;
-    char spec[256], dir[512], *out = NULL, *moved = NULL;
+    char spec[256], dir[512], *out = NULL, *moved = NULL, *anew = NULL;
     bool waits = false;
     (void)state;
 
@@ -363,12 +363,24 @@ static void a_guest_without_room_does_not_move_alone(void **state)
     if (waits)
         vm_monitor("a", "stop", "STOP");
     sh(NULL, 5, "truncate -s -64K %s/.full", dir);
-    int there = sh(&moved, 60, "%s", xmigrate("a", "full2 hostb"));
+    int there = sh(&moved, 60, "%s", xmigrate("a", "full2 hostb")), again = 1;
+    if (waits && there) {
+        sh(NULL, 30, "head -c 200M /dev/zero >>%s/.full", dir);
+        vm_monitor("a", "cont", "RESUME");
+        waits = says_no_room();
+        for (struct limit l = limit_start(20); !waits && limit_wait(&l);)
+            waits = says_no_room();
+        vm_monitor("a", "stop", "STOP");
+        sh(NULL, 5, "truncate -s -64K %s/.full", dir);
+        shim_is_killed("a", "full2");
+        again = sh(&anew, 60, "%s", xmigrate("a", "full2 hostb"));
+    }
     sh(NULL, 5, "rm -f %s/.full", dir);
-    const char *host = there ? "a" : "b", *why = NULL;
-    if (waits && there)
+    bool here = there && again;
+    const char *host = here ? "a" : "b", *why = NULL;
+    if (waits && here)
         vm_monitor(host, "cont", "RESUME");
-    if (waits && there)
+    if (waits && here)
         why = small_ready(&g, *host);
     sh(NULL, 30, "%s; %s; umount -l %s", xmigrate(host, "stop --force full2"),
        xmigrate(host, "undefine full2"), dir);
@@ -377,8 +389,11 @@ static void a_guest_without_room_does_not_move_alone(void **state)
         fail_msg("it does not wait for room: %s", out);
     if (there != 1 || !strstr(moved, "there is no room in the file system of"))
         fail_msg("exit status %d: %s", there, moved);
+    if (again != 1 || !strstr(anew, "is not done yet"))
+        fail_msg("with another shim, exit status %d: %s", again, anew);
     free(out);
     free(moved);
+    free(anew);
     if (why)
         fail_msg("where there is room: %s", why);
 }
