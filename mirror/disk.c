@@ -253,7 +253,7 @@ static void take_status(void *arg)
         xm_replica_digest(d->mirror.replica, &s->digest);
     s->buffer_bytes = d->buffer.used;
     s->waiting = room_waiting(d);
-    s->failed = d->copy.failed;
+    s->failed = d->mirror.mode == XM_MIRROR_OFF ? 0 : d->copy.failed;
     memcpy(s->why, d->copy.why, sizeof s->why);
 }
 

@@ -53,7 +53,7 @@ struct xm_disk_status {
     unsigned waiting;  /* guest writes that wait for room in the file system; also with the front end */
     uint64_t given_up; /* chunks that went back to absent */
     uint64_t verified; /* bytes that have been compared since that began */
-    int failed;        /* -errno when copying was given up for good, and why; 0: it goes on */
+    int failed;        /* -errno when copying was given up for good, and why; 0: it goes on, or is off */
     char why[300];
     /* of the guest, since the disk was opened */
     uint64_t reads, writes, flushes, read_bytes, write_bytes, errors;

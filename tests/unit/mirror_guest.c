@@ -150,6 +150,9 @@ static void test_invariant_6_copy_that_cannot_succeed_ends_with_a_sentence(void 
     struct rig_op *w = rig_write(r, 0, 4096, 7);
     rig_run(r, 5);
     assert_true(w->done && w->status == 0);
+    /* What broke: a move that copies no disks failed for it, days later. */
+    rig_mirror_off(r);
+    assert_int_equal(rig_status(r).failed, 0);
 }
 
 static void test_invariant_6_unreadable_source_ends_with_a_sentence(void **state)
