@@ -3,12 +3,14 @@
  *
  * A guest stands still for one of two reasons. Its user (by QMP) or QEMU itself has paused it: then nobody
  * but the user lets it go on. Or a start or a migration has stopped it: then it is to run. QEMU's run state
- * tells the two apart, but for two cases:
+ * tells the two apart, but for three cases:
  *   - a guest that was paused when its migration began, and the switch-over failed: QEMU 7.2 says «postmigrate»;
- *   - one that was loaded from a stream and not let run yet: «paused», whatever it was.
+ *   - one that was loaded from a stream and not let run yet: «paused», whatever it was;
+ *   - one that a shim stopped for a moment, and was killed in that moment: «paused».
  * For the first there is a note in the run directory (it goes with QEMU's memory), from when the shim sees the
  * guest paused, before the switch-over at the latest, until it runs. The second is told by the journal of the
- * migration that comes in, as long as the owner record does not say that the guest was seen to run here. */
+ * migration that comes in, as long as the owner record does not say that the guest was seen to run here. For the third
+ * there is another note, from before that stop until it runs. */
 #include "machine/machine.h"
 
 #include <stdlib.h>
@@ -17,14 +19,9 @@
 
 #define ASK_TIMEOUT (10 * XM_NS_PER_S)
 
-static char *note_path(const struct machine *vm)
+static bool noted(const struct machine *vm, const char *what)
 {
-    return xm_printf("%s/paused", vm->run_dir);
-}
-
-bool machine_noted_paused(const struct machine *vm)
-{
-    char *path = note_path(vm);
+    char *path = xm_printf("%s/%s", vm->run_dir, what);
     bool yes = access(path, F_OK) == 0;
 
     free(path);
@@ -32,16 +29,32 @@ bool machine_noted_paused(const struct machine *vm)
 }
 
 /* A note that cannot be written matters only if this shim is killed besides. */
-void machine_note_paused(struct machine *vm, bool paused)
+static void note(struct machine *vm, const char *what, bool is)
 {
-    char *path = note_path(vm);
+    char *path = xm_printf("%s/%s", vm->run_dir, what);
     struct xm_error e = {0};
 
-    if (!paused)
+    if (!is)
         unlink(path);
     else if (xm_file_replace(path, "", 0, &e) < 0)
-        xm_log(XM_LOG_WARN, "VM %s: that its guest is paused could not be noted: %s", vm->spec.name, e.text);
+        xm_log(XM_LOG_WARN, "VM %s: that its guest is %s could not be noted: %s", vm->spec.name, what,
+               e.text);
     free(path);
+}
+
+bool machine_noted_paused(const struct machine *vm)
+{
+    return noted(vm, "paused");
+}
+
+void machine_note_paused(struct machine *vm, bool paused)
+{
+    note(vm, "paused", paused);
+}
+
+void machine_note_stopped(struct machine *vm, bool stopped)
+{
+    note(vm, "stopped", stopped);
 }
 
 /* Its guest would go on without anybody's doing. */
@@ -88,7 +101,10 @@ int machine_guest_paused(struct machine *vm, bool *paused, struct xm_error *e)
         return -EIO;                     /* what its events said stands */
     vm->guest_running = goes_on(status); /* one that sleeps too, as by QEMU's events */
     vm->postmigrate = !strcmp(status, "postmigrate");
-    *paused = !goes_on(status) && (machine_noted_paused(vm) || !(stopped_by_us(status) || was_loaded(vm)));
+    *paused = !vm->guest_running && (machine_noted_paused(vm) ||
+                                     !(stopped_by_us(status) || noted(vm, "stopped") || was_loaded(vm)));
+    if (vm->guest_running)
+        machine_note_stopped(vm, false);
     json_decref(st);
     return 0;
 }

@@ -86,6 +86,7 @@ static void on_qmp_event(void *ctx, const char *name, const json_t *data, uint64
         vm->guest_running = true;
         vm->postmigrate = false;
         machine_note_paused(vm, false);
+        machine_note_stopped(vm, false);
     }
     if (vm->qmp_event)
         vm->qmp_event(vm, name, data, when);
@@ -94,24 +95,34 @@ static void on_qmp_event(void *ctx, const char *name, const json_t *data, uint64
 /* A QEMU whose guest stood still when a shim died watches its disks' sockets no more (7.2): it is connected
  * with the next shim, and with each that follows, but does not know that, and the guest's requests are never
  * taken again. It begins anew with its disks when the guest is let go on. (One whose shim died just while it
- * began anew has no way back: it ends here, or would in its next migration.) */
-static int stop_unless_noticed(struct machine *vm, struct xm_error *e)
+ * began anew has no way back: it ends here, or would in its next migration.) One that has not come back yet
+ * begins when it does. *paused: its user has paused it meanwhile. */
+static int stop_unless_noticed(struct machine *vm, bool *paused, struct xm_error *e)
 {
     uint64_t deadline = xm_now() + NOTICE_TIMEOUT;
-    bool noticed = true;
+    bool silent = false;
 
     for (unsigned i = 0; i < vm->disks; i++) {
-        while (!xm_vhost_connected(vm->disk[i].vhost) && xm_now() < deadline)
+        bool is;
+        while ((is = xm_vhost_silent(vm->disk[i].vhost)) && xm_now() < deadline)
             poll(NULL, 0, 10);
-        noticed = noticed && xm_vhost_connected(vm->disk[i].vhost);
+        silent = silent || is;
     }
-    if (noticed)
+    if (!silent)
         return 0;
+    int r = machine_guest_paused(vm, paused, e);
+    if (!r)
+        machine_note_paused(vm, *paused);
+    if (r || *paused)
+        return r;
     xm_log(XM_LOG_WARN,
            "VM %s: its QEMU has not noticed that its disks are served again; its guest is "
            "stopped for a moment so that it does",
            vm->spec.name);
-    return qmp_do(&vm->qemu.qmp, "stop", NULL, RUN_TIMEOUT, e);
+    machine_note_stopped(vm, true);
+    r = qmp_do(&vm->qemu.qmp, "stop", NULL, RUN_TIMEOUT, e);
+    xm_fault("machine-stopped");
+    return r;
 }
 
 /* The guest runs only where the record says so (docs/design.md, «Ownership»); and if an earlier shim of ours
@@ -146,7 +157,7 @@ int machine_resume(struct machine *vm, struct xm_error *e)
     if (!r)
         r = qemu_cancel_migration(&vm->qemu, RUN_TIMEOUT, e);
     if (!r && vm->adopted && vm->guest_running)
-        r = stop_unless_noticed(vm, e);
+        r = stop_unless_noticed(vm, &paused, e);
     return r || paused ? r : qemu_continue(&vm->qemu, RUN_TIMEOUT, e);
 }
 
@@ -166,6 +177,7 @@ static int start_qemu(struct machine *vm, struct xm_error *e)
     vm->adopted = r != -ESRCH;
     if (r == -ESRCH) {
         machine_note_paused(vm, false); /* of an earlier QEMU */
+        machine_note_stopped(vm, false);
         int console = machine_console_open(vm);
         place.console = XM_MAX(console, 0);
         r = qemu_start(&vm->qemu, &vm->spec, &place, e);

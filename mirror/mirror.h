@@ -139,6 +139,7 @@ struct xm_vhost_opts {
 struct xm_vhost;
 struct xm_vhost *xm_vhost_new(struct xm_disk *, const struct xm_vhost_opts *, struct xm_error *);
 bool xm_vhost_attached(struct xm_vhost *);  /* a front end is there */
+bool xm_vhost_silent(struct xm_vhost *);    /* it is there, and has said nothing yet */
 bool xm_vhost_connected(struct xm_vhost *); /* a front end is there and has set its features */
 bool xm_vhost_stopped(struct xm_vhost *);   /* no ring runs and none has requests in flight; any thread */
 /* how often a guest or front end broke the rules and its device was stopped */

@@ -101,10 +101,13 @@ static void vhost_serve(struct xm_vhost *d)
      * with 7.2): it goes by what it agreed on with that one, and it takes all that we offer. Others say
      * what they want before they use it. */
     d->control.protocol = vhost_protocol_features();
+    __atomic_store_n(&d->any.heard, false, __ATOMIC_RELEASE);
     __atomic_store_n(&d->any.attached, true, __ATOMIC_RELEASE);
     vhost_on_engine(&j, connection_begins);
-    while (!err && (got = vhost_msg_recv(d->control.sock, d->control.stop_fd, &m, &e)) == 1)
+    while (!err && (got = vhost_msg_recv(d->control.sock, d->control.stop_fd, &m, &e)) == 1) {
+        __atomic_store_n(&d->any.heard, true, __ATOMIC_RELEASE);
         err = serve_one(d, &m, &e);
+    }
     if (got < 0 || err) {
         __atomic_add_fetch(&d->any.broken, 1, __ATOMIC_RELAXED);
         xm_log_limited(&d->control.hung_up, XM_LOG_WARN, "%s: hanging up on the front end: %s", d->path,
@@ -231,6 +234,11 @@ failed:
 bool xm_vhost_attached(struct xm_vhost *d)
 {
     return __atomic_load_n(&d->any.attached, __ATOMIC_ACQUIRE);
+}
+
+bool xm_vhost_silent(struct xm_vhost *d)
+{
+    return xm_vhost_attached(d) && !__atomic_load_n(&d->any.heard, __ATOMIC_ACQUIRE);
 }
 
 bool xm_vhost_connected(struct xm_vhost *d)

@@ -74,7 +74,7 @@ struct xm_vhost {
     struct {
         uint64_t broken; /* how often */
         unsigned busy;   /* rings that run + requests in flight */
-        bool attached, connected;
+        bool attached, heard, connected;
     } any;
 
     /* The control thread's: */

@@ -320,6 +320,12 @@ bool __wrap_xm_vhost_attached(struct xm_vhost *v)
     return true;
 }
 
+bool __wrap_xm_vhost_silent(struct xm_vhost *v)
+{
+    (void)v;
+    return false;
+}
+
 bool __wrap_xm_vhost_connected(struct xm_vhost *v)
 {
     (void)v;

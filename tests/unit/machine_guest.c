@@ -96,6 +96,14 @@ static void a_guest_that_has_run_here_is_paused_by_its_user(void **state)
         machine_note_paused(&vm, true);
         assert_true(is_paused(&vm, "postmigrate"));
         machine_note_paused(&vm, false);
+        /* A shim that was killed between its stop and its cont. */
+        machine_note_stopped(&vm, true);
+        assert_false(is_paused(&vm, "paused"));
+        machine_note_paused(&vm, true);
+        assert_true(is_paused(&vm, "paused"));
+        machine_note_paused(&vm, false);
+        assert_false(is_paused(&vm, "running"));
+        assert_int_equal(is_paused(&vm, "paused"), rows[i].paused);
     }
 }
 
