@@ -120,6 +120,7 @@ int source_disks(struct source *);
 /* One disk's second side: at the destination, or `near`, a file of this host. */
 int source_disk_mirror(struct source *, struct machine_disk *, bool zeroed, struct xm_writer *near);
 void source_disk_mirror_off(struct machine_disk *);
+bool source_disk_moves(const struct source *, const struct machine_disk *); /* storage-only: some may not */
 /* When it has moved, its old file is not deleted: only files of our datastores are ours to delete. */
 bool source_disk_stays(const struct source *, const struct machine_disk *);
 int source_disk_check(struct source *, struct machine_disk *); /* a chunk that cannot be copied is an error */

@@ -12,9 +12,11 @@ static void add_disks(struct source *m, json_t *o, uint64_t *done, uint64_t *tot
     static const char *const modes[] = {"off", "starting", "async", "sync"};
     json_t *list = json_array();
 
-    for (unsigned i = 0; (m->storage || m->local) && i < m->machine->disks; i++) {
+    for (unsigned i = 0; i < m->machine->disks; i++) {
         struct machine_disk *d = &m->machine->disk[i];
         struct xm_disk_status st;
+        if (!source_disk_moves(m, d))
+            continue;
         xm_disk_status(d->disk, &st);
         uint64_t copied = m->state >= SOURCE_SETTLE ? st.size : 0;
         uint64_t there = st.chunks[XM_CHUNK_PRESENT];
@@ -146,8 +148,10 @@ json_t *source_report(struct source *m)
     uint64_t given_up = 0;
     char digest[64];
 
-    for (unsigned i = 0; (m->storage || m->local) && i < m->machine->disks; i++) {
+    for (unsigned i = 0; i < m->machine->disks; i++) {
         struct xm_disk_status st;
+        if (!source_disk_moves(m, &m->machine->disk[i]))
+            continue;
         xm_disk_status(m->machine->disk[i].disk, &st);
         disk_bytes += st.copied.bytes_data + st.mirrored_bytes;
         zero += st.copied.bytes_zero + st.copied.bytes_hole;

@@ -266,6 +266,13 @@ static int copy_all(struct source *m, struct move *v)
     }
 }
 
+bool source_disk_moves(const struct source *m, const struct machine_disk *d)
+{
+    const char *path = m->local ? wanted(m, d->spec->name, "path") : NULL;
+
+    return m->local ? path && path[0] : m->storage;
+}
+
 int source_storage(struct source *m)
 {
     struct machine *vm = m->machine;

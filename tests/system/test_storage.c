@@ -145,7 +145,7 @@ static double progress_must_be_its_own(char *out)
     for (char *line = strtok(out, "\n"); line; line = strtok(NULL, "\n")) {
         json_t *o = json_loads(line, 0, NULL);
         if (!strcmp(string(o, "event"), "progress") && !strcmp(string(o, "state"), "disks")) {
-            if (first && number(o, "bytes_done") > 0)
+            if (first && number(o, "bytes_done") * 10 > number(o, "bytes_total"))
                 fail_msg("%s", line);
             first = false;
             rate |= number(o, "rate") > 0;
@@ -192,6 +192,30 @@ static void min_free_stays_free_and_the_rate_holds(void **state)
 
 /* The shim dies at the moment of the swap, right before or after the new path is durable: the next one has
  * the disk that holds all that the guest was told to be written, and what is left of the other one goes. */
+/* One of its two disks is there already. What broke: that one counted as left to be copied, to the end. */
+static void the_rest_moves(void)
+{
+    struct job move;
+    char *out = NULL;
+    bool told = false;
+
+    shim_is_killed("a", "web1"); /* it was started with the fault, too */
+    vm_must_run_at("a", "web1");
+    job_start(&move, "%s", xmigrate("a", "--json --storage-only web1 ds2"));
+    if (job_end(&move, 60, &out) != 0)
+        fail_msg("%s", out);
+    for (char *line = strtok(out, "\n"); line; line = strtok(NULL, "\n")) {
+        json_t *o = json_loads(line, 0, NULL), *disks = json_object_get(o, "disks");
+        if (!strcmp(string(o, "event"), "progress") && json_array_size(disks) != 1)
+            fail_msg("%s", line);
+        told |= disks != NULL;
+        json_decref(o);
+    }
+    free(out);
+    assert_true(told);
+    both_disks_must_lie_in("a", "a/ds2");
+}
+
 static void dies_in_the_swap(const char *point)
 {
     int left = -1;
@@ -208,6 +232,8 @@ static void dies_in_the_swap(const char *point)
     for (struct limit l = limit_start(30); left != 2 && limit_wait(&l);)
         left = count_files("a", "web1");
     assert_int_equal(left, 2);
+    if (!strcmp(point, "pivot-after-record"))
+        the_rest_moves();
     assert_int_equal(xmigrate_run("a", 0, NULL, "--with-storage web1 hostb:ds1"), 0);
     vm_must_run_at("b", "web1");
     small_must_be_whole(&guest, "b");
