@@ -9,8 +9,8 @@
  *   - one that a shim stopped for a moment, and was killed in that moment: «paused».
  * For the first there is a note in the run directory (it goes with QEMU's memory), from when the shim sees the
  * guest paused, before the switch-over at the latest, until it runs. The second is told by the journal of the
- * migration that comes in, as long as the owner record does not say that the guest was seen to run here. For the third
- * there is another note, from before that stop until it runs. */
+ * migration that comes in, as long as the owner record does not say that the guest was seen to run here. For
+ * the third there is another note, from before that stop until it runs. */
 #include "machine/machine.h"
 
 #include <stdlib.h>

@@ -277,7 +277,8 @@ static void a_paused_vm_stays_paused(void **state)
     free(out);
     vm_monitor("b", "cont", "RESUME");
     /* Seen with QEMU 7.2: it did not notice that this one had died, and its disks stood still for good. The
-     * next shim stops the guest for that; here it dies then. Seen: the guest counted as paused by its user. */
+     * next shim stops the guest for that; here it dies then. Seen: the guest counted as paused by its user.
+     */
     arm("b", "machine-stopped:1:kill");
     shim_is_killed("b", "vm8");
     for (l = limit_start(30); !(struck("b") && runs_at("b", "vm8")) && limit_wait(&l);) {
