@@ -59,37 +59,47 @@ static bool is_drained(const struct xm_breq *b, void *arg)
     return d->draining == DRAIN_ALL || d->draining == (int)r->index;
 }
 
+static int after_drain(struct job *j)
+{
+    xm_disk_room_refuse(j->dev->disk, NULL, NULL);
+    return j->after(j);
+}
+
 static int begin_drain(struct job *j)
 {
+    int err = j->before(j);
+
+    if (err)
+        return err;
     j->dev->draining = j->which;
     xm_disk_room_refuse(j->dev->disk, is_drained, j->dev);
     if (rings_idle(j->dev, j->which))
-        return 0;
+        return after_drain(j);
     j->dev->drain = j->which;
-    return 1;
-}
-
-static int end_drain(struct job *j)
-{
-    xm_disk_room_refuse(j->dev->disk, NULL, NULL);
+    j->waits = true;
     return 0;
 }
 
-void vhost_drain(struct job *j, int which)
+int vhost_drained(struct job *j, int which, int (*before)(struct job *), int (*after)(struct job *))
 {
     j->which = which;
-    bool wait = vhost_on_engine(j, begin_drain);
-    while (wait) {
+    j->before = before;
+    j->after = after;
+    j->waits = false;
+    int err = vhost_on_engine(j, begin_drain);
+    if (!j->waits)
+        return err;
+    while (j->waits) {
         struct timespec ts;
         clock_gettime(CLOCK_REALTIME, &ts);
         ts.tv_sec += DRAIN_NOTICE_S;
         if (!sem_timedwait(&j->dev->drained, &ts))
-            wait = false;
+            j->waits = false;
         else if (errno == ETIMEDOUT)
             xm_log(XM_LOG_WARN, "%s: requests have been in flight for %d s; still waiting for them",
                    j->dev->path, DRAIN_NOTICE_S);
     }
-    vhost_on_engine(j, end_drain);
+    return vhost_on_engine(j, after_drain);
 }
 
 /* ---- handlers on the engine's thread: 0, or -errno with a sentence that ends the connection ---- */
@@ -339,11 +349,9 @@ static int set_mem_table(struct job *j)
     j->mem = guestmem_new(j->msg, &j->dev->mem_ops, j->e);
     if (!j->mem)
         return j->e->code ? -j->e->code : -EPROTO;
-    vhost_on_engine(j, pause_rings);
-    vhost_drain(j, DRAIN_ALL);
-    vhost_on_engine(j, swap_mem);
+    int err = vhost_drained(j, DRAIN_ALL, pause_rings, swap_mem);
     guestmem_free(j->mem);
-    return 0;
+    return err;
 }
 
 static int set_log_base(struct job *j)
@@ -409,16 +417,6 @@ static int set_inflight(struct job *j)
     return err;
 }
 
-static int get_vring_base(struct job *j)
-{
-    int err = vhost_on_engine(j, stop_vring);
-
-    if (err)
-        return err;
-    vhost_drain(j, (int)j->msg->p.vring.index);
-    return vhost_on_engine(j, vring_base);
-}
-
 /* What we write to must be an eventfd: another kind could block us, or kill us by SIGPIPE. It is set not to
  * block. */
 static int check_eventfd(struct job *j)
@@ -438,6 +436,32 @@ static int check_eventfd(struct job *j)
     return 0;
 }
 
+/* What is done on the engine's thread alone, and needs nothing before or after it. */
+static int (*const simple[VHOST_REQUESTS])(struct job *) = {
+    [VHOST_SET_FEATURES] = set_features,         [VHOST_RESET_OWNER] = disable_all,
+    [VHOST_SET_VRING_NUM] = set_vring_num,       [VHOST_SET_VRING_ADDR] = set_vring_addr,
+    [VHOST_SET_VRING_BASE] = set_vring_base,     [VHOST_SET_VRING_KICK] = set_vring_fd,
+    [VHOST_SET_VRING_CALL] = set_vring_fd,       [VHOST_SET_VRING_ERR] = set_vring_fd,
+    [VHOST_SET_VRING_ENABLE] = set_vring_enable, [VHOST_SET_CONFIG] = set_config,
+};
+
+int (*vhost_simple(uint32_t request))(struct job *)
+{
+    return request < VHOST_REQUESTS ? simple[request] : NULL;
+}
+
+int vhost_ready(struct job *j)
+{
+    switch (j->msg->hdr.request) {
+    case VHOST_SET_VRING_KICK:
+    case VHOST_SET_VRING_CALL:
+    case VHOST_SET_VRING_ERR:
+        return check_eventfd(j);
+    default:
+        return 0;
+    }
+}
+
 int vhost_handle(struct job *j, enum answer *answer, int *fd)
 {
     struct vu_msg *m = j->msg;
@@ -454,8 +478,6 @@ int vhost_handle(struct job *j, enum answer *answer, int *fd)
                    : m->hdr.request == VHOST_GET_PROTOCOL_FEATURES ? protocol_features
                                                                    : j->dev->queues;
         return 0;
-    case VHOST_SET_FEATURES:
-        return vhost_on_engine(j, set_features);
     case VHOST_SET_PROTOCOL_FEATURES:
         if (m->p.u64 & ~protocol_features)
             return xm_error_set(j->e, EPROTO,
@@ -466,8 +488,6 @@ int vhost_handle(struct job *j, enum answer *answer, int *fd)
     case VHOST_SET_OWNER:
     case VHOST_SET_LOG_FD: /* nobody needs to be told of each page */
         return 0;
-    case VHOST_RESET_OWNER:
-        return vhost_on_engine(j, disable_all);
     case VHOST_SET_MEM_TABLE:
         return set_mem_table(j);
     case VHOST_SET_LOG_BASE:
@@ -476,27 +496,12 @@ int vhost_handle(struct job *j, enum answer *answer, int *fd)
         m->hdr.size = 8;
         m->p.u64 = 0;
         return err;
-    case VHOST_SET_VRING_NUM:
-        return vhost_on_engine(j, set_vring_num);
-    case VHOST_SET_VRING_ADDR:
-        return vhost_on_engine(j, set_vring_addr);
-    case VHOST_SET_VRING_BASE:
-        return vhost_on_engine(j, set_vring_base);
     case VHOST_GET_VRING_BASE:
         *answer = ANSWER_REPLY;
-        return get_vring_base(j);
-    case VHOST_SET_VRING_KICK:
-    case VHOST_SET_VRING_CALL:
-    case VHOST_SET_VRING_ERR:
-        err = check_eventfd(j);
-        return err ? err : vhost_on_engine(j, set_vring_fd);
-    case VHOST_SET_VRING_ENABLE:
-        return vhost_on_engine(j, set_vring_enable);
+        return vhost_drained(j, (int)m->p.vring.index, stop_vring, vring_base);
     case VHOST_GET_CONFIG:
         *answer = ANSWER_REPLY;
         return vhost_on_engine(j, get_config);
-    case VHOST_SET_CONFIG:
-        return vhost_on_engine(j, set_config);
     case VHOST_GET_INFLIGHT_FD:
         *answer = ANSWER_REPLY;
         *fd = get_inflight(j);
@@ -504,6 +509,7 @@ int vhost_handle(struct job *j, enum answer *answer, int *fd)
     case VHOST_SET_INFLIGHT_FD:
         return set_inflight(j);
     default:
-        return xm_error_set(j->e, EPROTO, "vhost-user request %u is not known here", m->hdr.request);
+        err = vhost_ready(j);
+        return err ? err : vhost_on_engine(j, vhost_simple(m->hdr.request));
     }
 }

@@ -15,7 +15,10 @@ struct job {
     int ret;
     struct xm_error *e;
     /* For some: */
-    int which;
+    int which; /* vhost_drained */
+    int (*before)(struct job *), (*after)(struct job *);
+    bool waits;
+    struct gathered *gathered;
     struct guestmem *mem;
     struct dirtylog log;
     void *map;
@@ -25,13 +28,19 @@ struct job {
 
 /* Runs fn on the engine's thread and waits for it. */
 int vhost_on_engine(struct job *, int (*fn)(struct job *));
-/* Returns when nothing of the ring (or DRAIN_ALL) is in flight. It must take nothing more. */
-void vhost_drain(struct job *, int which);
+/* Runs `before` there, which has the ring (or all: DRAIN_ALL) take nothing more; waits until nothing of it is
+ * in flight, and runs `after` there: in one go where nothing is. The first that fails is the last. */
+int vhost_drained(struct job *, int which, int (*before)(struct job *), int (*after)(struct job *));
 
 enum answer { ANSWER_ACK, ANSWER_REPLY };
-/* Does what the message says. Its payload becomes the reply's where there is one; *fd: to go with it. Control
- * thread. 0, or -errno with a sentence, and then the front end is hung up on. */
-uint64_t vhost_protocol_features(void);
+/* Control thread, all of them; the message is well formed (vhost_msg_check). 0, or -errno with a sentence, and
+ * then the front end is hung up on. */
+/* Does what the message says. Its payload becomes the reply's where there is one; *fd: to go with it. */
 int vhost_handle(struct job *, enum answer *, int *fd);
+/* Of a request that is done by one function on the engine's thread, and has no reply: that function, which
+ * may be run when vhost_ready has said 0. Else NULL. */
+int (*vhost_simple(uint32_t request))(struct job *);
+int vhost_ready(struct job *);
+uint64_t vhost_protocol_features(void);
 
 #endif

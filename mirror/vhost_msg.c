@@ -83,16 +83,16 @@ int vhost_msg_check(const struct vu_msg *m, struct xm_error *e)
     return 0;
 }
 
-/* Waits until the socket can be read. False: stop. */
-static bool wait_readable(int sock, int stop_fd)
+enum vhost_wait vhost_msg_wait(int sock, int stop_fd, uint64_t ns)
 {
     struct pollfd p[2] = {{.fd = sock, .events = POLLIN}, {.fd = stop_fd, .events = POLLIN}};
+    struct timespec ts = {.tv_sec = (time_t)(ns / XM_NS_PER_S), .tv_nsec = (long)(ns % XM_NS_PER_S)};
+    int n;
 
-    while (poll(p, 2, -1) < 0) {
-        if (errno != EINTR)
-            return false;
-    }
-    return !p[1].revents;
+    do {
+        n = ppoll(p, 2, ns == VHOST_FOR_EVER ? NULL : &ts, NULL);
+    } while (n < 0 && errno == EINTR);
+    return n < 0 || p[1].revents ? VHOST_STOP : n ? VHOST_COMES : VHOST_SILENT;
 }
 
 static int msg_take_fds(struct vu_msg *m, struct msghdr *h, struct xm_error *e)
@@ -128,9 +128,9 @@ static int msg_recv_all(int sock, int stop_fd, struct vu_msg *m, void *to, size_
         struct iovec iov = {.iov_base = (char *)to + got, .iov_len = len - got};
         struct msghdr h = {
             .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.buf, .msg_controllen = sizeof control};
-        if (!wait_readable(sock, stop_fd))
-            return 0;
         ssize_t n = recvmsg(sock, &h, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+        if (n < 0 && errno == EAGAIN && vhost_msg_wait(sock, stop_fd, VHOST_FOR_EVER) == VHOST_STOP)
+            return 0;
         if (n < 0 && (errno == EINTR || errno == EAGAIN))
             continue;
         if (n < 0 && errno != ECONNRESET)

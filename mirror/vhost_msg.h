@@ -108,6 +108,10 @@ struct vu_msg {
     unsigned fds;
 };
 
+/* Waits for a message to begin, or until stop_fd becomes readable. */
+#define VHOST_FOR_EVER UINT64_MAX
+enum vhost_wait { VHOST_COMES, VHOST_SILENT, VHOST_STOP };
+enum vhost_wait vhost_msg_wait(int sock, int stop_fd, uint64_t ns);
 /* Receives one message, waiting as long as it takes or until stop_fd becomes readable. 1: got it, 0: the peer
  * has closed or we shall stop, -errno with a sentence: what came is no message. Then, and after a 0, the
  * message holds no descriptors. */

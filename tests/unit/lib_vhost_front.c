@@ -118,7 +118,7 @@ int vf_msg(struct vf *f, uint32_t request, const void *payload, uint32_t size, c
 {
     uint8_t buf[512];
     struct header h;
-    bool ack = !reply && f->protocol & P_ACK;
+    bool ack = !reply && f->protocol & P_ACK && (!f->quiet || request == SET_MEM_TABLE);
 
     if (send_msg(f->sock, request, ack ? NEED_REPLY : 0, payload, size, fds, nfds))
         return -1;

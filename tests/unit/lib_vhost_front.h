@@ -51,6 +51,7 @@ struct vf {
     unsigned queues;
     uint16_t size; /* of each queue */
     bool indirect; /* put chains into indirect tables */
+    bool quiet;    /* wants an answer, beside those that carry something, to SET_MEM_TABLE alone, as QEMU */
     /* how long vf_wait watches the ring, with a call asked for, before it sleeps. What KVM does when a vCPU
      * halts (halt_poll_ns, 200 us by default on x86) */
     uint64_t watch_ns;

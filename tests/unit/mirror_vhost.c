@@ -4,6 +4,9 @@
 #include "tests/unit/lib_vhost_pair.h"
 #include "tests/progress.h"
 
+#include "mirror/vhost_msg.h"
+
+#include <linux/sockios.h>
 #include <linux/virtio_config.h>
 #include <poll.h>
 #include <signal.h>
@@ -11,7 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -77,6 +82,67 @@ static void test_requests(void **state)
     pair_check_basic(&vf);
     check_many(&vf);
     assert_int_equal(xm_vhost_broken(vd.vhost), 0);
+}
+
+/* A guest of QEMU's. */
+static void test_requests_of_a_quiet_front_end(void **state)
+{
+    (void)state;
+    pair_connect(4, 128, 0);
+    vf.quiet = true;
+    for (int life = 0; life < 3; life++) { /* it reboots */
+        assert_int_equal(vf_start(&vf), 0);
+        pair_check_basic(&vf);
+        check_many(&vf);
+        assert_int_equal(vf_stop(&vf), 0);
+    }
+    vf_disconnect(&vf);
+    assert_int_equal(xm_vhost_broken(vd.vhost), 0);
+}
+
+struct hold {
+    struct xm_post post;
+    sem_t begun, go;
+};
+
+static void hold_engine(struct xm_post *p)
+{
+    struct hold *h = xm_container_of(p, struct hold, post);
+
+    sem_post(&h->begun);
+    while (sem_wait(&h->go) < 0) {
+    }
+}
+
+/* Each was handed to the engine's thread by itself, and waited for: 20 times two wake-ups for each disk while
+ * the guest stood still. */
+static void test_messages_without_an_answer_are_handed_over_together(void **state)
+{
+    struct hold h = {.post.run = hold_engine};
+    int unread = 1;
+    (void)state;
+
+    pair_begin(2, 128, 0);
+    vf.quiet = true;
+    sem_init(&h.begun, 0, 0);
+    sem_init(&h.go, 0, 0);
+    xm_mailbox_post(&vd.engine->mailbox, &h.post);
+    while (sem_wait(&h.begun) < 0) {
+    }
+    uint32_t on[20 * 5];
+    for (unsigned i = 0; i < 20; i++) {
+        const uint32_t enable[] = {VHOST_SET_VRING_ENABLE, VHOST_FLAG_VERSION, 8, i % 2, 1};
+        memcpy(on + i * 5ul, enable, sizeof enable);
+    }
+    assert_int_equal(send(vf.sock, on, sizeof on, MSG_NOSIGNAL), sizeof on);
+    for (struct limit l = limit_start(5); unread && limit_wait(&l);)
+        assert_int_equal(ioctl(vf.sock, SIOCOUTQ, &unread), 0);
+    sem_post(&h.go);
+    assert_int_equal(unread, 0);
+    vf.quiet = false;
+    pair_check_basic(&vf);
+    sem_destroy(&h.begun);
+    sem_destroy(&h.go);
 }
 
 static void test_requests_on_libaio(void **state)
@@ -380,6 +446,8 @@ int main(void)
     xm_log_open("test", XM_LOG_ERROR);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_requests, pair_end),
+        cmocka_unit_test_teardown(test_requests_of_a_quiet_front_end, pair_end),
+        cmocka_unit_test_teardown(test_messages_without_an_answer_are_handed_over_together, pair_end),
         cmocka_unit_test_teardown(test_requests_on_libaio, pair_end),
         cmocka_unit_test_teardown(test_requests_without_event_index, pair_end),
         cmocka_unit_test_teardown(test_client_against_qemu, pair_end),
