@@ -116,6 +116,8 @@ bool machine_disk_left(struct machine_disk *d)
     json_t *ring = NULL;
     bool left = false;
 
+    if (xm_vhost_connected(d->vhost))
+        left = !xm_vhost_stopped(d->vhost) && !xm_vhost_rests(d->vhost);
     for (int i = 0; !left && !xm_vhost_connected(d->vhost); i++) {
         ring = qmp_call(q, "x-query-virtio-queue-status", json_pack("{s:s s:i}", "path", path, "queue", i),
                         ASK_TIMEOUT, NULL);

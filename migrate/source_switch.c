@@ -175,8 +175,9 @@ static int check_left(struct source *m)
         if (machine_disk_left(&m->machine->disk[i]))
             return xm_error_set(
                 &m->error, EBUSY,
-                "disk %s: a request of the guest, which is paused, is not done yet (a write that has "
-                "waited for room, say); let the guest go on first; the VM stays here",
+                "disk %s: a request of the guest, which is paused, is not done yet, or was done since (a "
+                "write "
+                "that has waited for room, say); let the guest go on first; the VM stays here",
                 m->machine->spec.disk[i].name);
     }
     return 0;
@@ -344,7 +345,8 @@ static int quiesce_all(struct source *m, struct quiesce *s, struct xm_mailbox *m
             s[i].done = true;
         if (!m->storage && !r) /* what waits for room would be lost there, too */
             r = source_disk_check(m, s[i].d);
-        if (s[i].d->vhost && !xm_vhost_stopped(s[i].d->vhost))
+        if (s[i].d->vhost && !xm_vhost_stopped(s[i].d->vhost) &&
+            !(m->paused && xm_vhost_rests(s[i].d->vhost)))
             r = xm_error_set(&m->error, EBUSY, "disk %s still has a running ring though the VM is stopped",
                              s[i].d->spec->name);
     }

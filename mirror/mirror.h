@@ -142,6 +142,10 @@ bool xm_vhost_attached(struct xm_vhost *);  /* a front end is there */
 bool xm_vhost_silent(struct xm_vhost *);    /* it is there, and has said nothing yet */
 bool xm_vhost_connected(struct xm_vhost *); /* a front end is there and has set its features */
 bool xm_vhost_stopped(struct xm_vhost *);   /* no ring runs and none has requests in flight; any thread */
+/* What its rings have begun with is where they are: nothing was taken since, or is to be. Of a guest that
+ * stands still: QEMU (10, not 7.2) starts the rings of one for a new back end, and does not stop them again
+ * for a migration. */
+bool xm_vhost_rests(struct xm_vhost *);
 /* how often a guest or front end broke the rules and its device was stopped */
 uint64_t xm_vhost_broken(struct xm_vhost *);
 /* hangs up, waits for its requests; the engine's thread must be turning */

@@ -315,6 +315,21 @@ bool xm_vhost_stopped(struct xm_vhost *d)
     return !__atomic_load_n(&d->any.busy, __ATOMIC_ACQUIRE);
 }
 
+static int vhost_rests(struct job *j)
+{
+    for (unsigned i = 0; i < j->dev->queues; i++) {
+        const struct ring *r = &j->dev->ring[i];
+        if (r->in_flight || r->kept || (r->running && (r->vq.last_avail != r->base || ring_has_work(r))))
+            return 0;
+    }
+    return 1;
+}
+
+bool xm_vhost_rests(struct xm_vhost *d)
+{
+    return vhost_on_engine(&(struct job){.dev = d}, vhost_rests);
+}
+
 uint64_t xm_vhost_broken(struct xm_vhost *d)
 {
     return __atomic_load_n(&d->any.broken, __ATOMIC_RELAXED);

@@ -402,12 +402,13 @@ static void a_guest_without_room_does_not_move_alone(void **state)
         again = sh(&anew, 60, "%s", xmigrate("a", "full2 hostb"));
     }
     sh(NULL, 5, "rm -f %s/.full", dir);
-    bool here = there && again;
-    const char *host = here ? "a" : "b", *why = NULL;
-    if (waits && here)
+    const char *host = there && again ? "a" : "b", *why = NULL;
+    if (waits && there)
         vm_monitor(host, "cont", "RESUME");
-    if (waits && here)
+    if (waits && there)
         why = small_ready(&g, *host);
+    if (waits && there && !why)
+        why = small_check(&g);
     sh(NULL, 30, "%s; %s; umount -l %s", xmigrate(host, "stop --force full2"),
        xmigrate(host, "undefine full2"), dir);
     small_free(&g);
@@ -415,7 +416,8 @@ static void a_guest_without_room_does_not_move_alone(void **state)
         fail_msg("it does not wait for room: %s", out);
     if (there != 1 || !strstr(moved, "there is no room in the file system of"))
         fail_msg("exit status %d: %s", there, moved);
-    if (again != 1 || !strstr(anew, "is not done yet"))
+    /* QEMU 10 gives the disk of a paused guest to the new shim, which may have done it by now. */
+    if (again && (again != 1 || !strstr(anew, "is not done yet")))
         fail_msg("with another shim, exit status %d: %s", again, anew);
     free(out);
     free(moved);
