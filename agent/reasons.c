@@ -227,17 +227,24 @@ static void judge_size(struct move *m, const struct vm_disk *d, json_t *reasons)
 static void judge_downtime(const struct move *m, json_t *reasons)
 {
     uint64_t budget = (uint64_t)xm_json_int(m->options, "downtime_ns", 0);
-    uint64_t least = SWITCH_STATE_NS + SWITCH_FLUSH_NS + SWITCH_ROUND_TRIP_NS;
+    char *dir = vm_state_path(m->agent, m->vm, NULL);
+    struct switch_cost took;
 
+    switch_cost_load(dir, &took);
+    uint64_t least = switch_cost_expect(&took, &m->spec);
+    const char *by = took.n > 1 ? "its last moves" : "its devices";
+    free(dir);
     if (budget <= least) /* what it does take beside these is little, and never nothing */
-        against(reasons,
-                xm_printf(
-                    "the switch-over is estimated at more than %s with nothing left to send (device state "
-                    "%s, flush "
-                    "%s, round trip %s), which is beyond the budget of %s: it needs --downtime %llu at least",
-                    xm_format_time(least).s, xm_format_time(SWITCH_STATE_NS).s,
-                    xm_format_time(SWITCH_FLUSH_NS).s, xm_format_time(SWITCH_ROUND_TRIP_NS).s,
-                    xm_format_time(budget).s, (unsigned long long)(least / XM_NS_PER_MS + 1)));
+        against(
+            reasons,
+            xm_printf("the switch-over of VM %s is estimated at more than %s with nothing left to send, by "
+                      "%s, which is beyond the budget of %s: it needs --downtime %llu at least",
+                      m->vm, xm_format_time(least).s, by, xm_format_time(budget).s,
+                      (unsigned long long)(least / XM_NS_PER_MS + 1)));
+    else if (m->notes)
+        against(m->notes, xm_printf("%s stands still for some %s in its switch-over, by %s, and for what its "
+                                    "guest has left to send then; the budget is %s",
+                                    m->vm, xm_format_time(least).s, by, xm_format_time(budget).s));
 }
 
 /* No move begins then. */

@@ -7,8 +7,7 @@ uint64_t xm_switch_estimate(const struct xm_switch_inputs *in)
     if (!(in->wire_rate > 0))
         return UINT64_MAX;
     double wire = ((double)in->dirty_bytes + (double)in->mirror_backlog) * 1e9 / in->wire_rate;
-    double total = wire + (double)in->scan_ns + (double)in->device_state_ns + (double)in->flush_ns +
-                   (double)in->round_trip_ns;
+    double total = wire + (double)in->scan_ns + (double)in->fixed_ns;
     return total >= 0x1p63 ? UINT64_MAX : (uint64_t)total;
 }
 

@@ -92,7 +92,7 @@ void xm_precopy_free(struct xm_precopy *);
 struct xm_switch_inputs {
     uint64_t dirty_bytes, mirror_backlog;
     double wire_rate;
-    uint64_t scan_ns, device_state_ns, flush_ns, round_trip_ns;
+    uint64_t scan_ns, fixed_ns; /* what does not depend on what is left */
 };
 uint64_t xm_switch_estimate(const struct xm_switch_inputs *); /* ns; UINT64_MAX when the rate is unknown */
 

@@ -288,6 +288,17 @@ static void settle(struct destination *dst)
     dst->handoff.record.settled = true;
 }
 
+/* What its switches took, for its next one. */
+static void keep_cost(struct destination *dst, const json_t *took)
+{
+    struct switch_cost c;
+    struct xm_error e = {0};
+
+    switch_cost_unpack(&c, took);
+    if (c.n && switch_cost_save(dst->machine->state_dir, &c, &e) < 0)
+        xm_log(XM_LOG_WARN, "VM %s: %s", dst->machine->spec.name, e.text);
+}
+
 /* The source knows durably that the guest runs here. */
 static int do_settled(struct destination *dst, const json_t *o, struct xm_error *e)
 {
@@ -297,6 +308,7 @@ static int do_settled(struct destination *dst, const json_t *o, struct xm_error 
         (uint64_t)xm_json_int(o, "epoch", 0) != rec->epoch)
         return xm_error_set(e, EPROTO, "the VM is not known to run here");
     xm_fault("settled-heard");
+    keep_cost(dst, json_object_get(o, "switch_ns"));
     return journal_close(dst->machine->state_dir, dst->source, e);
 }
 

@@ -92,13 +92,14 @@ struct source {
         bool verifying;    /* `shown` is of the comparison then */
         uint64_t last;     /* xm_now() when it was told */
     } progress;
-    uint64_t bridges_at; /* xm_now(): from then on the destination's bridges pass what the guest sends */
-    double wire_rate;    /* bytes a second, of the last round of memory */
-    uint64_t other_ram;  /* bytes of RAM that go by QEMU's own stream: ROMs, a VGA's */
-    bool stopping;       /* QEMU has been told to stop the guest, when it has sent what comes before that */
-    bool told;           /* QEMU, to write its device state */
-    bool ram_checked;    /* it sends no more than that */
-    bool paused;         /* the guest stood still when the switch began: it is to, wherever it comes to be */
+    uint64_t bridges_at;     /* xm_now(): from then on the destination's bridges pass what the guest sends */
+    double wire_rate;        /* bytes a second, of the last round of memory */
+    struct switch_cost took; /* this VM's switches; with this one when it runs there */
+    uint64_t other_ram;      /* bytes of RAM that go by QEMU's own stream: ROMs, a VGA's */
+    bool stopping;    /* QEMU has been told to stop the guest, when it has sent what comes before that */
+    bool told;        /* QEMU, to write its device state */
+    bool ram_checked; /* it sends no more than that */
+    bool paused;      /* the guest stood still when the switch began: it is to, wherever it comes to be */
     /* What QMP's events have said. */
     struct {
         char status[32];         /* of MIGRATION events */

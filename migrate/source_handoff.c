@@ -99,6 +99,16 @@ static bool goes_on(const struct source *m, uint64_t deadline)
     return xm_links_up(m->links) > 0 && xm_now() < deadline;
 }
 
+/* What it took but for the last pages, for the next one's estimate. */
+static void learn(struct source *m)
+{
+    const struct source_report *r = &m->report;
+    uint64_t pages = r->final_ram.to - r->final_ram.from, all = r->running_at - r->stopped_at;
+
+    if (!m->paused) /* nobody hurries for one that stands still anyway */
+        switch_cost_add(&m->took, all > pages ? all - pages : 0);
+}
+
 int source_handoff(struct source *m)
 {
     struct machine *vm = m->machine;
@@ -124,6 +134,7 @@ int source_handoff(struct source *m)
     /* It runs there. That our record does not say so yet only keeps our disks, until it does. */
     if (out.destroy || h->state == HANDOFF_SETTLING) {
         m->report.handoff = (struct source_span){t, m->report.running_at};
+        learn(m);
         return 0;
     }
     if (out.resume) {
@@ -166,7 +177,8 @@ void source_tell_settled(struct source *m)
 
     if (!m->handoff.record.settled || xm_links_up(m->links) == 0)
         return;
-    json_t *o = json_pack("{s:s, s:I}", "call", "settled", "epoch", (json_int_t)m->handoff.record.epoch);
+    json_t *o = json_pack("{s:s, s:I, s:o}", "call", "settled", "epoch", (json_int_t)m->handoff.record.epoch,
+                          "switch_ns", switch_cost_pack(&m->took));
     json_decref(call_destination(m->links, o, WORD_TIMEOUT, &e));
     xm_fault("handoff-settled-told");
 }

@@ -20,7 +20,7 @@ static uint64_t mirror_backlog(struct source *m)
 int source_stuck(const struct xm_switch_inputs *in, const struct xm_round *last, uint64_t budget,
                  uint64_t limit, struct xm_error *e)
 {
-    uint64_t fixed = in->scan_ns + in->device_state_ns + in->flush_ns + in->round_trip_ns;
+    uint64_t fixed = in->scan_ns + in->fixed_ns;
     uint64_t estimate = xm_switch_estimate(in);
     /* As fast as it makes pages dirty; and what it has made dirty by the end of a round within the budget. */
     double keep_up = last->ns ? (double)in->dirty_bytes * 1e9 / (double)last->ns : 0;
@@ -34,12 +34,11 @@ int source_stuck(const struct xm_switch_inputs *in, const struct xm_round *last,
             snprintf(with, sizeof with, "with the %s that are left now ", xm_format_size(left).s);
         return xm_error_set(
             e, ETIMEDOUT,
-            "the switch-over takes %s with nothing left to send (estimated: device state %s, flush %s, scan "
-            "%s, "
-            "round trip %s), more than the budget of %s; %sit needs --downtime %llu at least",
-            xm_format_time(fixed).s, xm_format_time(in->device_state_ns).s, xm_format_time(in->flush_ns).s,
-            xm_format_time(in->scan_ns).s, xm_format_time(in->round_trip_ns).s, xm_format_time(budget).s,
-            with, (unsigned long long)((estimate == UINT64_MAX ? fixed : estimate) / XM_NS_PER_MS + 1));
+            "the switch-over takes %s with nothing left to send, by this VM's last moves or its devices (of "
+            "that %s to look for changed memory), more than the budget of %s; %sit needs --downtime %llu at "
+            "least",
+            xm_format_time(fixed).s, xm_format_time(in->scan_ns).s, xm_format_time(budget).s, with,
+            (unsigned long long)((estimate == UINT64_MAX ? fixed : estimate) / XM_NS_PER_MS + 1));
     }
     if (in->mirror_backlog > in->dirty_bytes)
         return xm_error_set(
@@ -80,6 +79,8 @@ int source_memory(struct source *m)
     struct xm_converge_state judge = {0};
     struct xm_round round = {0};
 
+    switch_cost_load(m->machine->state_dir, &m->took);
+    uint64_t fixed = switch_cost_expect(&m->took, &m->machine->spec);
     m->precopy = xm_precopy_new(&m->machine->ram, m->to, &m->error);
     if (!m->precopy)
         return -m->error.code;
@@ -105,9 +106,7 @@ int source_memory(struct source *m)
             .mirror_backlog = mirror_backlog(m),
             .wire_rate = round.rate,
             .scan_ns = xm_now() - t,
-            .device_state_ns = SWITCH_STATE_NS,
-            .flush_ns = SWITCH_FLUSH_NS,
-            .round_trip_ns = SWITCH_ROUND_TRIP_NS,
+            .fixed_ns = fixed,
         };
         m->report.estimate = xm_switch_estimate(&in);
         xm_log(XM_LOG_INFO,

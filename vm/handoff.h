@@ -67,12 +67,6 @@
 
 #include "vm/owner.h"
 
-/* What a switch-over is taken to need with nothing left to send, ns. `check` holds it against the budget,
- * and the source does before it stops the guest. */
-#define SWITCH_STATE_NS      (15 * XM_NS_PER_MS) /* device state: written, sent, loaded */
-#define SWITCH_FLUSH_NS      (2 * XM_NS_PER_MS)
-#define SWITCH_ROUND_TRIP_NS (2 * XM_NS_PER_MS)
-
 enum handoff_role { HANDOFF_SOURCE, HANDOFF_DESTINATION, HANDOFF_EMPTY };
 
 enum handoff_state {

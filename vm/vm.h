@@ -4,6 +4,7 @@
 #ifndef XM_VM_H
 #define XM_VM_H
 
+#include "vm/cost.h"
 #include "vm/format.h"
 #include "vm/handoff.h"
 #include "vm/journal.h"

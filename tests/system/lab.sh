@@ -13,7 +13,7 @@
 # Environment: XM_PREFIX (xm; another one for each lab at once), XM_BUILD (build), XM_ENGINE (auto), XM_LAB_VM=no (no guest), none (nor its disks),
 # XM_LAB_RATE (1gbit, say: shapes both links), XM_LAB_SYSTEM, XM_LAB_DATA (disk sizes: 1G, 512M), XM_LAB_APPEND (guest's parameters),
 # XM_LAB_QEMU_A, XM_LAB_QEMU_B (a directory with that host's qemu-system-x86_64: its agent's PATH begins with it; tests/debian13.sh
-# --qemu prints such), XM_LAB_FS=yes (ext4 on «data» instead of records), XM_LAB_LINK_TIMEOUT (5s), XM_LAB_GRACE (switch_grace: 20s, since a loaded machine may take its time), XM_LAB_PARTIAL_KVM=yes ([host] partial_kvm), XM_LAB_QEMU_RIGHTS=yes ([host] qemu_rights; set with another QEMU), XM_LAB_KVM=yes (hosts see a /dev/kvm as udev makes it, of a group that
+# --qemu prints such), XM_LAB_FS=yes (ext4 on «data» instead of records), XM_LAB_LINK_TIMEOUT (5s), XM_LAB_GRACE (switch_grace: 20s, since a loaded machine may take its time), XM_LAB_DOWNTIME (100ms), XM_LAB_PARTIAL_KVM=yes ([host] partial_kvm), XM_LAB_QEMU_RIGHTS=yes ([host] qemu_rights; set with another QEMU), XM_LAB_KVM=yes (hosts see a /dev/kvm as udev makes it, of a group that
 # no account has, 2099999999), XM_LAB_LIMITS (more lines of [limits]), XM_LAB_STORE (size of a datastore: 3G), XM_LAB_OWN=yes (state and run
 # directories are small file systems of their own, so that they can be full, or be lost), XM_LAB_FAULTS=yes (agents look for a fault point in
 # RUN/a/fault, RUN/b/fault: base/fault.h), XM_LAB_PROXY=yes (host B is reached by
@@ -242,6 +242,7 @@ port = 7070
 [limits]
 link_timeout = ${XM_LAB_LINK_TIMEOUT:-5s}
 switch_grace = ${XM_LAB_GRACE:-20s}
+downtime = ${XM_LAB_DOWNTIME:-100ms}
 ${XM_LAB_LIMITS:-}
 
 [incoming]

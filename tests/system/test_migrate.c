@@ -159,6 +159,11 @@ static void resting_disks_are_identical(void **state)
     guest_verify();
     assert_int_equal(sh(NULL, 10, "rm %s %s", src_system, src_data), 0);
     host_must_be_clean("b");
+    /* What its switches took has come with it. */
+    assert_int_equal(sh(&out, 20, "%s", xmigrate("a", "check --with-storage web1 hostb")), 0);
+    if (!strstr(out, "in its switch-over, by its last moves"))
+        fail_msg("%s", out);
+    free(out);
 }
 
 static void without_keep_source_nothing_is_left(void **state)

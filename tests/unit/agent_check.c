@@ -136,6 +136,17 @@ static void a_budget_that_no_switch_can_keep_is_refused_by_check(void **state)
             fail_msg("%s", json_dumps(answer, 0));
         json_decref(answer);
     }
+    /* A VM whose last moves took 60 ms was let stand still for as long against a budget of 50. */
+    json_t *took = json_pack("{s:[i, i, i]}", "took_ns", 60000000, 70000000, 20000000);
+    assert_int_equal(xm_json_save(in_dir(t, "state/vms/web1/switch.json"), took, NULL), 0);
+    json_decref(took);
+    json_t *late = ask(t, json_pack("{s:s, s:s, s:s, s:b, s:{s:i}}", "verb", "check", "vm", "web1", "host",
+                                    "hostb", "storage", 1, "options", "downtime_ms", 50));
+    if (!one_says(
+            json_object_get(late, "reasons"),
+            "by its last moves, which is beyond the budget of 50.0 ms: it needs --downtime 61 at least"))
+        fail_msg("%s", json_dumps(late, 0));
+    json_decref(late);
     json_t *answer = ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1));
     assert_true(xm_json_bool(answer, "ok", false));
     json_decref(answer);

@@ -15,9 +15,7 @@ static void sums_wire_time_and_the_rest(void **state)
         .mirror_backlog = 10000000,
         .wire_rate = 1e9,
         .scan_ns = 1000,
-        .device_state_ns = 200,
-        .flush_ns = 30,
-        .round_trip_ns = 4,
+        .fixed_ns = 234,
     };
     assert_int_equal(xm_switch_estimate(&in), 50000000 + 1234);
 }

@@ -17,11 +17,7 @@ static uint64_t limit;
 static int set_up(void **state)
 {
     (void)state;
-    in = (struct xm_switch_inputs){.wire_rate = 1e9,
-                                   .scan_ns = 1 * MS,
-                                   .device_state_ns = 15 * MS,
-                                   .flush_ns = 2 * MS,
-                                   .round_trip_ns = 2 * MS};
+    in = (struct xm_switch_inputs){.wire_rate = 1e9, .scan_ns = 1 * MS, .fixed_ns = 19 * MS};
     last = (struct xm_round){.number = 7, .ns = 100 * MS, .rate = 1e9};
     e = (struct xm_error){0};
     limit = 0;
@@ -39,9 +35,9 @@ static void a_budget_below_what_any_switch_takes(void **state)
 {
     (void)state;
     must_say(5 * MS,
-             "the switch-over takes 20.0 ms with nothing left to send (estimated: device state 15.0 ms, "
-             "flush 2.0 ms, scan 1.0 ms, round trip 2.0 ms), more than the budget of 5.0 ms; it needs "
-             "--downtime 21 at least");
+             "the switch-over takes 20.0 ms with nothing left to send, by this VM's last moves or its devices "
+             "(of that 1.0 ms to look for changed memory), more than the budget of 5.0 ms; it needs --downtime "
+             "21 at least");
     in.dirty_bytes = 100000000; /* 100 ms */
     assert_int_equal(source_stuck(&in, &last, 5 * MS, 0, &e), -ETIMEDOUT);
     assert_non_null(strstr(e.text, "with the 95.37 MiB that are left now it needs --downtime 121 at least"));
