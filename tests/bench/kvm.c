@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /* The downtime of a guest under KVM: our own one without an operating system (tests/guest/kvm), which runs
- * also where KVM has to emulate each instruction. usage: bench/kvm downtime-kvm
+ * also where KVM has to emulate each instruction. usage: bench/kvm downtime-kvm|thousand
  *
  * The guest is idle: it sleeps but for one byte a millisecond to its serial port. The longest silence between
  * two bytes, whichever host they came from, over a move with its disk by xmigrate, beside QEMU's own
  * migration of the same guest with the same RAM without any disk; each version of it. All go back and forth
  * between the same hosts; the sides alternate in blocks of moves, since the guest takes some seconds to boot.
- * The silence of a guest that stays is noted beside. */
+ * The silence of a guest that stays is noted beside.
+ *
+ * thousand: XM_BENCH_MOVES (1000) moves of one guest, there and back, that writes to its memory and its disk
+ * and checks both; percentiles of its silence, and of each that is above the goal when the parts of its
+ * switch were. Not part of `make bench`. */
 #include "tests/bench/lib_beat.h"
 #include "tests/bench/lib_lab.h"
 #include "tests/bench/lib_version.h"
@@ -24,6 +28,8 @@
 #define BLOCK  3  /* moves */
 #define STEADY 3  /* lines: 0.75 s between two moves */
 #define BUDGET 15 /* ms */
+#define BUSY   "ram=1000 disk=100 span=512"
+#define P99    50 /* ms */
 
 static char name[16];           /* of our VM; another one for each block: its old one is known at the hosts */
 static struct bench_stat still; /* silences of the guest that stays, ms */
@@ -33,37 +39,46 @@ static char other(char h)
     return h == 'A' ? 'B' : 'A';
 }
 
-/* One move: what comes before, the silence in it. */
-static double watch(struct beat *b, bool (*move)(char from), char from)
+static void ticks(struct beat *b, unsigned lines)
 {
-    if (!beat_wait(b, STEADY))
+    if (!beat_wait(b, lines))
         bench_die("the guest does not tick, or has found an error");
-    beat_mark(b);
-    if (!beat_wait(b, STEADY))
-        bench_die("the guest does not tick, or has found an error");
-    bench_add(&still, beat_longest(b));
+}
+
+/* The silence in one move and the lines behind it. */
+static double silence(struct beat *b, bool (*move)(char from), char from, unsigned lines)
+{
     beat_mark(b);
     if (!move(from))
         bench_die("the guest was not moved");
-    if (!beat_wait(b, STEADY))
-        bench_die("the guest does not tick behind the move, or has found an error");
+    ticks(b, lines);
     return beat_longest(b);
+}
+
+static double watch(struct beat *b, bool (*move)(char from), char from)
+{
+    ticks(b, STEADY);
+    beat_mark(b);
+    ticks(b, STEADY);
+    bench_add(&still, beat_longest(b));
+    return silence(b, move, from, STEADY);
 }
 
 /* ---- xmigrate ---- */
 
 static struct bench_stat reported; /* downtimes by our own reports, ms */
 
+static double last; /* the last move's downtime by its report, ms */
+
 static bool move_ours(char from)
 {
-    double ms = lab_move(from, "--with-storage %s host%c", name, other(from) - 'A' + 'a');
-
-    if (ms >= 0)
-        bench_add(&reported, ms);
-    return ms >= 0;
+    last = lab_move(from, "--with-storage %s host%c", name, other(from) - 'A' + 'a');
+    if (last >= 0 && reported.n < sizeof reported.v / sizeof *reported.v)
+        bench_add(&reported, last);
+    return last >= 0;
 }
 
-static void start_ours(void)
+static void start_ours(const char *append)
 {
     const char *dir = bench_dir(true);
     char ini[200], top[256];
@@ -74,35 +89,93 @@ static void start_ours(void)
         bench_die("%s cannot be written", ini);
     fprintf(f,
             "[vm]\nname = %s\nmemory = %uM\nvcpus = 1\naccel = kvm\ncpu = " CPU "\nkernel = %s/" KERNEL
-            "\nappend = " APPEND "\n\n[disk one]\ndatastore = ds1\nfile = kvm.img\n",
-            name, MEMORY, top);
+            "\nappend = %s\n\n[disk one]\ndatastore = ds1\nfile = kvm.img\n",
+            name, MEMORY, top, append);
     fclose(f);
     if (bench_run("truncate -s 16M %s", lab_path('A', "kvm.img")) ||
         lab_xmigrate('A', "start %s >/dev/null", ini))
         bench_die("the guest does not start");
 }
 
-static void run_ours(unsigned moves, struct bench_stat *gap)
+static void begin_ours(struct beat *b, const char *append)
 {
-    char path[2][200], at = 'A';
     static unsigned number;
-    struct beat b;
+    char path[2][200];
 
     snprintf(name, sizeof name, "kvm%u", ++number);
     for (int i = 0; i < 2; i++)
         snprintf(path[i], sizeof path[i], "/run/%s-lab/%c/run/vms/%s/serial.sock", getenv("XM_PREFIX"),
                  "ab"[i], name);
-    beat_listen(&b, path[0], path[1]);
-    start_ours();
+    beat_listen(b, path[0], path[1]);
+    start_ours(append);
+}
+
+static void end_ours(struct beat *b, char at)
+{
+    beat_end(b);
+    if (lab_xmigrate(at, "stop --force %s >/dev/null", name))
+        bench_die("the guest does not end");
+    bench_run("rm -f %s/kvm*", lab_path(at, "")); /* xmigrate makes VM-DISK.raw */
+}
+
+static void run_ours(unsigned moves, struct bench_stat *gap)
+{
+    struct beat b;
+    char at = 'A';
+
+    begin_ours(&b, APPEND);
     for (unsigned i = 0; i < moves; i++, at = other(at)) {
         double ms = watch(&b, move_ours, at);
         printf("  xmigrate  silent for %.1f ms\n", ms);
         bench_add(gap, ms);
     }
-    beat_end(&b);
-    if (lab_xmigrate(at, "stop --force %s >/dev/null", name))
-        bench_die("the guest does not end");
-    bench_run("rm -f %s/kvm*", lab_path(at, "")); /* xmigrate makes VM-DISK.raw */
+    end_ours(&b, at);
+}
+
+/* ---- a thousand moves ---- */
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+static void thousand(void)
+{
+    const char *wanted = getenv("XM_BENCH_MOVES");
+    unsigned moves = wanted && atoi(wanted) > 0 ? (unsigned)atoi(wanted) : 1000;
+    double *gap = calloc(moves, sizeof *gap), *own = calloc(moves, sizeof *own);
+    struct bench_stat p99 = {0}, goal = {0};
+    struct beat b;
+    char at = 'A';
+
+    if (!gap || !own)
+        bench_die("no memory");
+    begin_ours(&b, BUSY);
+    ticks(&b, STEADY);
+    for (unsigned i = 0; i < moves; i++, at = other(at)) {
+        gap[i] = silence(&b, move_ours, at, 1);
+        own[i] = last;
+        if (gap[i] > P99)
+            printf("  move %u: silent for %.1f ms; by its report %.1f: %s\n", i + 1, gap[i], last,
+                   bench_ask("grep -o '\"downtime_timeline_ms\":{[^}]*}' %s/move.json", bench_dir(true)));
+        if ((i + 1) % 100 == 0)
+            printf("  %u moves\n", i + 1);
+    }
+    end_ours(&b, at);
+    qsort(gap, moves, sizeof *gap, by_size);
+    qsort(own, moves, sizeof *own, by_size);
+    unsigned nth = (moves * 99 + 99) / 100 - 1;
+    bench_add(&p99, gap[nth]);
+    bench_add(&goal, P99);
+    bench_note(
+        "%u moves, none lost, none wrong: silent for %.1f ms in the median, %.1f at p99, %.1f at worst; "
+        "by the report %.1f, %.1f and %.1f",
+        moves, gap[moves / 2], gap[nth], gap[moves - 1], own[moves / 2], own[nth], own[moves - 1]);
+    bench_result("ms", &p99, &goal, "p99: 50 ms", 1.0, false);
+    free(gap);
+    free(own);
 }
 
 /* ---- QEMU ---- */
@@ -174,8 +247,8 @@ int main(int argc, char **argv)
     struct bench_stat gap = {0}, qemu_gap[VERSIONS_MAX] = {0}, budget = {0};
     unsigned left = bench_runs(), block = 0;
 
-    if (argc != 2 || strcmp(argv[1], "downtime-kvm")) {
-        fprintf(stderr, "usage: bench/kvm downtime-kvm\n");
+    if (argc != 2 || (strcmp(argv[1], "downtime-kvm") && strcmp(argv[1], "thousand"))) {
+        fprintf(stderr, "usage: bench/kvm downtime-kvm|thousand\n");
         return 2;
     }
     bench_begin(argv[1]);
@@ -184,6 +257,10 @@ int main(int argc, char **argv)
     version_use(version_of_ours());
     setenv("XM_LAB_PARTIAL_KVM", "yes", 1);
     lab_up();
+    if (!strcmp(argv[1], "thousand")) {
+        thousand();
+        return 0;
+    }
     while (left) {
         unsigned moves = XM_MIN(left, (unsigned)BLOCK);
         run_ours(moves, &gap);
