@@ -16,6 +16,7 @@ static int open_with(struct agent *a, const char *vm, const struct owner_record 
     struct journal j;
     int r = journal_read(dir, &j, e);
 
+    memset(open, 0, (JOURNAL_OPEN_MAX + 1) * sizeof *open);
     if (!r) {
         r = (int)journal_asks(&j, rec, open);
         journal_free(&j);

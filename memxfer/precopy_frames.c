@@ -147,16 +147,16 @@ static void submit_open(struct xm_precopy *pc)
     xm_mailbox_run(&pc->mailbox);
 }
 
-/* The frame under work, for this block. */
-static int open_frame(struct xm_precopy *pc, unsigned block)
+/* The frame under work, for this block. NULL: pc->error says why. */
+static struct pages_frame *open_frame(struct xm_precopy *pc, unsigned block)
 {
     if (pc->open && pc->open_block == block)
-        return 0;
+        return &pc->open->frame;
     if (pc->open)
         submit_open(pc);
     struct slot *s = take_slot(pc);
     if (!s)
-        return -pc->error.code;
+        return NULL;
     uint8_t *buf = pc->slab + (size_t)(s - pc->slot) * PAGES_BUFFER;
     if (pc->direct[block] && atomic_load(&pc->transport->features) & XM_FEATURE_HEAD)
         pages_begin_direct(&s->frame, buf);
@@ -164,16 +164,16 @@ static int open_frame(struct xm_precopy *pc, unsigned block)
         pages_begin(&s->frame, buf);
     pc->open = s;
     pc->open_block = block;
-    return 0;
+    return &s->frame;
 }
 
 int precopy_send_zeros(struct xm_precopy *pc, unsigned block, uint64_t page, uint64_t n)
 {
     while (n) {
-        int r = open_frame(pc, block);
-        if (r < 0)
-            return r;
-        uint64_t took = pages_zero(&pc->open->frame, page, n);
+        struct pages_frame *f = open_frame(pc, block);
+        if (!f)
+            return -pc->error.code;
+        uint64_t took = pages_zero(f, page, n);
         page += took;
         n -= took;
         if (n)
@@ -183,12 +183,12 @@ int precopy_send_zeros(struct xm_precopy *pc, unsigned block, uint64_t page, uin
 }
 
 /* Private copies of n pages, at the frame's tail. */
-static int copy_pages(struct xm_precopy *pc, unsigned block, uint64_t page, unsigned n)
+static int copy_pages(struct xm_precopy *pc, struct pages_frame *f, unsigned block, uint64_t page, unsigned n)
 {
     size_t len = (size_t)n * XM_PAGE, got = 0;
 
     while (got < len) {
-        ssize_t k = pread(pc->ram->block[block].memfd, pages_tail(&pc->open->frame) + got, len - got,
+        ssize_t k = pread(pc->ram->block[block].memfd, pages_tail(f) + got, len - got,
                           (off_t)((page << XM_PAGE_SHIFT) + got));
         if (k < 0 && errno == EINTR)
             continue;
@@ -197,11 +197,12 @@ static int copy_pages(struct xm_precopy *pc, unsigned block, uint64_t page, unsi
                                   pc->ram->block[block].name);
         got += (size_t)k;
     }
-    pages_put(&pc->open->frame, page, n);
+    pages_put(f, page, n);
     return 0;
 }
 
-static int point_pages(struct xm_precopy *pc, unsigned block, uint64_t page, unsigned n)
+static int point_pages(struct xm_precopy *pc, struct pages_frame *f, unsigned block, uint64_t page,
+                       unsigned n)
 {
     const struct xm_ram_block *b = &pc->ram->block[block];
     uint8_t there[PAGES_BATCH];
@@ -209,8 +210,7 @@ static int point_pages(struct xm_precopy *pc, unsigned block, uint64_t page, uns
     /* The first round has asked where data lie. */
     if (pc->number > 1)
         ram_find_holes(b, page, n, there);
-    int r = pages_point(&pc->open->frame, page, n, b->map + (page << XM_PAGE_SHIFT),
-                        pc->number > 1 ? there : NULL);
+    int r = pages_point(f, page, n, b->map + (page << XM_PAGE_SHIFT), pc->number > 1 ? there : NULL);
     return r ? xm_error_set(&pc->error, -r, "cannot read guest RAM %s: the host's memory has an error there",
                             b->name)
              : 0;
@@ -219,14 +219,13 @@ static int point_pages(struct xm_precopy *pc, unsigned block, uint64_t page, uns
 int precopy_send_pages(struct xm_precopy *pc, unsigned block, uint64_t page, uint64_t n)
 {
     while (n) {
-        int r = open_frame(pc, block);
-        if (r < 0)
-            return r;
-        unsigned part = (unsigned)XM_MIN(n, pages_room(&pc->open->frame, page));
-        if (part && pc->open->frame.direct)
-            r = point_pages(pc, block, page, part);
-        else if (part)
-            r = copy_pages(pc, block, page, part);
+        struct pages_frame *f = open_frame(pc, block);
+        if (!f)
+            return -pc->error.code;
+        unsigned part = (unsigned)XM_MIN(n, pages_room(f, page));
+        int r = 0;
+        if (part)
+            r = f->direct ? point_pages(pc, f, block, page, part) : copy_pages(pc, f, block, page, part);
         if (r < 0)
             return r;
         if (!part)

@@ -396,7 +396,7 @@ static int take_pages(struct xm_ramsink *s, struct xm_rx *rx, struct torn *torn,
         wait_applied(s, rx->hdr.object, rx->hdr.seq);
     /* A duplicate is answered by what its first copy has left here. */
     if (r >= 0 && hashes)
-        torn_compare(&s->ram->block[rx->hdr.object], rx, r > 0 ? c->copy : NULL, torn);
+        torn_compare(&s->ram->block[rx->hdr.object], rx, c && r > 0 ? c->copy : NULL, torn);
     if (!c)
         return r;
     if (r > 0) {

@@ -61,7 +61,9 @@ static unsigned join_links(struct source *m, const char *token)
     size_t i;
 
     xm_error_set(&m->error, all ? EINVAL : ENOMEM, all ? "there is none" : "no memory");
-    json_array_foreach (all ? links : NULL, i, l) {
+    if (!all)
+        return 0;
+    json_array_foreach (links, i, l) {
         all[i] = (struct joining){.m = m,
                                   .local = xm_json_str(l, "local", ""),
                                   .remote = xm_json_str(l, "remote", ""),
@@ -71,7 +73,7 @@ static unsigned join_links(struct source *m, const char *token)
         if (!all[i].started)
             join_link(&all[i]);
     }
-    for (i = 0; all && i < json_array_size(links); i++) {
+    for (i = 0; i < json_array_size(links); i++) {
         if (all[i].started)
             pthread_join(all[i].thread, NULL);
         if (all[i].error.code)

@@ -70,10 +70,10 @@ static void add_pace(struct source *m, json_t *o)
     if (m->local || m->progress.verifying)
         json_object_set_new(o, "rate", json_real(pace_rate(&m->progress.shown)));
     if (m->progress.verifying) {
-        uint64_t verified = m->progress.shown.last.taken;
-        json_object_set_new(o, "verified_bytes", json_integer((json_int_t)verified));
-        json_object_set_new(o, "verify_total",
-                            json_integer((json_int_t)(verified + m->progress.shown.last.left)));
+        json_int_t verified = (json_int_t)m->progress.shown.last.taken;
+        json_int_t left = (json_int_t)m->progress.shown.last.left;
+        json_object_set_new(o, "verified_bytes", json_integer(verified));
+        json_object_set_new(o, "verify_total", json_integer(verified + left));
     } else if (pace_outrun(p))
         json_object_set_new(o, "outrun", json_true());
 }

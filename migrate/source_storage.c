@@ -179,7 +179,7 @@ static int open_journal(struct source *m, const struct move *v, bool planned)
 
     for (unsigned i = 0; i < vm->disks; i++) {
         const struct machine_disk *d = &vm->disk[i];
-        if (planned ? !v[i].path[0] : !v[i].created)
+        if (planned ? !v[i].path || !v[i].path[0] : !v[i].created)
             continue;
         json_array_append_new(files, json_pack("{s:s s:s s:s}", "path", v[i].path, "was", d->spec->path,
                                                "datastore", d->spec->datastore));
