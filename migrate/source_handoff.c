@@ -99,13 +99,15 @@ static bool goes_on(const struct source *m, uint64_t deadline)
     return xm_links_up(m->links) > 0 && xm_now() < deadline;
 }
 
-/* What it took but for the last pages, for the next one's estimate. */
-static void learn(struct source *m)
+/* What it took but for the last pages, for the next one's estimate. One whose hand-off had to be said twice
+ * tells of a network or a disk that failed, and nothing of the VM; nobody hurries for a VM that stands
+ * still anyway. */
+static void learn(struct source *m, bool again)
 {
     const struct source_report *r = &m->report;
     uint64_t pages = r->final_ram.to - r->final_ram.from, all = r->running_at - r->stopped_at;
 
-    if (!m->paused) /* nobody hurries for one that stands still anyway */
+    if (!m->paused && !again)
         switch_cost_add(&m->took, all > pages ? all - pages : 0);
 }
 
@@ -125,6 +127,7 @@ int source_handoff(struct source *m)
     m->error.code = 0;
     handoff_event(h, HANDOFF_WANT, &a);
     handoff_drive(h, a, &hands, m, &out);
+    bool again = handoff_open(h);
     while (handoff_open(h) && goes_on(m, deadline)) {
         poll(NULL, 0, RETRY_MS);
         handoff_event(h, HANDOFF_RETRY, &a);
@@ -134,7 +137,7 @@ int source_handoff(struct source *m)
     /* It runs there. That our record does not say so yet only keeps our disks, until it does. */
     if (out.destroy || h->state == HANDOFF_SETTLING) {
         m->report.handoff = (struct source_span){t, m->report.running_at};
-        learn(m);
+        learn(m, again);
         return 0;
     }
     if (out.resume) {

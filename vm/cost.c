@@ -21,17 +21,21 @@ uint64_t switch_cost_guess(const struct vm_spec *vm)
            (vm->nics > 1 ? (vm->nics - 1) * more[kvm].nic : 0);
 }
 
+static int by_size(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+    return (x > y) - (x < y);
+}
+
 uint64_t switch_cost_expect(const struct switch_cost *c, const struct vm_spec *vm)
 {
-    uint64_t first = 0, second = 0;
+    struct switch_cost sorted = *c;
 
     if (c->n < 2)
         return switch_cost_guess(vm);
-    for (unsigned i = 0; i < c->n; i++) {
-        second = XM_MAX(second, XM_MIN(first, c->ns[i]));
-        first = XM_MAX(first, c->ns[i]);
-    }
-    return second;
+    qsort(sorted.ns, c->n, sizeof *sorted.ns, by_size);
+    return sorted.ns[(c->n - 1) / 2];
 }
 
 void switch_cost_add(struct switch_cost *c, uint64_t ns)

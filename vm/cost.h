@@ -21,8 +21,8 @@ struct switch_cost {
 
 /* By its devices alone; ns. */
 uint64_t switch_cost_guess(const struct vm_spec *);
-/* By its devices until it has moved twice; then the second largest of what the last moves took: one that
- * came in the way of something else says nothing of the next. */
+/* By its devices until it has moved twice; then the median of what the last moves took (the lower one of
+ * two): some came in the way of something else, and say nothing of the next. */
 uint64_t switch_cost_expect(const struct switch_cost *, const struct vm_spec *);
 void switch_cost_add(struct switch_cost *, uint64_t ns); /* 1 ns to 10 s; what is beyond is taken for these */
 

@@ -105,10 +105,11 @@ static void ask(struct host *h, const char *verb)
     operator_asks(h, json_pack("{s:s, s:s}", "verb", verb, "vm", VM));
 }
 
+/* In the end he follows the advice of who was refused for how long the VM's last switches took. */
 static void move_to(struct host *h, const struct host *to)
 {
-    operator_asks(h, json_pack("{s:s, s:s, s:s, s:b, s:{}}", "verb", "move", "vm", VM, "host", to->name,
-                               "storage", 1, "options"));
+    operator_asks(h, json_pack("{s:s, s:s, s:s, s:b, s:{s:i}}", "verb", "move", "vm", VM, "host", to->name,
+                               "storage", 1, "options", "downtime_ms", w.ending ? 20000 : 100));
 }
 
 /* Returns where to. */
