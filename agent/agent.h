@@ -271,7 +271,12 @@ int settle_end_here(struct agent *, const char *vm, struct xm_error *);
 #define SETTLE_PREPARE_PATIENCE (20 * XM_NS_PER_S)
 /* tidy.c: does so by itself, every few seconds. */
 int tidy_start(struct agent *, struct xm_error *);
+/* A probe: a file by which a destination finds out whether it reaches the storage that a source's disk lies
+ * in (reasons.c, asked.c). Its name has 16 hexadecimal digits behind this, and it consists of 32: 16 at
+ * random, and 16 that probe_sign makes of them and of who shows it to whom. Who was shown one cannot show
+ * it to a third host, nor back, as its own. */
 #define PROBE_PREFIX ".xmigrate-probe-"
+void probe_sign(char content[33], const char *source, const char *destination);
 /* The last sentence of that (a VM, say) was the same. A collision costs a line. */
 bool tidy_said_before(const char *of, const char *text);
 /* left.c: deletes what VMs have left (vm/left.h). left_wait: has it done now what there is of this VM, for a

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 static int read_links(struct asked *q, const json_t *links, struct xm_error *e)
 {
@@ -67,6 +68,41 @@ static int open_plain(int dir, const char *name, struct stat *st)
     return -1;
 }
 
+void probe_sign(char content[33], const char *source, const char *destination)
+{
+    char *text = xm_printf("%.16s %s %s", content, source, destination);
+
+    snprintf(content + 16, 17, "%016llx", (unsigned long long)XXH3_64bits(text, strlen(text)));
+    free(text);
+}
+
+static bool is_shown(const char *content, const char *source, const char *destination)
+{
+    char is[33];
+
+    memcpy(is, content, 17);
+    probe_sign(is, source, destination);
+    return !strcmp(is, content);
+}
+
+static const char *host_of(const struct config *c, unsigned i)
+{
+    return i < c->peers ? c->peer[i].name : c->name;
+}
+
+/* It was made by another host, this one perhaps, or for another: who shows it has only heard of it. One of an
+ * older agent does not say. */
+static bool probe_is_borrowed(const struct config *c, const char *source, const char *content)
+{
+    bool borrowed = false;
+
+    for (unsigned from = 0; from <= c->peers && !is_shown(content, source, c->name); from++) {
+        for (unsigned to = 0; to <= c->peers; to++)
+            borrowed = borrowed || is_shown(content, host_of(c, from), host_of(c, to));
+    }
+    return borrowed;
+}
+
 static bool probe_says(int dir, const char *name, const char *content)
 {
     char *file = xm_printf(PROBE_PREFIX "%s", name), text[33];
@@ -95,7 +131,7 @@ static void look_for_probe(struct agent *a, struct asked *q, unsigned i, const j
     if (!ds || !ds->incoming || !hex_only(name, 16) || !hex_only(content, 32) || !file[0] || file[0] == '.' ||
         strchr(file, '/') || strlen(file) > 200)
         return;
-    if (storage_hangs(ds->path, NULL) < 0)
+    if (probe_is_borrowed(&a->conf, q->req.source, content) || storage_hangs(ds->path, NULL) < 0)
         return;
     int dir = open(ds->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int fd = dir >= 0 && probe_says(dir, name, content) ? open_plain(dir, file, &st) : -1;

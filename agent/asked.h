@@ -28,6 +28,8 @@ int prepare_settle_last(struct agent *, const struct asked *, bool only_look, ui
  * an epoch that is whatever its host says, and the right one would be given up for it there
  * (agent/returned.h). Who does not answer forbids nothing. */
 void prepare_judge_owner(struct agent *, const struct asked *, json_t *reasons);
+/* Disks that stay where they are, and are another VM's here. */
+void prepare_judge_shared(struct agent *, const struct asked *, json_t *reasons);
 /* What an earlier migration left here and should have taken away keeps the VM from coming when nobody knows
  * what it is. -errno with the sentence. */
 int prepare_judge_left(struct agent *, const char *vm, struct xm_error *);

@@ -289,7 +289,7 @@ static json_t *expected_specs(struct agent *a)
     return list;
 }
 
-int inventory_contradiction(struct agent *a, const struct vm_spec *s, struct xm_error *e)
+static int contradiction(struct agent *a, const struct vm_spec *s, bool itself, struct xm_error *e)
 {
     json_t *names = inventory_names(a), *expected = expected_specs(a), *v;
     size_t i;
@@ -303,7 +303,7 @@ int inventory_contradiction(struct agent *a, const struct vm_spec *s, struct xm_
         if (!counts(&k))
             r = 0;
         else if (!strcmp(name, s->name))
-            r = contradicts_itself(a, s, k.spec, e);
+            r = itself ? contradicts_itself(a, s, k.spec, e) : 0;
         else
             r = contradicts_other(s, name, k.spec, "the inventory has", e);
         inventory_free(&k);
@@ -316,6 +316,16 @@ int inventory_contradiction(struct agent *a, const struct vm_spec *s, struct xm_
     json_decref(names);
     json_decref(expected);
     return r;
+}
+
+int inventory_contradiction(struct agent *a, const struct vm_spec *s, struct xm_error *e)
+{
+    return contradiction(a, s, true, e);
+}
+
+int inventory_taken(struct agent *a, const struct vm_spec *s, struct xm_error *e)
+{
+    return contradiction(a, s, false, e);
 }
 
 /* ---- epochs of names; forgetting ---- */

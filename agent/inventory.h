@@ -57,6 +57,8 @@ char *inventory_whereabouts(struct agent *, const char *name, const struct owner
  * name (but for a larger size that its file has by now), a file that another VM has, or may be handed back
  * with? A sentence that names both; 0 when not. */
 int inventory_contradiction(struct agent *, const struct vm_spec *, struct xm_error *);
+/* The same of the other VMs alone: has one of them a file that this one is to have? */
+int inventory_taken(struct agent *, const struct vm_spec *, struct xm_error *);
 /* Has this VM a disk in that file, by a definition that counts? 1: yes; -EAGAIN with a sentence:
  * yes, and whether it counts is not known; else -errno: its definition cannot be read. */
 int inventory_names_file(struct agent *, const char *vm, const char *path, struct xm_error *);

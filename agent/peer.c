@@ -102,6 +102,7 @@ json_t *verb_peer_check(struct conn *c, const json_t *request)
         json_t *reasons = json_array();
         outside_judge(&q.spec, &a->conf, q.req.source, reasons);
         prepare_judge_owner(a, &q, reasons);
+        prepare_judge_shared(a, &q, reasons);
         /* Else what the last one left would be taken for another VM of that name. */
         bool open = prepare_settle_last(a, &q, true, SETTLE_PEER_PATIENCE, &e) < 0;
         gather(a, &q.req, true, &g);

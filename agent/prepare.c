@@ -10,6 +10,7 @@
  */
 #include "agent/asked.h"
 #include "agent/datastore.h"
+#include "agent/inventory.h"
 #include "agent/known.h"
 #include "agent/nvram.h"
 #include "agent/outside.h"
@@ -75,6 +76,17 @@ void prepare_judge_owner(struct agent *a, const struct asked *q, json_t *reasons
                                            "one of the two needs another name",
                                            name, a->conf.name, p->name, (unsigned long long)there.rec.epoch,
                                            q->req.source));
+}
+
+void prepare_judge_shared(struct agent *a, const struct asked *q, json_t *reasons)
+{
+    struct xm_error e = {0};
+    bool all = !q->req.storage; /* else a path is whatever the peer says */
+
+    for (unsigned i = 0; i < q->spec.disks; i++)
+        all = all && q->req.shared[i];
+    if (all && inventory_taken(a, &q->spec, &e) < 0)
+        json_array_append_new(reasons, json_string(e.text));
 }
 
 int prepare_judge_left(struct agent *a, const char *name, struct xm_error *e)
@@ -262,6 +274,7 @@ static json_t *prepare(struct agent *a, struct asked *q)
 
     outside_judge(&q->spec, &a->conf, q->req.source, reasons);
     prepare_judge_owner(a, q, reasons);
+    prepare_judge_shared(a, q, reasons);
     gather(a, &q->req, true, &g);
     json_t *spec = vm_spec_to_json(&q->spec);
     int r = xm_hex_random(token, LINK_TOKEN_BYTES, &e);

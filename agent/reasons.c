@@ -34,8 +34,9 @@ static json_t *make_probe(struct move *m, unsigned i)
     char name[17], content[33];
     struct xm_error e = {0};
 
-    if (!ds || xm_hex_random(name, 8, NULL) < 0 || xm_hex_random(content, 16, NULL) < 0)
+    if (!ds || xm_hex_random(name, 8, NULL) < 0 || xm_hex_random(content, 8, NULL) < 0)
         return json_null(); /* the destination finds nothing, and says so */
+    probe_sign(content, a->conf.name, m->host);
     p->path = xm_printf("%s/" PROBE_PREFIX "%s", ds->path, name);
     if (xm_file_replace(p->path, content, 32, &e) < 0) {
         xm_log(XM_LOG_WARN, "VM %s: %s", m->vm, e.text);

@@ -2,6 +2,7 @@
 /* What a peer may have prepared for a VM that is to come, and that nothing of it is lost or left when the
  * agent is killed. A real agent, with make-believe shims (lib_shim.c). */
 #include "net/net.h"
+#include "agent/agent.h"
 #include "tests/unit/lib_agent.h"
 #include "vm/vm.h"
 
@@ -142,6 +143,90 @@ static void a_probe_decides_what_is_shared(void **state)
             fail_msg("%d: %s", i, json_dumps(answer, 0));
         json_decref(answer);
     }
+}
+
+/* Of ds/disk.raw; file: what is asked for. The reasons against it; the caller's. */
+static json_t *reasons_with(const json_t *probe, const char *file)
+{
+    json_t *o = prepare_request("5"), *shown = json_copy((json_t *)probe);
+
+    json_object_set_new(shown, "file", json_string(file));
+    json_object_set_new(o, "verb", json_string("peer.check"));
+    json_object_set_new(o, "storage", json_false());
+    json_object_set_new(json_object_get(o, "vm"), "name", json_string("evil"));
+    json_object_set_new(o, "probes", json_pack("[o]", shown));
+    json_t *answer = ask_as_peer(t, o), *reasons = json_incref(json_object_get(answer, "reasons"));
+    assert_non_null(reasons);
+    json_decref(answer);
+    return reasons;
+}
+
+static void must_be(json_t *reasons, const char *part)
+{
+    char *text = json_dumps(reasons, 0);
+
+    if (!strstr(text, part))
+        fail_msg("%s", text);
+    free(text);
+    json_decref(reasons);
+}
+
+/* What broke: whom this host asked whether it reaches a VM's disk was told of a probe in that datastore,
+ * and could show it back as its own: then each disk there whose VM was stopped was given to a VM of its
+ * making. */
+static void who_was_shown_a_probe_cannot_show_it_back(void **state)
+{
+    struct xm_jsonl js, its;
+    char content[33];
+    need_qemu();
+
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/web2-root.raw"), "", 0, NULL), 0);
+    assert_int_equal(truncate(in_dir(t, "ds/web2-root.raw"), 1 << 20), 0);
+    must(ask(t, start_request()), 0);
+    xm_jsonl_init(&js, agent_socket());
+    xm_jsonl_send(js.fd, json_pack("{s:s, s:s, s:s}", "verb", "check", "vm", "web1", "host", "hostb"), -1,
+                  NULL);
+    json_t *o = serve_begin(*(int *)*state, &its);
+    json_t *probe = json_array_get(json_object_get(o, "probes"), 0);
+    assert_string_equal(xm_json_str(probe, "file", ""), "web1.raw");
+    must_be(reasons_with(probe, "web2-root.raw"), "hosta does not reach disk 'root'");
+    xm_jsonl_send(its.fd, json_pack("{s:b, s:[]}", "ok", 1, "reasons"), -1, NULL);
+    xm_jsonl_close(&its);
+    json_decref(last_of(&js));
+    xm_jsonl_close(&js);
+    json_decref(o);
+    /* Nor one that hostb has shown to another, or that is its own but for this host: that counts. */
+    snprintf(content, sizeof content, "0123456789abcdef");
+    probe_sign(content, "hostb", "hostb");
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/.xmigrate-probe-00112233aabbccdd"), content, 32, NULL), 0);
+    probe = json_pack("{s:s, s:s, s:s}", "datastore", "ds", "probe", "00112233aabbccdd", "content", content);
+    must_be(reasons_with(probe, "web2-root.raw"), "hosta does not reach disk 'root'");
+    probe_sign(content, "hostb", "hosta");
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/.xmigrate-probe-00112233aabbccdd"), content, 32, NULL), 0);
+    json_object_set_new(probe, "content", json_string(content));
+    must_be(reasons_with(probe, "web2-root.raw"), "[]");
+    json_decref(probe);
+}
+
+/* What broke: where both hosts reach the datastore, too: a VM that comes without its disks was given a file
+ * that a VM of this host has. */
+static void the_disk_of_another_vm_is_not_shared(void **state)
+{
+    char content[33] = "0123456789abcdef";
+    FILE *f = fopen(in_dir(t, "web2.ini"), "we");
+    (void)state;
+    need_qemu();
+
+    fprintf(f, "[vm]\nname = web2\nmemory = 16M\naccel = tcg\n[disk root]\ndatastore = ds\nfile = "
+               "web2-root.raw\nsize = 1M\n");
+    fclose(f);
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "define", "spec", in_dir(t, "web2.ini"))), 0);
+    probe_sign(content, "hostb", "hosta");
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/.xmigrate-probe-00112233aabbccdd"), content, 32, NULL), 0);
+    json_t *probe =
+        json_pack("{s:s, s:s, s:s}", "datastore", "ds", "probe", "00112233aabbccdd", "content", content);
+    must_be(reasons_with(probe, "web2-root.raw"), "is disk 'root' of VM web2");
+    json_decref(probe);
 }
 
 /* What broke: asked whether the VM could come back, this host took it for seen to run there, and the only
@@ -533,6 +618,9 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         TEST(hostile_requests_to_prepare_make_nothing),
         TEST(a_probe_decides_what_is_shared),
+        cmocka_unit_test_setup_teardown(who_was_shown_a_probe_cannot_show_it_back, peer_set_up,
+                                        peer_tear_down),
+        TEST(the_disk_of_another_vm_is_not_shared),
         TEST(a_check_settles_nothing),
         TEST(a_vm_that_a_third_host_has_is_not_taken),
         TEST(prepare_makes_disks_and_cancel_takes_all_away),

@@ -195,18 +195,23 @@ int connect_from(const char *local, unsigned port)
     return fd;
 }
 
-json_t *ask_as_peer(struct test_agent *t, json_t *request)
+json_t *ask_as(struct test_agent *t, const char *name, const char *address, json_t *request)
 {
     static const char hello[] = "XMIG/1 control\n";
-    int fd = connect_from("127.0.0.2", t->port);
+    int fd = connect_from(address, t->port);
 
     if (fd >= 0 && send(fd, hello, sizeof hello - 1, MSG_NOSIGNAL) < 0) {
         close(fd);
         fd = -1;
     }
     if (!json_object_get(request, "from"))
-        json_object_set_new(request, "from", json_string("hostb"));
+        json_object_set_new(request, "from", json_string(name));
     return last_answer(fd, request);
+}
+
+json_t *ask_as_peer(struct test_agent *t, json_t *request)
+{
+    return ask_as(t, "hostb", "127.0.0.2", request);
 }
 
 pid_t shim_pid(const struct test_agent *t, const char *vm)

@@ -32,6 +32,8 @@ json_t *ask_shim(struct test_agent *, const char *vm, json_t *request);
 int connect_from(const char *local, unsigned port); /* TCP to 127.0.0.1 */
 /* As hostb, over TCP: one request, its answer. */
 json_t *ask_as_peer(struct test_agent *, json_t *request);
+/* The same as another one, which is a [peer] with that address. */
+json_t *ask_as(struct test_agent *, const char *name, const char *address, json_t *request);
 char *in_dir(const struct test_agent *, const char *below); /* one of four static buffers */
 bool exists(const struct test_agent *, const char *below);
 pid_t shim_pid(const struct test_agent *, const char *vm);
