@@ -4,6 +4,21 @@
 #include <stdio.h>
 #include <string.h>
 
+/* The journal is there, or there is none: then nothing is open. */
+static void open_here(const char *dir, struct known *k)
+{
+    struct journal_open open[JOURNAL_OPEN_MAX + 1];
+    struct journal j;
+
+    k->tells_open = journal_read(dir, &j, NULL) == 0;
+    if (!k->tells_open)
+        return;
+    k->opens = journal_asks(&j, &k->rec, open);
+    for (unsigned i = 0; i < k->opens; i++)
+        snprintf(k->open[i], sizeof k->open[i], "%s", open[i].peer);
+    journal_free(&j);
+}
+
 int known_here(struct agent *a, const char *vm, struct known *k, struct xm_error *e)
 {
     memset(k, 0, sizeof *k);
@@ -12,6 +27,8 @@ int known_here(struct agent *a, const char *vm, struct known *k, struct xm_error
     int r = owner_read(a, vm, &k->rec, &why);
     if (!r || r == -ENOENT) /* its writer may have been killed between writing and durable */
         r = owner_sync(dir, &why);
+    if (!r)
+        open_here(dir, k);
     free(dir);
     if (r)
         return xm_error_set(e, -r, "%s", why.text);
@@ -47,6 +64,27 @@ bool known_stands(const struct known *k)
            !strcmp(k->state, "stopped");
 }
 
+bool known_open_with(const struct known *k, const char *host)
+{
+    bool is = !k->tells_open;
+
+    for (unsigned i = 0; i < k->opens && !is; i++)
+        is = !strcmp(k->open[i], host);
+    return is;
+}
+
+static void open_there(const json_t *list, struct known *k)
+{
+    json_t *v;
+    size_t i;
+
+    k->tells_open = json_is_array(list);
+    json_array_foreach (list, i, v) {
+        if (json_is_string(v) && k->opens < sizeof k->open / sizeof *k->open)
+            snprintf(k->open[k->opens++], sizeof *k->open, "%s", json_string_value(v));
+    }
+}
+
 static int ask(struct agent *a, const struct conf_peer *p, const char *vm, uint64_t timeout_ns,
                struct known *k, struct xm_error *e)
 {
@@ -74,6 +112,7 @@ static int ask(struct agent *a, const struct conf_peer *p, const char *vm, uint6
     snprintf(k->state, sizeof k->state, "%s", xm_json_str(o, "state", ""));
     k->tells_job = json_is_string(json_object_get(o, "job"));
     snprintf(k->job, sizeof k->job, "%s", xm_json_str(o, "job", ""));
+    open_there(json_object_get(o, "open"), k);
     json_decref(o);
     return r;
 }

@@ -25,6 +25,10 @@ struct known {
     char source[CONFIG_NAME_MAX + 1];
     char job[16]; /* that holds the VM there; "" without one */
     bool tells_job;
+    /* With whom hand-offs of it are open there (vm/journal.h), so who may have taken it by a word. */
+    char open[JOURNAL_OPEN_MAX + 1][CONFIG_NAME_MAX + 1];
+    unsigned opens;
+    bool tells_open; /* an older agent does not */
 };
 
 /* A record that cannot be read is an error, and nothing is known then. */
@@ -40,6 +44,8 @@ static inline bool known_answered(int r)
 /* The same, of a peer that answers soon. */
 int known_there_soon(struct agent *, const struct conf_peer *, const char *vm, struct known *,
                      struct xm_error *);
+/* A hand-off with that host is open there, or whether one is is not told. */
+bool known_open_with(const struct known *, const char *host);
 /* Its shim works on the hand-off at this moment: what the record says may be another thing in a moment. */
 bool known_busy(const struct known *);
 /* Ours, loaded here, and its guest stands still though nobody has paused it. */

@@ -146,6 +146,7 @@ json_t *verb_peer_cancel(struct conn *c, const json_t *request)
     agent_lock(a);
     struct vm *vm = vm_find(a, name);
     if (vm && vm->incoming && vm->phase == VM_UP && token[0] &&
+        !strcmp(xm_json_str(vm->incoming, "source", ""), xm_json_str(request, "from", "")) &&
         !strcmp(xm_json_str(vm->incoming, "token", ""), token))
         incoming = json_incref(vm->incoming);
     agent_unlock(a);

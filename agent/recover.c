@@ -31,6 +31,12 @@ json_t *verb_peer_owner(struct conn *c, const json_t *request)
     json_object_set_new(answer, "role", json_string(k.role));
     json_object_set_new(answer, "state", json_string(k.state));
     json_object_set_new(answer, "job", json_string(k.job));
+    json_t *open = json_array();
+    for (unsigned i = 0; i < k.opens; i++)
+        json_array_append_new(open, json_string(k.open[i]));
+    if (k.tells_open)
+        json_object_set(answer, "open", open);
+    json_decref(open);
     return answer;
 }
 
@@ -155,7 +161,9 @@ json_t *verb_recover(struct conn *c, const json_t *request)
     return recover(c->agent, xm_json_str(request, "vm", ""), xm_json_bool(request, "peer_is_dead", false));
 }
 
-/* From a host whose record is open until ours is settled; it does not get to say how that ends. */
+/* From the host whose record is open until ours is settled; it does not get to say how that ends. No other
+ * has a part in it: settling may have to wait for one that is silent, and would keep an operator's word
+ * waiting. */
 json_t *verb_peer_recover(struct conn *c, const json_t *request)
 {
     struct agent *a = c->agent;
@@ -168,5 +176,9 @@ json_t *verb_peer_recover(struct conn *c, const json_t *request)
     if (!verdict_open(&here.rec))
         return refusal(EXIT_FAILED, "VM %s: nothing of it is open on %s (%s)", vm, a->conf.name,
                        owner_side_name(here.rec.owner));
+    const char *from = xm_json_str(request, "from", "");
+    if (strcmp(from, verdict_peer(&here.rec)) != 0)
+        return refusal(EXIT_FAILED, "VM %s: what is open of it on %s is not open with %s", vm, a->conf.name,
+                       from);
     return settle(a, vm, false, SETTLE_PEER_PATIENCE);
 }

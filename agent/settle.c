@@ -327,14 +327,21 @@ static bool guest_is_there(const struct known *there)
 }
 
 /* What a host that had no part in this hand-off says of the VM, before we take it. It owns it with a later
- * epoch, by an operator's word, or the other host of this hand-off has given it the VM since: we give way.
- * NULL: nothing that counts; it may be silent. by_word: ours is to be taken on an operator's word, and
- * whose the VM is must not be in question, nor may there be a later copy. */
+ * epoch, by an operator's word: we give way. NULL: nothing that counts; it may be silent.
+ *
+ * giver: what the host that gives it to us has said. Who can have taken it from that one is known to it: a
+ * host of an earlier hand-off that is open there; nobody else is believed. NULL: it is dead, and the VM is
+ * to be taken on an operator's word. Then everybody is asked (the dead one may have given it on), and whose
+ * the VM is must not be in question, nor may there be a later copy. */
 static json_t *third_host(struct agent *a, const char *vm, const struct known *here,
-                          const struct conf_peer *p, bool by_word)
+                          const struct conf_peer *p, const struct known *giver)
 {
+    bool by_word = !giver;
     struct xm_error e = {0};
     struct known there;
+
+    if (giver && !known_open_with(giver, p->name))
+        return NULL;
     int r = by_word ? known_there(a, p, vm, &there, &e) /* its shim, which may be slow, is asked there */
                     : known_there_soon(a, p, vm, &there, &e);
     bool later = there.rec.epoch > here->rec.epoch;
@@ -360,13 +367,14 @@ static json_t *third_host(struct agent *a, const char *vm, const struct known *h
     return NULL;
 }
 
-static json_t *third_hosts(struct agent *a, const char *vm, const struct known *here, bool by_word)
+static json_t *third_hosts(struct agent *a, const char *vm, const struct known *here,
+                           const struct known *giver)
 {
     json_t *answer = NULL, *said;
 
     for (unsigned i = 0; i < a->conf.peers && !xm_json_bool(answer, "ok", false); i++) {
         if (!strcmp(a->conf.peer[i].name, verdict_peer(&here->rec)) ||
-            !(said = third_host(a, vm, here, &a->conf.peer[i], by_word)))
+            !(said = third_host(a, vm, here, &a->conf.peer[i], giver)))
             continue;
         json_decref(answer);
         answer = said; /* whose it is counts more than who does not know */
@@ -381,7 +389,7 @@ static json_t *third_hosts(struct agent *a, const char *vm, const struct known *
 static json_t *without_peer(struct agent *a, const char *vm, struct known *here)
 {
     uint64_t epoch = here->rec.epoch + (here->rec.owner == OWNER_GIVEN ? BY_WORD_GIVEN : 0);
-    json_t *answer = third_hosts(a, vm, here, true);
+    json_t *answer = third_hosts(a, vm, here, NULL);
 
     if (answer)
         return answer;
@@ -416,7 +424,7 @@ static json_t *judge_it(struct agent *a, const char *vm, struct known *here, boo
         return cannot_ask(vm, name, e.text);
     switch (verdict_of(a->conf.name, &here->rec, &there.rec, guest_is_there(&there), &epoch, &e)) {
     case VERDICT_TAKE:
-        if ((answer = third_hosts(a, vm, here, false)))
+        if ((answer = third_hosts(a, vm, here, &there)))
             return answer;
         if (there.qemu && !here->qemu && strcmp(here->role, "undecided") != 0)
             return hand_back(a, vm, here);

@@ -341,6 +341,24 @@ static void prepare_makes_disks_and_cancel_takes_all_away(void **state)
     json_decref(answer);
 }
 
+/* Whoever else has heard of the token. */
+static void another_peer_does_not_cancel_it(void **state)
+{
+    (void)state;
+    need_qemu();
+
+    test_agent_stop(t, SIGTERM);
+    FILE *f = fopen(in_dir(t, "conf"), "ae");
+    fprintf(f, "[peer hostc]\naddress = 127.0.0.3\nport = 7\n");
+    fclose(f);
+    assert_int_equal(test_agent_start(t), 0);
+    json_t *answer = must_prepare(), *cancel = json_pack("{s:s, s:s, s:O}", "verb", "peer.cancel", "vm",
+                                                         "web1", "token", json_object_get(answer, "token"));
+    must_refuse(ask_as(t, "hostc", "127.0.0.3", json_deep_copy(cancel)), 1, "does not wait for this", NULL);
+    must(ask_as_peer(t, cancel), 0);
+    json_decref(answer);
+}
+
 /* What broke: the datastore that nobody had chosen was looked at, and the agent died. */
 static void a_vm_may_have_no_disks(void **state)
 {
@@ -624,6 +642,7 @@ int main(int argc, char **argv)
         TEST(a_check_settles_nothing),
         TEST(a_vm_that_a_third_host_has_is_not_taken),
         TEST(prepare_makes_disks_and_cancel_takes_all_away),
+        TEST(another_peer_does_not_cancel_it),
         TEST(a_vm_may_have_no_disks),
         TEST(the_firmwares_variables_come_with_the_request),
         TEST(variables_of_a_killed_prepare_do_not_stay),

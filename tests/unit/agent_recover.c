@@ -10,6 +10,7 @@
 #include <stdarg.h>
 #include <cmocka.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -365,6 +366,98 @@ static void what_was_given_is_not_taken_beside_a_third_host(void **state)
     assert_string_equal(rec.to, "hostc");
 }
 
+/* hostb says with whom hand-offs of it are open there; what recover ends with, when hostc, if it is asked,
+ * says that it has the VM. */
+static json_t *recover_beside_hostc(int hostb, json_t *open)
+{
+    json_t *said = given_to_us(4, false);
+    struct xm_jsonl js;
+    struct pollfd p[2] = {{.fd = hostc, .events = POLLIN}, {.events = POLLIN}};
+
+    xm_jsonl_init(&js, agent_socket());
+    xm_jsonl_send(js.fd, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1"), -1, NULL);
+    json_object_set_new(said, "open", open);
+    json_decref(serve_one(hostb, said));
+    p[1].fd = js.fd;
+    if (poll(p, 2, LIMIT_HANG_MS) > 0 && p[0].revents)
+        json_decref(serve_one(hostc, owner_answer("mine", 5)));
+    json_t *o = last_of(&js);
+    xm_jsonl_close(&js);
+    return o;
+}
+
+/* What broke: any peer that spoke up while a hand-off of two others was open was believed to have taken the
+ * VM, and this host's, which was its own by then, was dropped. Who can have taken it from hostb is known to
+ * hostb. */
+static void who_had_no_hand_off_of_it_has_not_taken_it(void **state)
+{
+    struct owner_record rec;
+    need_qemu();
+
+    promised(&rec);
+    need_third_host();
+    must(recover_beside_hostc(*(int *)*state, json_pack("[s]", "hostd")), 0);
+    assert_string_equal(state_of("web1"), "running");
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_MINE);
+    assert_int_equal(rec.epoch, 4);
+}
+
+static void who_had_one_may_have_taken_it(void **state)
+{
+    struct owner_record rec;
+    need_qemu();
+
+    promised(&rec);
+    need_third_host();
+    must(recover_beside_hostc(*(int *)*state, json_pack("[s, s]", "hosta", "hostc")), 0);
+    assert_string_equal(state_of("web1"), "");
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_GIVEN);
+    assert_string_equal(rec.to, "hostc");
+}
+
+/* As this host tells it to who is given the VM by it. */
+static void it_is_told_with_whom_hand_offs_are_open(void **state)
+{
+    struct owner_record given = {.epoch = 4, .owner = OWNER_GIVEN, .to = "hostb"};
+    const char *dir = in_dir(t, "state/vms/web1");
+    json_t *none = json_array();
+    (void)state;
+
+    assert_int_equal(xm_mkdir_all(dir, NULL), 0);
+    assert_int_equal(owner_save(dir, "web1", &given, NULL), 0);
+    json_t *o = ask_as_peer(t, json_pack("{s:s, s:s}", "verb", "peer.owner", "vm", "web1"));
+    assert_true(json_is_array(json_object_get(o, "open")));
+    assert_int_equal(json_array_size(json_object_get(o, "open")), 0);
+    json_decref(o);
+    assert_int_equal(journal_write(dir, JOURNAL_SOURCE, 3, "hostc", NULL, none, NULL), 0);
+    assert_int_equal(journal_write(dir, JOURNAL_SOURCE, 4, "hostb", NULL, none, NULL), 0);
+    o = ask_as_peer(t, json_pack("{s:s, s:s}", "verb", "peer.owner", "vm", "web1"));
+    json_t *open = json_object_get(o, "open"), *want = json_pack("[s, s]", "hostb", "hostc");
+    assert_true(json_equal(open, want));
+    json_decref(want);
+    json_decref(o);
+    json_decref(none);
+}
+
+/* What broke: any peer could have this host settle what is open of a VM, again and again: as long as the one
+ * that decides is silent, each time kept an operator waiting, who says that it is dead. */
+static void who_has_no_part_in_it_has_nothing_settled(void **state)
+{
+    struct owner_record rec = {.epoch = 4, .owner = OWNER_PROMISED, .from = "hostb"};
+
+    need_third_host();
+    assert_int_equal(xm_mkdir_all(in_dir(t, "state/vms/web1"), NULL), 0);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    shutdown(*(int *)*state, SHUT_RDWR);
+    must_refuse(
+        ask_as(t, "hostc", "127.0.0.3", json_pack("{s:s, s:s}", "verb", "peer.recover", "vm", "web1")), 1,
+        "what is open of it on hosta is not open with hostc", NULL);
+    must_refuse(ask_as_peer(t, json_pack("{s:s, s:s}", "verb", "peer.recover", "vm", "web1")), 4,
+                "cannot be said before hostb has been asked", NULL);
+}
+
 /* A VM that was stopped is started by whoever wants it to run, not by a question. */
 static void recover_starts_nothing_that_was_stopped(void **state)
 {
@@ -398,6 +491,10 @@ int main(int argc, char **argv)
         THIRD(what_a_third_host_has_taken_is_given_up),
         THIRD(a_later_copy_at_a_third_host_counts),
         THIRD(what_was_given_is_not_taken_beside_a_third_host),
+        THIRD(who_had_no_hand_off_of_it_has_not_taken_it),
+        THIRD(who_had_one_may_have_taken_it),
+        TEST(it_is_told_with_whom_hand_offs_are_open),
+        THIRD(who_has_no_part_in_it_has_nothing_settled),
     };
     int status;
 
