@@ -58,6 +58,12 @@ static json_t *told(const char *text)
     return answer;
 }
 
+/* What runs here of it has ended, or not yet. */
+static json_t *given_up(const struct xm_error *theirs)
+{
+    return theirs->code == EINPROGRESS ? refusal(EXIT_FAILED, "%s", theirs->text) : told(theirs->text);
+}
+
 /* A VM of ours that another host may have taken over (agent/returned.h), which will not be back. */
 static json_t *by_word(struct agent *a, const char *vm, const struct known *here)
 {
@@ -66,7 +72,7 @@ static json_t *by_word(struct agent *a, const char *vm, const struct known *here
 
     enum returned is = returned_judge(a, vm, NULL, &e);
     if (is == RETURNED_THEIRS)
-        return told(e.text);
+        return given_up(&e);
     if (is == RETURNED_UNKNOWN && e.code != EHOSTUNREACH)
         return refusal(EXIT_UNKNOWN, "%s", e.text);
     int r = returned_by_word(a, vm, dead, sizeof dead, &e);
@@ -84,12 +90,12 @@ static json_t *by_word(struct agent *a, const char *vm, const struct known *here
     if (r)
         return refusal(EXIT_FAILED, "VM %s: %s", vm, e.text);
     if (here->present)
-        snprintf(text, sizeof text, "VM %s is %s's on its operator's word (%s is gone), and is here: %s", vm,
-                 a->conf.name, dead, here->state);
+        snprintf(text, sizeof text, "VM %s is %s's on its operator's word (%s %s gone), and is here: %s", vm,
+                 a->conf.name, dead, strchr(dead, ',') ? "are" : "is", here->state);
     else
         snprintf(text, sizeof text,
-                 "VM %s is %s's on its operator's word (%s is gone); start it with `xmigrate start %s`", vm,
-                 a->conf.name, dead, vm);
+                 "VM %s is %s's on its operator's word (%s %s gone); start it with `xmigrate start %s`", vm,
+                 a->conf.name, dead, strchr(dead, ',') ? "are" : "is", vm);
     return told(text);
 }
 
@@ -139,7 +145,7 @@ static json_t *recover(struct agent *a, const char *vm, bool peer_is_dead)
     if (is == RETURNED_UNKNOWN)
         return refusal(EXIT_UNKNOWN, "%s", e.text);
     if (is == RETURNED_THEIRS)
-        return told(e.text);
+        return given_up(&e);
     struct xm_error silent = {0};
     json_t *answer = ask_all(a, vm, &here, &silent);
     if (answer)

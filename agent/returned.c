@@ -41,7 +41,9 @@ static void name_disks(struct agent *a, const char *vm, char *text, size_t size)
     free(path);
 }
 
-static int give_way(struct agent *a, const char *vm, const char *owner, uint64_t epoch, struct xm_error *e)
+/* Recorded: then it is theirs here, too, whatever else fails. */
+static int give_way(struct agent *a, const char *vm, const char *owner, uint64_t epoch, bool *recorded,
+                    struct xm_error *e)
 {
     struct owner_record rec = {.epoch = epoch, .owner = OWNER_GIVEN, .settled = true};
     char *dir = vm_state_path(a, vm, NULL);
@@ -55,6 +57,7 @@ static int give_way(struct agent *a, const char *vm, const char *owner, uint64_t
     if (!r)
         r = owner_write(a, vm, &rec, e);
     xm_fault("give-way-record");
+    *recorded = !r;
     if (!r)
         r = settle_end_here(a, vm, e);
     json_decref(none);
@@ -110,12 +113,21 @@ enum returned returned_give_way(struct agent *a, const char *vm, const struct ow
         xm_error_set(e, EBUSY, "VM %s has changed at this moment: try again", vm);
         return RETURNED_UNKNOWN;
     }
-    int r = give_way(a, vm, owner, epoch, &why);
+    bool recorded;
+    int r = give_way(a, vm, owner, epoch, &recorded, &why);
 
+    if (!recorded) {
+        xm_error_set(
+            e, EBUSY,
+            "VM %s is %s's (epoch %llu), which has taken it over, and that cannot be recorded on %s: %s", vm,
+            owner, (unsigned long long)epoch, a->conf.name, why.text);
+        return RETURNED_UNKNOWN;
+    }
     name_disks(a, vm, disks, sizeof disks);
-    xm_error_set(e, EEXIST,
-                 "VM %s is %s's (epoch %llu), which has taken it over; what %s has of it is kept: %s%s%s", vm,
-                 owner, (unsigned long long)epoch, a->conf.name, disks, r ? "; " : "", r ? why.text : "");
+    xm_error_set(e, r ? EINPROGRESS : EEXIST,
+                 "VM %s is %s's (epoch %llu), which has taken it over; what %s has of it is kept: %s%s%s%s",
+                 vm, owner, (unsigned long long)epoch, a->conf.name, disks, r ? "; " : "", r ? why.text : "",
+                 r ? ", which is tried again" : "");
     xm_log(XM_LOG_WARN, "%s", e->text);
     return RETURNED_THEIRS;
 }
@@ -245,32 +257,63 @@ static bool is_ours(struct agent *a, const char *vm, struct owner_record *rec, e
     return !r && rec->owner == OWNER_MINE;
 }
 
+/* "hostb, hostc": with one more. */
+static void name_too(char *names, size_t size, const char *host)
+{
+    size_t n = strlen(names);
+
+    snprintf(names + n, size - n, "%s%s", n ? ", " : "", host);
+}
+
+/* An operator's word is about all that are silent: he hears of all of them before he gives it. */
+static void say_silent(struct agent *a, const char *vm, const char *silent, struct xm_error *e)
+{
+    xm_error_set(
+        e, EHOSTUNREACH,
+        "VM %s was in hand-offs with %s when %s was last there; each of them may run it by now, and none "
+        "of them can be asked: start their agents; if all of them are lost for good, `xmigrate recover "
+        "%s --peer-is-dead`, which is about all of them (or if they are only off, and nobody had one "
+        "take the VM)",
+        vm, silent, a->conf.name, vm);
+}
+
 enum returned returned_judge_claimed(struct agent *a, const char *vm, struct xm_error *e)
 {
-    struct journal_open open[JOURNAL_OPEN_MAX + 1];
+    struct journal_open open[JOURNAL_OPEN_MAX + 1] = {0};
     enum returned is = RETURNED_OURS;
-    struct owner_record rec;
+    struct owner_record rec, now;
+    char silent[200] = "";
+    unsigned silents = 0;
 
     if (!is_ours(a, vm, &rec, &is, e))
         return is;
     int n = open_with(a, vm, &rec, open, e);
     if (n < 0)
         return RETURNED_UNKNOWN;
-    /* All of them: one that has it counts, whoever else is silent. */
+    /* All of them: one that has it counts, whoever else is silent. What one has said may have changed the
+     * record: then the next pass asks the others. */
     for (int i = 0; i < n && is != RETURNED_THEIRS; i++) {
         struct xm_error why = {0};
+        if (i && (owner_read(a, vm, &now, NULL) < 0 || now.owner != rec.owner || now.epoch != rec.epoch))
+            break;
         enum returned it = judge_held(a, vm, &rec, open[i].peer, &open[i], &why);
+        if (it == RETURNED_UNKNOWN && why.code == EHOSTUNREACH) {
+            name_too(silent, sizeof silent, open[i].peer);
+            silents++;
+        }
         if (it == RETURNED_OURS || (it == RETURNED_UNKNOWN && is == RETURNED_UNKNOWN))
             continue;
         is = it;
         *e = why;
     }
+    if (is == RETURNED_UNKNOWN && e->code == EHOSTUNREACH && silents > 1)
+        say_silent(a, vm, silent, e);
     return n || !rec.from[0] ? is : judge_held(a, vm, &rec, rec.from, NULL, e);
 }
 
 enum returned returned_judge(struct agent *a, const char *vm, bool *silent, struct xm_error *e)
 {
-    struct journal_open open[JOURNAL_OPEN_MAX + 1];
+    struct journal_open open[JOURNAL_OPEN_MAX + 1] = {0};
     enum returned is = RETURNED_OURS;
     struct owner_record rec;
 
@@ -295,12 +338,11 @@ enum returned returned_judge(struct agent *a, const char *vm, bool *silent, stru
 /* Claimed and held. Those of the hand-offs' hosts that do not answer are named in `dead`. */
 static int take_by_word(struct agent *a, const char *vm, char *dead, size_t size, struct xm_error *e)
 {
-    struct journal_open open[JOURNAL_OPEN_MAX + 1];
+    struct journal_open open[JOURNAL_OPEN_MAX + 1] = {0};
     char *dir = vm_state_path(a, vm, NULL);
     bool silent[JOURNAL_OPEN_MAX + 1] = {false};
     struct owner_record rec;
     struct known there;
-    size_t length = 0;
     int r = owner_read(a, vm, &rec, e);
     int n = r || rec.owner != OWNER_MINE ? 0 : open_with(a, vm, &rec, open, e);
 
@@ -318,15 +360,13 @@ static int take_by_word(struct agent *a, const char *vm, char *dead, size_t size
         else if (!r && known_answered(is))
             r = xm_error_set(e, EBUSY, "%s answers, but: %s", open[i].peer, why.text);
         if (silent[i])
-            length +=
-                (size_t)snprintf(dead + length, size - length, "%s%s", length ? ", " : "", open[i].peer);
-        length = XM_MIN(length, size - 1);
+            name_too(dead, size, open[i].peer);
     }
     if (!r)
-        r = n < 0 ? n : length ? 0 : -ENOENT;
+        r = n < 0 ? n : dead[0] ? 0 : -ENOENT;
     if (!r) {
         rec.epoch += BY_WORD_MINE;
-        xm_log(XM_LOG_WARN, "VM %s: %s is declared dead by an operator; kept with epoch %llu", vm, dead,
+        xm_log(XM_LOG_WARN, "VM %s: %s declared dead by an operator; kept with epoch %llu", vm, dead,
                (unsigned long long)rec.epoch);
         r = owner_write(a, vm, &rec, e);
     }

@@ -13,8 +13,12 @@
 
 enum returned {
     RETURNED_OURS,
-    RETURNED_THEIRS,  /* it was taken over, and this host has given way; the sentence says to whom */
-    RETURNED_UNKNOWN, /* who may have taken it over does not answer; the sentence says who, and what to do */
+    /* It was taken over, and this host has recorded that; the sentence says by whom. With EINPROGRESS: what
+     * is left of it here has not ended yet, which is tried again. */
+    RETURNED_THEIRS,
+    /* Who may have taken it over does not answer (EHOSTUNREACH), or it is to be tried again; the sentence
+     * says who, and what to do. */
+    RETURNED_UNKNOWN,
 };
 
 /* Before a VM is started, and for `recover`; its record says that it is ours, or there is none. Waits for

@@ -332,9 +332,9 @@ static bool guest_is_there(const struct known *there)
  * giver: what the host that gives it to us has said. Who can have taken it from that one is known to it: a
  * host of an earlier hand-off that is open there; nobody else is believed. NULL: it is dead, and the VM is
  * to be taken on an operator's word. Then everybody is asked (the dead one may have given it on), and whose
- * the VM is must not be in question, nor may there be a later copy. */
+ * the VM is must not be in question, nor may there be a later copy; who is silent is named in `silent`. */
 static json_t *third_host(struct agent *a, const char *vm, const struct known *here,
-                          const struct conf_peer *p, const struct known *giver)
+                          const struct conf_peer *p, const struct known *giver, char *silent, size_t size)
 {
     bool by_word = !giver;
     struct xm_error e = {0};
@@ -349,12 +349,16 @@ static json_t *third_host(struct agent *a, const char *vm, const struct known *h
     if (by_word && known_answered(r))
         return refusal(EXIT_UNKNOWN, "VM %s: whether %s has it is not known: it answers, but: %s", vm,
                        p->name, e.text);
+    size_t named = strlen(silent);
+    if (r && by_word)
+        snprintf(silent + named, size - named, "%s%s", named ? ", " : "", p->name);
     if (r)
         return NULL;
     if (there.rec.owner == OWNER_MINE && later)
-        return returned_give_way(a, vm, &here->rec, p->name, there.rec.epoch, &e) == RETURNED_THEIRS
-                   ? say("%s", e.text)
-                   : refusal(EXIT_UNKNOWN, "%s", e.text);
+        return returned_give_way(a, vm, &here->rec, p->name, there.rec.epoch, &e) != RETURNED_THEIRS
+                   ? refusal(EXIT_UNKNOWN, "%s", e.text)
+               : e.code == EINPROGRESS ? refusal(EXIT_FAILED, "%s", e.text)
+                                       : say("%s", e.text);
     if (by_word && there.rec.owner == OWNER_MINE &&
         (there.rec.epoch == here->rec.epoch || guest_is_there(&there)))
         return refusal(EXIT_FAILED, "VM %s is %s's (epoch %llu), and not taken from it", vm, p->name,
@@ -368,13 +372,15 @@ static json_t *third_host(struct agent *a, const char *vm, const struct known *h
 }
 
 static json_t *third_hosts(struct agent *a, const char *vm, const struct known *here,
-                           const struct known *giver)
+                           const struct known *giver, char *silent, size_t size)
 {
     json_t *answer = NULL, *said;
 
+    silent[0] = 0;
+
     for (unsigned i = 0; i < a->conf.peers && !xm_json_bool(answer, "ok", false); i++) {
         if (!strcmp(a->conf.peer[i].name, verdict_peer(&here->rec)) ||
-            !(said = third_host(a, vm, here, &a->conf.peer[i], giver)))
+            !(said = third_host(a, vm, here, &a->conf.peer[i], giver, silent, size)))
             continue;
         json_decref(answer);
         answer = said; /* whose it is counts more than who does not know */
@@ -389,13 +395,20 @@ static json_t *third_hosts(struct agent *a, const char *vm, const struct known *
 static json_t *without_peer(struct agent *a, const char *vm, struct known *here)
 {
     uint64_t epoch = here->rec.epoch + (here->rec.owner == OWNER_GIVEN ? BY_WORD_GIVEN : 0);
-    json_t *answer = third_hosts(a, vm, here, NULL);
+    char silent[200];
+    json_t *answer = third_hosts(a, vm, here, NULL, silent, sizeof silent);
 
     if (answer)
         return answer;
     xm_log(XM_LOG_WARN, "VM %s: %s is declared dead by an operator; taken with epoch %llu", vm,
            verdict_peer(&here->rec), (unsigned long long)epoch);
-    return take(a, vm, here, epoch, "was taken on its operator's word", true);
+    answer = take(a, vm, here, epoch, "was taken on its operator's word", true);
+    if (xm_json_bool(answer, "ok", false) && silent[0])
+        json_object_set_new(
+            answer, "text",
+            json_sprintf("%s; whether the VM had gone on to another host cannot be asked of %s",
+                         xm_json_str(answer, "text", ""), silent));
+    return answer;
 }
 
 static json_t *judge_it(struct agent *a, const char *vm, struct known *here, bool peer_is_dead)
@@ -405,6 +418,7 @@ static json_t *judge_it(struct agent *a, const char *vm, struct known *here, boo
     static const char back[] = "was handed back to this host";
     struct xm_error e = {0};
     struct known there;
+    char ignored[200];
     json_t *answer;
     uint64_t epoch;
 
@@ -424,7 +438,7 @@ static json_t *judge_it(struct agent *a, const char *vm, struct known *here, boo
         return cannot_ask(vm, name, e.text);
     switch (verdict_of(a->conf.name, &here->rec, &there.rec, guest_is_there(&there), &epoch, &e)) {
     case VERDICT_TAKE:
-        if ((answer = third_hosts(a, vm, here, &there)))
+        if ((answer = third_hosts(a, vm, here, &there, ignored, sizeof ignored)))
             return answer;
         if (there.qemu && !here->qemu && strcmp(here->role, "undecided") != 0)
             return hand_back(a, vm, here);

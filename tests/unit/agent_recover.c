@@ -345,6 +345,23 @@ static void a_later_copy_at_a_third_host_counts(void **state)
     assert_string_equal(state_of("web1"), "running");
 }
 
+/* hostb is dead, and hostc is silent: the word is about hostb. What broke: of hostc nothing was said, which
+ * may have had the VM from hostb. */
+static void who_is_silent_besides_is_named(void **state)
+{
+    need_qemu();
+
+    given_away();
+    need_third_host();
+    shutdown(*(int *)*state, SHUT_RDWR);
+    shutdown(hostc, SHUT_RDWR);
+    json_t *o = ask(t, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", "web1", "peer_is_dead", 1));
+    if (!strstr(xm_json_str(o, "text", ""), "gone on to another host cannot be asked of hostc"))
+        fail_msg("%s", json_dumps(o, 0));
+    json_decref(o);
+    assert_string_equal(state_of("web1"), "running");
+}
+
 /* hostb comes back, and says that it gave us the VM; by then hostc runs it. */
 static void what_was_given_is_not_taken_beside_a_third_host(void **state)
 {
@@ -490,6 +507,7 @@ int main(int argc, char **argv)
         TEST(what_is_handed_back_goes_on_at_once),
         THIRD(what_a_third_host_has_taken_is_given_up),
         THIRD(a_later_copy_at_a_third_host_counts),
+        THIRD(who_is_silent_besides_is_named),
         THIRD(what_was_given_is_not_taken_beside_a_third_host),
         THIRD(who_had_no_hand_off_of_it_has_not_taken_it),
         THIRD(who_had_one_may_have_taken_it),

@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 static struct test_agent *const t = &test_agent;
+static char fault[64];     /* a fault point of the agent's (base/fault.h) */
 static int hostb = -1;     /* listens where the agent has its peer */
 static bool settled_there; /* what it says of web1, with: */
 static const char *state_there, *given_to;
@@ -66,6 +67,7 @@ static int set_up(void **state)
 static int tear_down(void **state)
 {
     (void)state;
+    unlink(fault);
     if (hostb >= 0)
         close(hostb);
     test_agent_remove(t);
@@ -399,6 +401,44 @@ static void a_word_about_one_takes_nothing_from_another(void **state)
     pthread_join(b.thread, NULL);
 }
 
+/* hostb and hostd are silent, and hostb has only lost its link. What broke: the sentence was about hostd
+ * alone, and the word that it asked for was about both. */
+static void all_that_are_silent_are_named_before_the_word(void **state)
+{
+    (void)state;
+    close(hostb);
+    hostb = -1;
+    is_offered_to_hostd_too();
+    json_t *o = start();
+    assert_non_null(strstr(xm_json_str(o, "error", ""), "in hand-offs with hostd, hostb"));
+    must_say(o, 4, "if all of them are lost for good, `xmigrate recover web1 --peer-is-dead`");
+    must_say(by_word(), 0, "hostd, hostb are gone");
+    assert_int_equal(record().epoch, 1 + BY_WORD_MINE);
+}
+
+/* hostb has taken it, and there is no room to record that. What broke: recover said so and ended well, and
+ * the record said that the VM is ours. */
+static void what_cannot_be_recorded_is_no_success(void **state)
+{
+    struct busy b = {.owner = "mine", .epoch = 2};
+    (void)state;
+    assert_int_equal(xm_file_replace(fault, "owner-save:*:error", 18, NULL), 0);
+    assert_int_equal(test_agent_start(t), 0);
+    assert_int_equal(pthread_create(&b.thread, NULL, busy_main, &b), 0);
+    json_t *o = ask(t, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1"));
+    assert_non_null(
+        strstr(xm_json_str(o, "error", ""), "VM web1 is hostb's (epoch 2), which has taken it over"));
+    must_say(o, 4, "cannot be recorded on hosta");
+    must_say(start(), 4, "cannot be recorded on hosta");
+    assert_int_equal(record().owner, OWNER_MINE);
+    unlink(fault);
+    o = ask(t, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1"));
+    must_say(o, 0, "VM web1 is hostb's (epoch 2)");
+    assert_int_equal(record().owner, OWNER_GIVEN);
+    b.over = true;
+    pthread_join(b.thread, NULL);
+}
+
 /* On an operator's word hostb took what it had been promised, could not let it run, and handed it back. What
  * broke: the two records, 3 there and 1 here, were in doubt for ever. */
 static void what_was_taken_by_word_and_handed_back_is_ours_with_that_epoch(void **state)
@@ -429,11 +469,16 @@ int main(int argc, char **argv)
         TEST(one_that_has_it_counts_whoever_is_silent),
         TEST(a_word_about_one_takes_nothing_from_another),
         TEST(what_was_taken_by_word_and_handed_back_is_ours_with_that_epoch),
+        TEST(all_that_are_silent_are_named_before_the_word),
+        TEST(what_cannot_be_recorded_is_no_success),
     };
     int status;
 
     if (fake_shim_main(argc, argv, &status))
         return status;
     signal(SIGPIPE, SIG_IGN);
+    snprintf(fault, sizeof fault, "@/tmp/xmt-returned-fault-%d", getpid());
+    setenv("XMIGRATE_FAULT", fault, 1);
+    memmove(fault, fault + 1, strlen(fault));
     return cmocka_run_group_tests_name("agent: a host that returns", tests, NULL, NULL);
 }
