@@ -404,7 +404,8 @@ uint64_t disk_file_size(const char *path)
     return size;
 }
 
-static int make_sparse(const char *path, uint64_t size, struct xm_error *e)
+/* Appended to `created` as journals name files. */
+static int make_sparse(const char *path, uint64_t size, json_t *created, struct xm_error *e)
 {
     int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     int r = 0;
@@ -414,6 +415,8 @@ static int make_sparse(const char *path, uint64_t size, struct xm_error *e)
     if (ftruncate(fd, (off_t)size) < 0) {
         r = xm_error_errno(e, errno, "cannot make %s with %s", path, xm_format_size(size).s);
         unlink(path);
+    } else {
+        json_array_append_new(created, left_file(path, fd));
     }
     close(fd);
     return r;
@@ -436,10 +439,9 @@ int create_missing(struct agent *a, struct vm_spec *s, const json_t *known, json
                 : ds                               ? datastore_use(a, ds, e)
                                                    : 0;
         if (!r)
-            r = make_sparse(d->path, d->size, e);
+            r = make_sparse(d->path, d->size, created, e);
         if (r)
             return r;
-        json_array_append_new(created, json_string(d->path));
     }
     return nvram_make(a, s, created, e);
 }
@@ -477,11 +479,8 @@ int create_disks(const struct vm_spec *s, json_t *created, struct xm_error *e)
 {
     int r = 0;
 
-    for (unsigned i = 0; !r && i < s->disks; i++) {
-        r = make_sparse(s->disk[i].path, s->disk[i].size, e);
-        if (!r)
-            json_array_append_new(created, json_string(s->disk[i].path));
-    }
+    for (unsigned i = 0; !r && i < s->disks; i++)
+        r = make_sparse(s->disk[i].path, s->disk[i].size, created, e);
     return r;
 }
 
@@ -491,7 +490,8 @@ void delete_created(const json_t *created)
     json_t *v;
 
     json_array_foreach ((json_t *)created, i, v) {
-        if (json_is_string(v) && unlink(json_string_value(v)) < 0 && errno != ENOENT)
-            xm_log(XM_LOG_WARN, "cannot delete %s: %s", json_string_value(v), strerror(errno));
+        const char *path = journal_path(v);
+        if (path[0] && unlink(path) < 0 && errno != ENOENT)
+            xm_log(XM_LOG_WARN, "cannot delete %s: %s", path, strerror(errno));
     }
 }

@@ -65,7 +65,9 @@ static json_t *disks_to_delete(struct source *m)
     json_array_clear(m->kept);
     for (unsigned i = 0; m->storage && i < m->machine->disks; i++) {
         struct machine_disk *d = &m->machine->disk[i];
-        json_array_append_new(source_disk_stays(m, d) ? m->kept : files, json_string(d->file->path));
+        bool stays = source_disk_stays(m, d);
+        json_array_append_new(stays ? m->kept : files,
+                              stays ? json_string(d->file->path) : left_file(d->file->path, d->file->fd));
     }
     return files;
 }

@@ -181,10 +181,14 @@ static int open_journal(struct source *m, const struct move *v, bool planned)
         const struct machine_disk *d = &vm->disk[i];
         if (planned ? !v[i].path || !v[i].path[0] : !v[i].created)
             continue;
-        json_array_append_new(files, json_pack("{s:s s:s s:s}", "path", v[i].path, "was", d->spec->path,
-                                               "datastore", d->spec->datastore));
+        json_t *new = json_pack("{s:s s:s s:s}", "path", v[i].path, "was", d->spec->path, "datastore",
+                                d->spec->datastore);
+        json_t *made = left_file(v[i].path, v[i].file ? v[i].file->fd : -1);
+        json_object_update(new, made);
+        json_decref(made);
+        json_array_append_new(files, new);
         if (!source_disk_stays(m, d))
-            json_array_append_new(files, json_string(d->spec->path));
+            json_array_append_new(files, left_file(d->spec->path, d->file->fd));
     }
     int r = (planned ? journal_plan : journal_write)(vm->state_dir, JOURNAL_STORAGE, vm->epoch,
                                                      m->destination, NULL, files, &why);

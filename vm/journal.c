@@ -420,7 +420,7 @@ static const json_t *withdrawn(const struct journal *j, const char *path)
     size_t i;
 
     json_array_foreach (j->files, i, v) {
-        if (json_is_object(v) && !strcmp(journal_path(v), path))
+        if (json_object_get(v, "was") && !strcmp(journal_path(v), path))
             return stat(path, &st) == 0 && S_ISREG(st.st_mode) && !st.st_size ? v : NULL;
     }
     return NULL;

@@ -37,9 +37,10 @@ struct journal {
     struct owner_record before;
     /* Destination: the spec.json that stood there when it began, null without one; NULL: not said. */
     json_t *spec;
-    /* source: paths to delete once the VM has gone; destination: paths made for it; storage-only: old and new
-     * paths, of which those go that the specification does not name in the end. A new one is {"path", "was",
-     * "datastore"}: where the disk is before it moves there. */
+    /* source: files to delete once the VM has gone; destination: files made for it; storage-only: old and
+     * new ones, of which those go that the specification does not name in the end. Each is its path, or an
+     * object with that as "path", and which file it is (left_file). A new one has "was" and "datastore",
+     * too: where the disk is before it moves there. */
     json_t *files;
     struct journal_open older[JOURNAL_OPEN_MAX]; /* earlier hand-offs, the latest first */
     unsigned olders;

@@ -1,9 +1,14 @@
 /* SPDX-License-Identifier: MIT */
-/* See left.h. The order in a deletion: the file is opened and locked, then it is asked whether its path is
- * used again, then the entry says durably which file it is, then it goes. Whoever uses a path anew says so
- * durably before he makes a file there, which fails while this one is there. An entry that is still there
- * when its file has gone deletes no other: another host, whose definitions we do not read, may have made a
- * disk at that path meanwhile. */
+/* See left.h. The order in a deletion: the file is opened and locked, and compared with what the journal
+ * knew of it, then it is asked whether its path is used again, then the entry says durably which file it
+ * is, then it goes. Whoever uses a path anew says so durably before he makes a file there, which fails
+ * while this one is there. An entry that is still there when its file has gone deletes no other: another
+ * host, whose definitions we do not read, or somebody by hand, may have put a disk at that path meanwhile.
+ *
+ * Which file it is: where the file system tells when it was made, that and its number, which together are
+ * no other file's; else its handle (name_to_handle_at(2)), which NFS has, too. Both stay when it is written
+ * to, and over mounts and boots. What FUSE and CIFS say of either may be made up anew with each mount: then
+ * nothing is known, and the path alone counts. */
 #include "vm/left.h"
 #include "vm/journal.h"
 
@@ -12,7 +17,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
+
+#define FUSE_SUPER_MAGIC 0x65735546
+#define CIFS_SUPER_MAGIC 0xff534d42
+#define SMB2_SUPER_MAGIC 0xfe534d42
 
 char *left_dir(const char *dir)
 {
@@ -40,14 +50,18 @@ static char *entry_of(const char *dir, const char *vm, const char *file)
     return entry;
 }
 
-static int add_one(const char *dir, const char *vm, const char *file, bool planned, struct xm_error *e)
+static int add_one(const char *dir, const char *vm, const json_t *of, bool planned, struct xm_error *e)
 {
+    const char *file = journal_path(of);
     size_t n = strlen(dir);
 
     if (!strncmp(file, dir, n) && file[n] == '/')
         return xm_file_remove(file, e);
     char *entry = entry_of(dir, vm, file);
-    json_t *o = json_pack("{s:s s:s s:b}", "path", file, "vm", vm, "planned", planned);
+    json_t *o = json_pack("{s:s s:s s:b s:O* s:O*}", "path", file, "vm", vm, "planned", planned, "born",
+                          json_object_get(of, "born"), "handle", json_object_get(of, "handle"));
+    if (json_object_get(of, "was"))
+        json_object_set_new(o, "withdrawn", json_true());
     int r = xm_json_save(entry, o, e);
     json_decref(o);
     free(entry);
@@ -62,9 +76,8 @@ int left_add(const char *dir, const char *vm, const json_t *files, bool planned,
     int r = json_array_size(files) ? xm_mkdir_all(in, e) : 0;
 
     json_array_foreach ((json_t *)files, i, v) {
-        const char *file = journal_path(v);
-        if (!r && file[0])
-            r = add_one(dir, vm, file, planned, e);
+        if (!r && journal_path(v)[0])
+            r = add_one(dir, vm, v, planned, e);
     }
     free(in);
     return r;
@@ -111,6 +124,71 @@ static int lock_file(const char *path, int *fd, struct xm_error *e)
     return xm_error_set(e, by_other ? EBUSY : errno, "%s",
                         by_other ? "a process has it open as a disk" : strerror(errno));
 }
+
+/* ---- which file ---- */
+
+static bool is_made_up(int fd)
+{
+    struct statfs fs;
+
+    if (fstatfs(fd, &fs) < 0)
+        return true;
+    return fs.f_type == FUSE_SUPER_MAGIC || fs.f_type == CIFS_SUPER_MAGIC || fs.f_type == SMB2_SUPER_MAGIC;
+}
+
+static json_t *birth(int fd)
+{
+    struct statx x;
+
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &x) < 0 || !(x.stx_mask & STATX_BTIME))
+        return NULL;
+    return json_pack("[I, I, I]", (json_int_t)x.stx_ino, (json_int_t)x.stx_btime.tv_sec,
+                     (json_int_t)x.stx_btime.tv_nsec);
+}
+
+static json_t *handle(int fd)
+{
+    union {
+        struct file_handle h;
+        unsigned char bytes[sizeof(struct file_handle) + MAX_HANDLE_SZ];
+    } u = {.h.handle_bytes = MAX_HANDLE_SZ};
+    char hex[2 * MAX_HANDLE_SZ + 1];
+    int mount;
+
+    if (name_to_handle_at(fd, "", &u.h, &mount, AT_EMPTY_PATH) < 0 || u.h.handle_bytes > MAX_HANDLE_SZ)
+        return NULL;
+    xm_hex_put(hex, u.h.f_handle, u.h.handle_bytes);
+    return json_string(hex);
+}
+
+static json_t *identity_now(int fd, bool born)
+{
+    return fd < 0 || is_made_up(fd) ? NULL : born ? birth(fd) : handle(fd);
+}
+
+json_t *left_file(const char *path, int fd)
+{
+    json_t *born = xm_fault("left-unborn") ? NULL : identity_now(fd, true);
+    json_t *id = born ? born : identity_now(fd, false);
+    json_t *file =
+        id ? json_pack("{s:s, s:o}", "path", path, born ? "born" : "handle", id) : json_string(path);
+
+    return file;
+}
+
+/* What is known of it says that it is not the one. withdrawn: an empty one has taken its place, for the
+ * journal (migrate/source_storage.c). */
+static bool is_other_file(const json_t *o, int fd, const struct stat *st)
+{
+    const json_t *born = json_object_get(o, "born"), *was = born ? born : json_object_get(o, "handle");
+    json_t *is = was ? identity_now(fd, born) : NULL;
+    bool other = is && !json_equal(was, is) && !(xm_json_bool(o, "withdrawn", false) && !st->st_size);
+
+    json_decref(is);
+    return other;
+}
+
+/* ---- deleting ---- */
 
 /* Nobody writes to it any more: one that was made or changed since has another time. */
 static json_t *identity(const struct stat *st)
@@ -161,6 +239,11 @@ static int delete_file(const char *entry, json_t *o, left_used *used, void *ctx,
         return 0;
     }
     int r = S_ISREG(st.st_mode) ? lock_file(path, &fd, e) : 0;
+    if (fd >= 0 && is_other_file(o, fd, &st)) {
+        xm_log(XM_LOG_WARN, "%s stays: it is another file than the one that was to be deleted", path);
+        close(fd);
+        return 0;
+    }
     struct xm_error why = {0};
     int is = used && (!r || r == -EBUSY) ? used(ctx, path, &why) : 0;
     if (is < 0 && !r)

@@ -12,6 +12,9 @@
 
 #include "base/base.h"
 
+/* A file as a journal names it: its path, and which one it is, so that no other one that is at that path by
+ * then is deleted in its place. fd: it, open, whose storage is asked; -1: not known. A new reference. */
+json_t *left_file(const char *path, int fd);
 /* dir: the VM's, vms/NAME of the state directory. files: as a journal has them. planned: they were about to
  * be made, and may not be there; one with something in it is somebody else's. Durable when it returns 0.
  * What lies in `dir` itself is deleted at once: the next migration needs its name. */

@@ -329,6 +329,14 @@ static void prepare_makes_disks_and_cancel_takes_all_away(void **state)
     assert_int_equal(st.st_size, 1 << 20);
     assert_int_equal(st.st_blocks, 0);
     assert_int_equal(strlen(xm_json_str(answer, "token", "")), 64);
+    struct journal j; /* which knows the file, not its name alone */
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    json_t *file = left_file(path, fd);
+    assert_int_equal(journal_read(in_dir(t, "state/vms/web1"), &j, NULL), 0);
+    assert_true(json_equal(json_array_get(j.files, 0), file));
+    journal_free(&j);
+    json_decref(file);
+    close(fd);
     must(ask_as_peer(t, prepare_request("5")), 3); /* it is here already */
     must(ask_as_peer(t, json_pack("{s:s, s:s, s:s}", "verb", "peer.cancel", "vm", "web1", "token", "00")), 1);
     assert_true(exists(t, "ds/web1-root.1.raw"));
