@@ -51,8 +51,12 @@ static int give_way(struct agent *a, const char *vm, const char *owner, uint64_t
 
     snprintf(rec.to, sizeof rec.to, "%s", owner);
     struct xm_error ignored = {0};
+    struct journal j;
     journal_sweep(dir, vm, &ignored); /* what a move of its disks has left is in no copy's stead */
-    int r = journal_write(dir, JOURNAL_SOURCE, epoch, owner, NULL, none, e);
+    int r = journal_read(dir, &j, e);
+    if (!r) /* killed before the record says so, it may come to be the giver's: then what was before counts */
+        r = journal_write(dir, JOURNAL_SOURCE, epoch, owner, j.had_record ? &j.before : NULL, none, e);
+    journal_free(&j);
     xm_fault("give-way-journal");
     if (!r)
         r = owner_write(a, vm, &rec, e);

@@ -261,27 +261,45 @@ static json_t *hand_back(struct agent *a, const char *vm, const struct known *he
         vm, a->conf.name, rec.to);
 }
 
+/* It was about to be given up for a third host, and killed before the record said so (returned.c): the
+ * journal names no files any more, and is that of a hand-off that there is none of. It comes to nothing as
+ * what it was before; what has come of the disks is kept. */
+static int as_it_came(struct agent *a, const char *vm, const char *dir, const struct known *here,
+                      const struct journal *j, struct xm_error *e)
+{
+    if (j->side != JOURNAL_SOURCE)
+        return 0;
+    json_t *none = json_array();
+    int r = journal_write(dir, JOURNAL_DESTINATION, here->rec.epoch, here->rec.from,
+                          j->had_record ? &j->before : NULL, none, e);
+
+    json_decref(none);
+    if (!r)
+        xm_log(XM_LOG_WARN, "VM %s: what had come of its disks to %s is kept where it is", vm, a->conf.name);
+    return r;
+}
+
 static json_t *discard(struct agent *a, const char *vm, const struct known *here)
 {
     const char *owner = verdict_peer(&here->rec);
     char *dir = vm_state_path(a, vm, NULL);
     struct xm_error e = {0};
     struct journal j;
-    int r = 0;
+    int r = journal_read(dir, &j, &e);
 
-    if (!strcmp(here->role, "undecided")) {
+    if (!r)
+        r = as_it_came(a, vm, dir, here, &j, &e);
+    if (!r && !strcmp(here->role, "undecided")) {
         json_t *o =
             shim_call(a, vm, json_pack("{s:s, s:s}", "cmd", "decide", "owner", "theirs"), -1, ASK_NS, &e);
         r = o && wait_gone(a, vm) ? 0 : -EIO;
         json_decref(o);
-    } else {
-        r = journal_read(dir, &j, &e);
-        if (!r)
-            r = owner_restore(dir, vm, j.had_record ? &j.before : NULL, &e);
+    } else if (!r) {
+        r = owner_restore(dir, vm, j.had_record ? &j.before : NULL, &e);
         if (!r)
             r = settle_end_here(a, vm, &e);
-        journal_free(&j);
     }
+    journal_free(&j);
     free(dir);
     if (r)
         return refusal(EXIT_FAILED, "VM %s was not given to %s, and what is left of it here does not go: %s",

@@ -33,7 +33,7 @@ struct journal {
     uint64_t epoch; /* that the VM is handed over with */
     char peer[64];
     bool planned;    /* its files are about to be made, and may not be there yet */
-    bool had_record; /* destination: `before` was the record when it began */
+    bool had_record; /* destination, or one that gives way instead: `before` was the record when it began */
     struct owner_record before;
     /* Destination: the spec.json that stood there when it began, null without one; NULL: not said. */
     json_t *spec;

@@ -461,6 +461,36 @@ static void what_is_forgotten_while_it_is_settled_stays_forgotten(void **state)
     assert_false(exists(t, "state/vms/web1"));
 }
 
+/* It was promised by hostb, and hostc had taken it over; killed before the record said so. Then it is
+ * hostb's after all. What broke: what stood there before was forgotten; the journal, which was that of a VM
+ * that goes to hostc, stayed for ever, and kept the VM from ever coming here again. */
+static void what_is_not_given_up_after_all_leaves_no_journal(void **state)
+{
+    struct owner_record rec = {.epoch = 4, .owner = OWNER_PROMISED, .from = "hostb"},
+                        before = {.epoch = 2, .owner = OWNER_GIVEN, .to = "hostb", .settled = true};
+    char dir[200];
+    json_t *none = json_array();
+
+    (void)state;
+    need_qemu();
+    snprintf(dir, sizeof dir, "%s", in_dir(t, "state/vms/web1"));
+    for (int had = 0; had < 2; had++) {
+        test_agent_stop(t, SIGTERM);
+        assert_int_equal(journal_write(dir, JOURNAL_SOURCE, 9, "hostc", had ? &before : NULL, none, NULL), 0);
+        assert_int_equal(owner_save(dir, "web1", &rec, NULL), 0);
+        assert_int_equal(test_agent_start(t), 0);
+        is_asked("peer.owner", "web1", owner("mine", 3, ""));
+        assert_true(until_gone(t, "state/vms/web1/journal.json"));
+        assert_int_equal(owner_load(dir, "web1", &rec, NULL), had ? 0 : -ENOENT);
+        assert_true(!had || (rec.owner == OWNER_GIVEN && rec.epoch == 2));
+        rec = (struct owner_record){.epoch = 4, .owner = OWNER_PROMISED, .from = "hostb"};
+    }
+    json_decref(none);
+    json_t *o = prepare_request("5");
+    json_object_set_new(o, "epoch", json_integer(3));
+    must(ask_as_peer(t, o), 0);
+}
+
 /* ---- what jobs say ---- */
 
 static void job_of_web1(bool settled)
@@ -593,6 +623,7 @@ int main(int argc, char **argv)
         TEST(one_takes_it_away_before_its_name_is_free),
         TEST(two_hosts_tell_each_other_to_settle),
         TEST(what_is_forgotten_while_it_is_settled_stays_forgotten),
+        TEST(what_is_not_given_up_after_all_leaves_no_journal),
         TEST(a_vm_that_was_not_seen_to_run_there_has_not_moved),
         TEST(a_vm_that_was_seen_to_run_there_has_moved),
         TEST(a_job_that_a_shim_may_still_take_is_not_over),
