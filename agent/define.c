@@ -87,12 +87,39 @@ void define_unlock(void)
     pthread_mutex_unlock(&defining);
 }
 
+/* A migration of such a VM to this host has come to nothing, and left a journal: who takes away what that
+ * names takes a new definition, without a record yet, for part of it; and what has a record keeps it, for
+ * ever. The name is claimed for settling when it returns 0. */
+static int claim_fresh(struct agent *a, const char *name, struct xm_error *e)
+{
+    if (!settle_claim(a, name, SETTLE_PREPARE_PATIENCE))
+        return xm_error_set(e, EBUSY, "what is open of VM %s is just being settled on %s: try again", name,
+                            a->conf.name);
+    char *dir = vm_state_path(a, name, NULL);
+    struct journal j;
+    int r = journal_read(dir, &j, e);
+    if (!r && j.side != JOURNAL_NONE)
+        r = xm_error_set(
+            e, EBUSY,
+            "what a migration from %s left on %s of a VM %s, and came to nothing, is not taken away "
+            "yet, which is tried every few seconds: try again; why not stands in the agent's log",
+            j.peer, a->conf.name, name);
+    journal_free(&j);
+    free(dir);
+    if (r)
+        settle_release(a, name);
+    return r;
+}
+
 int define_spec(struct agent *a, struct vm_spec *s, json_t *spec, struct defined *d, struct xm_error *e)
 {
     struct inventory_vm v = {0};
 
     *d = (struct defined){.created = json_array()};
     int r = define_allowed(a, s->name, d, e);
+    bool claimed = !r && d->fresh && !(r = claim_fresh(a, s->name, e));
+    if (r)
+        d->fresh = false; /* nothing of it is there to be undone */
     if (!r && !d->fresh)
         inventory_read(a, s->name, &v);
     if (!r)
@@ -109,6 +136,8 @@ int define_spec(struct agent *a, struct vm_spec *s, json_t *spec, struct defined
     inventory_free(&v);
     if (r)
         define_undo(a, s->name, d);
+    if (claimed)
+        settle_release(a, s->name);
     return r;
 }
 

@@ -279,6 +279,31 @@ static void what_was_undefined_keeps_its_disks(void **state)
     }
 }
 
+/* What broke: a VM that was defined beside the journal of one that had not come was taken for what that had
+ * left, or kept it for ever: each later move of it asked a host that had nothing to do with it. */
+static void nothing_is_defined_beside_what_did_not_come(void **state)
+{
+    char stays[200];
+
+    (void)state;
+    need_qemu();
+    test_agent_stop(t, SIGTERM);
+    snprintf(stays, sizeof stays, "%s", in_dir(t, "state/vms/web1/stays"));
+    assert_int_equal(xm_mkdir_all(stays, NULL), 0);
+    json_t *files = json_pack("[s]", stays); /* a directory, which is not deleted */
+    assert_int_equal(
+        journal_write(in_dir(t, "state/vms/web1"), JOURNAL_DESTINATION, 4, "hostb", NULL, files, NULL), 0);
+    json_decref(files);
+    assert_int_equal(test_agent_start(t), 0);
+    must_refuse(ask(t, json_pack("{s:s, s:s}", "verb", "define", "spec", in_dir(t, "spec.ini"))), 3,
+                "what a migration from hostb left on hosta of a VM web1", NULL);
+    must_refuse(ask(t, start_request()), 1, "what a migration from hostb left on hosta of a VM web1", NULL);
+    assert_true(exists(t, "state/vms/web1/journal.json"));
+    assert_int_equal(rmdir(stays), 0);
+    assert_true(until_gone(t, "state/vms/web1"));
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "define", "spec", in_dir(t, "spec.ini"))), 0);
+}
+
 /* What broke: each stop of a VM whose migration was not closed yet warned that its disks are kept. */
 static void the_end_of_a_vm_that_came_is_no_warning(void **state)
 {
@@ -617,6 +642,7 @@ int main(int argc, char **argv)
         TEST(a_directory_that_could_not_be_removed_goes_later),
         TEST(half_received_disks_are_gone_after_a_boot),
         TEST(what_was_undefined_keeps_its_disks),
+        TEST(nothing_is_defined_beside_what_did_not_come),
         TEST(the_end_of_a_vm_that_came_is_no_warning),
         TEST(what_is_prepared_is_not_taken_for_what_was_left),
         TEST(who_watched_it_does_not_forget_what_came_after),
