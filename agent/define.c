@@ -87,17 +87,27 @@ void define_unlock(void)
     pthread_mutex_unlock(&defining);
 }
 
+/* Nobody settles it meanwhile: who does may mend where its disks are (inventory_mend), and would write back
+ * what has been changed since he read it. False, with a sentence: one does, and does not come to an end. */
+static bool claim(struct agent *a, const char *name, struct xm_error *e)
+{
+    bool claimed = settle_claim(a, name, SETTLE_PREPARE_PATIENCE);
+
+    if (!claimed)
+        xm_error_set(e, EBUSY, "what is open of VM %s is just being settled on %s: try again", name,
+                     a->conf.name);
+    return claimed;
+}
+
 /* A migration of such a VM to this host has come to nothing, and left a journal: who takes away what that
  * names takes a new definition, without a record yet, for part of it; and what has a record keeps it, for
- * ever. The name is claimed for settling when it returns 0. */
-static int claim_fresh(struct agent *a, const char *name, struct xm_error *e)
+ * ever. */
+static int beside_nothing(struct agent *a, const char *name, struct xm_error *e)
 {
-    if (!settle_claim(a, name, SETTLE_PREPARE_PATIENCE))
-        return xm_error_set(e, EBUSY, "what is open of VM %s is just being settled on %s: try again", name,
-                            a->conf.name);
     char *dir = vm_state_path(a, name, NULL);
     struct journal j;
     int r = journal_read(dir, &j, e);
+
     if (!r && j.side != JOURNAL_NONE)
         r = xm_error_set(
             e, EBUSY,
@@ -106,8 +116,6 @@ static int claim_fresh(struct agent *a, const char *name, struct xm_error *e)
             j.peer, a->conf.name, name);
     journal_free(&j);
     free(dir);
-    if (r)
-        settle_release(a, name);
     return r;
 }
 
@@ -116,8 +124,10 @@ int define_spec(struct agent *a, struct vm_spec *s, json_t *spec, struct defined
     struct inventory_vm v = {0};
 
     *d = (struct defined){.created = json_array()};
-    int r = define_allowed(a, s->name, d, e);
-    bool claimed = !r && d->fresh && !(r = claim_fresh(a, s->name, e));
+    bool claimed = claim(a, s->name, e);
+    int r = claimed ? define_allowed(a, s->name, d, e) : -EBUSY;
+    if (!r && d->fresh)
+        r = beside_nothing(a, s->name, e);
     if (r)
         d->fresh = false; /* nothing of it is there to be undone */
     if (!r && !d->fresh)
@@ -524,7 +534,10 @@ json_t *define_autostart(struct agent *a, const char *name, bool yes)
     json_decref(spec);
     if (up || answer)
         return answer;
-    int r = autostart_stopped(a, name, yes, &e);
+    bool claimed = claim(a, name, &e);
+    int r = claimed ? autostart_stopped(a, name, yes, &e) : -EBUSY;
+    if (claimed)
+        settle_release(a, name);
     let_go(a, name);
     return r ? refusal(EXIT_FAILED, "%s", e.text) : ok_answer();
 }

@@ -452,6 +452,7 @@ int journal_mend(const char *dir, struct xm_error *e)
     if (!r && j.side == JOURNAL_STORAGE) {
         char *path = xm_printf("%s/spec.json", dir);
         r = xm_json_load(path, &spec, e);
+        xm_fault("journal-mend");
         if (!r && mend_disks(&j, spec))
             r = xm_json_save(path, spec, e);
         json_decref(spec);

@@ -262,6 +262,40 @@ static void a_move_of_its_disk_that_was_left_uncertain_is_no_obstacle(void **sta
     json_decref(spec);
 }
 
+/* What broke: who mended where its disk is had read its definition before that was changed, and wrote the
+ * old one back: what its user had been told to be set was lost. */
+static void what_is_set_while_it_is_mended_stays(void **state)
+{
+    json_t *spec, *files, *disk;
+    (void)state;
+    need_qemu();
+
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "define", "spec", in_dir(t, "spec.ini"))), 0);
+    test_agent_stop(t, SIGTERM);
+    files = json_pack("[{s:s, s:s, s:s}, s]", "path", in_dir(t, "ds/new.raw"), "was",
+                      in_dir(t, "ds/web1.raw"), "datastore", "ds", in_dir(t, "ds/web1.raw"));
+    assert_int_equal(xm_json_load(in_dir(t, "state/vms/web1/spec.json"), &spec, NULL), 0);
+    disk = json_array_get(json_object_get(spec, "disks"), 0);
+    json_object_set(disk, "path", json_object_get(json_array_get(files, 0), "path"));
+    assert_int_equal(xm_file_replace(in_dir(t, "ds/new.raw"), "", 0, NULL), 0);
+    assert_int_equal(
+        journal_write(in_dir(t, "state/vms/web1"), JOURNAL_STORAGE, 1, "hosta", NULL, files, NULL), 0);
+    assert_int_equal(xm_json_save(in_dir(t, "state/vms/web1/spec.json"), spec, NULL), 0);
+    json_decref(files);
+    json_decref(spec);
+    assert_int_equal(xm_file_replace(fault, "journal-mend:1:delay=2000", 25, NULL), 0);
+    assert_int_equal(test_agent_start(t), 0);
+    for (struct limit l = limit_start(20); access(fault, F_OK) == 0 && limit_wait(&l);)
+        ; /* it has been read */
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "set", "vm", "web1", "autostart", 1)), 0);
+    assert_true(until_gone(t, "ds/new.raw"));
+    assert_int_equal(xm_json_load(in_dir(t, "state/vms/web1/spec.json"), &spec, NULL), 0);
+    disk = json_array_get(json_object_get(spec, "disks"), 0);
+    assert_string_equal(xm_json_str(disk, "path", ""), in_dir(t, "ds/web1.raw"));
+    assert_true(json_is_true(json_object_get(spec, "autostart")));
+    json_decref(spec);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, agent_set_up, agent_tear_down)
 int main(int argc, char **argv)
 {
@@ -273,6 +307,7 @@ int main(int argc, char **argv)
         TEST(a_disk_in_a_datastore_is_no_link),
         TEST(a_start_that_fails_leaves_nothing),
         TEST(a_move_of_its_disk_that_was_left_uncertain_is_no_obstacle),
+        TEST(what_is_set_while_it_is_mended_stays),
         TEST(a_shim_that_does_not_come_up_is_ended),
         TEST(a_shim_that_is_late_counts),
         TEST(a_vm_that_was_given_away_is_not_started),
