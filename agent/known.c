@@ -99,7 +99,9 @@ static int ask(struct agent *a, const struct conf_peer *p, const char *vm, uint6
         return e->code == EREMOTEIO || e->code == EBUSY ? -e->code : -EIO;
     int side = owner_side_of(xm_json_str(o, "owner", "?"));
     int64_t epoch = xm_json_int(o, "epoch", 0);
-    int r = side < 0 || epoch < 0 || (uint64_t)epoch > OWNER_EPOCH_MAX + 2
+    /* Whom it has given the VM to may come to stand in our record. */
+    bool named = side != OWNER_GIVEN || config_name_check("host", xm_json_str(o, "to", ""), NULL) == 0;
+    int r = side < 0 || !named || epoch < 0 || (uint64_t)epoch > OWNER_EPOCH_MAX + 2
                 ? xm_error_set(e, EPROTO, "host %s: its answer makes no sense", p->name)
                 : 0;
     k->rec.owner = (enum owner_side)XM_MAX(side, 0);

@@ -107,6 +107,10 @@ static void recover_changes_nothing_while_the_other_side_is_silent(void **state)
 
     given_away();
     must(recover_with(listener, json_pack("{s:b, s:s}", "ok", 1, "owner", "who knows")), 4);
+    /* It would have stood in our record, and in each sentence about it. */
+    must(recover_with(listener, json_pack("{s:b, s:s, s:i, s:s}", "ok", 1, "owner", "given", "epoch", 9, "to",
+                                          "nobody (epoch 9)")),
+         4);
     must(recover_with(listener, json_pack("{s:b, s:s}", "ok", 0, "error", "no")), 4);
     shutdown(listener, SHUT_RDWR);
     must(ask(t, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1")), 4);
