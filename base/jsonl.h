@@ -34,7 +34,7 @@ struct xm_jsonl {
 };
 
 void xm_jsonl_init(struct xm_jsonl *, int fd);
-void xm_jsonl_close(struct xm_jsonl *);
+void xm_jsonl_close(struct xm_jsonl *); /* and a passed_fd that nobody has taken */
 /* Reads what is there without waiting (a socket watched by level). 1: go on, 0: the peer closed, -errno. Call
  * xm_jsonl_next until NULL after it. */
 int xm_jsonl_fill(struct xm_jsonl *, struct xm_error *);

@@ -163,8 +163,6 @@ static void emit(struct machine *vm, json_t *event)
 static void client_drop(struct shim *s, struct client *c)
 {
     TAILQ_REMOVE(&s->clients, c, link);
-    if (c->conn.passed_fd >= 0)
-        close(c->conn.passed_fd);
     xm_jsonl_close(&c->conn);
     free(c);
 }

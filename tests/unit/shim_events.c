@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static struct shim shim;
@@ -131,6 +132,41 @@ static void no_event_is_not_told(void **state)
     shim.machine.emit(&shim.machine, json_pack("{s:s}", "event", "next"));
     must_hear(&js, "next");
     xm_jsonl_close(&js);
+}
+
+static atomic_int closed_twice;
+
+/* In libc's place, for all of this program. */
+int close(int fd)
+{
+    int r = (int)syscall(SYS_close, fd);
+
+    if (r < 0 && errno == EBADF && fd >= 0)
+        closed_twice++;
+    return r;
+}
+
+/* What broke: it was closed twice when its connection ended. In between the number could be another thread's:
+ * a disk's file, a link. */
+static void a_descriptor_that_nobody_wants_is_closed_once(void **state)
+{
+    struct xm_jsonl js, other;
+    int p[2];
+    char c;
+    (void)state;
+
+    assert_int_equal(pipe(p), 0);
+    subscribe(&js);
+    assert_int_equal(xm_jsonl_send(js.fd, json_pack("{s:i, s:s}", "id", 2, "cmd", "status"), p[1], NULL), 0);
+    json_decref(xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL));
+    close(p[1]);
+    closed_twice = 0;
+    xm_jsonl_close(&js);
+    assert_int_equal(read(p[0], &c, 1), 0); /* the shim has closed it */
+    subscribe(&other);                      /* it is at its loop's head again */
+    assert_int_equal(closed_twice, 0);
+    xm_jsonl_close(&other);
+    close(p[0]);
 }
 
 /* ---- a migration that the destination refuses ---- */
@@ -433,6 +469,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(who_cannot_be_told_is_hung_up_on_and_comes_again),
         TEST(no_event_is_not_told),
+        TEST(a_descriptor_that_nobody_wants_is_closed_once),
         TEST(links_come_up_beside_each_other),
         TEST(a_move_may_follow_at_once_on_one_that_failed),
         TEST(no_move_follows_when_its_qemu_has_ended),
