@@ -78,9 +78,6 @@ static void *disk_main(void *arg)
         free(d->file);
         d->file = NULL;
     }
-    /* No guest of ours waits for a disk that is being filled. */
-    if (d->machine->incoming)
-        xm_sched_background(0, true);
     bool ok = d->disk;
     sem_post(&d->ready);
     while (ok && !d->stop)
@@ -131,6 +128,10 @@ static void serve_here(struct machine_disk *d, void *arg)
     if (d->vhost)
         qemu_user_give(&d->machine->user, path, e);
     free(path);
+    /* No guest of ours waits for a disk that is being filled. The device's thread has been made before that:
+     * QEMU waits for it in the switch-over. */
+    if (d->machine->incoming)
+        xm_sched_background(0, true);
 }
 
 struct disk_call {

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/* A disk whose file has another size than the VM's disk has, with and without a QEMU that has it in use. */
+/* One disk's threads: how they open its file, and what gives way to whom. */
 #include "machine/machine.h"
 #include "tests/progress.h"
 #include "tests/unit/lib_tmpdir.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -12,6 +13,7 @@
 #include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -81,11 +83,49 @@ static void a_file_that_was_enlarged_is_served_to_the_qemu_that_has_it(void **st
     assert_int_equal(smaller, -EINVAL);
 }
 
+/* Threads of this process that give way to this one. */
+static unsigned in_background(void)
+{
+    DIR *d = opendir("/proc/self/task");
+    int own = getpriority(PRIO_PROCESS, 0);
+    unsigned n = 0;
+
+    for (struct dirent *f; d && (f = readdir(d));)
+        n += f->d_name[0] != '.' && getpriority(PRIO_PROCESS, (id_t)atoi(f->d_name)) > own;
+    if (d)
+        closedir(d);
+    return n;
+}
+
+/* What broke: the vhost-user thread of each disk was made by the disk's thread, inherited its place behind all
+ * others, and kept it for good. QEMU waits for it message by message, in the switch-over: 'cont' took that much
+ * longer on a host that was busy, and so did the stop when the VM moved on. */
+static void of_a_disk_that_is_filled_one_thread_gives_way(void **state)
+{
+    char run_dir[300], path[300];
+    struct machine vm = {.run_dir = run_dir, .engine = XM_ENGINE_LIBAIO, .spec.vcpus = 1, .incoming = true};
+    struct vm_disk spec = {.name = "root", .path = path, .size = SIZE};
+    struct machine_disk d = {.machine = &vm, .spec = &spec};
+    struct xm_error e = {0};
+
+    (void)state;
+    snprintf(run_dir, sizeof run_dir, "%s", tmpdir_path(""));
+    snprintf(path, sizeof path, "%s", tmpdir_write("disk.raw", ""));
+    assert_int_equal(truncate(path, SIZE), 0);
+    if (machine_disk_start(&d, &e) < 0 || machine_disk_serve(&d, &e) < 0)
+        fail_msg("%s", e.text);
+    unsigned n = in_background();
+    machine_disk_stop(&d);
+    assert_int_equal(n, 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_file_that_was_enlarged_is_served_to_the_qemu_that_has_it,
                                         tmpdir_make, tmpdir_remove),
+        cmocka_unit_test_setup_teardown(of_a_disk_that_is_filled_one_thread_gives_way, tmpdir_make,
+                                        tmpdir_remove),
     };
 
     return cmocka_run_group_tests_name("machine_disk", tests, NULL, NULL);
