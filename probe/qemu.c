@@ -8,10 +8,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define ASK_TIMEOUT  (10 * XM_NS_PER_S)
-#define FAILURE_KEPT (10 * XM_NS_PER_S) /* so that each who asks does not wait for the time-out again */
-#define CPUS_KEPT    64
-#define LAST_ID      "asked-last"
+#define ASK_TIMEOUT   (10 * XM_NS_PER_S)
+#define FAILURE_KEPT  (10 * XM_NS_PER_S) /* so that each who asks does not wait for the time-out again */
+#define CPUS_KEPT     64
+#define FAILURES_KEPT 64
+#define LAST_ID       "asked-last"
 
 /* ---- one conversation ---- */
 
@@ -106,9 +107,16 @@ bool qemu_present(const char *program)
     return identify(program).ino != 0;
 }
 
+/* What one has said, or why it could not be asked. */
+struct answer {
+    const struct qemu_facts *facts; /* of a program */
+    json_t *features;               /* of a CPU; a reference of its own */
+    struct xm_error error;
+};
+
 struct known {
-    struct known *next;
-    char *key; /* program; for CPUs with accelerator and CPU */
+    struct known *next; /* the latest is the first */
+    char *key;          /* program; for CPUs with accelerator and CPU */
     struct identity id;
     struct qemu_facts facts;
     json_t *features;
@@ -117,40 +125,77 @@ struct known {
 };
 
 /* `lock` protects the list. Who asks a QEMU holds `asking` meanwhile, so that the same is not asked twice;
- * what is known already nobody waits for. */
+ * what is known already nobody waits for. Programs stay as long as the process, CPUs and failures are copied
+ * out under the lock: the oldest go when there are many, since peers may name any. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER, asking = PTHREAD_MUTEX_INITIALIZER;
 static struct known *all;
-static unsigned cpus; /* entries for CPUs */
 
-/* What is known, or a failure that is not old. */
-static struct known *find_known(const char *key, struct identity id)
+static void known_free(struct known *k)
+{
+    json_decref(k->facts.machines);
+    json_decref(k->features);
+    free(k->key);
+    free(k);
+}
+
+/* Under the lock. */
+static void drop_oldest(void)
+{
+    unsigned cpus = 0, failures = 0;
+
+    for (struct known **at = &all, *k; (k = *at);) {
+        bool drop = k->believed ? k->believed < xm_now() || ++failures > FAILURES_KEPT
+                                : k->features && ++cpus > CPUS_KEPT;
+        if (drop) {
+            *at = k->next;
+            known_free(k);
+        } else {
+            at = &k->next;
+        }
+    }
+}
+
+static void tell_known(struct known *k, struct answer *a)
+{
+    *a = (struct answer){.features = json_incref(k->features), .error = k->error};
+    if (!k->believed && !k->features)
+        a->facts = &k->facts;
+}
+
+/* Something is known of it, or a failure that is not old. */
+static bool find_known(const char *key, struct identity id, struct answer *a)
 {
     pthread_mutex_lock(&lock);
     struct known *k = all;
     while (k &&
            (strcmp(k->key, key) || memcmp(&k->id, &id, sizeof id) || (k->believed && k->believed < xm_now())))
         k = k->next;
+    if (k)
+        tell_known(k, a);
     pthread_mutex_unlock(&lock);
-    return k;
+    return k != NULL;
 }
 
-/* Takes the key over. NULL: no memory. */
-static struct known *remember(char *key, struct identity id, const struct known *what)
+/* Takes it over. */
+static void remember(const char *key, struct identity id, struct known *what, struct answer *a)
 {
-    struct known *k = key ? calloc(1, sizeof *k) : NULL;
+    struct known *k = malloc(sizeof *k);
 
     if (!k) {
-        free(key);
-        return NULL;
+        json_decref(what->facts.machines);
+        json_decref(what->features);
+        xm_error_set(&a->error, ENOMEM, "no memory");
+        return;
     }
     *k = *what;
-    k->key = key;
+    k->key = xm_printf("%s", key);
     k->id = id;
     pthread_mutex_lock(&lock);
     k->next = all;
     all = k;
+    tell_known(k, a);
+    drop_oldest();
     pthread_mutex_unlock(&lock);
-    return k;
 }
 
 static const char *accel_name(const char *accel)
@@ -203,22 +248,20 @@ static void ask_program(const char *program, struct known *k)
 const struct qemu_facts *qemu_facts(const char *program, struct xm_error *e)
 {
     struct identity id = identify(program);
-    struct known *k = find_known(program, id);
+    struct answer a = {0};
 
-    if (!k) {
+    if (!find_known(program, id, &a)) {
         pthread_mutex_lock(&asking);
-        if (!(k = find_known(program, id))) {
+        if (!find_known(program, id, &a)) {
             struct known fresh = {0};
             ask_program(program, &fresh);
-            k = remember(xm_printf("%s", program), id, &fresh);
+            remember(program, id, &fresh, &a);
         }
         pthread_mutex_unlock(&asking);
     }
-    if (!k)
-        xm_error_set(e, ENOMEM, "no memory");
-    else if (k->believed)
-        xm_error_set(e, k->error.code, "%s", k->error.text);
-    return k && !k->believed ? &k->facts : NULL;
+    if (!a.facts)
+        xm_error_set(e, a.error.code, "%s", a.error.text);
+    return a.facts;
 }
 
 bool qemu_facts_machine(const struct qemu_facts *q, const char *machine, char full[128])
@@ -400,26 +443,19 @@ json_t *qemu_facts_cpu(const char *program, const char *accel, const char *cpu, 
 {
     struct identity id = identify(program);
     char *key = xm_printf("%s %s %s", program, accel_name(accel), cpu);
-    struct known *k = find_known(key, id), fresh = {0};
+    struct answer a = {0};
 
-    if (!k) {
+    if (!find_known(key, id, &a)) {
         pthread_mutex_lock(&asking);
-        if (!(k = find_known(key, id))) {
+        if (!find_known(key, id, &a)) {
+            struct known fresh = {0};
             ask_cpu(program, accel_name(accel), cpu, &fresh);
-            /* CPUs may be named by peers: no more are kept than hosts have. */
-            if (cpus++ < CPUS_KEPT) {
-                k = remember(key, id, &fresh);
-                key = NULL;
-            }
+            remember(key, id, &fresh, &a);
         }
         pthread_mutex_unlock(&asking);
     }
     free(key);
-    if (!k)
-        k = &fresh;
-    if (!k->features) {
-        xm_error_set(e, XM_MAX(k->error.code, 1), "%s", k->error.text);
-        return NULL;
-    }
-    return k == &fresh ? k->features : json_incref(k->features);
+    if (!a.features)
+        xm_error_set(e, XM_MAX(a.error.code, 1), "%s", a.error.text);
+    return a.features;
 }

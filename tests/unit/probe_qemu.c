@@ -10,6 +10,7 @@
 #include <stdarg.h>
 #include <cmocka.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -182,6 +183,71 @@ static void another_program_in_its_place_is_asked_anew(void **state)
     assert_non_null(strstr(e.text, "does not answer by QMP"));
 }
 
+/* A peer names programs and CPUs. What broke: each name that could not be asked was kept for good, and so was
+ * each failure that was not believed any more; and after 64 questions about CPUs, those that failed among them,
+ * no answer was kept any more. */
+static void what_others_name_is_not_kept_without_bound(void **state)
+{
+    enum { NAMES = 1000 };
+    struct xm_error e = {0};
+    char name[64];
+
+    (void)state;
+    assert_null(qemu_facts("qemu-system-before", &e));
+    size_t before = mallinfo2().uordblks;
+    for (int i = 0; i < NAMES; i++) {
+        snprintf(name, sizeof name, "qemu-system-not%d", i);
+        e.code = 0;
+        assert_null(qemu_facts(name, &e));
+        assert_int_equal(e.code, ENOENT);
+    }
+    size_t more = mallinfo2().uordblks - before;
+    if (more > (size_t)NAMES * 200)
+        fail_msg("%zu bytes are kept of %d programs that are not there", more, NAMES);
+}
+
+static unsigned times_asked(void)
+{
+    char *text = NULL;
+    size_t len = 0;
+
+    if (xm_file_read(tmpdir_path("asked"), 1 << 20, &text, &len, NULL) < 0)
+        return 0;
+    free(text);
+    return (unsigned)len / 2;
+}
+
+static void the_last_answers_about_cpus_are_kept(void **state)
+{
+    const char *script = "#!/bin/sh\necho x >>$(dirname $0)/asked\n"
+                         "while read -r l; do case $l in\n"
+                         "*qmp_cap*) echo '{\"return\": {}, \"id\": \"ready\"}' ;;\n"
+                         "*expansion*) echo '{\"return\": {\"model\": {\"props\": {\"avx\": true}}}, "
+                         "\"id\": \"asked\"}' ;;\n"
+                         "*definitions*) echo '{\"return\": [], \"id\": \"asked-last\"}' ;;\n"
+                         "*quit*) exit 0 ;;\nesac; done\n";
+    const char *path = tmpdir_write("qemu-system-test", script);
+    struct xm_error e = {0};
+    char cpu[32];
+
+    (void)state;
+    chmod(path, 0755);
+    for (int i = 0; i < 100; i++) {
+        snprintf(cpu, sizeof cpu, "cpu%d", i);
+        json_t *list = qemu_facts_cpu(path, "tcg", cpu, &e);
+        if (!list)
+            fail_msg("%s", e.text);
+        assert_int_equal(json_array_size(list), 1);
+        json_decref(list);
+    }
+    assert_int_equal(times_asked(), 100);
+    for (int i = 99; i >= 40; i--) {
+        snprintf(cpu, sizeof cpu, "cpu%d", i);
+        json_decref(qemu_facts_cpu(path, "tcg", cpu, &e));
+    }
+    assert_int_equal(times_asked(), 100);
+}
+
 /* Whatever it is: it can be asked, and a guest is not harmed by it. */
 static void a_real_one_says_how_large_its_rings_are(void **state)
 {
@@ -211,6 +277,8 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(another_program_in_its_place_is_asked_anew, tmpdir_make,
                                         tmpdir_remove),
         cmocka_unit_test(answers_that_are_read_late_are_whole),
+        cmocka_unit_test(what_others_name_is_not_kept_without_bound),
+        cmocka_unit_test_setup_teardown(the_last_answers_about_cpus_are_kept, tmpdir_make, tmpdir_remove),
     };
 
     if (argc > 1)
