@@ -36,7 +36,7 @@ void source_qemu_gone(struct source *);
  * still. */
 bool source_over(const struct source *);
 bool source_stands(const struct source *); /* it tries that */
-bool source_ending(const struct source *); /* it has failed, the VM runs on, and in a moment it has gone */
+bool source_ending(const struct source *); /* it has ended, the VM runs on, and in a moment it has gone */
 void source_leave(struct source *);        /* main: nothing is tried any more, since the shim ends */
 const char *source_job(const struct source *);
 void source_status(const struct source *, json_t *into);

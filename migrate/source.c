@@ -250,7 +250,7 @@ bool source_stands(const struct source *m)
 
 bool source_ending(const struct source *m)
 {
-    return m->state == SOURCE_FAILED && !m->stands;
+    return (m->state == SOURCE_FAILED && !m->stands) || (m->state == SOURCE_DONE && m->local);
 }
 
 void source_leave(struct source *m)

@@ -230,6 +230,7 @@ void source_end(struct source *m, int r)
     } else {
         source_fail(m, r);
     }
+    xm_fault("source-told");
     stream_free(m->stream); /* it sends on the links */
     m->stream = NULL;
     if (m->links)
