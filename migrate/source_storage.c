@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 struct move {
-    struct xm_file *file; /* the new one, then the old one; malloc'ed */
+    struct xm_file *file; /* the new one; swapped for the old one on the disk's thread; malloc'ed */
     struct xm_writer *writer;
     char *path;
     const char *datastore;
@@ -36,9 +36,16 @@ static void free_writer(struct machine_disk *d, void *arg)
     v->writer = NULL;
 }
 
+/* On the disk's thread, which knows alone where the disk is: who asks it is told one place or the other. */
 static void pivoted(void *arg, int status, const char *why)
 {
     struct move *v = arg;
+    struct xm_file *old = v->disk->file;
+
+    if (!status) {
+        v->disk->file = v->file;
+        v->file = old;
+    }
     v->result = status;
     snprintf(v->why, sizeof v->why, "%s", why ? why : "");
     sem_post(&v->done);
@@ -163,9 +170,6 @@ static int move_pivot(struct source *m, struct machine_disk *d, struct move *v)
     if (v->result)
         return xm_error_set(&m->error, -v->result, "disk %s: %s%s%s", d->spec->name, v->why,
                             v->error.code ? ": " : "", v->error.text);
-    struct xm_file *old = d->file;
-    d->file = v->file;
-    v->file = old;
     return 0;
 }
 

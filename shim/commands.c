@@ -35,6 +35,20 @@ static void tell_devices(struct shim *s, json_t *reply)
     json_decref(less);
 }
 
+struct place {
+    char *path; /* malloc'ed */
+    char datastore[sizeof((struct vm_disk *)0)->datastore];
+};
+
+/* On the disk's thread: a storage-only move changes it there. */
+static void tell_place(struct machine_disk *d, void *arg)
+{
+    struct place *p = arg;
+
+    p->path = xm_printf("%s", d->file->path);
+    memcpy(p->datastore, d->spec->datastore, sizeof p->datastore);
+}
+
 static int cmd_status(struct shim *s, struct client *c, const json_t *request, json_t *reply,
                       struct xm_error *e)
 {
@@ -65,14 +79,17 @@ static int cmd_status(struct shim *s, struct client *c, const json_t *request, j
     for (unsigned i = 0; i < vm->disks; i++) {
         struct machine_disk *d = &vm->disk[i];
         struct xm_disk_status st;
+        struct place at;
         xm_disk_status(d->disk, &st);
+        machine_disk_call(d, tell_place, &at);
         json_array_append_new(
             disks, json_pack("{s:s s:s s:I s:s s:s s:I s:I s:I s:I s:I s:I s:b}", "name", d->spec->name,
-                             "path", d->file->path, "size", (json_int_t)st.size, "datastore",
-                             d->spec->datastore, "mode", modes[st.mode], "reads", (json_int_t)st.reads,
-                             "writes", (json_int_t)st.writes, "read_bytes", (json_int_t)st.read_bytes,
-                             "write_bytes", (json_int_t)st.write_bytes, "errors", (json_int_t)st.errors,
-                             "waiting", (json_int_t)st.waiting, "connected", xm_vhost_connected(d->vhost)));
+                             "path", at.path, "size", (json_int_t)st.size, "datastore", at.datastore, "mode",
+                             modes[st.mode], "reads", (json_int_t)st.reads, "writes", (json_int_t)st.writes,
+                             "read_bytes", (json_int_t)st.read_bytes, "write_bytes",
+                             (json_int_t)st.write_bytes, "errors", (json_int_t)st.errors, "waiting",
+                             (json_int_t)st.waiting, "connected", xm_vhost_connected(d->vhost)));
+        free(at.path);
     }
     json_object_set_new(reply, "disks", disks);
     if (xm_json_bool(request, "devices", false))

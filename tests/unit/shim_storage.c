@@ -183,6 +183,50 @@ static void move(struct xm_jsonl *js, int n)
     free(old);
 }
 
+struct looker {
+    pthread_t thread;
+    atomic_bool stop;
+    unsigned looks, wrong;
+};
+
+/* As `xmigrate list`, and an agent that watches. */
+static void *look(void *arg)
+{
+    struct looker *l = arg;
+    struct xm_jsonl js;
+
+    xm_jsonl_init(&js, xm_unix_connect(path, NULL));
+    for (; !l->stop; l->looks++) {
+        json_t *o = ask(&js, json_pack("{s:s}", "cmd", "status"));
+        const json_t *d = json_array_get(json_object_get(o, "disks"), 0);
+        const char *at = strrchr(xm_json_str(d, "path", ""), '-'), *store = xm_json_str(d, "datastore", "");
+        /* The file and its datastore, of one moment. */
+        l->wrong += !at || strcmp(store, atoi(at + 1) % 2 ? "two" : "one") != 0;
+        json_decref(o);
+    }
+    xm_jsonl_close(&js);
+    return NULL;
+}
+
+/* What broke: who looked at the VM in the moment of the swap was told the path of a file that was just being
+ * closed and freed, by another thread; or one disk's new path and old datastore. */
+static void who_looks_while_a_disk_moves_sees_it_in_one_place(void **state)
+{
+    struct looker l = {0};
+    struct xm_jsonl js;
+    (void)state;
+
+    subscribe(&js);
+    assert_int_equal(pthread_create(&l.thread, NULL, look, &l), 0);
+    for (int n = 1; n <= 40; n++)
+        move(&js, n);
+    l.stop = true;
+    pthread_join(l.thread, NULL);
+    xm_jsonl_close(&js);
+    assert_true(l.looks > 0);
+    assert_int_equal(l.wrong, 0);
+}
+
 static unsigned entries(const char *of)
 {
     DIR *d = opendir(of);
@@ -226,6 +270,7 @@ static void nothing_is_left_of_many_moves(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        TEST(who_looks_while_a_disk_moves_sees_it_in_one_place),
         TEST(nothing_is_left_of_many_moves),
     };
 
