@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Disks that move on their host, by the shim's own threads and files. No guest, and a QEMU that says nothing. */
+/* Disks that move on their host, by the shim's own threads and files: again and again, looked at meanwhile, and
+ * given up. No guest, and a QEMU that says nothing. */
+#include "mirror/disk.h"
 #include "shim/shim.h"
 #include "tests/progress.h"
 #include "tests/unit/lib_tmpdir.h"
@@ -14,6 +16,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -22,7 +25,7 @@
 
 static struct shim shim;
 static pthread_t thread;
-static char *path, dir[300];
+static char *path, dir[300], faults[] = "/tmp/xmt-faults-XXXXXX";
 static int monitor; /* QEMU's end */
 
 static void *run(void *unused)
@@ -41,6 +44,7 @@ static void make_qemu(void)
     pid_t pid = fork();
 
     if (!pid) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
         setsid();
         for (;;)
             pause();
@@ -227,6 +231,12 @@ static void who_looks_while_a_disk_moves_sees_it_in_one_place(void **state)
     assert_int_equal(l.wrong, 0);
 }
 
+/* The fault point in the file, which goes when it has acted. */
+static void arm(const char *point)
+{
+    assert_int_equal(xm_file_replace(faults, point, strlen(point), NULL), 0);
+}
+
 static unsigned entries(const char *of)
 {
     DIR *d = opendir(of);
@@ -247,6 +257,7 @@ static void nothing_is_left_of_many_moves(void **state)
     struct xm_jsonl js;
     (void)state;
 
+    arm("source-told:*:delay=5");
     subscribe(&js);
     for (int n = 1; n <= 20; n++)
         move(&js, n);
@@ -263,6 +274,46 @@ static void nothing_is_left_of_many_moves(void **state)
     if ((ssize_t)more > MOVES * 100)
         fail_msg("%zu bytes more", more);
     xm_jsonl_close(&js);
+    unlink(faults);
+}
+
+/* As a guest that writes faster than the new disk takes it: all of it is to be copied once more. */
+static void spoil(struct machine_disk *d, void *unused)
+{
+    (void)unused;
+    give_up_range(d->disk, 0, SIZE);
+}
+
+/* What broke: it was only taken note of, as long as the guest outran the copy; nor did the move end by that
+ * (--outrun), or tell its progress. */
+static void a_move_is_given_up_also_while_it_waits_to_swap(void **state)
+{
+    struct xm_jsonl js;
+    bool over = false;
+    (void)state;
+
+    subscribe(&js);
+    arm("storage-copied:1:delay=1000");
+    begin(&js, 1, 4 << 20);
+    for (struct limit l = limit_start(20); access(faults, F_OK) == 0 && limit_wait(&l);)
+        ;
+    machine_disk_call(&shim.machine.disk[0], spoil, NULL);
+    json_t *o = ask(&js, json_pack("{s:s, s:s}", "cmd", "abort", "job", "1"));
+    assert_true(xm_json_bool(o, "ok", false));
+    json_decref(o);
+    struct pollfd p = {.fd = js.fd, .events = POLLIN};
+    for (struct limit l = limit_start(10); !over && limit_wait(&l);) {
+        machine_disk_call(&shim.machine.disk[0], spoil, NULL);
+        if (poll(&p, 1, 0) <= 0)
+            continue;
+        o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL);
+        over = !strcmp(xm_json_str(o, "event", ""), "failed");
+        if (over)
+            assert_non_null(strstr(xm_json_str(o, "error", ""), "aborted"));
+        json_decref(o);
+    }
+    assert_true(over);
+    xm_jsonl_close(&js);
 }
 
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
@@ -272,9 +323,16 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(who_looks_while_a_disk_moves_sees_it_in_one_place),
         TEST(nothing_is_left_of_many_moves),
+        TEST(a_move_is_given_up_also_while_it_waits_to_swap),
     };
 
-    setenv("XMIGRATE_FAULT", "source-told:*:delay=5", 1);
+    close(mkstemp(faults)); /* for its name */
+    unlink(faults);
+    char *at = xm_printf("@%s", faults);
+    setenv("XMIGRATE_FAULT", at, 1);
+    free(at);
     signal(SIGPIPE, SIG_IGN);
-    return cmocka_run_group_tests_name("shim: storage", tests, NULL, NULL);
+    int failed = cmocka_run_group_tests_name("shim: storage", tests, NULL, NULL);
+    unlink(faults);
+    return failed;
 }
