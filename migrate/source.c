@@ -230,6 +230,8 @@ void source_qmp_event(struct source *m, const char *name, const json_t *data, ui
         m->seen.stop =
             xm_now() - (real > when ? real - when : 0); /* when it happened, not when we read of it */
         m->seen.stream_at_stop = m->stream ? stream_bytes(m->stream) : 0;
+    } else if (!strcmp(name, "RESUME")) {
+        m->seen.resumed = true;
     }
 }
 

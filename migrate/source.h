@@ -106,6 +106,7 @@ struct source {
         bool powered_off;        /* the guest did, by itself */
         uint64_t stop;           /* xm_now() at the STOP event */
         uint64_t stream_at_stop; /* bytes that QEMU had sent by then */
+        bool resumed;            /* its user has let the guest go on since the switch-over began */
     } seen;
     struct xm_error error;
 };

@@ -92,6 +92,21 @@ int source_handoff_prepare(struct source *m)
     return r;
 }
 
+/* By QMP, of which its user may have a monitor, too. What the guest has done since then is in no copy. A QEMU
+ * that has died meanwhile has sent all that there is. */
+static int still_stands(struct source *m)
+{
+    struct xm_error ignored = {0};
+
+    qmp_pump(&m->machine->qemu.qmp, 0, &ignored);
+    return m->seen.resumed
+               ? xm_error_set(&m->error, ECANCELED,
+                              "VM %s was let go on here, by its user, while it was to stand still for the "
+                              "switch-over",
+                              m->machine->spec.name)
+               : 0;
+}
+
 /* What could not be recorded was not said to anybody: it is written over as soon as that can be done, and
  * the VM goes on. */
 static bool goes_on(const struct source *m, uint64_t deadline)
@@ -125,6 +140,8 @@ int source_handoff(struct source *m)
     if (xm_fault("handoff-before-record"))
         return xm_error_set(&m->error, EIO, "fault point handoff-before-record");
     if (source_overdue(m))
+        return -m->error.code;
+    if (still_stands(m) < 0)
         return -m->error.code;
     m->error.code = 0;
     handoff_event(h, HANDOFF_WANT, &a);

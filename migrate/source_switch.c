@@ -214,6 +214,7 @@ static int start_qemu_migration(struct source *m)
     }
     m->seen.status[0] = 0;
     m->seen.stop = 0;
+    m->seen.resumed = false;
     m->ram_checked = m->told = false;
     if (!r)
         r = machine_guest_paused(m->machine, &m->paused, &m->error);

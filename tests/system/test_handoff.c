@@ -223,6 +223,29 @@ static bool is_known_at(const char *host, const char *name)
     return *state;
 }
 
+/* It has a second monitor, for its user. */
+static void start_vm_with_monitor(const char *name)
+{
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(sh(NULL, 5,
+                            "grep -q 'extra = -qmp' %s/%s/xmigrated.conf || echo 'extra = -qmp "
+                            "tcp:127.0.0.1:4444,server=on,wait=off' >>%s/%s/xmigrated.conf",
+                            lab_run_dir(), i ? "b" : "a", lab_run_dir(), i ? "b" : "a"),
+                         0);
+    restart_agent("a");
+    restart_agent("b");
+    start_vm(name);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force %s", name), 0);
+    assert_int_equal(
+        sh(NULL, 20,
+           "%s | sed 's|^.vm.$|&\\nextra = -qmp\\nextra = tcp:127.0.0.1:4444,server=on,wait=off|' "
+           ">%s/%s.more.ini",
+           xmigrate("a", "dump %s", name), lab_run_dir(), name),
+        0);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "start %s/%s.more.ini", lab_run_dir(), name), 0);
+    assert_null(small_ready(&guest, 'a'));
+}
+
 /* Its user has paused it, and nobody else lets it go on: not the shim that comes after a killed one, not a
  * move, not a move that fails with the VM stopped. */
 static void a_paused_vm_stays_paused(void **state)
@@ -233,23 +256,7 @@ static void a_paused_vm_stays_paused(void **state)
 
     (void)state;
     need_lab();
-    for (int i = 0; i < 2; i++)
-        assert_int_equal(
-            sh(NULL, 5, "echo 'extra = -qmp tcp:127.0.0.1:4444,server=on,wait=off' >>%s/%s/xmigrated.conf",
-               lab_run_dir(), i ? "b" : "a"),
-            0);
-    restart_agent("a");
-    restart_agent("b");
-    start_vm("vm8");
-    assert_int_equal(xmigrate_run("a", 0, NULL, "stop --force vm8"), 0);
-    assert_int_equal(
-        sh(NULL, 20,
-           "%s | sed 's|^.vm.$|&\\nextra = -qmp\\nextra = tcp:127.0.0.1:4444,server=on,wait=off|' "
-           ">%s/vm8.more.ini",
-           xmigrate("a", "dump vm8"), lab_run_dir()),
-        0);
-    assert_int_equal(xmigrate_run("a", 0, NULL, "start %s/vm8.more.ini", lab_run_dir()), 0);
-    assert_null(small_ready(&guest, 'a'));
+    start_vm_with_monitor("vm8");
     vm_monitor("a", "stop", "STOP");
     assert_true(is_paused_at("a", "vm8"));
     /* Seen: it ran on after a move that had failed before anybody stopped it. */
@@ -294,6 +301,35 @@ static void a_paused_vm_stays_paused(void **state)
     end_vm("b", "vm8");
 }
 
+/* Its user lets it go on when everything has been sent: what it does from then on is in no copy. Seen: it ran
+ * here until its QEMU was ended, and at the destination from the switch on. */
+static void a_guest_that_its_user_lets_go_on_in_the_switch_stays(void **state)
+{
+    struct job move;
+    char *out = NULL;
+
+    (void)state;
+    need_lab();
+    start_vm_with_monitor("vm7");
+    for (int paused = 0; paused < 2; paused++) {
+        if (paused)
+            vm_monitor("a", "stop", "STOP");
+        arm("a", paused ? "handoff-before-record:1:stop" : "switch-loaded:1:stop");
+        job_start(&move, "%s", xmigrate("a", "--json --with-storage vm7 hostb"));
+        assert_true(wait_until(60, "test ! -e %s/a/fault", lab_run_dir()));
+        vm_monitor("a", "cont", "RESUME");
+        assert_int_equal(sh(NULL, 5, "kill -CONT $(cat %s/a/run/vms/vm7/shim.pid)", lab_run_dir()), 0);
+        assert_int_equal(job_end(&move, 60, &out), 1);
+        assert_non_null(strstr(out, "was let go on here"));
+        free(out);
+        vm_must_run_at("a", "vm7");
+        small_must_be_whole(&guest, "a");
+    }
+    assert_int_equal(guest.boots, 2);
+    host_must_be_clean("b");
+    end_vm("a", "vm7");
+}
+
 /* So that one that fails does not take the others with it. */
 static int stop_all(void **state)
 {
@@ -321,6 +357,7 @@ int main(void)
         cmocka_unit_test_teardown(power_is_cut_between_the_records, stop_all),
         cmocka_unit_test_teardown(power_is_cut_at_the_destination, stop_all),
         cmocka_unit_test_teardown(a_paused_vm_stays_paused, stop_all),
+        cmocka_unit_test_teardown(a_guest_that_its_user_lets_go_on_in_the_switch_stays, stop_all),
     };
 
     return cmocka_run_group_tests(tests, lab_setup, lab_teardown);
