@@ -109,23 +109,34 @@ int machine_guest_paused(struct machine *vm, bool *paused, struct xm_error *e)
     return 0;
 }
 
-bool machine_disk_left(struct machine_disk *d)
+/* What QEMU says of a ring. NULL: the device has not so many, or *e says why that is not known. */
+static json_t *ask_ring(struct machine_disk *d, int number, struct xm_error *e)
 {
-    struct qmp *q = &d->machine->qemu.qmp;
     char *path = xm_printf("/machine/peripheral/disk-%s/virtio-backend", d->spec->name);
-    json_t *ring = NULL;
+    json_t *ring = qmp_call(&d->machine->qemu.qmp, "x-query-virtio-queue-status",
+                            json_pack("{s:s s:i}", "path", path, "queue", number), ASK_TIMEOUT, e);
+
+    free(path);
+    if (!ring && number && e->code == EIO) /* refused, and the one before was not */
+        e->code = 0;
+    return ring;
+}
+
+int machine_disk_left(struct machine_disk *d, struct xm_error *e)
+{
+    struct xm_error why = {0};
     bool left = false;
 
     if (xm_vhost_connected(d->vhost))
         left = !xm_vhost_stopped(d->vhost) && !xm_vhost_rests(d->vhost);
     for (int i = 0; !left && !xm_vhost_connected(d->vhost); i++) {
-        ring = qmp_call(q, "x-query-virtio-queue-status", json_pack("{s:s s:i}", "path", path, "queue", i),
-                        ASK_TIMEOUT, NULL);
-        if (!ring) /* it has no more */
+        json_t *ring = ask_ring(d, i, &why);
+        if (!ring)
             break;
         left = xm_json_int(ring, "last-avail-idx", 0) != xm_json_int(ring, "used-idx", 0);
         json_decref(ring);
     }
-    free(path);
+    if (why.code)
+        return xm_error_set(e, why.code, "whether all that its guest has asked for is done: %s", why.text);
     return left;
 }

@@ -95,8 +95,8 @@ void machine_note_stopped(struct machine *, bool stopped);
  * guest goes on. By QEMU's word: one that stood still when an earlier shim died begins with this one only
  * then (7.2), so that nothing is known of it here. (One that has begun is not asked: it would stop its rings
  * for that. It may have begun with a paused guest, 10, and then such a request may be done by now, which that
- * QEMU would not tell the next one.) */
-bool machine_disk_left(struct machine_disk *);
+ * QEMU would not tell the next one.) 1, 0, or -errno: QEMU does not say. */
+int machine_disk_left(struct machine_disk *, struct xm_error *);
 
 /* plugged.c. Appends what QEMU has beside the devices that it was started with, and the ids of those that it
  * has no more. -errno: not known. */

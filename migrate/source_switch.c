@@ -172,7 +172,10 @@ static bool suppress_description(struct source *m)
 static int check_left(struct source *m)
 {
     for (unsigned i = 0; m->paused && i < m->machine->disks; i++) {
-        if (machine_disk_left(&m->machine->disk[i]))
+        int left = machine_disk_left(&m->machine->disk[i], &m->error);
+        if (left < 0)
+            return xm_error_prefix(&m->error, "disk %s", m->machine->spec.disk[i].name);
+        if (left)
             return xm_error_set(
                 &m->error, EBUSY,
                 "disk %s: a request of the guest, which is paused, is not done yet, or was done since (a "

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* probe/rings.c: does a QEMU tell its guests larger rings than its devices have? A QEMU of its own is
  * started for it, with a network card and no guest: what is asked of it is experimental (on 11.1 some of it
- * ends QEMU), so a QEMU with a guest is never asked. */
+ * ends QEMU). A QEMU with a guest is asked such a question only about a device of ours while the guest is
+ * paused (machine/guest.c). */
 #include "probe/probe.h"
 
 #include <pthread.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Whether a guest that stands still is to go on: what QEMU says, beside what the record and the journal say.
- */
+/* Whether a guest that stands still is to go on, and whether all that it has asked for is done: what QEMU
+ * says, beside what the record and the journal say. */
 #include "machine/machine.h"
 #include "tests/progress.h"
 #include "tests/unit/lib_tmpdir.h"
@@ -127,12 +127,77 @@ static void no_answer_says_nothing(void **state)
     assert_true(vm.postmigrate);
 }
 
+/* QEMU's monitor: each letter is an answer about a ring. */
+struct rings {
+    int fd;
+    const char *answers;
+};
+
+static void *rings_main(void *arg)
+{
+    struct rings *r = arg;
+    struct xm_jsonl c;
+    json_t *o;
+
+    xm_jsonl_init(&c, r->fd);
+    for (const char *a = r->answers; *a && (o = xm_jsonl_recv(&c, UINT64_MAX, NULL)); a++) {
+        long long id = (long long)xm_json_int(o, "id", -1);
+        if (*a == 'r')
+            dprintf(c.fd, "{\"error\": {\"desc\": \"no such ring\"}, \"id\": %lld}\n", id);
+        else if (*a != 'h')
+            dprintf(c.fd, "{\"return\": {\"last-avail-idx\": 7, \"used-idx\": %d}, \"id\": %lld}\n",
+                    *a == 'd' ? 7 : 6, id);
+        json_decref(o);
+    }
+    xm_jsonl_close(&c);
+    return NULL;
+}
+
+/* Of a paused guest whose shim is new. What broke: a QEMU that did not answer was taken for one that has no
+ * more rings, and the VM moved without what its guest had asked for. */
+static void what_is_left_of_a_disk_is_known_or_not(void **state)
+{
+    static const struct {
+        const char *answers; /* done, left, refused, hangs up */
+        int left;            /* -1: not known */
+    } rows[] = {{"dr", 0}, {"ddr", 0}, {"l", 1}, {"dl", 1}, {"r", -1}, {"h", -1}, {"dh", -1}};
+    char run[300], file[300];
+    struct machine vm = {.run_dir = run, .engine = XM_ENGINE_LIBAIO, .spec.vcpus = 1};
+    struct vm_disk spec = {.name = "root", .path = file, .size = 1u << 20};
+    struct machine_disk d = {.machine = &vm, .spec = &spec};
+    struct xm_error e = {0};
+
+    (void)state;
+    snprintf(run, sizeof run, "%s", tmpdir_path(""));
+    snprintf(file, sizeof file, "%s", tmpdir_write("disk.raw", ""));
+    assert_int_equal(truncate(file, 1 << 20), 0);
+    if (machine_disk_start(&d, &e) < 0 || machine_disk_serve(&d, &e) < 0)
+        fail_msg("%s", e.text);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct rings r = {.answers = rows[i].answers};
+        int pair[2];
+        pthread_t t;
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+        r.fd = pair[1];
+        assert_int_equal(pthread_create(&t, NULL, rings_main, &r), 0);
+        qemu_init(&vm.qemu);
+        xm_jsonl_init(&vm.qemu.qmp.conn, pair[0]);
+        int left = machine_disk_left(&d, &e);
+        qmp_close(&vm.qemu.qmp);
+        pthread_join(t, NULL);
+        if (XM_MAX(left, -1) != rows[i].left)
+            fail_msg("%s: %d", rows[i].answers, left);
+    }
+    machine_disk_stop(&d);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_guest_that_has_run_here_is_paused_by_its_user, tmpdir_make,
                                         tmpdir_remove),
         cmocka_unit_test(no_answer_says_nothing),
+        cmocka_unit_test_setup_teardown(what_is_left_of_a_disk_is_known_or_not, tmpdir_make, tmpdir_remove),
     };
 
     return cmocka_run_group_tests_name("machine_guest", tests, NULL, NULL);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Disks that move on their host, by the shim's own threads and files: again and again, looked at meanwhile, and
- * given up. No guest, and a QEMU that says nothing. */
+/* Disks that move on their host, by the shim's own threads and files: again and again, looked at meanwhile,
+ * and given up. No guest, and a QEMU that says nothing. */
 #include "mirror/disk.h"
 #include "shim/shim.h"
 #include "tests/progress.h"
