@@ -349,7 +349,7 @@ static int quiesce_all(struct source *m, struct quiesce *s, struct xm_mailbox *m
             s[i].done = true;
         if (!m->storage && !r) /* what waits for room would be lost there, too */
             r = source_disk_check(m, s[i].d);
-        if (s[i].d->vhost && !xm_vhost_stopped(s[i].d->vhost) &&
+        if (!r && s[i].d->vhost && !xm_vhost_stopped(s[i].d->vhost) &&
             !(m->paused && xm_vhost_rests(s[i].d->vhost)))
             r = xm_error_set(&m->error, EBUSY, "disk %s still has a running ring though the VM is stopped",
                              s[i].d->spec->name);

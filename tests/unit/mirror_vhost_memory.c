@@ -51,6 +51,31 @@ static void test_get_vring_base_waits(void **state)
         assert_true(vf_wait(&vf, 0, LIMIT_HANG_MS));
 }
 
+/* Begun with by a front end whose guest stands still, and saved by it as it was begun. */
+static void test_rings_are_untouched_until_they_take_something(void **state)
+{
+    struct vf_seg s = {VF_DATA, 4096, true};
+    (void)state;
+
+    pair_begin(2, 64, 0);
+    assert_int_equal(vf_do(&vf, 1, T_IN, 0, VF_DATA, 4096), OK);
+    assert_false(xm_vhost_rests(vd.vhost));
+    assert_int_equal(vf_stop(&vf), 0);
+    assert_true(xm_vhost_rests(vd.vhost));
+    assert_int_equal(vf_start(&vf), 0);
+    assert_false(xm_vhost_stopped(vd.vhost));
+    assert_true(xm_vhost_rests(vd.vhost));
+    vd_gate(&vd, true);
+    assert_true(vf_request(&vf, 1, T_IN, 0, &s, 1, NULL) >= 0);
+    vf_kick(&vf, 1);
+    pair_wait_held(1);
+    assert_false(xm_vhost_rests(vd.vhost));
+    vd_gate(&vd, false);
+    while (!vf_used(&vf, 1, NULL, NULL, NULL, NULL))
+        assert_true(vf_wait(&vf, 1, LIMIT_HANG_MS));
+    assert_false(xm_vhost_rests(vd.vhost));
+}
+
 static void test_memory_table_changes_while_rings_run(void **state)
 {
     (void)state;
@@ -177,6 +202,7 @@ int main(void)
     xm_log_open("test", XM_LOG_ERROR);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_get_vring_base_waits, pair_end),
+        cmocka_unit_test_teardown(test_rings_are_untouched_until_they_take_something, pair_end),
         cmocka_unit_test_teardown(test_memory_table_changes_while_rings_run, pair_end),
         cmocka_unit_test_teardown(test_memory_table_waits_for_requests, pair_end),
         cmocka_unit_test_teardown(test_dirty_pages_are_exact, pair_end),
