@@ -14,7 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-SMALL_GROUP("switch", "XMIGRATE_FAULT='switch-stopped:*:stop' XM_LAB_GRACE=1s XM_LAB_DOWNTIME=100ms XM_LAB_LINK_TIMEOUT=600s ",
+SMALL_GROUP("switch",
+            "XMIGRATE_FAULT='switch-stopped:*:stop' XM_LAB_GRACE=1s XM_LAB_DOWNTIME=100ms "
+            "XM_LAB_LINK_TIMEOUT=600s ",
             .memory = 64)
 
 static struct job move;
