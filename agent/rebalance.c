@@ -8,7 +8,7 @@
  * A peer that does not answer is left out, and said. A move that fails ends the run: the plan was made for
  * another state than there is now; the next run makes a new one. One that is refused is said, and planned
  * around: the plan knows of room alone, and for the want of a bridge it would be refused every night. Nothing
- * is kept between runs.
+ * is kept between runs, of which there is one at a time.
  */
 #include "agent/datastore.h"
 #include "agent/facts.h"
@@ -438,16 +438,41 @@ static json_t *rebalance(struct conn *c, const struct scene *s, bool dry_run, js
     return answer;
 }
 
+/* Beside another one each would plan with what the other is just about to move away, and move too much. */
+static bool begin(struct agent *a)
+{
+    agent_lock(a);
+    bool free = !a->rebalances;
+    a->rebalances = true;
+    agent_unlock(a);
+    return free;
+}
+
+static void end(struct agent *a)
+{
+    agent_lock(a);
+    a->rebalances = false;
+    agent_unlock(a);
+}
+
 json_t *verb_rebalance(struct conn *c, const json_t *request)
 {
-    json_t *made = json_array(), *refused = json_object(), *answer = NULL;
+    json_t *made, *refused, *answer = NULL;
+    bool dry_run = xm_json_bool(request, "dry_run", false);
+
+    if (!dry_run && !begin(c->agent))
+        return refusal(
+            EXIT_REFUSED,
+            "another rebalance is at work on %s; one that was interrupted ends with the move that runs",
+            c->agent->conf.name);
+    made = json_array();
+    refused = json_object();
 
     while (!answer) { /* each time another VM and host are refused */
         struct scene *s = look(c, json_object_size(refused) > 0);
         if (s && s->vm)
             refused_bar(s, refused);
-        answer = s ? rebalance(c, s, xm_json_bool(request, "dry_run", false), made, refused)
-                   : refusal(EXIT_FAILED, "no memory");
+        answer = s ? rebalance(c, s, dry_run, made, refused) : refusal(EXIT_FAILED, "no memory");
         if (s) {
             json_decref(s->also);
             free(s->vm);
@@ -456,5 +481,7 @@ json_t *verb_rebalance(struct conn *c, const json_t *request)
     }
     json_decref(refused);
     json_decref(made);
+    if (!dry_run)
+        end(c->agent);
     return answer;
 }
