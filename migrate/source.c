@@ -227,8 +227,9 @@ void source_qmp_event(struct source *m, const char *name, const json_t *data, ui
         struct timespec ts;
         clock_gettime(CLOCK_REALTIME, &ts);
         uint64_t real = (uint64_t)ts.tv_sec * XM_NS_PER_S + (uint64_t)ts.tv_nsec;
-        m->seen.stop =
-            xm_now() - (real > when ? real - when : 0); /* when it happened, not when we read of it */
+        uint64_t now = xm_now(), since = m->report.entered[SOURCE_SWITCH];
+        /* When it happened, not when we read of it. The clock may have been set in between. */
+        m->seen.stop = now - XM_MIN(real > when ? real - when : 0, now - XM_MIN(since, now));
         m->seen.stream_at_stop = m->stream ? stream_bytes(m->stream) : 0;
     } else if (!strcmp(name, "RESUME")) {
         m->seen.resumed = true;

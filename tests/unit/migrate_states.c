@@ -61,6 +61,27 @@ static void what_comes_too_late_is_told_why(void **state)
     }
 }
 
+/* The deadline of the switch is counted from there. What broke: the host's clock was set by an hour between
+ * QEMU's word and our reading it, and the guest had stood still for an hour, or (a host that is up for less)
+ * would for ever. */
+static void the_stop_is_in_the_switch_whatever_the_clock_says(void **state)
+{
+    const uint64_t hour = 3600 * XM_NS_PER_S;
+    struct timespec ts;
+
+    (void)state;
+    clock_gettime(CLOCK_REALTIME, &ts);
+    uint64_t real = (uint64_t)ts.tv_sec * XM_NS_PER_S + (uint64_t)ts.tv_nsec;
+    const uint64_t words[] = {real - hour, real - 100000 * hour, real, real + hour};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        struct machine vm = {.spec.name = "web1"};
+        struct source m = {.machine = &vm, .job = "1", .state = SOURCE_SWITCH};
+        uint64_t since = m.report.entered[SOURCE_SWITCH] = xm_now() - 1000000;
+        source_qmp_event(&m, "STOP", NULL, words[i]);
+        assert_true(m.seen.stop >= since && m.seen.stop <= xm_now());
+    }
+}
+
 static void the_destination_refuses(void **state)
 {
     struct machine vm = {.spec.name = "web1"};
@@ -180,6 +201,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_source_refuses),
+        cmocka_unit_test(the_stop_is_in_the_switch_whatever_the_clock_says),
         cmocka_unit_test(what_comes_too_late_is_told_why),
         cmocka_unit_test(the_destination_refuses),
         cmocka_unit_test(what_comes_after_the_digests_is_not_taken),
