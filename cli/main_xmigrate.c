@@ -14,10 +14,5 @@ int main(int argc, char **argv)
     xm_log_open("xmigrate", XM_LOG_WARN);
     if (io.terminal && ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col)
         io.columns = w.ws_col;
-    int status = cli_run(argc, argv, &io);
-    if (fflush(stdout) == EOF || ferror(stdout)) {
-        perror("xmigrate: cannot write the output");
-        return status ? status : CLI_FAILED;
-    }
-    return status;
+    return cli_run(argc, argv, &io);
 }

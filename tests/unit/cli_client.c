@@ -129,6 +129,30 @@ static void a_lost_agent_is_4_when_something_may_have_changed(void **state)
     expect_in(cli_err, "makes no sense");
 }
 
+/* What broke: a VM moved while the file of the report was full, and the status said that it had not. */
+static void an_output_that_is_lost_is_4_when_something_was_done(void **state)
+{
+    (void)state;
+    const char *full = "xmigrate: cannot write the output", *done = "has been done all the same";
+    cli_full = true;
+    for (unsigned i = 0; i < 2; i++) {
+        assert_int_equal(
+            run_cli(i ? "--json web1 hostb" : "web1 hostb", SAYS(JOB, DISKS, DONE), false, false),
+            CLI_UNKNOWN);
+        expect_in(cli_err, full);
+        expect_in(cli_err, done);
+        assert_int_equal(run_cli(i ? "--json list" : "list", SAYS("{\"ok\":true,\"vms\":[]}"), false, false),
+                         CLI_FAILED);
+        expect_in(cli_err, full);
+        assert_null(strstr(cli_err, done));
+    }
+    assert_int_equal(run_cli("--dry-run web1 hostb", SAYS("{\"ok\":true}"), false, false), CLI_FAILED);
+    assert_int_equal(run_cli("web1 hostb", SAYS("{\"ok\":false,\"error\":\"no\",\"exit\":3}"), false, false),
+                     CLI_REFUSED);
+    assert_int_equal(run_cli("--help", NULL, false, false), CLI_FAILED);
+    cli_full = false;
+}
+
 static void no_agent_is_1_because_nothing_was_changed(void **state)
 {
     (void)state;
@@ -193,6 +217,7 @@ int main(void)
         WITH_AGENT(detach_prints_the_job_and_leaves),
         WITH_AGENT(an_interruption_says_that_the_migration_goes_on),
         WITH_AGENT(a_lost_agent_is_4_when_something_may_have_changed),
+        WITH_AGENT(an_output_that_is_lost_is_4_when_something_was_done),
         WITH_AGENT(no_agent_is_1_because_nothing_was_changed),
         WITH_AGENT(wrong_use_is_2_and_never_reaches_the_agent),
         WITH_AGENT(a_user_who_may_not_ask_is_told_so),

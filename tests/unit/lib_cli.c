@@ -41,6 +41,7 @@ static void *agent_run(void *arg)
 
 char *cli_out, *cli_err;
 json_t *cli_asked;
+bool cli_full;
 
 static void cli_forget(void)
 {
@@ -70,7 +71,8 @@ int run_cli(const char *line, const char *const *lines, bool hang_up, bool termi
     for (char *save, *w = strtok_r(buf, " ", &save); w; w = strtok_r(NULL, " ", &save))
         argv[argc++] = w;
     argv[argc] = NULL;
-    struct cli_io io = {open_memstream(&cli_out, &ignored), open_memstream(&cli_err, &ignored), terminal, 60};
+    FILE *out = cli_full ? fopen("/dev/full", "w") : open_memstream(&cli_out, &ignored);
+    struct cli_io io = {out, open_memstream(&cli_err, &ignored), terminal, 60};
     int status = cli_run(argc, argv, &io);
     fclose(io.out);
     fclose(io.err);

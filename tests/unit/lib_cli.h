@@ -14,6 +14,7 @@
 
 extern char *cli_out, *cli_err; /* what the program wrote */
 extern json_t *cli_asked;       /* what it asked */
+extern bool cli_full;           /* its output goes where nothing can be written; cli_out is NULL then */
 /* Runs `xmigrate line`. The agent's lines (NULL: there is no agent), and whether it then hangs up or waits
  * for the other to do it. Returns the exit status. */
 int run_cli(const char *line, const char *const *lines, bool hang_up, bool terminal);
