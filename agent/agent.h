@@ -312,6 +312,8 @@ int define_allowed(struct agent *, const char *name, struct defined *, struct xm
 int define_namesake(struct agent *, const char *name, struct xm_error *);
 int define_spec(struct agent *, struct vm_spec *, json_t *spec, struct defined *, struct xm_error *);
 void define_undo(struct agent *, const char *name, const struct defined *);
+/* "VM web1 is defined on hosta", and which of its disks are new and empty. done: "is defined on hosta". */
+json_t *define_text(const struct vm_spec *, const struct defined *, const char *done);
 /* No definition is being made. -EBUSY: one is, and does not come to an end. */
 int define_lock(struct xm_error *);
 void define_unlock(void);

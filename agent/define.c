@@ -163,6 +163,28 @@ void define_undo(struct agent *a, const char *name, const struct defined *d)
     delete_created(d->created);
 }
 
+json_t *define_text(const struct vm_spec *s, const struct defined *d, const char *done)
+{
+    char *text = xm_printf("VM %s %s", s->name, done);
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < s->disks; i++) {
+        const json_t *path;
+        size_t at;
+        json_array_foreach (d->created, at, path) {
+            if (strcmp(json_string_value(path), s->disk[i].path) != 0)
+                continue;
+            char *more = xm_printf("%s%s disk '%s' (%s)", text,
+                                   n++ ? "," : ". Made for it, and empty:", s->disk[i].name, s->disk[i].path);
+            free(text);
+            text = more;
+        }
+    }
+    json_t *answer = json_string(text);
+    free(text);
+    return answer;
+}
+
 /* ---- holding a VM that does not run ---- */
 
 /* NULL, or why not. */
@@ -210,7 +232,9 @@ static json_t *define(struct agent *a, struct vm_spec *s, bool fresh)
         xm_log(XM_LOG_INFO, "VM %s: defined", s->name);
         answer = ok_answer();
         json_object_set_new(answer, "vm", json_string(s->name));
-        json_object_set_new(answer, "text", json_sprintf("VM %s is defined on %s", s->name, a->conf.name));
+        char *done = xm_printf("is defined on %s", a->conf.name);
+        json_object_set_new(answer, "text", define_text(s, &d, done));
+        free(done);
     }
     let_go(a, s->name);
     json_decref(d.created);

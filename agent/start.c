@@ -59,19 +59,18 @@ static int run_shim(struct agent *a, const char *name, json_t *spec, uint64_t ep
     return r;
 }
 
-/* The name is claimed. recorded: the spec as it stands in the inventory, NULL to put this one there. */
+/* The name is claimed. recorded: the spec as it stands in the inventory, NULL to put this one there. The
+ * caller frees d->created. */
 static int bring_up(struct agent *a, struct vm_spec *s, json_t *spec, const json_t *recorded,
-                    struct xm_error *e)
+                    struct defined *d, struct xm_error *e)
 {
-    struct defined d = {0};
-    int r = recorded ? still_recorded(a, s->name, recorded, &d.epoch, e) : define_spec(a, s, spec, &d, e);
+    int r = recorded ? still_recorded(a, s->name, recorded, &d->epoch, e) : define_spec(a, s, spec, d, e);
 
     if (!r && recorded) /* looks only: what is recorded is not made anew */
         r = nvram_make(a, s, NULL, e);
-    if (!r && (r = run_shim(a, s->name, spec, d.epoch, e)) && !recorded &&
+    if (!r && (r = run_shim(a, s->name, spec, d->epoch, e)) && !recorded &&
         !vm_process(a, s->name, "qemu.pid"))
-        define_undo(a, s->name, &d);
-    json_decref(d.created);
+        define_undo(a, s->name, d);
     return r;
 }
 
@@ -80,6 +79,7 @@ static json_t *start_spec(struct agent *a, struct vm_spec *s, const json_t *reco
 {
     struct admission_request req = {.spec = s, .start = true, .source = a->conf.name};
     struct gathered g;
+    struct defined d = {0};
     struct xm_error e = {0};
     json_t *reasons = json_array(), *answer = NULL;
     json_t *spec = vm_spec_to_json(s);
@@ -99,8 +99,8 @@ static json_t *start_spec(struct agent *a, struct vm_spec *s, const json_t *reco
         answer = refusal(EXIT_REFUSED, "VM %s: %s", s->name, why[0] ? why : e.text);
         json_object_set(answer, "reasons", reasons);
         free(why);
-    } else if ((no = fresh && define_namesake(a, s->name, &e) < 0) || bring_up(a, s, spec, recorded, &e) ||
-               vm_watch(a, s->name, &e)) {
+    } else if ((no = fresh && define_namesake(a, s->name, &e) < 0) ||
+               bring_up(a, s, spec, recorded, &d, &e) || vm_watch(a, s->name, &e)) {
         answer = refusal(no ? EXIT_REFUSED : EXIT_FAILED, "%s", e.text);
         agent_lock(a);
         vm_forget(vm_find(a, s->name));
@@ -109,10 +109,12 @@ static json_t *start_spec(struct agent *a, struct vm_spec *s, const json_t *reco
         xm_log(XM_LOG_INFO, "VM %s: started", s->name);
         answer = ok_answer();
         json_object_set_new(answer, "vm", json_string(s->name));
-        json_object_set_new(answer, "text",
-                            json_sprintf("VM %s is %s's, and has been started", s->name, a->conf.name));
+        char *done = xm_printf("is %s's, and has been started", a->conf.name);
+        json_object_set_new(answer, "text", define_text(s, &d, done));
+        free(done);
     }
     gathered_free(&g);
+    json_decref(d.created);
     json_decref(spec);
     json_decref(reasons);
     return answer;

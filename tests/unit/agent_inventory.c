@@ -214,6 +214,31 @@ static void a_record_that_cannot_be_read_is_listed_and_nothing_is_done(void **st
 
 /* ---- disks ---- */
 
+/* What broke: a VM that was undefined and defined again by its first specification got an empty disk, since
+ * the one that it had was called otherwise after a move; nothing said so. */
+static void a_disk_that_is_new_and_empty_is_told(void **state)
+{
+    (void)state;
+    need_qemu();
+    const char *made = "Made for it, and empty: disk 'root' (";
+    json_t *o = about_spec("define", "spec.ini");
+    assert_non_null(strstr(xm_json_str(o, "text", ""), made));
+    assert_non_null(strstr(xm_json_str(o, "text", ""), "/ds/web1.raw)"));
+    json_decref(o);
+    o = about_spec("define", "spec.ini");
+    assert_null(strstr(xm_json_str(o, "text", ""), "empty"));
+    json_decref(o);
+    must(about_vm("undefine", "web1"), 0);
+    rename_below("ds/web1.raw", "ds/web1-root.raw");
+    o = about_spec("start", "spec.ini");
+    assert_non_null(strstr(xm_json_str(o, "text", ""), made));
+    json_decref(o);
+    must(stop("web1"), 0);
+    o = about_vm("start", "web1");
+    assert_null(strstr(xm_json_str(o, "text", ""), "empty"));
+    json_decref(o);
+}
+
 static void a_disk_that_is_gone_is_never_made_anew(void **state)
 {
     struct owner_record rec = {.epoch = 1, .owner = OWNER_MINE};
@@ -737,6 +762,7 @@ int main(int argc, char **argv)
         TEST(why_it_ended_is_told),
         TEST(a_start_that_fails_changes_nothing_of_a_vm_that_is_known),
         TEST(a_record_that_cannot_be_read_is_listed_and_nothing_is_done),
+        TEST(a_disk_that_is_new_and_empty_is_told),
         TEST(a_disk_that_is_gone_is_never_made_anew),
         TEST(a_spec_that_contradicts_the_record_is_refused),
         TEST(a_disk_grows_to_what_its_file_has),
