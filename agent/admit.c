@@ -329,9 +329,15 @@ static int resolve_size(struct agent *a, const struct vm_spec *s, struct vm_disk
     if (d->size && d->size != size)
         return xm_error_set(e, EINVAL, "disk '%s' of VM %s: %s has %llu bytes, the specification says %llu",
                             d->name, s->name, d->path, (unsigned long long)size, (unsigned long long)d->size);
-    if (!size || size % 512)
-        return xm_error_set(e, EINVAL, "disk '%s' of VM %s: %s has %llu bytes, which is no multiple of 512",
-                            d->name, s->name, d->path, (unsigned long long)size);
+    if (!size)
+        return xm_error_set(e, EINVAL, "disk '%s' of VM %s: %s is empty: enlarge it by `truncate -s SIZE %s`",
+                            d->name, s->name, d->path, d->path);
+    if (size % 512)
+        return xm_error_set(
+            e, EINVAL,
+            "disk '%s' of VM %s: %s has %llu bytes, which is no multiple of 512: `truncate -s "
+            "%%512 %s` adds the zeros that it lacks",
+            d->name, s->name, d->path, (unsigned long long)size, d->path);
     d->size = size;
     return resolve_block(s, d, e);
 }

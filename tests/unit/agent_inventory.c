@@ -214,6 +214,22 @@ static void a_record_that_cannot_be_read_is_listed_and_nothing_is_done(void **st
 
 /* ---- disks ---- */
 
+/* What broke: an empty file had «0 bytes, which is no multiple of 512», and what to do was not said. */
+static void a_file_of_no_size_for_a_disk_is_told_how_to_get_one(void **state)
+{
+    (void)state;
+    need_qemu();
+    write_text("odd.ini",
+               "[vm]\nname = odd\nmemory = 16M\naccel = tcg\n[disk root]\ndatastore = ds\nfile = o\n");
+    write_text("ds/o", "%s", "");
+    must_refuse(about_spec("define", "odd.ini"), 3, "/ds/o is empty: enlarge it by `truncate -s SIZE ", NULL);
+    write_text("ds/o", "%600s", "an image");
+    must_refuse(about_spec("define", "odd.ini"), 3, "has 600 bytes, which is no multiple",
+                "truncate -s %512 ", NULL);
+    assert_int_equal(truncate(in_dir(t, "ds/o"), 1024), 0);
+    must(about_spec("define", "odd.ini"), 0);
+}
+
 /* What broke: a VM that was undefined and defined again by its first specification got an empty disk, since
  * the one that it had was called otherwise after a move; nothing said so. */
 static void a_disk_that_is_new_and_empty_is_told(void **state)
@@ -762,6 +778,7 @@ int main(int argc, char **argv)
         TEST(why_it_ended_is_told),
         TEST(a_start_that_fails_changes_nothing_of_a_vm_that_is_known),
         TEST(a_record_that_cannot_be_read_is_listed_and_nothing_is_done),
+        TEST(a_file_of_no_size_for_a_disk_is_told_how_to_get_one),
         TEST(a_disk_that_is_new_and_empty_is_told),
         TEST(a_disk_that_is_gone_is_never_made_anew),
         TEST(a_spec_that_contradicts_the_record_is_refused),
