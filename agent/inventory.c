@@ -410,12 +410,13 @@ int inventory_runs(struct agent *a, const char *name, struct xm_error *e)
     return life_note(a, name, e);
 }
 
-void inventory_came(struct agent *a, const char *name)
+void inventory_came(struct agent *a, const char *name, bool now)
 {
     char *dir = vm_state_path(a, name, NULL);
     struct xm_error e = {0};
     struct vm_life l;
-    bool noted = !life_load(dir, &l, NULL) && l.state == LIFE_RUNS && !strcmp(l.boot, a->boot);
+    /* Of one that comes just now what is noted is of the last time that it ran here. */
+    bool noted = !now && !life_load(dir, &l, NULL) && l.state == LIFE_RUNS && !strcmp(l.boot, a->boot);
 
     if (!noted && vm_owned(a, name, NULL) && life_note(a, name, &e) < 0)
         xm_log(XM_LOG_WARN, "VM %s: that it runs here could not be noted: %s", name, e.text);

@@ -44,7 +44,7 @@ static void took_over(struct agent *a, const char *name)
     if (came) {
         xm_fault("vm-came");
         nvram_sync(a, name);
-        inventory_came(a, name);
+        inventory_came(a, name, true);
     }
 }
 
