@@ -192,7 +192,7 @@ struct agent {
     unsigned next_job;
     unsigned pending, pending_storage; /* moves that were let in and have no job yet */
     bool ending;
-    bool rebalances; /* somebody does */
+    bool rebalances;              /* somebody does */
     char boot[LIFE_BOOT_MAX + 1]; /* which boot of the host this is; constant after the start */
     bool autostart_due;           /* ... and nobody has started VMs by themselves in it yet; likewise */
     json_t *left; /* by VM, why something that it has left cannot be deleted now; NULL: not looked yet */

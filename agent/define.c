@@ -169,10 +169,10 @@ json_t *define_text(const struct vm_spec *s, const struct defined *d, const char
     unsigned n = 0;
 
     for (unsigned i = 0; i < s->disks; i++) {
-        const json_t *path;
+        const json_t *made;
         size_t at;
-        json_array_foreach (d->created, at, path) {
-            if (strcmp(json_string_value(path), s->disk[i].path) != 0)
+        json_array_foreach (d->created, at, made) {
+            if (strcmp(journal_path(made), s->disk[i].path) != 0)
                 continue;
             char *more = xm_printf("%s%s disk '%s' (%s)", text,
                                    n++ ? "," : ". Made for it, and empty:", s->disk[i].name, s->disk[i].path);
