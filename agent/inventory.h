@@ -73,7 +73,7 @@ int inventory_remove(struct agent *, const char *name, uint64_t epoch, struct xm
 /* life.json, by the agent: it is about to run; what is left of it has gone. */
 int inventory_runs(struct agent *, const char *name, struct xm_error *);
 void inventory_ended(struct agent *, const char *name);
-/* The VM has come by a move: it runs here. now: since this moment; else since what is noted, if anything is. */
+/* The VM has come by a move: it runs here. now: since this moment; else since what is noted, if it is. */
 void inventory_came(struct agent *, const char *name, bool now);
 /* Why it does not run, as it stands in the record: {"why", "text", "at"}; NULL: it never ran here. */
 json_t *inventory_why_json(struct agent *, const struct inventory_vm *);

@@ -650,7 +650,8 @@ static void rebalance_plans_around_what_is_refused(void **state)
     too_full();
     xm_jsonl_init(&js, agent_socket());
     xm_jsonl_send(js.fd, json_pack("{s:s}", "verb", "rebalance"), -1, NULL);
-    /* Seen: two of them, cron's and a user's, each with its own plan; more was moved than the target asks. */
+    /* Seen: two of them, each with its own plan; the second took a move of the first for a refusal, and moved
+     * another VM instead. */
     struct pollfd asked = {.fd = listener, .events = POLLIN};
     assert_int_equal(poll(&asked, 1, (int)(LIMIT_HANG_NS / 1000000)), 1);
     o = ask(t, json_pack("{s:s}", "verb", "rebalance"));
