@@ -34,10 +34,11 @@ static void must_say(uint64_t budget, const char *sentence)
 static void a_budget_below_what_any_switch_takes(void **state)
 {
     (void)state;
-    must_say(5 * MS,
-             "the switch-over takes 20.0 ms with nothing left to send, by this VM's last moves or its devices "
-             "(of that 1.0 ms to look for changed memory), more than the budget of 5.0 ms; it needs --downtime "
-             "21 at least");
+    must_say(
+        5 * MS,
+        "the switch-over takes 20.0 ms with nothing left to send, by this VM's last moves or its devices "
+        "(of that 1.0 ms to look for changed memory), more than the budget of 5.0 ms; it needs --downtime "
+        "21 at least");
     in.dirty_bytes = 100000000; /* 100 ms */
     assert_int_equal(source_stuck(&in, &last, 5 * MS, 0, &e), -ETIMEDOUT);
     assert_non_null(strstr(e.text, "with the 95.37 MiB that are left now it needs --downtime 121 at least"));
