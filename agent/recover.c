@@ -117,6 +117,33 @@ static json_t *ask_all(struct agent *a, const char *vm, const struct known *here
     return NULL;
 }
 
+/* It runs here, and another host has it as well: each was declared dead at the other one. Which copy is to
+ * stay only their operator can say. NULL: of those that answer soon none has it. */
+static json_t *runs_twice(struct agent *a, const char *vm, const struct known *here)
+{
+    for (unsigned i = 0; i < a->conf.peers; i++) {
+        const char *peer = a->conf.peer[i].name;
+        struct xm_error e = {0};
+        struct known there;
+        if (known_there_soon(a, &a->conf.peer[i], vm, &there, &e) < 0 || there.rec.owner != OWNER_MINE)
+            continue;
+        bool later = there.rec.epoch > here->rec.epoch;
+        const char *stays = later ? peer : a->conf.name, *goes = later ? a->conf.name : peer;
+        if (later || there.present)
+            return refusal(
+                EXIT_FAILED,
+                "VM %s is here (%s, epoch %llu), and %s says that it is %s's (epoch %llu): each of the two "
+                "was "
+                "declared dead at the other one. The later one is %s's: stop it on %s by `xmigrate stop "
+                "--force "
+                "%s`, which loses what that guest has done since; or, if that copy is the one to keep, stop "
+                "and undefine it on %s",
+                vm, here->state, (unsigned long long)here->rec.epoch, peer, peer,
+                (unsigned long long)there.rec.epoch, stays, goes, vm, stays);
+    }
+    return NULL;
+}
+
 static json_t *recover(struct agent *a, const char *vm, bool peer_is_dead)
 {
     struct xm_error e = {0};
@@ -136,6 +163,9 @@ static json_t *recover(struct agent *a, const char *vm, bool peer_is_dead)
     if (known_stands(&here))
         return settle_let_run(a, vm);
     if (here.rec.owner == OWNER_MINE && here.present && strcmp(here.role, "?") != 0) {
+        json_t *twice = runs_twice(a, vm, &here);
+        if (twice)
+            return twice;
         snprintf(more, sizeof more, ", and is here: %s", here.state);
         return say(vm, a->conf.name, here.rec.epoch, more);
     }

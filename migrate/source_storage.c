@@ -9,7 +9,8 @@
 #include <unistd.h>
 
 struct move {
-    struct xm_file *file; /* the new one, then the old one; malloc'ed */
+    struct xm_file *file; /* the new one; swapped for the old one on the disk's thread; malloc'ed */
+    int fd;               /* of the new one */
     struct xm_writer *writer;
     char *path;
     const char *datastore;
@@ -36,9 +37,16 @@ static void free_writer(struct machine_disk *d, void *arg)
     v->writer = NULL;
 }
 
+/* On the disk's thread, which knows alone where the disk is: who asks is told one place or the other. */
 static void pivoted(void *arg, int status, const char *why)
 {
     struct move *v = arg;
+    struct xm_file *old = v->disk->file;
+
+    if (!status) {
+        v->disk->file = v->file;
+        v->file = old;
+    }
     v->result = status;
     snprintf(v->why, sizeof v->why, "%s", why ? why : "");
     sem_post(&v->done);
@@ -136,6 +144,7 @@ static int make_file(struct source *m, struct machine_disk *d, struct move *v)
     v->file = calloc(1, sizeof *v->file);
     if (v->file)
         r = xm_file_open(v->file, v->path, XM_FILE_CREATE | sectors, size, &m->error);
+    v->fd = r ? -1 : v->file->fd;
     v->created = r != -EEXIST; /* one that could not be made durable may be there again after a power cut */
     if (r) {
         free(v->file);
@@ -153,20 +162,6 @@ static int move_begin(struct source *m, struct machine_disk *d, struct move *v)
     if (!v->writer)
         return xm_error_set(&m->error, ENOMEM, "disk %s: no memory for the second side", d->spec->name);
     return source_disk_mirror(m, d, v->file->reads_zero_new, v->writer);
-}
-
-static int move_pivot(struct source *m, struct machine_disk *d, struct move *v)
-{
-    machine_disk_call(d, pivot, v);
-    while (sem_wait(&v->done) < 0) {
-    }
-    if (v->result)
-        return xm_error_set(&m->error, -v->result, "disk %s: %s%s%s", d->spec->name, v->why,
-                            v->error.code ? ": " : "", v->error.text);
-    struct xm_file *old = d->file;
-    d->file = v->file;
-    v->file = old;
-    return 0;
 }
 
 /* What may be left over, whoever ends this: the files that are to be made, or were, with where each disk is
@@ -234,7 +229,7 @@ static int leaves_min_free(struct source *m, const struct move *v)
     uint64_t min_free = (uint64_t)xm_json_int(m->request, "min_free", 0);
     struct statvfs fs;
 
-    if (fstatvfs(v->file->fd, &fs) < 0)
+    if (fstatvfs(v->fd, &fs) < 0)
         return xm_error_errno(&m->error, errno, "datastore '%s' on %s", v->datastore, m->machine->host);
     if ((uint64_t)fs.f_bavail * fs.f_frsize >= min_free)
         return 0;
@@ -270,6 +265,39 @@ static int copy_all(struct source *m, struct move *v)
     }
 }
 
+/* The disk may have to come into step anew, which a guest can keep it from. Given up: its mirror goes off,
+ * which ends the swap, unless that has come about by then. */
+static int move_pivot(struct source *m, struct machine_disk *d, struct move *v)
+{
+    int r = 0;
+
+    pace_reset(&m->progress.pace);
+    machine_disk_call(d, pivot, v);
+    while (!r && sem_trywait(&v->done) < 0) {
+        r = source_interrupted(m);
+        if (!r && source_disk_in_step(d)) /* it flushes, say: the guest's writes are no copy's then */
+            pace_reset(&m->progress.pace);
+        else if (!r)
+            r = source_disks_pace(m);
+        if (!r)
+            r = leaves_min_free(m, v);
+        source_progress(m, false);
+        qmp_pump(&m->machine->qemu.qmp, 10, NULL);
+    }
+    if (r) {
+        source_disk_mirror_off(d);
+        while (sem_wait(&v->done) < 0) {
+        }
+        if (v->result)
+            return r;
+        m->error = (struct xm_error){0};
+    }
+    if (v->result)
+        return xm_error_set(&m->error, -v->result, "disk %s: %s%s%s", d->spec->name, v->why,
+                            v->error.code ? ": " : "", v->error.text);
+    return 0;
+}
+
 bool source_disk_moves(const struct source *m, const struct machine_disk *d)
 {
     const char *path = m->local ? wanted(m, d->spec->name, "path") : NULL;
@@ -301,6 +329,7 @@ int source_storage(struct source *m)
     xm_fault("storage-created");
     if (!r)
         r = copy_all(m, v);
+    xm_fault("storage-copied");
     if (!r && m->opt.verify)
         r = source_disks_verify(m);
     for (unsigned i = 0; !r && i < vm->disks; i++) {

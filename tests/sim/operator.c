@@ -248,7 +248,7 @@ static void taken_behind_the_third(struct host *first)
         }
         tasks_run(sim_time() + 15 * SEC, NULL);
         if (!w.failed && heard && !second->on && first->on && third->on && reachable(first, third) &&
-            check_superseded(third))
+            check_owner() == first && check_superseded(third)) /* not by what the second one still has */
             sim_violated("%s keeps a QEMU of a VM that %s has taken, whatever its operator says", third->name,
                          first->name);
         if (!second->on && !w.failed)

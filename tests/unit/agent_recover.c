@@ -492,12 +492,32 @@ static void recover_starts_nothing_that_was_stopped(void **state)
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", "web1", "peer_is_dead", 1)), 2);
 }
 
+/* Each of two hosts was declared dead at the other, and both VMs ran on. What broke: recover said at each that
+ * the VM is that host's and runs, and nothing of the other one. */
+static void a_vm_that_runs_twice_is_told(void **state)
+{
+    json_t *runs;
+    need_qemu();
+
+    must(ask(t, start_request()), 0);
+    must_refuse(recover_with(*(int *)*state, owner_answer("mine", 9)), 1, "is hostb's (epoch 9)",
+                "stop it on hosta by `xmigrate stop --force web1`", NULL);
+    runs = owner_answer("mine", 0);
+    json_object_set_new(runs, "present", json_true());
+    json_object_set_new(runs, "role", json_string("owner"));
+    must_refuse(recover_with(*(int *)*state, runs), 1, "stop it on hostb by", "undefine it on hosta", NULL);
+    must(recover_with(*(int *)*state, owner_answer("given", 0)), 0);
+    assert_string_equal(state_of("web1"), "running");
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+}
+
 #define TEST(f)  cmocka_unit_test_setup_teardown(f, peer_set_up, peer_tear_down)
 #define THIRD(f) cmocka_unit_test_setup_teardown(f, peer_set_up, third_tear_down)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         TEST(recover_says_that_the_other_side_has_it),
+        TEST(a_vm_that_runs_twice_is_told),
         TEST(a_peer_that_has_lost_its_record_is_not_taken_for_one_without_the_vm),
         TEST(an_operator_takes_back_what_a_dead_peer_had),
         TEST(what_was_moved_is_not_taken_back_and_the_manual_named),
