@@ -18,31 +18,30 @@ static void set(pid_t tid, bool background)
     setpriority(PRIO_PROCESS, (id_t)tid, background ? BACKGROUND_NICE : 0);
 }
 
-static bool is_called(pid_t tid, const char *name)
+#define WORKER "iou-wrk-" /* and who it works for, by a number that another PID namespace does not know */
+
+static bool is_worker(pid_t tid)
 {
-    char path[64], comm[32];
-    int fd;
+    char path[64], comm[sizeof WORKER - 1];
 
     snprintf(path, sizeof path, "/proc/self/task/%d/comm", tid);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? -1 : read(fd, comm, sizeof comm - 1);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, comm, sizeof comm);
     if (fd >= 0)
         close(fd);
-    return n > 0 && (size_t)n == strlen(name) + 1 && !strncmp(comm, name, strlen(name));
+    return n == sizeof comm && !memcmp(comm, WORKER, sizeof comm);
 }
 
-/* The kernel's own threads for what io_uring does not do at once: they began with what we had then, and stay
- * as long as there is work. */
-static void set_workers(bool background)
+/* The kernel's own threads for what io_uring does not do at once: they began with what their thread had then,
+ * and stay as long as there is work. */
+static void workers_come_along(void)
 {
-    char name[16];
     DIR *d = opendir("/proc/self/task");
 
-    snprintf(name, sizeof name, "iou-wrk-%d", gettid());
     for (struct dirent *f; d && (f = readdir(d));) {
         pid_t tid = atoi(f->d_name);
-        if (tid > 0 && is_called(tid, name))
-            set(tid, background);
+        if (tid > 0 && is_worker(tid))
+            set(tid, false);
     }
     if (d)
         closedir(d);
@@ -51,6 +50,6 @@ static void set_workers(bool background)
 void xm_sched_background(pid_t tid, bool background)
 {
     set(tid ? tid : gettid(), background);
-    if (!tid)
-        set_workers(background);
+    if (!tid && !background)
+        workers_come_along();
 }
