@@ -133,11 +133,9 @@ static json_t *runs_twice(struct agent *a, const char *vm, const struct known *h
             return refusal(
                 EXIT_FAILED,
                 "VM %s is here (%s, epoch %llu), and %s says that it is %s's (epoch %llu): each of the two "
-                "was "
-                "declared dead at the other one. The later one is %s's: stop it on %s by `xmigrate stop "
-                "--force "
-                "%s`, which loses what that guest has done since; or, if that copy is the one to keep, stop "
-                "and undefine it on %s",
+                "was declared dead at the other one. The later one is %s's: stop it on %s by `xmigrate stop "
+                "--force %s`, which loses what that guest has done since; or, if that copy is the one to "
+                "keep, stop and undefine it on %s",
                 vm, here->state, (unsigned long long)here->rec.epoch, peer, peer,
                 (unsigned long long)there.rec.epoch, stays, goes, vm, stays);
     }

@@ -283,7 +283,7 @@ static void say_silent(struct agent *a, const char *vm, const char *silent, stru
 
 enum returned returned_judge_claimed(struct agent *a, const char *vm, struct xm_error *e)
 {
-    struct journal_open open[JOURNAL_OPEN_MAX + 1] = {0};
+    struct journal_open open[JOURNAL_OPEN_MAX + 1];
     enum returned is = RETURNED_OURS;
     struct owner_record rec, now;
     char silent[200] = "";
@@ -317,7 +317,7 @@ enum returned returned_judge_claimed(struct agent *a, const char *vm, struct xm_
 
 enum returned returned_judge(struct agent *a, const char *vm, bool *silent, struct xm_error *e)
 {
-    struct journal_open open[JOURNAL_OPEN_MAX + 1] = {0};
+    struct journal_open open[JOURNAL_OPEN_MAX + 1];
     enum returned is = RETURNED_OURS;
     struct owner_record rec;
 
@@ -342,7 +342,7 @@ enum returned returned_judge(struct agent *a, const char *vm, bool *silent, stru
 /* Claimed and held. Those of the hand-offs' hosts that do not answer are named in `dead`. */
 static int take_by_word(struct agent *a, const char *vm, char *dead, size_t size, struct xm_error *e)
 {
-    struct journal_open open[JOURNAL_OPEN_MAX + 1] = {0};
+    struct journal_open open[JOURNAL_OPEN_MAX + 1];
     char *dir = vm_state_path(a, vm, NULL);
     bool silent[JOURNAL_OPEN_MAX + 1] = {false};
     struct owner_record rec;

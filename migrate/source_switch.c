@@ -179,8 +179,7 @@ static int check_left(struct source *m)
             return xm_error_set(
                 &m->error, EBUSY,
                 "disk %s: a request of the guest, which is paused, is not done yet, or was done since (a "
-                "write "
-                "that has waited for room, say); let the guest go on first; the VM stays here",
+                "write that has waited for room, say); let the guest go on first; the VM stays here",
                 m->machine->spec.disk[i].name);
     }
     return 0;

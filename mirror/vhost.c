@@ -3,9 +3,9 @@
  *
  * The control thread serves one front end at a time, and waits for the next. It receives a message, has its
  * form checked (vhost_msg.c), does what it says (vhost_handle.c) and answers. Messages that nobody waits for
- * go to the engine's thread together. When the front end hangs up it
- * stops the rings, waits until what is in flight has ended, and forgets all of it: the next one brings its
- * own, and in its in-flight region what has to be done again.
+ * go to the engine's thread together. When the front end hangs up it stops the rings, waits until what is in
+ * flight has ended, and forgets all of it: the next one brings its own, and in its in-flight region what has
+ * to be done again.
  *
  * A front end that breaks the protocol is hung up on; it may come again. Failures of ours while serving it
  * (no memory, no mapping) are the same to it.

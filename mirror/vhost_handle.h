@@ -33,8 +33,8 @@ int vhost_on_engine(struct job *, int (*fn)(struct job *));
 int vhost_drained(struct job *, int which, int (*before)(struct job *), int (*after)(struct job *));
 
 enum answer { ANSWER_ACK, ANSWER_REPLY };
-/* Control thread, all of them; the message is well formed (vhost_msg_check). 0, or -errno with a sentence, and
- * then the front end is hung up on. */
+/* All of them on the control thread, with a message that is well formed (vhost_msg_check). 0, or -errno with
+ * a sentence, and then the front end is hung up on. */
 /* Does what the message says. Its payload becomes the reply's where there is one; *fd: to go with it. */
 int vhost_handle(struct job *, enum answer *, int *fd);
 /* Of a request that is done by one function on the engine's thread, and has no reply: that function, which

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* vm/cost.h: what a switch-over of a VM takes when nothing is left to send: its device state written, sent
- * and loaded, disks flushed, the hand-off's records and round trips. `check` holds it against the downtime budget,
- * and the source does before it stops the guest.
+ * and loaded, disks flushed, the hand-off's records and round trips. `check` holds it against the downtime
+ * budget, and the source does before it stops the guest.
  *
  * It follows from what a VM's last moves took; before there are some, from its devices. The figures are of
  * one file per VM, switch.json beside owner.json, and travel with the VM: the source of a move sends them
@@ -30,7 +30,7 @@ json_t *switch_cost_pack(const struct switch_cost *);
 /* A peer's too: what is no figure is left out. */
 void switch_cost_unpack(struct switch_cost *, const json_t *);
 
-/* state_dir: the VM's own. */
+/* dir: the VM's own in the state directory. */
 void switch_cost_load(const char *dir, struct switch_cost *);
 int switch_cost_save(const char *dir, const struct switch_cost *, struct xm_error *);
 

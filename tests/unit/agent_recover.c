@@ -492,8 +492,8 @@ static void recover_starts_nothing_that_was_stopped(void **state)
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", "web1", "peer_is_dead", 1)), 2);
 }
 
-/* Each of two hosts was declared dead at the other, and both VMs ran on. What broke: recover said at each that
- * the VM is that host's and runs, and nothing of the other one. */
+/* Each of two hosts was declared dead at the other, and both VMs ran on. What broke: recover said at each
+ * that the VM is that host's and runs, and nothing of the other one. */
 static void a_vm_that_runs_twice_is_told(void **state)
 {
     json_t *runs;

@@ -97,9 +97,9 @@ static unsigned in_background(void)
     return n;
 }
 
-/* What broke: the vhost-user thread of each disk was made by the disk's thread, inherited its place behind all
- * others, and kept it for good. QEMU waits for it message by message, in the switch-over: 'cont' took that much
- * longer on a host that was busy, and so did the stop when the VM moved on. */
+/* What broke: the vhost-user thread of each disk was made by the disk's thread, inherited its place behind
+ * all others, and kept it for good. QEMU waits for it in the switch-over: 'cont' took longer on a host that
+ * was busy, and so did the stop when the VM moved on. */
 static void of_a_disk_that_is_filled_one_thread_gives_way(void **state)
 {
     char run_dir[300], path[300];

@@ -184,8 +184,8 @@ static void another_program_in_its_place_is_asked_anew(void **state)
 }
 
 /* A peer names programs and CPUs. What broke: each name that could not be asked was kept for good, and so was
- * each failure that was not believed any more; and after 64 questions about CPUs, those that failed among them,
- * no answer was kept any more. */
+ * each failure that was not believed any more; and after 64 questions about CPUs, failures among them, no
+ * answer was kept any more. */
 static void what_others_name_is_not_kept_without_bound(void **state)
 {
     enum { NAMES = 1000 };
