@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The downtime of a guest under KVM: our own one without an operating system (tests/guest/kvm), which runs
- * also where KVM has to emulate each instruction. usage: bench/kvm downtime-kvm|thousand
+ * also where KVM has to emulate each instruction. usage: bench/kvm downtime-kvm|thousand|estimate
  *
  * The guest is idle: it sleeps but for one byte a millisecond to its serial port. The longest silence between
  * two bytes, whichever host they came from, over a move with its disk by xmigrate, beside QEMU's own
@@ -10,7 +10,10 @@
  *
  * thousand: XM_BENCH_MOVES (1000) moves of one guest, there and back, that writes to its memory and its disk
  * and checks both; percentiles of its silence, and of each that is above the goal when the parts of its
- * switch were. Not part of `make bench`. */
+ * switch were. Not part of `make bench`.
+ *
+ * estimate: moves of guests that write to their memory at five rates: how long they stood beside what was estimated
+ * at the moment when they were stopped. Not part of it, either. */
 #include "tests/bench/lib_beat.h"
 #include "tests/bench/lib_lab.h"
 #include "tests/bench/lib_version.h"
@@ -30,6 +33,7 @@
 #define BUDGET 15 /* ms */
 #define BUSY   "ram=1000 disk=100 span=512"
 #define P99    50 /* ms */
+#define EACH   20 /* moves at each rate */
 
 static char name[16];           /* of our VM; another one for each block: its old one is known at the hosts */
 static struct bench_stat still; /* silences of the guest that stays, ms */
@@ -178,6 +182,45 @@ static void thousand(void)
     free(own);
 }
 
+/* ---- what was estimated ---- */
+
+/* Pages a second; the last is what this guest can do under an emulated KVM. */
+static void estimate(void)
+{
+    static const unsigned rate[] = {0, 2000, 10000, 30000, 100000};
+    enum { RATES = sizeof rate / sizeof *rate };
+    double ratio[RATES * EACH];
+    struct bench_stat p95 = {0}, goal = {0};
+    struct beat b;
+    unsigned n = 0;
+
+    for (unsigned r = 0; r < RATES; r++) {
+        struct bench_stat took = {0}, said = {0};
+        char append[80], at = 'A';
+        snprintf(append, sizeof append, "ram=%u disk=100 span=512", rate[r]);
+        begin_ours(&b, append);
+        ticks(&b, STEADY);
+        for (unsigned i = 0; i < EACH; i++, at = other(at)) {
+            silence(&b, move_ours, at, 1);
+            double estimated = lab_told("downtime_estimate_ms");
+            bench_add(&took, last);
+            bench_add(&said, estimated);
+            ratio[n++] = last / estimated;
+            if (last > 1.2 * estimated)
+                printf("  %u pages a second, move %u: %.1f ms, estimated %.1f\n", rate[r], i + 1, last,
+                       estimated);
+        }
+        end_ours(&b, at);
+        bench_note("%u pages a second: stood for %.1f ms [%.1f..%.1f], estimated %.1f [%.1f..%.1f]", rate[r],
+                   bench_median(&took), bench_min(&took), bench_max(&took), bench_median(&said),
+                   bench_min(&said), bench_max(&said));
+    }
+    qsort(ratio, n, sizeof *ratio, by_size);
+    bench_add(&p95, ratio[n * 95 / 100 - 1]);
+    bench_add(&goal, 1);
+    bench_result("downtime / estimate", &p95, &goal, "p95: estimate + 20 %", 1.2, false);
+}
+
 /* ---- QEMU ---- */
 
 static struct peer_qemu qemu[2]; /* on A, on B */
@@ -247,8 +290,9 @@ int main(int argc, char **argv)
     struct bench_stat gap = {0}, qemu_gap[VERSIONS_MAX] = {0}, budget = {0};
     unsigned left = bench_runs(), block = 0;
 
-    if (argc != 2 || (strcmp(argv[1], "downtime-kvm") && strcmp(argv[1], "thousand"))) {
-        fprintf(stderr, "usage: bench/kvm downtime-kvm|thousand\n");
+    if (argc != 2 ||
+        (strcmp(argv[1], "downtime-kvm") && strcmp(argv[1], "thousand") && strcmp(argv[1], "estimate"))) {
+        fprintf(stderr, "usage: bench/kvm downtime-kvm|thousand|estimate\n");
         return 2;
     }
     bench_begin(argv[1]);
@@ -259,6 +303,10 @@ int main(int argc, char **argv)
     lab_up();
     if (!strcmp(argv[1], "thousand")) {
         thousand();
+        return 0;
+    }
+    if (!strcmp(argv[1], "estimate")) {
+        estimate();
         return 0;
     }
     while (left) {

@@ -18,6 +18,8 @@ const char *lab_path(char h, const char *file);
 int lab_xmigrate(char h, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* lab_xmigrate with --json of a move; its report's downtime, ms. < 0: it failed. */
 double lab_move(char h, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* A number that the report of the last move has; -1: there is no such report. */
+double lab_told(const char *what);
 /* Both links' rate, as tc takes it; "" for none. */
 void lab_shape(const char *link1, const char *link2);
 

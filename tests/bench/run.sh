@@ -17,7 +17,7 @@ program() {
   case $1 in
     disk-*) echo disk ;;
     whole | downtime-idle | downtime-busy) echo whole ;;
-    downtime-kvm | thousand) echo kvm ;;
+    downtime-kvm | thousand | estimate) echo kvm ;;
     guest-io-mirrored) echo guestio ;;
     vhost-iops) echo vhost ;;
     *) echo "$1" ;;
