@@ -39,6 +39,18 @@ static void downtime_line(const struct cli_io *io, double ms, double budget, con
     free(inner);
 }
 
+/* A switch-over before it, of which its guest knows, too. */
+static void given_up_line(const struct cli_io *io, const json_t *done)
+{
+    if (!xm_json_str(done, "given_up", NULL))
+        return;
+    char *text = xm_printf("once before, for %s; it went on then: %s",
+                           xm_format_time((uint64_t)(xm_json_real(done, "given_up_ms", 0) * 1e6)).s,
+                           xm_json_str(done, "given_up", ""));
+    outcome_line(io, "stood still", text);
+    free(text);
+}
+
 /* "96.00 MiB; 2 times to sync, 2 back; 3 chunks copied again; longest hold 1.2 ms" */
 static void mirror_line(const struct cli_io *io, const json_t *m)
 {
@@ -100,6 +112,7 @@ void report_done(const json_t *done, const json_t *first, const struct cli_io *i
     if (downtime >= 0 && !local && !paused)
         downtime_line(io, downtime, xm_json_real(done, "downtime_budget_ms", 0),
                       json_object_get(done, "downtime_parts_ms"));
+    given_up_line(io, done);
     if (disk > 0 || zero > 0) {
         snprintf(text, sizeof text, "%s", xm_format_size((uint64_t)XM_MAX(disk, 0)).s);
         if (zero > 0)

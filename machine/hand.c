@@ -29,8 +29,10 @@ static int open_file(struct hand *h, int number, const char *path, int flags, st
 }
 
 /* The name tells xm_ram_find that this is RAM. */
-static int make_ram(struct hand *h, const struct vm_spec *vm, struct xm_error *e)
+static int make_ram(struct hand *h, const struct vm_spec *vm, const struct qemu_place *at, struct xm_error *e)
 {
+    if (at->ram)
+        return opened(h, QEMU_FD_RAM, fcntl(at->ram, F_DUPFD_CLOEXEC, 3), "the VM's memory", e);
     int fd = memfd_create(XM_RAM_NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
     h->fd[QEMU_FD_RAM] = fd;
@@ -122,7 +124,7 @@ int hand_open(struct hand *h, const struct vm_spec *vm, const struct qemu_place 
 {
     for (int i = 0; i < QEMU_FD_END; i++)
         h->fd[i] = -1;
-    int r = make_ram(h, vm, e);
+    int r = make_ram(h, vm, at, e);
     if (!r && at->console && (h->fd[QEMU_FD_CONSOLE] = fcntl(at->console, F_DUPFD_CLOEXEC, 3)) < 0)
         r = xm_error_errno(e, errno, "cannot pass the console on");
     if (!r)

@@ -3,7 +3,10 @@
  *
  * Start: disks (threads, files, drivers) -> vhost-user sockets -> QEMU, stopped -> the guest's RAM is found
  * -> run (or wait for the migration). A failure at any step is one sentence; machine_stop takes the steps
- * before it back. */
+ * before it back.
+ *
+ * A QEMU that waits for a migration may have to be started a second time, by that migration's thread
+ * (machine_wait_anew). */
 #include "machine/confine.h"
 #include "machine/machine.h"
 
@@ -161,7 +164,8 @@ int machine_resume(struct machine *vm, struct xm_error *e)
     return r || paused ? r : qemu_continue(&vm->qemu, RUN_TIMEOUT, e);
 }
 
-static int start_qemu(struct machine *vm, struct xm_error *e)
+/* ram: of a QEMU before it; 0: none. */
+static int launch(struct machine *vm, int ram, struct xm_error *e)
 {
     char *nvram = xm_printf("%s/nvram.fd", vm->state_dir);
     struct qemu_place place = {.host = vm->host,
@@ -170,25 +174,53 @@ static int start_qemu(struct machine *vm, struct xm_error *e)
                                .vnc_address = vm->vnc_address,
                                .user = &vm->user,
                                .rights = vm->qemu_rights,
+                               .ram = ram,
                                .incoming = vm->incoming};
+
+    machine_note_paused(vm, false); /* of an earlier QEMU */
+    machine_note_stopped(vm, false);
+    int console = machine_console_open(vm);
+    place.console = XM_MAX(console, 0);
+    int r = qemu_start(&vm->qemu, &vm->spec, &place, e);
+    if (console >= 0)
+        close(console);
+    free(nvram);
+    return r;
+}
+
+static void hear_qemu(struct machine *vm)
+{
+    vm->qemu.qmp.ctx = vm;
+    vm->qemu.qmp.event = on_qmp_event;
+}
+
+int machine_wait_anew(struct machine *vm, struct xm_error *e)
+{
+    if (!vm->incoming || vm->ram.blocks != 1)
+        return xm_error_set(e, ENOTSUP, "this VM's QEMU cannot be started a second time");
+    vm->between = true;
+    qemu_end(&vm->qemu, &vm->spec);
+    xm_fault("wait-anew");
+    int r = launch(vm, vm->ram.block[0].memfd, e);
+    if (!r)
+        hear_qemu(vm);
+    if (!r)
+        r = xm_ram_follow(&vm->ram, vm->qemu.pid, e);
+    vm->between = false;
+    return r;
+}
+
+static int start_qemu(struct machine *vm, struct xm_error *e)
+{
     int r = qemu_adopt(&vm->qemu, vm->run_dir, e);
 
     /* Also one whose monitor does not answer in time: it is not ours to end because of that. */
     vm->adopted = r != -ESRCH;
-    if (r == -ESRCH) {
-        machine_note_paused(vm, false); /* of an earlier QEMU */
-        machine_note_stopped(vm, false);
-        int console = machine_console_open(vm);
-        place.console = XM_MAX(console, 0);
-        r = qemu_start(&vm->qemu, &vm->spec, &place, e);
-        if (console >= 0)
-            close(console);
-    }
-    free(nvram);
+    if (r == -ESRCH)
+        r = launch(vm, 0, e);
     if (r)
         return r;
-    vm->qemu.qmp.ctx = vm;
-    vm->qemu.qmp.event = on_qmp_event;
+    hear_qemu(vm);
     if (vm->adopted)
         xm_log(XM_LOG_WARN, "VM %s: took over its running QEMU (process %d)", vm->spec.name, vm->qemu.pid);
     if ((r = xm_ram_find(&vm->ram, vm->qemu.pid, e)) < 0)
@@ -213,10 +245,12 @@ int machine_start(struct machine *vm, struct xm_error *e)
         r = machine_disk_start(&vm->disk[i], e);
     for (unsigned i = 0; !r && i < vm->disks; i++)
         r = machine_disk_serve(&vm->disk[i], e);
-    if (!r)
-        r = start_qemu(vm, e);
+    return r ? r : start_qemu(vm, e);
+}
+
+void machine_started(void)
+{
     confine_shim(true);
-    return r;
 }
 
 void machine_stop(struct machine *vm)

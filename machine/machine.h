@@ -54,7 +54,8 @@ struct machine {
     bool adopted;          /* an earlier shim started it */
     bool guest_running;    /* by QEMU's events */
     bool postmigrate; /* when it was asked last, it stood still since a migration: 7.2 begins no other then */
-    struct xm_ram ram; /* fixed from QEMU's start to its end */
+    struct xm_ram ram;    /* fixed from QEMU's start to its end, and through machine_wait_anew */
+    _Atomic bool between; /* one QEMU has ended, or is about to, and the next is not up (machine_wait_anew) */
     unsigned disks;
     struct machine_disk disk[VM_DISKS_MAX];
     bool
@@ -75,8 +76,14 @@ int machine_start(struct machine *, struct xm_error *);
 /* The record says that it is ours (again): cancels what QEMU was in the middle of, and lets the guest run,
  * unless its user has paused it. */
 int machine_resume(struct machine *, struct xm_error *);
+/* The migration's thread. A QEMU that waits for one, and has begun to load it, loads no other: it is ended, and
+ * one that waits takes its place, with the same memory. -errno: none waits. */
+int machine_wait_anew(struct machine *, struct xm_error *);
 void machine_stop(struct machine *); /* ends QEMU, then the disks; fine in any state */
 void machine_free(struct machine *);
+/* After machine_start, by its thread, which may have made another one before that is to start a QEMU: what is needed
+ * for a start alone is given up. */
+void machine_started(void);
 /* Where the agent keeps a log of the run directory when that is removed, for sentences that send there;
  * malloc'ed. */
 char *machine_kept_log(const struct machine *, const char *file);

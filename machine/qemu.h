@@ -47,6 +47,7 @@ struct qemu_place {
     const char
         *nvram; /* the VM's own variables of its firmware, a file; used when the specification has `nvram` */
     const char *vnc_address;      /* where displays with a number listen; NULL: nowhere */
+    int ram;                      /* the memory of a QEMU before it, the caller's; 0: it gets its own */
     int console;                  /* a descriptor to record the guest's console in, the caller's; 0: none */
     const struct qemu_user *user; /* NULL: whoever starts it */
     bool incoming;                /* it waits for a migration */

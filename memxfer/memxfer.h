@@ -37,6 +37,9 @@ struct xm_ram {
 /* Finds the shared memfd mappings of the process (by /proc/PID/maps and map_files) that are larger than 1
  * MiB. */
 int xm_ram_find(struct xm_ram *, pid_t pid, struct xm_error *);
+/* The process has ended, and this one has been handed the same memory: the blocks stay, where QEMU has them
+ * changes. -errno: it has other memory. */
+int xm_ram_follow(struct xm_ram *, pid_t pid, struct xm_error *);
 /* The same from descriptors one already has, for tests. */
 int xm_ram_add(struct xm_ram *, const char *name, int memfd, uint64_t qemu_va, struct xm_error *);
 void xm_ram_close(struct xm_ram *);
@@ -80,6 +83,9 @@ int xm_precopy_round(struct xm_precopy *, bool final, const _Atomic bool *abort,
                      struct xm_error *);
 /* Rounds fail with -ETIMEDOUT at this moment (xm_now() scale); 0: never. */
 void xm_precopy_deadline(struct xm_precopy *, uint64_t deadline);
+/* After a final round that ended, well or too late, or was never begun: its guest runs again, and the next round
+ * sends everything. Waits for what is in flight; *abort is looked at often. -errno: it has failed otherwise. */
+int xm_precopy_again(struct xm_precopy *, const _Atomic bool *abort, struct xm_error *);
 /* Pages that a round would send if it began now (scan without re-arming), for the estimate. */
 int xm_precopy_peek(struct xm_precopy *, uint64_t *pages, struct xm_error *);
 void xm_precopy_digest(const struct xm_precopy *, struct xm_digest *);
@@ -120,6 +126,8 @@ struct xm_placer xm_ramsink_placer(struct xm_ramsink *);
  * done or freed. */
 void xm_ramsink_populate(struct xm_ramsink *);
 void xm_ramsink_free(struct xm_ramsink *);
+/* The source's guest has gone on after the digest: pages are taken again. Any thread. */
+void xm_ramsink_reopen(struct xm_ramsink *);
 /* The newest round of which something has come; any thread. */
 uint64_t xm_ramsink_round(struct xm_ramsink *);
 

@@ -5,7 +5,8 @@
  * comes too late to be read is reported by the next collect. Pages that our own process has written are
  * marked by the driver after the write, and the marks are taken after the tracker's scan and before the
  * reading: the same argument. Round 1 sends everything that the memfd holds and says of all the rest that it
- * reads as zeros. A round begins when all messages of the one before have ended: no page is in flight twice.
+ * reads as zeros; so does the one after xm_precopy_again. A round begins when all messages of the one before
+ * have ended: no page is in flight twice.
  *
  * Pages are sent from where they lie, hashed just before (precopy_frames.c). One that the guest changes in
  * between arrives torn; it is known by its hash, sent again in the next round, and has to be explained
@@ -18,7 +19,8 @@
  *
  * Failures: the first one (of the tracker, of reading, of a message) ends the round with its sentence, and
  * the pre-copy is good for nothing any more but xm_precopy_free, which waits for what the transport still
- * has. An abort likewise.
+ * has. An abort likewise. After a round that has only taken too long xm_precopy_again goes on, with all of
+ * the memory: a QEMU that has loaded device state there may have written to it.
  */
 #include "memxfer/precopy.h"
 #include "memxfer/ram.h"
@@ -41,7 +43,7 @@ static bool gives_back(const struct xm_precopy *pc, unsigned block)
     return pc->direct[block] && xm_precopy_total_pages(pc) > RAM_MAPPED_MAX / XM_PAGE;
 }
 
-/* Round 1: bytes of one block that hold something. */
+/* Bytes of one block that hold something. */
 static int send_extent(struct xm_precopy *pc, unsigned block, uint64_t from, uint64_t to)
 {
     while (from < to) {
@@ -64,7 +66,7 @@ static void give_back_all(struct xm_precopy *pc)
     }
 }
 
-/* Round 1: what the memfd holds is data, the rest zeros. */
+/* What the memfd holds is data, the rest zeros. */
 static int send_everything(struct xm_precopy *pc)
 {
     for (unsigned i = 0; i < pc->ram->blocks; i++) {
@@ -147,7 +149,7 @@ static void begin_progress(struct xm_precopy *pc)
 {
     uint64_t of = 0;
 
-    if (pc->number == 1) {
+    if (pc->whole) {
         of = xm_precopy_total_pages(pc);
     } else {
         for (unsigned i = 0; i < pc->ram->blocks; i++)
@@ -182,7 +184,7 @@ int xm_precopy_round(struct xm_precopy *pc, bool final, const _Atomic bool *abor
         r = precopy_collect(pc);
     if (!r) {
         begin_progress(pc);
-        r = pc->number == 1 ? send_everything(pc) : send_dirty(pc);
+        r = pc->whole ? send_everything(pc) : send_dirty(pc);
     }
     precopy_send_last(pc);
     while (!r && !TAILQ_EMPTY(&pc->flight)) {
@@ -190,6 +192,7 @@ int xm_precopy_round(struct xm_precopy *pc, bool final, const _Atomic bool *abor
         r = precopy_trouble(pc);
     }
     r = r ? r : precopy_trouble(pc);
+    pc->whole = pc->whole && r;
     pc->round = NULL;
     pc->abort = NULL;
     uint64_t end = xm_now();
@@ -217,6 +220,24 @@ int xm_precopy_round(struct xm_precopy *pc, bool final, const _Atomic bool *abor
     return r;
 }
 
+int xm_precopy_again(struct xm_precopy *pc, const _Atomic bool *abort, struct xm_error *e)
+{
+    xm_mailbox_own(&pc->mailbox);
+    pc->final = false; /* its guest runs: what is still on its way may be overtaken */
+    pc->deadline = 0;
+    if (pc->late)
+        pc->error.code = 0;
+    pc->late = false;
+    pc->abort = abort;
+    while (precopy_trouble(pc) == 0 && !TAILQ_EMPTY(&pc->flight))
+        xm_mailbox_wait(&pc->mailbox, ABORT_LOOK);
+    pc->abort = NULL;
+    pc->whole = true;
+    if (pc->error.code && e)
+        *e = pc->error;
+    return -pc->error.code;
+}
+
 void xm_precopy_deadline(struct xm_precopy *pc, uint64_t deadline)
 {
     pc->deadline = deadline;
@@ -224,7 +245,7 @@ void xm_precopy_deadline(struct xm_precopy *pc, uint64_t deadline)
 
 int xm_precopy_peek(struct xm_precopy *pc, uint64_t *pages, struct xm_error *e)
 {
-    if (pc->number == 0) {
+    if (pc->whole) {
         *pages = populated_pages(pc->ram);
         return 0;
     }
@@ -268,6 +289,7 @@ struct xm_precopy *xm_precopy_new(struct xm_ram *ram, struct xm_transport *trans
     pc->ram = ram;
     pc->transport = transport;
     pc->allowed = SLOTS_NEAR;
+    pc->whole = true;
     TAILQ_INIT(&pc->free);
     TAILQ_INIT(&pc->flight);
     pc->slab =

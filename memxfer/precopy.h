@@ -46,7 +46,9 @@ struct xm_precopy {
     unsigned number; /* of rounds */
     double rate;     /* of the last round that told it */
     struct xm_digest digest;
-    struct xm_error error; /* the first failure; for good */
+    struct xm_error error; /* the first failure; for good, unless it is `late` */
+    bool late;             /* `error` says that a deadline has passed, and nothing else has failed */
+    bool whole;            /* the next round sends everything, as the first one does */
     /* Of the running round: */
     struct xm_round *round;
     bool final;

@@ -27,6 +27,7 @@ static void pages_overtaken(struct xm_precopy *pc, const struct slot *s)
     uint64_t first = 0;
 
     if (!(m->flags & XM_FLAG_HEAD) || m->reply_len != (s->frame.data + 7) / 8) {
+        pc->late = false;
         xm_error_set(&pc->error, EPROTO, "an answer of %u bytes to a frame of RAM block %s with %u pages",
                      m->reply_len, name, s->frame.data);
         return;
@@ -40,12 +41,14 @@ static void pages_overtaken(struct xm_precopy *pc, const struct slot *s)
     }
     if (pc->round)
         pc->round->pages_overtaken += n;
-    if (pc->final && n)
+    if (pc->final && n) {
+        pc->late = false;
         xm_error_set(
             &pc->error, EBADMSG,
             "%u pages of RAM block %s, from page %llu on, reached the other side otherwise than they were "
             "sent, while the guest was stopped: damaged on the way",
             n, name, (unsigned long long)first);
+    }
 }
 
 static void pages_answered(struct xm_post *post)
@@ -59,15 +62,16 @@ static void pages_answered(struct xm_post *post)
     if (!pc->way_ns || took < pc->way_ns)
         pc->way_ns = took;
     TAILQ_INSERT_HEAD(&pc->free, s, link); /* the one that is still in the cache is used first */
-    if (s->msg.reply && s->msg.status >= 0 && !pc->error.code)
+    if (s->msg.reply && s->msg.status >= 0 && (!pc->error.code || pc->late))
         pages_overtaken(pc, s);
     free(s->msg.reply);
     s->msg.reply = NULL;
     if (s->msg.status < 0) {
-        if (!pc->error.code)
+        if (!pc->error.code || pc->late)
             xm_error_errno(&pc->error, -s->msg.status,
                            "pages of RAM block %s were not applied by the other side",
                            pc->ram->block[s->msg.object].name);
+        pc->late = false;
         return;
     }
     struct xm_frame_hdr h;
@@ -86,8 +90,10 @@ int precopy_trouble(struct xm_precopy *pc)
 {
     if (!pc->error.code && pc->abort && atomic_load_explicit(pc->abort, memory_order_relaxed))
         xm_error_set(&pc->error, ECANCELED, "the migration was aborted");
-    if (!pc->error.code && pc->deadline && xm_now() > pc->deadline)
+    if (!pc->error.code && pc->deadline && xm_now() > pc->deadline) {
+        pc->late = true;
         xm_error_set(&pc->error, ETIMEDOUT, "the destination has not taken all of it in time");
+    }
     return -pc->error.code;
 }
 
@@ -207,10 +213,10 @@ static int point_pages(struct xm_precopy *pc, struct pages_frame *f, unsigned bl
     const struct xm_ram_block *b = &pc->ram->block[block];
     uint8_t there[PAGES_BATCH];
 
-    /* The first round has asked where data lie. */
-    if (pc->number > 1)
+    /* Who sends everything has asked where data lie. */
+    if (!pc->whole)
         ram_find_holes(b, page, n, there);
-    int r = pages_point(f, page, n, b->map + (page << XM_PAGE_SHIFT), pc->number > 1 ? there : NULL);
+    int r = pages_point(f, page, n, b->map + (page << XM_PAGE_SHIFT), pc->whole ? NULL : there);
     return r ? xm_error_set(&pc->error, -r, "cannot read guest RAM %s: the host's memory has an error there",
                             b->name)
              : 0;

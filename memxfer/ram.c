@@ -242,6 +242,34 @@ int xm_ram_find(struct xm_ram *ram, pid_t pid, struct xm_error *e)
     return 0;
 }
 
+static bool is_same_file(int a, int b)
+{
+    struct stat one, other;
+
+    return fstat(a, &one) == 0 && fstat(b, &other) == 0 && one.st_dev == other.st_dev &&
+           one.st_ino == other.st_ino;
+}
+
+int xm_ram_follow(struct xm_ram *ram, pid_t pid, struct xm_error *e)
+{
+    struct xm_ram now;
+    int r = xm_ram_find(&now, pid, e);
+
+    if (r < 0)
+        return r;
+    bool same = now.blocks == ram->blocks;
+    for (unsigned i = 0; same && i < now.blocks; i++)
+        same = is_same_file(now.block[i].memfd, ram->block[i].memfd);
+    for (unsigned i = 0; same && i < now.blocks; i++) {
+        ram->block[i].qemu_va = now.block[i].qemu_va;
+        ram->block[i].qemu_off = now.block[i].qemu_off;
+    }
+    if (same)
+        ram->pid = pid;
+    xm_ram_close(&now);
+    return same ? 0 : xm_error_set(e, ENOTSUP, "process %d has other RAM than the one before it", pid);
+}
+
 void xm_ram_close(struct xm_ram *ram)
 {
     for (unsigned i = 0; i < ram->blocks; i++) {
@@ -255,12 +283,8 @@ void xm_ram_close(struct xm_ram *ram)
 
 struct xm_bitmap *xm_ram_bitmap(struct xm_ram *ram, int memfd)
 {
-    struct stat given, ours;
-
-    if (fstat(memfd, &given) < 0)
-        return NULL;
     for (unsigned i = 0; i < ram->blocks; i++) {
-        if (!fstat(ram->block[i].memfd, &ours) && ours.st_dev == given.st_dev && ours.st_ino == given.st_ino)
+        if (is_same_file(ram->block[i].memfd, memfd))
             return &ram->block[i].wrote;
     }
     return NULL;

@@ -25,7 +25,7 @@
  *
  * -  a newer round takes back what is open of older ones, as the digest does with everything; an honest
  *    source has nothing open then, since a round, and the digest, begin when all before is answered. After
- *    the digest no frame is taken any more.
+ *    the digest no frame is taken any more, unless the source has given that switch-over up (reopen).
  *
  * Pages may be torn: their guest wrote to them between their hash and their sending (pages.h, XM_FLAG_HEAD).
  * The answer tells which; the source sends them again in the next round. They are noted until then, and while
@@ -257,6 +257,13 @@ uint64_t xm_ramsink_round(struct xm_ramsink *s)
     uint64_t round = s->round;
     pthread_mutex_unlock(&s->lock);
     return round;
+}
+
+void xm_ramsink_reopen(struct xm_ramsink *s)
+{
+    pthread_mutex_lock(&s->lock);
+    s->closed = false;
+    pthread_mutex_unlock(&s->lock);
 }
 
 /* An honest source asks for it when no page is torn any more. */

@@ -5,10 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-json_t *call_destination(struct xm_links *links, json_t *steals, uint64_t timeout_ns, struct xm_error *e)
+json_t *call_destination(struct xm_links *links, unsigned attempt, json_t *steals, uint64_t timeout_ns,
+                         struct xm_error *e)
 {
     char *text = json_dumps(steals, JSON_COMPACT);
-    struct xm_msg msg = {.type = XM_FRAME_CALL, .urgent = true, .payload = text};
+    struct xm_msg msg = {.type = XM_FRAME_CALL, .urgent = true, .after = attempt, .payload = text};
     json_t *reply = NULL;
     char what[64];
 

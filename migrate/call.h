@@ -7,6 +7,7 @@
 #include "net/net.h"
 
 /* The answer, a new reference; NULL with a sentence when there is none or it says no. */
-json_t *call_destination(struct xm_links *, json_t *steals, uint64_t timeout_ns, struct xm_error *);
+json_t *call_destination(struct xm_links *, unsigned attempt, json_t *steals, uint64_t timeout_ns,
+                         struct xm_error *);
 
 #endif

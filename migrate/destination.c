@@ -4,6 +4,7 @@
  *   begin     both sides have the same disks and RAM blocks; answers which disks read as zeros
  *   incoming  QEMU listens for its device state
  *   loaded    waits until QEMU has loaded all of it and is stopped; from the answer on the VM is *promised*: the source may give it
+ *   again     the source has given that up, and its guest goes on: all is as before `incoming`
  *   handoff   the source has recorded that the VM is ours: we record it too, then run it (vm/handoff.h)
  *
  * Frames of disks, RAM and device state go to their owners without passing this thread.
@@ -34,8 +35,8 @@ static const char *const state_names[DEST_STATES] = {"waiting",   "copying", "lo
 static const unsigned legal[DEST_STATES] = {
     [DEST_WAITING] = TO(DEST_COPYING) | TO(DEST_FAILED),
     [DEST_COPYING] = TO(DEST_LOADING) | TO(DEST_FAILED),
-    [DEST_LOADING] = TO(DEST_PROMISED) | TO(DEST_FAILED),
-    [DEST_PROMISED] = TO(DEST_UNDECIDED) | TO(DEST_RUNNING) | TO(DEST_FAILED),
+    [DEST_LOADING] = TO(DEST_PROMISED) | TO(DEST_COPYING) | TO(DEST_FAILED),
+    [DEST_PROMISED] = TO(DEST_UNDECIDED) | TO(DEST_RUNNING) | TO(DEST_COPYING) | TO(DEST_FAILED),
     [DEST_UNDECIDED] = TO(DEST_RUNNING) | TO(DEST_FAILED),
 };
 
@@ -354,17 +355,12 @@ void destination_status(struct destination *dst, json_t *into)
 }
 
 /* The source cannot give what was never said to be loaded, and does not what it says it keeps. */
-static void withdraw_promise(struct destination *dst)
+static void withdraw(struct destination *dst)
 {
-    struct machine *vm = dst->machine;
-    struct owner_record now;
     struct xm_error e = {0};
 
-    if (owner_load(vm->state_dir, vm->spec.name, &now, NULL) < 0 || now.owner != OWNER_PROMISED)
-        return; /* it says more than that by now, or cannot be read: then it stays as it is */
-    xm_fault("promise-withdraw");
-    if (owner_restore(vm->state_dir, vm->spec.name, dst->had_record ? &dst->before : NULL, &e) < 0)
-        xm_log(XM_LOG_ERROR, "VM %s, job %s: %s", vm->spec.name, dst->job, e.text);
+    if (destination_take_back(dst, &e) < 0)
+        xm_log(XM_LOG_ERROR, "VM %s, job %s: %s", dst->machine->spec.name, dst->job, e.text);
 }
 
 /* What the source is told, if it still listens: a sentence of ours, nothing that QEMU has written. */
@@ -389,7 +385,7 @@ void destination_free(struct destination *dst)
 
     destination_join(dst);
     if (dst->promised && !destination_may_own(dst))
-        withdraw_promise(dst);
+        withdraw(dst);
     destination_links_end(dst);
     if (dst->links)
         xm_links_abort(dst->links, last_word(dst));

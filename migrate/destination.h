@@ -40,6 +40,9 @@ struct destination {
      * after that is of a guest that goes on there, and device state that was loaded here does not fit to it;
      * link threads. */
     atomic_bool sealed;
+    /* Switch-overs that the source has given up, to try again. What comes of one of these has its number. */
+    _Atomic uint64_t attempt;
+    _Atomic uint64_t next;  /* the one that it has asked for; any thread */
     _Atomic uint64_t heard; /* xm_now() when the source last sent a request; any thread */
     uint64_t silence;       /* ns that it may send none */
     struct xm_ramsink *ramsink;
@@ -54,7 +57,7 @@ struct destination {
     bool paused;            /* its guest was when it left, and stays so */
     bool announced;
     _Atomic bool stop;    /* main */
-    pthread_mutex_t lock; /* protects failure, closed, stream */
+    pthread_mutex_t lock; /* protects failure, closed, stream, and attempt and sealed together */
     bool closed;          /* no more frames are handed on */
     struct xm_error failure;
     char qemu_status[32];
@@ -77,6 +80,13 @@ void destination_take_frame(void *ctx, struct xm_rx *);
 
 /* destination_calls.c, on the destination's thread. */
 void destination_call(struct xm_post *); /* a CALL frame's post */
+/* destination_again.c, on the destination's thread */
+/* The source keeps the VM: what was promised is so no more, durably. Nothing to do is fine, too. */
+int destination_take_back(struct destination *, struct xm_error *);
+/* The source gives its switch-over up, and will try another one. Answered before the second half, for which
+ * its guest does not wait: a QEMU that can load a VM. */
+int destination_again(struct destination *, struct xm_error *);
+void destination_wait_anew(struct destination *);
 /* A record that could not be written is written now, if it can be: what it says is decided. */
 void destination_retry(struct destination *);
 /* The source's record says whose the VM is: for one that is undecided. */

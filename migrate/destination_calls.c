@@ -50,6 +50,7 @@ static int do_begin(struct destination *dst, const json_t *o, json_t *reply, str
         if ((uint64_t)xm_json_int(json_array_get(ram, i), "size", -1) != vm->ram.block[i].size)
             return xm_error_set(e, EINVAL, "RAM block %u has another size here", i);
     }
+    json_object_set_new(reply, "again", json_true());
     uint64_t bridges = taps_pass_in(&vm->spec);
     dst->silence += bridges; /* the source waits for them, and may have nothing to send meanwhile */
     json_object_set_new(reply, "bridges_ms", json_integer((json_int_t)(bridges / XM_NS_PER_MS)));
@@ -148,7 +149,9 @@ static int do_loaded(struct destination *dst, const json_t *o, struct xm_error *
         if (broken.code && !strcmp(dst->qemu_status, "active") && !broken_at)
             broken_at = xm_now(); /* QEMU has closed it, and is about to say that it failed */
         if (!broken.code)
-            xm_links_error(dst->links, &broken); /* nobody waits for it any more */
+            xm_links_error(dst->links, &broken);      /* nobody waits for it any more */
+        if (!broken.code && dst->next > dst->attempt) /* nor then */
+            xm_error_set(&broken, ECANCELED, "the source has given that up");
         if (!r && !strcmp(dst->qemu_status, "failed")) {
             char *log = machine_kept_log(dst->machine, "qemu.log");
             r = xm_error_set(e, EIO, "QEMU could not load the VM's devices; why stands in %s on %s", log,
@@ -173,6 +176,12 @@ static int do_loaded(struct destination *dst, const json_t *o, struct xm_error *
     int r = destination_set_state(dst, DEST_PROMISED, e);
     xm_fault("loaded");
     return r;
+}
+
+/* The source has asked for another try, and its memory may come. */
+static int do_ready(const struct destination *dst, struct xm_error *e)
+{
+    return dst->state == DEST_COPYING ? 0 : xm_error_set(e, EPROTO, "not now");
 }
 
 /* ---- hand-off: the hands of vm/handoff.h's driver ---- */
@@ -324,6 +333,19 @@ static void announce(struct destination *dst)
         xm_log(XM_LOG_WARN, "VM %s: %s", dst->machine->spec.name, e.text);
 }
 
+/* Of a switch-over that was given up since: a frame may come late, and more than once. The hand-off's words are
+ * safe at any time. */
+static bool is_stale(const struct destination *dst, const char *call, uint64_t attempt)
+{
+    static const char *const of_one[] = {"incoming", "loaded", "ready"};
+
+    for (unsigned i = 0; i < sizeof of_one / sizeof *of_one; i++) {
+        if (!strcmp(call, of_one[i]))
+            return attempt != dst->attempt;
+    }
+    return !strcmp(call, "again") && attempt != dst->attempt + 1;
+}
+
 void destination_call(struct xm_post *p)
 {
     static struct xm_log_limit refused;
@@ -337,12 +359,18 @@ void destination_call(struct xm_post *p)
 
     if (dst->stop) /* what it promises now it may have withdrawn already (destination_free) */
         r = xm_error_set(&e, ECANCELED, "this side is ending");
+    else if (is_stale(dst, call, rx->hdr.after))
+        r = xm_error_set(&e, ECANCELED, "that was given up");
     else if (!strcmp(call, "begin"))
         r = do_begin(dst, o, reply, &e);
     else if (!strcmp(call, "incoming"))
         r = do_incoming(dst, o, &e);
     else if (!strcmp(call, "loaded"))
         r = do_loaded(dst, o, &e);
+    else if (!strcmp(call, "again"))
+        r = destination_again(dst, &e);
+    else if (!strcmp(call, "ready"))
+        r = do_ready(dst, &e);
     else if (!strcmp(call, "handoff"))
         r = do_handoff(dst, o, reply, &e);
     else if (!strcmp(call, "settled"))
@@ -350,6 +378,7 @@ void destination_call(struct xm_post *p)
     else
         r = xm_error_set(&e, EPROTO, "unknown call «%.20s»", call);
     bool now = dst->handoff.state == HANDOFF_OWNER && !dst->announced;
+    bool again = !r && !strcmp(call, "again");
     json_object_set_new(reply, "ok", json_boolean(r == 0));
     if (r) {
         json_object_set_new(reply, "error", json_string(e.text));
@@ -357,10 +386,12 @@ void destination_call(struct xm_post *p)
                        dst->job, call, e.text);
     }
     char *text = json_dumps(reply, JSON_COMPACT);
+    json_decref(o);
     xm_rx_done(rx, text ? 0 : -ENOMEM, text, text ? (uint32_t)strlen(text) : 0);
     free(text);
     json_decref(reply);
-    json_decref(o);
+    if (again)
+        destination_wait_anew(dst);
     if (now) {
         announce(dst);
         settle(dst);

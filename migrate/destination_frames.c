@@ -54,6 +54,8 @@ static void disk_frame_run(struct xm_post *p)
     }
     f->rx = rx;
     f->req.hdr = rx->hdr;
+    if (f->req.hdr.type == XM_FRAME_DISK_DIGEST)
+        f->req.hdr.after = 0; /* the number of a switch-over, and no write's */
     f->req.payload = rx->payload;
     f->req.done = disk_frame_done;
     xm_writer_submit(d->writer, &f->req);
@@ -98,11 +100,19 @@ static void hand_on(struct destination *dst, struct xm_mailbox *to, struct xm_rx
  * on, and its mirror is still there; whoever is told by an operator to take the VM then takes it as it was at
  * the switch. A frame is refused alone: a link that was given up brings, when its path is back, what has come
  * by another one already. (Of pages memxfer/ramsink.c sees to that.) */
-static bool comes_too_late(struct destination *dst, uint8_t type)
+static bool comes_too_late(struct destination *dst, const struct xm_frame_hdr *h)
 {
-    if (type == XM_FRAME_DISK_DIGEST || type == XM_FRAME_RAM_DIGEST)
-        dst->sealed = true;
-    return dst->sealed && (type == XM_FRAME_DISK_DATA || type == XM_FRAME_DISK_ZERO);
+    bool digest = h->type == XM_FRAME_DISK_DIGEST || h->type == XM_FRAME_RAM_DIGEST;
+
+    if (digest || h->type == XM_FRAME_STREAM) { /* of a switch-over that was given up since */
+        pthread_mutex_lock(&dst->lock);
+        bool old = h->after != dst->attempt;
+        if (digest && !old)
+            dst->sealed = true;
+        pthread_mutex_unlock(&dst->lock);
+        return old;
+    }
+    return dst->sealed && (h->type == XM_FRAME_DISK_DATA || h->type == XM_FRAME_DISK_ZERO);
 }
 
 void destination_take_frame(void *ctx, struct xm_rx *rx)
@@ -110,7 +120,7 @@ void destination_take_frame(void *ctx, struct xm_rx *rx)
     struct destination *dst = ctx;
     uint8_t type = rx->hdr.type;
 
-    if (comes_too_late(dst, type)) {
+    if (comes_too_late(dst, &rx->hdr)) {
         xm_rx_done(rx, -ECANCELED, NULL, 0);
     } else if (type >= XM_FRAME_DISK_DATA && type < XM_FRAME_RAM_PAGES) {
         rx->owner = dst;
@@ -129,6 +139,8 @@ void destination_take_frame(void *ctx, struct xm_rx *rx)
     } else if (type == XM_FRAME_CALL) {
         rx->owner = dst;
         rx->post.run = destination_call;
+        if (rx->hdr.after > dst->attempt)
+            dst->next = rx->hdr.after;
         hand_on(dst, &dst->mailbox, rx);
     } else {
         xm_rx_done(rx, -EPROTO, NULL, 0);

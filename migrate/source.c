@@ -9,6 +9,8 @@
  *                               take it back and to go on: the VM runs here. While that fails (this host's
  *                               storage hangs, say) it is tried again as long as QEMU lives; after 10 s it is
  *                               said
+ *                               But when it only took too long, the guest goes on, and another switch is tried
+ *                               (source_again.c)
  *   in handoff                  before the record: as in switch, and the destination is told that the VM
  *                               stays. After the record: the VM is not ours any more, whatever we hear. It
  *                               stays stopped here, and the state is `unknown` until the destination answers
@@ -34,7 +36,7 @@ static const unsigned legal[SOURCE_STATES] = {
     [SOURCE_PREPARE] = TO(SOURCE_DISKS) | TO(SOURCE_MEMORY) | TO(SOURCE_FAILED),
     [SOURCE_DISKS] = TO(SOURCE_MEMORY) | TO(SOURCE_SETTLE) | TO(SOURCE_FAILED),
     [SOURCE_MEMORY] = TO(SOURCE_SWITCH) | TO(SOURCE_FAILED),
-    [SOURCE_SWITCH] = TO(SOURCE_HANDOFF) | TO(SOURCE_FAILED),
+    [SOURCE_SWITCH] = TO(SOURCE_HANDOFF) | TO(SOURCE_MEMORY) | TO(SOURCE_FAILED),
     [SOURCE_HANDOFF] = TO(SOURCE_SETTLE) | TO(SOURCE_FAILED) | TO(SOURCE_UNKNOWN),
     [SOURCE_SETTLE] = TO(SOURCE_DONE),
 };
@@ -96,6 +98,23 @@ int source_interrupted(struct source *m)
     return 0;
 }
 
+json_t *source_call(struct source *m, json_t *steals, uint64_t timeout_ns, struct xm_error *e)
+{
+    return call_destination(m->links, m->attempt, steals, timeout_ns, e);
+}
+
+static int memory_and_switch(struct source *m)
+{
+    xm_sched_background(0, true);
+    int r = source_memory(m);
+    xm_sched_background(0, false);
+    xm_links_set_background(m->links, false);
+    if (r < 0)
+        return r;
+    xm_fault("memory-copied");
+    return (r = source_set_state(m, SOURCE_SWITCH)) < 0 ? r : source_switch(m);
+}
+
 static int source_walk(struct source *m)
 {
     int r;
@@ -118,15 +137,10 @@ static int source_walk(struct source *m)
     }
     if ((r = source_set_state(m, SOURCE_MEMORY)) < 0)
         return r;
-    xm_sched_background(0, true);
-    r = source_memory(m);
-    xm_sched_background(0, false);
-    xm_links_set_background(m->links, false);
-    if (r < 0)
-        return r;
-    xm_fault("memory-copied");
-    if ((r = source_set_state(m, SOURCE_SWITCH)) < 0 || (r = source_switch(m)) < 0)
-        return r;
+    while ((r = memory_and_switch(m)) < 0) {
+        if (m->state != SOURCE_SWITCH || (r = source_again(m, r)) < 0)
+            return r;
+    }
     if ((r = source_set_state(m, SOURCE_HANDOFF)) < 0 || (r = source_handoff(m)) < 0)
         return r;
     return source_set_state(m, SOURCE_SETTLE);

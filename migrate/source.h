@@ -46,6 +46,8 @@ struct source_report {
     /* Parts of the downtime, the first three of them side by side; device_state: from QEMU's being told to
      * write it until the destination has loaded it. */
     struct source_span final_ram, disks, device_state, handoff;
+    uint64_t stood;           /* in switch-overs that were given up, ns */
+    struct xm_error given_up; /* why the last of them was */
     struct xm_digest digest;
     uint64_t verified; /* bytes of disks that were compared whole */
 };
@@ -81,6 +83,8 @@ struct source {
     struct xm_precopy *precopy;
     struct stream *stream;
     struct handoff handoff;
+    bool can_try_again;        /* the destination can; this one has not used it up */
+    unsigned attempt;          /* switch-overs that were given up */
     bool may_be_promised;      /* the destination may have recorded that the VM is promised to it */
     bool zeroed[VM_DISKS_MAX]; /* the destination's disk reads as zeros, it says */
     json_t *kept;              /* paths of disks that have moved, and whose old file stays */
@@ -159,15 +163,21 @@ void source_tell_settled(struct source *);
 void source_unlock_disks(struct source *);
 /* After a failed switch: the VM runs here again; one try. Fine to be called again. */
 int source_resume(struct source *, struct xm_error *);
-/* A switch in which the guest stands still has so long for something, `most` at most: ns, never 0. The
- * guest goes on here when its downtime budget and the grace are over, whatever the destination does, until
- * the record says that it is given away. */
+/* A switch that took too long, and may have come to an end: the guest goes on here, and 0: all is as before the
+ * first round of memory, for another try. -errno: there is none (m->error), or that failed, too. */
+int source_again(struct source *, int r);
+/* A switch in which the guest stands still has so long for something, `most` at most: ns, never 0. That is twice
+ * its downtime budget where another try can follow. The guest goes on here when the budget and the grace are
+ * over, whatever the destination does, until the record says that it is given away. */
 uint64_t source_time_left(const struct source *, uint64_t most);
+/* After a switch that failed: when it was too late then, the sentence says that, too. What it failed with. */
+int source_late(struct source *, int r);
 int source_overdue(struct source *); /* -ETIMEDOUT with m->error filled, or 0 */
 /* After the last step, or the one that returned r: settles, or fails with the VM here, and says so. */
 void source_end(struct source *, int r);
 
 /* Shared by the steps. */
+json_t *source_call(struct source *, json_t *steals, uint64_t timeout_ns, struct xm_error *); /* call.h */
 json_t *source_event(const struct source *, const char *name);
 /* The only one that changes it. -EPROTO with m->error filled: no such way; the state stays. */
 int source_set_state(struct source *, enum source_state);

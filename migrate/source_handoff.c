@@ -28,8 +28,7 @@ static bool exchange(void *ctx, const struct handoff_msg *out, struct handoff_ms
     json_t *o = handoff_msg_pack(out);
 
     json_object_set_new(o, "call", json_string("handoff"));
-    json_t *reply =
-        call_destination(m->links, o, out->type == HANDOFF_MSG_RUN ? ANSWER_TIMEOUT : WORD_TIMEOUT, &e);
+    json_t *reply = source_call(m, o, out->type == HANDOFF_MSG_RUN ? ANSWER_TIMEOUT : WORD_TIMEOUT, &e);
     bool answered = reply && json_object_get(reply, "handoff") && handoff_msg_unpack(answer, reply, &e) == 0;
     if (xm_json_str(reply, "reason", NULL))
         xm_error_set(&e, EIO, "%s: %s", m->destination, xm_json_str(reply, "reason", ""));
@@ -201,6 +200,6 @@ void source_tell_settled(struct source *m)
         return;
     json_t *o = json_pack("{s:s, s:I, s:o}", "call", "settled", "epoch", (json_int_t)m->handoff.record.epoch,
                           "switch_ns", switch_cost_pack(&m->took));
-    json_decref(call_destination(m->links, o, WORD_TIMEOUT, &e));
+    json_decref(source_call(m, o, WORD_TIMEOUT, &e));
     xm_fault("handoff-settled-told");
 }

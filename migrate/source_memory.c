@@ -81,7 +81,8 @@ int source_memory(struct source *m)
 
     switch_cost_load(m->machine->state_dir, &m->took);
     uint64_t fixed = switch_cost_expect(&m->took, &m->machine->spec);
-    m->precopy = xm_precopy_new(&m->machine->ram, m->to, &m->error);
+    if (!m->precopy)
+        m->precopy = xm_precopy_new(&m->machine->ram, m->to, &m->error);
     if (!m->precopy)
         return -m->error.code;
     for (;;) {

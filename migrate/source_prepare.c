@@ -28,15 +28,15 @@ static int source_begin(struct source *m)
         json_array_append_new(ram, json_pack("{s:s s:I}", "name", vm->ram.block[i].name, "size",
                                              (json_int_t)vm->ram.block[i].size));
     json_int_t epoch = (json_int_t)vm->epoch + 1;
-    json_t *reply =
-        call_destination(m->links,
-                         json_pack("{s:s s:s s:I s:b s:o s:o}", "call", "begin", "job", m->job, "epoch",
-                                   epoch, "storage", m->storage, "disks", disks, "ram", ram),
-                         30 * XM_NS_PER_S, &m->error);
+    json_t *reply = source_call(m,
+                                json_pack("{s:s s:s s:I s:b s:o s:o}", "call", "begin", "job", m->job,
+                                          "epoch", epoch, "storage", m->storage, "disks", disks, "ram", ram),
+                                30 * XM_NS_PER_S, &m->error);
     if (!reply)
         return -m->error.code;
     for (unsigned i = 0; i < vm->disks; i++)
         m->zeroed[i] = xm_json_bool(json_array_get(json_object_get(reply, "disks"), i), "zeroed", false);
+    m->can_try_again = m->storage && xm_json_bool(reply, "again", false);
     uint64_t bridges = (uint64_t)XM_MAX(xm_json_int(reply, "bridges_ms", 0), 0) * XM_NS_PER_MS;
     m->bridges_at = xm_now() + XM_MIN(bridges, BRIDGES_MAX);
     json_decref(reply);

@@ -179,6 +179,10 @@ json_t *source_report(struct source *m)
     if (!m->local)
         json_object_update_new(o, json_pack("{s:f, s:f}", "downtime_budget_ms", (double)m->opt.downtime / 1e6,
                                             "downtime_estimate_ms", (double)r->estimate / 1e6));
+    if (m->attempt)
+        json_object_update_new(o,
+                               json_pack("{s:i s:f s:s}", "given_up_switches", (int)m->attempt, "given_up_ms",
+                                         (double)r->stood / 1e6, "given_up", r->given_up.text));
     json_object_set_new(o, "mirror",
                         json_pack("{s:I s:I s:I s:I s:f s:I}", "bytes", (json_int_t)mirrored, "to_sync",
                                   (json_int_t)to_sync, "to_async", (json_int_t)to_async, "held",

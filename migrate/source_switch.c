@@ -17,8 +17,8 @@
  *
  * A guest that its user has paused stays so, here and there: neither side tells its QEMU to go on.
  *
- * Failures before the hand-off: source_resume() cancels QEMU's migration and lets the VM go on; nothing of
- * what the destination has heard makes it run the VM. A destination that says nothing is such a failure: from
+ * Failures before the hand-off: what only takes too long is tried again (source_again.c). Else source_resume()
+ * cancels QEMU's migration and lets the VM go on; nothing of what the destination has heard makes it run the VM. A destination that says nothing is such a failure: from
  * when the guest has been stopped everything together has its downtime budget and the grace
  * (source_time_left). What hangs on this host (its storage, its QEMU) is tried again until it has come
  * back. */
@@ -39,9 +39,18 @@
 
 /* ---- time ---- */
 
+/* Beyond its budget. While another try may follow, it is not worth waiting for long; all that is left to do
+ * in the hand-off is a record and a word. */
+static uint64_t patience(const struct source *m)
+{
+    bool again = m->can_try_again && m->state == SOURCE_SWITCH;
+
+    return again ? XM_MIN(m->opt.downtime, m->opt.grace) : m->opt.grace;
+}
+
 static uint64_t stands_until(const struct source *m)
 {
-    return m->seen.stop ? m->seen.stop + m->opt.downtime + m->opt.grace : UINT64_MAX;
+    return m->seen.stop ? m->seen.stop + m->opt.downtime + patience(m) : UINT64_MAX;
 }
 
 uint64_t source_time_left(const struct source *m, uint64_t most)
@@ -57,7 +66,7 @@ int source_overdue(struct source *m)
         return 0;
     return xm_error_set(&m->error, ETIMEDOUT,
                         "%s did not take the VM over within its downtime budget of %s and %s more",
-                        m->destination, xm_format_time(m->opt.downtime).s, xm_format_time(m->opt.grace).s);
+                        m->destination, xm_format_time(m->opt.downtime).s, xm_format_time(patience(m)).s);
 }
 
 /* ---- what QEMU sends by itself ---- */
@@ -204,14 +213,14 @@ static int start_qemu_migration(struct source *m)
     if (!r) {
         m->may_be_promised = true;
         bool described = !suppress_description(m);
-        reply = call_destination(m->links, json_pack("{s:s s:b}", "call", "incoming", "described", described),
-                                 QEMU_TIMEOUT, &m->error);
+        reply = source_call(m, json_pack("{s:s s:b}", "call", "incoming", "described", described),
+                            QEMU_TIMEOUT, &m->error);
         r = reply ? 0 : -m->error.code;
         json_decref(reply);
     }
     if (!r) {
         int fd = qmp_make_stream(q, STREAM_NAME, QEMU_TIMEOUT, &m->error);
-        m->stream = fd < 0 ? NULL : stream_send(fd, m->to, &m->error);
+        m->stream = fd < 0 ? NULL : stream_send(fd, m->to, m->attempt, &m->error);
         r = m->stream ? 0 : -m->error.code;
     }
     m->seen.status[0] = 0;
@@ -266,12 +275,21 @@ static void give_up(struct machine_disk *d, void *arg)
     xm_disk_replica_lost(d->disk, true);
 }
 
+static void not_now(struct machine_disk *d, void *arg)
+{
+    (void)arg;
+    xm_disk_quiesce_cancel(d->disk);
+}
+
 /* The disks call back at once: what is still on its way is not waited for. */
 static void give_up_disks(struct source *m, const char *why)
 {
-    xm_links_abort(m->links, why);
+    bool for_good = !m->can_try_again;
+
+    if (for_good)
+        xm_links_abort(m->links, why);
     for (unsigned i = 0; m->storage && i < m->machine->disks; i++)
-        machine_disk_call(&m->machine->disk[i], give_up, NULL);
+        machine_disk_call(&m->machine->disk[i], for_good ? give_up : not_now, NULL);
 }
 
 /* All disks at once; each calls back in the end, whatever happens to the links, so that waiting for it is
@@ -299,7 +317,7 @@ static int quiesce_wait(struct source *m, struct quiesce *s, struct xm_mailbox *
 static int compare(struct source *m, uint8_t type, uint16_t object, const struct xm_digest *ours,
                    const char *what)
 {
-    struct xm_msg msg = {.type = type, .object = object, .urgent = true};
+    struct xm_msg msg = {.type = type, .object = object, .after = m->attempt, .urgent = true};
     struct xm_digest theirs = {0};
     int r = xm_transport_call(m->to, &msg, source_time_left(m, QUIESCE_TIMEOUT), &m->error);
 
@@ -324,6 +342,7 @@ static int compare_all(struct source *m)
     struct xm_digest d;
     int r = 0;
 
+    m->report.digest = (struct xm_digest){0};
     for (unsigned i = 0; m->storage && !r && i < m->machine->disks; i++) {
         struct xm_disk_status st;
         xm_disk_status(m->machine->disk[i].disk, &st);
@@ -446,8 +465,8 @@ static int switch_over(struct source *m)
     xm_fault("switch-sent");
     if (!m->storage)
         source_unlock_disks(m); /* both hosts reach them: the destination locks them before it promises */
-    reply = call_destination(m->links, json_pack("{s:s s:b}", "call", "loaded", "paused", m->paused),
-                             source_time_left(m, QEMU_TIMEOUT), &m->error);
+    reply = source_call(m, json_pack("{s:s s:b}", "call", "loaded", "paused", m->paused),
+                        source_time_left(m, QEMU_TIMEOUT), &m->error);
     m->report.device_state.to = xm_now();
     json_decref(reply);
     xm_fault("switch-loaded");
@@ -456,19 +475,24 @@ static int switch_over(struct source *m)
     return source_interrupted(m); /* the last chance of an abort */
 }
 
+int source_late(struct source *m, int r)
+{
+    struct xm_error cause = m->error;
+
+    if (m->asked.abort || m->qemu_gone || !source_overdue(m))
+        return r;
+    if (strcmp(cause.text, m->error.text) != 0)
+        xm_error_set(&m->error, ETIMEDOUT, "%.200s: %.280s", m->error.text, cause.text);
+    return -ETIMEDOUT;
+}
+
 int source_switch(struct source *m)
 {
     /* The guest stands still for what --bandwidth would hold back: 106 ms of last pages, seen, at 30 MB/s. */
     xm_links_set_rate(m->links, 0);
     int r = switch_over(m);
-    struct xm_error first = m->error;
 
-    if (r && !m->asked.abort && !m->qemu_gone && source_overdue(m)) {
-        if (strcmp(first.text, m->error.text) != 0)
-            xm_error_set(&m->error, ETIMEDOUT, "%.200s: %.280s", m->error.text, first.text);
-        r = -ETIMEDOUT;
-    }
-    return r;
+    return r && !m->can_try_again ? source_late(m, r) : r;
 }
 
 /* ---- back ---- */

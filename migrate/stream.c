@@ -30,6 +30,7 @@ struct stream {
     struct xm_error error;
     /* source */
     struct xm_transport *to;
+    unsigned attempt;
     struct piece *piece;
     unsigned busy;               /* held or unanswered */
     _Atomic bool hold;           /* set by another thread, ended by this one */
@@ -132,6 +133,7 @@ static void begin_piece(struct stream *s, struct piece *pc)
         .type = XM_FRAME_STREAM,
         .urgent = true,
         .offset = s->offset,
+        .after = s->attempt,
     };
 }
 
@@ -277,7 +279,8 @@ static void *receive_main(void *arg)
 
 /* ---- both ---- */
 
-static struct stream *stream_new(void *(*fn)(void *), int fd, struct xm_transport *to, struct xm_error *e)
+static struct stream *stream_new(void *(*fn)(void *), int fd, struct xm_transport *to, unsigned attempt,
+                                 struct xm_error *e)
 {
     struct stream *s = calloc(1, sizeof *s);
 
@@ -294,6 +297,7 @@ static struct stream *stream_new(void *(*fn)(void *), int fd, struct xm_transpor
     STAILQ_INIT(&s->held);
     s->fd = fd;
     s->to = to;
+    s->attempt = attempt;
     if (pthread_create(&s->thread, NULL, fn, s)) {
         xm_mailbox_destroy(&s->mailbox);
         free(s->piece);
@@ -305,14 +309,14 @@ static struct stream *stream_new(void *(*fn)(void *), int fd, struct xm_transpor
     return s;
 }
 
-struct stream *stream_send(int fd, struct xm_transport *to, struct xm_error *e)
+struct stream *stream_send(int fd, struct xm_transport *to, unsigned attempt, struct xm_error *e)
 {
-    return stream_new(send_main, fd, to, e);
+    return stream_new(send_main, fd, to, attempt, e);
 }
 
 struct stream *stream_receive(int fd, struct xm_error *e)
 {
-    return stream_new(receive_main, fd, NULL, e);
+    return stream_new(receive_main, fd, NULL, 0, e);
 }
 
 void stream_stop(struct stream *s)

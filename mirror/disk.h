@@ -251,7 +251,8 @@ struct xm_disk {
     struct verify *verify; /* under way, or NULL */
     struct {
         bool busy; /* `request` is with the replica */
-        bool done; /* and has come back, with `status` */
+        bool old;  /* it was there before what is waited for now began, and does not count */
+        bool done; /* it has come back, with `status` */
         int status;
         struct xm_rreq request;
     } flush;

@@ -88,7 +88,8 @@ static void flush_ended(struct xm_rreq *r, int status)
     struct xm_disk *d = xm_container_of(r, struct xm_disk, flush.request);
 
     d->flush.busy = false;
-    d->flush.done = true;
+    d->flush.done = !d->flush.old;
+    d->flush.old = false;
     d->flush.status = status;
     disk_progress(d);
 }
@@ -133,7 +134,14 @@ void xm_disk_quiesce(struct xm_disk *d, void (*done)(void *, int status, const c
     d->quiesce.arg = arg;
     d->quiesce.spoiled = false;
     d->flush.done = false;
+    d->flush.old = d->flush.busy; /* of one that was cancelled: the guest has written since */
     disk_progress(d);
+}
+
+void xm_disk_quiesce_cancel(struct xm_disk *d)
+{
+    if (d->quiesce.done)
+        quiesce_end(d, -ETIMEDOUT, "it did not come to rest in time");
 }
 
 /* ---- pivot ---- */

@@ -108,6 +108,7 @@ int shim_start(struct shim *s, struct xm_error *e)
         r = machine_start(&s->machine, e);
     if (!r && s->destination)
         r = destination_start(s->destination, e);
+    machine_started();
     if (r) {
         xm_error_prefix(e, "VM %s", s->machine.spec.name);
         if (s->machine.adopted) /* not ours to end because we failed */
@@ -206,6 +207,12 @@ static void client_read(struct shim *s, struct client *c)
         client_drop(s, c);
 }
 
+/* One that a migration has put another in the place of is not missed. */
+static bool is_replaced(const struct shim *s)
+{
+    return s->machine.between || qemu_alive(&s->machine.qemu);
+}
+
 static void qemu_ended(struct shim *s)
 {
     s->qemu_ended = true;
@@ -281,7 +288,8 @@ void shim_run(struct shim *s)
         p[0] = (struct pollfd){.fd = s->machine.mailbox.fd, .events = POLLIN};
         p[1] = (struct pollfd){.fd = s->listen_fd, .events = POLLIN};
         p[2] = (struct pollfd){.fd = s->signal_fd, .events = POLLIN};
-        p[3] = (struct pollfd){.fd = s->qemu_ended ? -1 : s->machine.qemu.pidfd, .events = POLLIN};
+        bool watched = !s->qemu_ended && !s->machine.between;
+        p[3] = (struct pollfd){.fd = watched ? s->machine.qemu.pidfd : -1, .events = POLLIN};
         /* While a migration talks to QEMU its own thread reads the events. */
         bool apart = s->source || s->destination || s->monitor_lost;
         p[4] = (struct pollfd){.fd = apart ? -1 : s->machine.qemu.qmp.conn.fd, .events = POLLIN};
@@ -300,7 +308,7 @@ void shim_run(struct shim *s)
         }
         if (ready < 0)
             continue;
-        if (p[3].revents) {
+        if (p[3].revents && !is_replaced(s)) {
             qemu_ended(s);
         } else if (p[4].revents && qmp_pump(&s->machine.qemu.qmp, 0, NULL) < 0 && !s->monitor_lost) {
             s->monitor_lost = true; /* by its end, in a moment; or for good */

@@ -12,7 +12,7 @@ const char *const fault_names[FAULTS] = {
 
 struct planned plan[PLANNED_MAX];
 unsigned planned;
-bool plan_storage_only;
+enum plan_of plan_of;
 
 static unsigned left; /* of those at chance */
 static unsigned long next_at;

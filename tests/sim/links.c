@@ -255,6 +255,7 @@ uint64_t __wrap_xm_links_queued(struct xm_links *l, uint64_t *max)
 struct call {
     struct xm_links *from;
     uint8_t type;
+    uint64_t attempt;
     char *payload;
     uint32_t length;
     bool answered;
@@ -309,16 +310,18 @@ static void *serve_call(void *arg)
 {
     struct call *c = arg;
     struct xm_links *l = c->from->peer;
-    struct xm_frame_hdr hdr = {.type = c->type, .length = c->length};
+    struct xm_frame_hdr hdr = {.type = c->type, .length = c->length, .after = c->attempt};
     struct xm_digest none = {0};
     struct xm_error e = {0};
 
     if (!l || l->freed || !l->up)
         return NULL;
     if (c->type != XM_FRAME_CALL) {
-        if (l->proc->shim && l->proc->shim->destination)
-            l->proc->shim->destination->sealed |= c->type == XM_FRAME_DISK_DIGEST;
-        answer(c, 0, &none, sizeof none);
+        struct destination *dst = l->proc->shim ? l->proc->shim->destination : NULL;
+        bool old = dst && dst->attempt != c->attempt;
+        if (dst && !old)
+            dst->sealed |= c->type == XM_FRAME_DISK_DIGEST;
+        answer(c, old ? -ECANCELED : 0, &none, old ? 0 : sizeof none);
         return NULL;
     }
     l->serving++;
@@ -364,7 +367,11 @@ int __wrap_xm_transport_call(struct xm_transport *t, struct xm_msg *m, uint64_t 
     uint64_t deadline = sim_time() + timeout;
 
     sim_point("call");
-    *c = (struct call){.from = l, .type = m->type, .length = m->length, .payload = sim_alloc(m->length + 1)};
+    *c = (struct call){.from = l,
+                       .type = m->type,
+                       .attempt = m->after,
+                       .length = m->length,
+                       .payload = sim_alloc(m->length + 1)};
     if (m->length)
         memcpy(c->payload, m->payload, m->length);
     if (m->type == XM_FRAME_CALL)
@@ -419,11 +426,11 @@ int __wrap_qmp_make_stream(struct qmp *q, const char *name, uint64_t timeout_ns,
                                                        : 0; /* no descriptor: the stream is a stand-in */
 }
 
-struct stream *__wrap_stream_send(int fd, struct xm_transport *to, struct xm_error *e)
+struct stream *__wrap_stream_send(int fd, struct xm_transport *to, unsigned attempt, struct xm_error *e)
 {
     struct stream *s = calloc(1, sizeof *s);
 
-    (void)fd, (void)e;
+    (void)fd, (void)attempt, (void)e;
     s->l = to->ctx;
     return s;
 }

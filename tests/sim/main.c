@@ -12,7 +12,7 @@
  * move at the end
  *   XM_SIM_SEED=S sim -v                 one seed, told event by event
  *   XM_SIM_PLAN=P:FAULT:HOST[,...] sim -v   one move with these faults, likewise
- *   XM_SIM_STORAGE=1                     ... and that is one of the disks alone
+ *   XM_SIM_OF=1                          ... and that is one of the disks alone; 2: one that needs two switch-overs
  *   XM_SIM_SIN=K                         with the K-th sin */
 #include "tests/sim/sim.h"
 
@@ -164,6 +164,8 @@ static void draw(void)
     w.read_errors = chance(100) ? 20 + (unsigned)below(200) : 0;
     w.refusals = chance(100) ? 300 : 0;
     w.refuse_run = chance(100) ? 500 : 0;
+    w.grace = chance(600) ? between(100, 3000) * MS : 0;
+    w.late = chance(300) ? 100 + (unsigned)below(600) : 0;
 }
 
 static bool run(uint64_t seed, bool verbose)
@@ -186,6 +188,7 @@ static bool run(uint64_t seed, bool verbose)
         make_host(i);
     w.autostart = !by_plan && chance(300);
     w.full = by_plan || chance(all_full ? 1000 : 200);
+    w.grace = by_plan && plan_of == LATE_MOVE ? 2 * SEC : 0;
     make_vm(&w.host[0]);
     sin_committed = sin;
     if (!by_plan)
@@ -243,6 +246,9 @@ static int seeds(uint64_t first, uint64_t count)
 
 /* ---- every step ---- */
 
+static const char *const plan_names[PLANS_OF] = {"a move", "a move of the disks alone",
+                                                 "a move whose first switch-over takes too long"};
+
 static bool planned_run(void)
 {
     return run(4711, false);
@@ -250,30 +256,30 @@ static bool planned_run(void)
 
 static int tell_plan(void)
 {
-    printf("a move%s with", plan_storage_only ? " of the disks alone" : "");
+    printf("%s with", plan_names[plan_of]);
     for (unsigned i = 0; i < planned; i++)
         printf("%s «%s» on %s at point %lu", i ? "," : "", fault_names[plan[i].fault],
                plan[i].host ? "B" : "A", plan[i].point);
-    printf(": %s\n  %sXM_SIM_PLAN=", w.violation, plan_storage_only ? "XM_SIM_STORAGE=1 " : "");
+    printf(": %s\n  XM_SIM_OF=%d XM_SIM_PLAN=", w.violation, (int)plan_of);
     for (unsigned i = 0; i < planned; i++)
         printf("%s%lu:%d:%d", i ? "," : "", plan[i].point, (int)plan[i].fault, plan[i].host);
     printf(" %s -v tells how\n", program_invocation_name);
     return 1;
 }
 
-static int every_step(bool twice, bool storage_only)
+static int every_step(bool twice, enum plan_of of)
 {
     double began = seconds();
     unsigned long runs = 0;
 
-    plan_storage_only = storage_only;
+    plan_of = of;
     planned = 1;
     plan[0] = (struct planned){.point = NEVER >> 1};
     if (!planned_run())
         return tell_plan();
-    unsigned long steps = w.points_of_script;
-    for (unsigned long point = 1; point <= steps; point++) {
-        for (int f = 0; f < 2 * FAULTS; f += 1 + storage_only) { /* that is one host's own */
+    unsigned long steps = w.points_of_script, first = XM_MAX(w.late_at, 1ul);
+    for (unsigned long point = first; point <= steps; point++) {
+        for (int f = 0; f < 2 * FAULTS; f += 1 + (of == DISKS_MOVE)) { /* that is one host's own */
             if (!twice && (point + (unsigned)f / 2) % 2) /* a kind at every other step; long.sh has all */
                 continue;
             runs++;
@@ -291,11 +297,11 @@ static int every_step(bool twice, bool storage_only)
             }
         }
     }
-    plan_storage_only = false;
-    printf("%d faults at %s of %lu steps of a move of %s%s: %lu runs in %.1f s\n", FAULTS,
-           twice ? "each" : "every other", steps,
-           storage_only ? "the disks alone, on its host" : "the VM, on each host",
-           twice ? ", and two of them" : "", runs, seconds() - began);
+    plan_of = WHOLE_MOVE;
+    printf("%d faults at %s of %lu steps of %s, on %s%s: %lu runs in %.1f s\n", FAULTS,
+           twice ? "each" : "every other", steps - first + 1, plan_names[of],
+           of == DISKS_MOVE ? "its host" : "each host", twice ? ", and two of them" : "", runs,
+           seconds() - began);
     return 0;
 }
 
@@ -364,6 +370,7 @@ static const char *const sin_names[SINS] = {
     [GIVEN_RESUMES] = "a source that hears nothing goes on",
     [NO_SETTLING] = "nobody settles what was left open",
     [LOAD_BEFORE_PAGES] = "device state is loaded before all pages are there",
+    [PROMISE_STANDS] = "a switch-over is given up, and its promise is not taken back",
     [SWAP_UNRECORDED] = "a disk is swapped before that is recorded",
 };
 
@@ -430,6 +437,7 @@ static void read_plan(const char *text)
 int main(int argc, char **argv)
 {
     const char *seed = getenv("XM_SIM_SEED"), *steps = getenv("XM_SIM_PLAN"), *sin = getenv("XM_SIM_SIN");
+    const char *of = getenv("XM_SIM_OF");
     uint64_t count = SEEDS, first = 1;
     bool verbose = false, twice = false, steps_too = true, sins_too = true;
     bool only_sins = false;
@@ -459,7 +467,7 @@ int main(int argc, char **argv)
     json_set_alloc_funcs(malloc, free);
     if (sin)
         sin_committed = (enum sin)atoi(sin);
-    plan_storage_only = getenv("XM_SIM_STORAGE") != NULL;
+    plan_of = of && atoi(of) < PLANS_OF ? (enum plan_of)atoi(of) : WHOLE_MOVE;
     if (seed || steps) {
         if (steps)
             read_plan(steps);
@@ -469,10 +477,8 @@ int main(int argc, char **argv)
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
     int r = steps_too && !only_sins ? regressions() : 0;
-    if (!r && steps_too && !only_sins)
-        r = every_step(twice, false);
-    if (!r && steps_too && !only_sins)
-        r = every_step(twice, true);
+    for (int p = WHOLE_MOVE; p < PLANS_OF && !r && steps_too && !only_sins; p++)
+        r = every_step(twice, (enum plan_of)p);
     if (!r && count && !only_sins)
         r = seeds(first, count);
     if (!r && count > 1 && !only_sins && !three) {

@@ -330,7 +330,7 @@ void operator_script(void)
         sim_violated("the VM does not start at first: %s", xm_json_str(said, "error", "?"));
     w.begun = true;
     if (planned) {
-        if (plan_storage_only)
+        if (plan_of == DISKS_MOVE)
             move_disks(&w.host[0], "ds2");
         else
             move(&w.host[0]);

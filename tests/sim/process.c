@@ -203,6 +203,7 @@ static struct config configuration(struct host *h)
         .storage_migrations = 2,
         .migrations = 4,
         .downtime = 100 * MS,
+        .switch_grace = w.grace,
         .link_timeout = 5 * SEC,
         .incoming_silence = 60 * SEC,
         .datastores = 2,

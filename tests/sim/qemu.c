@@ -261,6 +261,16 @@ static void shuts_down(void *arg)
         qemu_exit(s->p, true);
 }
 
+/* The stream's way, and its loading. */
+static uint64_t state_takes(void)
+{
+    if (plan_of == LATE_MOVE && planned && w.begun && !w.late_at) {
+        w.late_at = w.points;
+        return SEC;
+    }
+    return (chance(w.late) ? between(50, 800) : between(1, 20)) * MS;
+}
+
 /* ---- its monitor ---- */
 
 static json_t *error(const char *text)
@@ -316,7 +326,7 @@ static json_t *carries_out(struct proc *p, const char *what)
         if (strcmp(q->status, "pre-switchover") != 0)
             return error("Migration not in expected state");
         status(p, "device");
-        after(between(1, 20) * MS, arrives, step_of(p));
+        after(state_takes(), arrives, step_of(p));
     } else if (!strcmp(what, "migrate-incoming")) {
         if (!q->incoming || q->status[0])
             return error("'-incoming' was not specified");

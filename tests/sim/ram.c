@@ -21,6 +21,11 @@ int __wrap_xm_ram_find(struct xm_ram *ram, pid_t pid, struct xm_error *e)
     return 0;
 }
 
+int __wrap_xm_ram_follow(struct xm_ram *ram, pid_t pid, struct xm_error *e)
+{
+    return __wrap_xm_ram_find(ram, pid, e);
+}
+
 void __wrap_xm_ram_close(struct xm_ram *ram)
 {
     ram->blocks = 0;
@@ -30,6 +35,11 @@ struct xm_ramsink *__wrap_xm_ramsink_new(struct xm_ram *ram, struct xm_error *e)
 {
     (void)ram, (void)e;
     return sim_alloc(16);
+}
+
+void __wrap_xm_ramsink_reopen(struct xm_ramsink *s)
+{
+    (void)s;
 }
 
 uint64_t __wrap_xm_ramsink_round(struct xm_ramsink *s)
@@ -104,6 +114,13 @@ int __wrap_xm_precopy_round(struct xm_precopy *p, bool final, const _Atomic bool
                              .ns = ns,
                              .rate = 1e9};
     return 0;
+}
+
+int __wrap_xm_precopy_again(struct xm_precopy *p, const _Atomic bool *abort, struct xm_error *e)
+{
+    (void)abort;
+    p->complete = false;
+    return p->l->error.code ? xm_error_set(e, ENOLINK, "%s", p->l->error.text) : 0;
 }
 
 void __wrap_xm_precopy_deadline(struct xm_precopy *p, uint64_t deadline)

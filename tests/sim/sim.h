@@ -229,10 +229,12 @@ struct world {
     bool may_be_stopped;   /* somebody, or something, has stopped it */
     bool begun;            /* it runs for the first time: from now on things may go wrong */
     /* How this run is */
-    unsigned preempt, slow, duplicate, write_errors, read_errors, refusals, refuse_run; /* per mille */
+    unsigned preempt, slow, duplicate, write_errors, read_errors, refusals, refuse_run, late; /* per mille */
+    uint64_t grace; /* beyond the downtime budget */
     bool autostart;
     bool full; /* several commands, and a move at the end */
     unsigned long points, points_of_script;
+    unsigned long late_at; /* the point at which a switch-over that takes too long began; 0: none has */
     unsigned jobs_done, jobs_failed;
     bool verbose;
 };
@@ -316,7 +318,10 @@ struct planned {
     int host;
 };
 #define PLANNED_MAX 4
-extern bool plan_storage_only; /* of a move between two datastores, else to the other host */
+/* What goes on at the points of a plan: a move to the other host, or of the disks between two datastores, or one
+ * that needs two switch-overs. */
+enum plan_of { WHOLE_MOVE, DISKS_MOVE, LATE_MOVE, PLANS_OF };
+extern enum plan_of plan_of;
 extern struct planned plan[PLANNED_MAX];
 extern unsigned planned;
 void faults_reset(unsigned random_ones); /* so many at chance */
@@ -363,7 +368,8 @@ enum sin {
     GIVEN_RESUMES,            /* the source that hears nothing goes on */
     NO_SETTLING,              /* nobody settles what was left open */
     LOAD_BEFORE_PAGES,        /* device state is not held until all pages are there */
-    SWAP_UNRECORDED,          /* storage-only: the disk is in the new file before spec.json says so */
+    PROMISE_STANDS,
+    SWAP_UNRECORDED, /* storage-only: the disk is in the new file before spec.json says so */
     SINS
 };
 extern enum sin sin_committed;

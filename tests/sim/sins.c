@@ -11,6 +11,7 @@
 
 int __real_owner_load(const char *, const char *, struct owner_record *, struct xm_error *);
 int __real_owner_save(const char *, const char *, const struct owner_record *, struct xm_error *);
+int __real_owner_restore(const char *, const char *, const struct owner_record *, struct xm_error *);
 int __real_journal_write(const char *, enum journal_side, uint64_t, const char *, const struct owner_record *,
                          const json_t *, struct xm_error *);
 int __real_journal_undo(const char *, const char *, struct xm_error *);
@@ -25,7 +26,8 @@ int __real_source_handoff(struct source *);
 json_t *__real_settle_claimed(struct agent *, const char *, bool);
 json_t *__real_settle(struct agent *, const char *, bool, uint64_t);
 
-static struct task *blind; /* it undoes, and shall not see the record */
+static struct task *blind;  /* it undoes, and shall not see the record */
+static struct task *misled; /* it has taken nothing back, and shall not see that */
 
 /* Records are read far more often than written: what stood there when nothing has changed since is no
  * other now. */
@@ -58,6 +60,10 @@ int __wrap_owner_load(const char *dir, const char *vm, struct owner_record *rec,
 {
     if (blind && blind == task_current())
         return -ENOENT;
+    if (misled && misled == task_current()) {
+        misled = NULL;
+        return -ENOENT;
+    }
     int r = load(dir, vm, rec, e);
     return sin_committed == RECORD_ERROR_IS_NOT_OURS && r ? -ENOENT : r;
 }
@@ -101,6 +107,17 @@ int __wrap_owner_save(const char *dir, const char *vm, const struct owner_record
         p->shim->source && !rec->settled)
         unlink(p->shim->machine.spec.disk[0].path);
     return r;
+}
+
+int __wrap_owner_restore(const char *dir, const char *vm, const struct owner_record *before,
+                         struct xm_error *e)
+{
+    const struct proc *p = proc_current();
+
+    if (sin_committed != PROMISE_STANDS || p->kind != SHIM)
+        return __real_owner_restore(dir, vm, before, e);
+    misled = before ? NULL : task_current();
+    return 0;
 }
 
 int __wrap_journal_write(const char *dir, enum journal_side side, uint64_t epoch, const char *peer,

@@ -63,6 +63,16 @@ static void a_downtime_over_its_budget_is_said_to_be(void **state)
     assert_null(strstr(cli_out, "budget"));
 }
 
+static void a_switch_that_was_given_up_is_told(void **state)
+{
+    (void)state;
+    const char *done = "{\"event\":\"done\",\"vm\":\"web1\",\"destination\":\"hostb\",\"downtime_ms\":20.0,"
+                       "\"given_up_switches\":1,\"given_up_ms\":212.5,\"given_up\":\"hostb was late\"}";
+    assert_int_equal(run_cli("web1 hostb", SAYS(JOB, done), false, false), CLI_DONE);
+    expect_in(cli_out, "  downtime     20.0 ms\n  stood still  once before, for 212.5 ms; it went on then: "
+                       "hostb was late\n");
+}
+
 static void a_storage_only_move_speaks_of_disks(void **state)
 {
     (void)state;
@@ -258,6 +268,7 @@ int main(void)
         WITH_AGENT(a_move_ends_with_a_report),
         WITH_AGENT(the_report_tells_what_the_shim_measured),
         WITH_AGENT(a_downtime_over_its_budget_is_said_to_be),
+        WITH_AGENT(a_switch_that_was_given_up_is_told),
         WITH_AGENT(a_storage_only_move_speaks_of_disks),
         WITH_AGENT(few_lines_where_nothing_can_be_redrawn),
         WITH_AGENT(a_comparison_says_how_far_it_is),

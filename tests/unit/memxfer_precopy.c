@@ -146,6 +146,26 @@ static void *drive(void *arg)
     return NULL;
 }
 
+/* The last round has ended, or could not in its time; the guest goes on, and who has loaded something there has
+ * written to its memory. */
+static void a_switch_that_is_given_up(uint64_t seed)
+{
+    struct xm_error e = {0};
+    struct xm_round r;
+
+    ramchild_pause(&w.child, true);
+    xm_precopy_deadline(w.precopy, xm_now() + seed % 7 * 50000);
+    int late = xm_precopy_round(w.precopy, true, &no_abort, &r, &e);
+    assert_true(late == 0 || late == -ETIMEDOUT);
+    ramchild_pause(&w.child, false);
+    if (xm_precopy_again(w.precopy, &no_abort, &e) < 0)
+        fail_msg("%s", e.text);
+    for (uint64_t p = seed % 5; p < w.to.block[0].size / XM_PAGE; p += 1 + seed % 13)
+        memset(w.to.block[0].map + p * XM_PAGE, 0x3c, 200);
+    run_round(false);
+    run_round(false);
+}
+
 static void one_migration(uint64_t seed)
 {
     struct driver d = {.seed = seed};
@@ -159,6 +179,10 @@ static void one_migration(uint64_t seed)
         memset(w.to.block[0].map + p * XM_PAGE, 0xf0, 100);
     if (seed % 5 == 0)
         xm_ramsink_populate(w.sink);
+    if (seed % 3 == 0) {
+        run_round(false);
+        a_switch_that_is_given_up(seed);
+    }
     assert_int_equal(pthread_create(&d.thread, NULL, drive, &d), 0);
     for (unsigned i = 0; i < 1 + seed % 4; i++)
         run_round(false);
@@ -281,6 +305,24 @@ static void a_lost_wire_is_told(void **state)
     ramchild_end(&w.child);
 }
 
+/* One that is only late may go on; what was lost on its way stays lost. */
+static void what_is_lost_is_not_tried_again(void **state)
+{
+    (void)state;
+    struct xm_error e = {0};
+    ramchild_need_tracking();
+    begin(8 * MIB, write_half_once, 1);
+    ramchild_pause(&w.child, true);
+    ramwire_hold(&w.wire, true);
+    w.wire.fail_after = 1;
+    xm_precopy_deadline(w.precopy, xm_now() + XM_NS_PER_MS);
+    assert_int_equal(xm_precopy_round(w.precopy, false, &no_abort, NULL, &e), -ETIMEDOUT);
+    ramwire_hold(&w.wire, false);
+    assert_int_equal(xm_precopy_again(w.precopy, &no_abort, &e), -ENOLINK);
+    assert_int_equal(xm_precopy_round(w.precopy, false, &no_abort, NULL, &e), -ENOLINK);
+    ramchild_end(&w.child);
+}
+
 static _Atomic bool now_abort;
 
 static void *abort_soon(void *arg)
@@ -317,6 +359,7 @@ int main(void)
         cmocka_unit_test_teardown(own_writes_are_sent, teardown),
         cmocka_unit_test_teardown(in_flight_is_bounded, teardown),
         cmocka_unit_test_teardown(a_lost_wire_is_told, teardown),
+        cmocka_unit_test_teardown(what_is_lost_is_not_tried_again, teardown),
         cmocka_unit_test_teardown(an_abort_is_heard_at_once, teardown),
         cmocka_unit_test_teardown(random_migrations_end_equal, teardown),
     };

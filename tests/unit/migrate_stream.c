@@ -122,7 +122,7 @@ static void test_in_order_once(void **state)
     s.to = stream_receive(out[0], &e);
     assert_non_null(s.to);
     int reader = out[1];
-    struct stream *from = stream_send(in[0], &s.transport, &e);
+    struct stream *from = stream_send(in[0], &s.transport, 0, &e);
     assert_non_null(from);
     int writer = in[1];
     assert_int_equal(pthread_create(&t, NULL, write_all, &writer), 0);
@@ -151,7 +151,7 @@ static void test_held_until_released(void **state)
     (void)state;
     pair(in), pair(out);
     s.to = stream_receive(out[0], &e);
-    struct stream *from = stream_send(in[0], &s.transport, &e);
+    struct stream *from = stream_send(in[0], &s.transport, 0, &e);
     int reader = out[1], writer = in[1];
     assert_int_equal(write(writer, "one", 3), 3);
     assert_int_equal(recv(reader, got, 3, MSG_WAITALL), 3);
@@ -183,7 +183,7 @@ static void test_held_for_good(void **state)
     s.transport = (struct xm_transport){.submit = submit, .ctx = &s};
     (void)state;
     pair(in);
-    struct stream *from = stream_send(in[0], &s.transport, &e);
+    struct stream *from = stream_send(in[0], &s.transport, 0, &e);
     int writer = in[1];
     stream_hold(from);
     for (struct limit l = limit_start(5); written <= 2 << 20 && limit_wait(&l);) {
@@ -208,7 +208,7 @@ static void test_refused(void **state)
     s.transport = (struct xm_transport){.submit = submit, .ctx = &s};
     (void)state;
     pair(in);
-    struct stream *from = stream_send(in[0], &s.transport, &e);
+    struct stream *from = stream_send(in[0], &s.transport, 0, &e);
     int writer = in[1];
     assert_int_equal(write(writer, "x", 1), 1);
     for (struct limit l = limit_start(5); !e.code && limit_wait(&l);)
@@ -228,7 +228,7 @@ static void test_nobody_came(void **state)
     s.transport = (struct xm_transport){.submit = submit, .ctx = &s};
     (void)state;
     pair(in);
-    struct stream *from = stream_send(in[0], &s.transport, &e);
+    struct stream *from = stream_send(in[0], &s.transport, 0, &e);
     assert_non_null(from);
     stream_free(from);
     close(in[1]);

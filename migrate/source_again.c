@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: MIT */
+/* Another try after a switch-over that took too long. The copy of the disks may have taken hours: it is not
+ * given up for a destination's disk that took a second to flush, or a link that was slow for a moment.
+ *
+ * The first try has twice the guest's downtime budget. When that is over:
+ *   the destination takes its promise back, durably (invariant 11: the guest is about to make that copy old), and
+ *   says so; the guest stands still for that, for as long as it would have for the switch-over
+ *   -> the guest goes on here; the mirror has never been off
+ *   -> what was on its way has ended, and the destination has a QEMU that can load a VM
+ *   -> memory goes anew, all of it, and then the second try, with budget and grace (source_switch.c).
+ *
+ * Failures: as of the switch-over itself before the guest goes on; afterwards as in any round of memory. */
+#include "migrate/source.h"
+
+#define READY_TIMEOUT (30 * XM_NS_PER_S) /* a QEMU ends there, and another one starts */
+
+static bool only_late(struct source *m)
+{
+    struct xm_error first = m->error;
+    bool late = m->can_try_again && m->seen.stop && !m->seen.resumed && source_overdue(m) < 0;
+
+    late = late && source_interrupted(m) == 0;
+    m->error = first;
+    return late;
+}
+
+static void note(struct source *m)
+{
+    uint64_t stood = xm_now() - m->seen.stop;
+
+    m->report.stood += stood;
+    m->report.given_up = m->error;
+    xm_log(XM_LOG_WARN, "VM %s, job %s: the switch-over was given up after %s, and is tried again: %s",
+           m->machine->spec.name, m->job, xm_format_time(stood).s, m->error.text);
+}
+
+/* The guest runs here, as if no switch-over had begun. */
+static void forget_switch(struct source *m)
+{
+    stream_free(m->stream);
+    m->stream = NULL;
+    m->stopping = m->told = false;
+    m->seen.stop = 0;
+    m->may_be_promised = false;
+    m->attempt++;
+}
+
+int source_again(struct source *m, int r)
+{
+    struct xm_error first = m->error;
+
+    if (!only_late(m))
+        return m->can_try_again ? source_late(m, r) : r;
+    m->can_try_again = false; /* from here on there is the grace */
+    if (source_late(m, 0))
+        return -m->error.code;
+    stream_stop(m->stream); /* QEMU, too, waits for nobody */
+    xm_fault("again");
+    json_t *reply = call_destination(m->links, m->attempt + 1, json_pack("{s:s}", "call", "again"),
+                                     source_time_left(m, UINT64_MAX / 2), &m->error);
+    json_decref(reply);
+    m->error = first;
+    if (!reply)
+        return source_late(m, r);
+    xm_fault("again-answered");
+    bool back = source_resume(m, &m->error) == 0;
+    m->error = first;
+    if (!back)
+        return r;
+    note(m);
+    xm_links_set_background(m->links, true);
+    xm_links_set_rate(m->links, m->asked.rate);
+    forget_switch(m);
+    xm_fault("again-resumed");
+    m->error.code = 0;
+    if ((r = source_set_state(m, SOURCE_MEMORY)) < 0)
+        return r;
+    reply = source_call(m, json_pack("{s:s}", "call", "ready"), READY_TIMEOUT, &m->error);
+    json_decref(reply);
+    if (!reply)
+        return -m->error.code;
+    r = xm_precopy_again(m->precopy, &m->asked.abort, &m->error);
+    return r && source_interrupted(m) ? -m->error.code : r;
+}

@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: MIT */
+/* A switch-over that takes too long is given up, the guest goes on, and the next one moves it: nothing that was
+ * copied before is lost. Whatever dies in between leaves the VM where it is, and the next move works. */
+#include "tests/progress.h"
+#include "tests/system/harness.h"
+#include "tests/system/small.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+SMALL_GROUP("again", "XM_LAB_FAULTS=yes XM_LAB_GRACE=20s XM_LAB_DOWNTIME=100ms ", .memory = 64)
+
+static struct job move;
+
+static void fault(const char *host, const char *text)
+{
+    assert_int_equal(sh(NULL, 5, "echo '%s' > %s/%s/fault", text, lab_run_dir(), host), 0);
+}
+
+static void begin(void)
+{
+    need_lab();
+    job_start(&move, "%s", xmigrate("a", "--json --with-storage web1 hostb"));
+}
+
+/* The guest is stopped, and so is the source's shim (fault point switch-stopped). */
+static void until_it_stands(void)
+{
+    if (!wait_until(60, "grep -q '^State:.T' /proc/$(cat %s/a/run/vms/web1/shim.pid)/status",
+                    lab_run_dir())) {
+        char *out = NULL;
+        job_end(&move, 1, &out);
+        fail_msg("the guest was never stopped:\n%s", out ? out : "");
+    }
+}
+
+static void shim_goes_on(void)
+{
+    sh(NULL, 5, "kill -CONT $(cat %s/a/run/vms/web1/shim.pid)", lab_run_dir());
+}
+
+/* As the guest's own clock tells. */
+static void guest_must_go_on(void)
+{
+    const unsigned half_a_second = 250;
+    struct limit l = limit_start(10);
+
+    small_read(&guest);
+    for (unsigned up = guest.now.up; guest.now.up < up + half_a_second; small_read(&guest))
+        assert_true(limit_wait(&l));
+}
+
+/* At the second try; its disks were not copied again. Back it goes, for the next test. */
+static void it_has_moved(void)
+{
+    char *out = NULL;
+    int code = job_end(&move, 90, &out);
+    json_t *o = last_json(out);
+
+    if (code != 0 || number(o, "given_up_switches") != 1)
+        fail_msg("exit status %d:\n%s", code, out ? out : "");
+    print_message("the guest stood still for %.0f ms, and for %.0f ms at the second try: %s\n",
+                  number(o, "given_up_ms"), number(o, "downtime_ms"), string(o, "given_up"));
+    assert_true(number(o, "given_up_ms") >= 100);
+    assert_non_null(strstr(out, "\"memory\""));
+    json_decref(o);
+    free(out);
+    vm_must_run_at("b", "web1");
+    small_must_be_whole(&guest, "b");
+    assert_int_equal(guest.boots, 1);
+    assert_int_equal(xmigrate_run("b", 0, NULL, "--with-storage --downtime 5000 web1 hosta"), 0);
+    small_must_be_whole(&guest, "a");
+    host_must_be_clean("b");
+}
+
+static void a_load_that_takes_long(void **state)
+{
+    (void)state;
+    begin();
+    fault("b", "loaded:1:delay=700");
+    it_has_moved();
+}
+
+/* Its disks, last pages and digests are late, and so is its word. */
+static void a_destination_that_stands_still(void **state)
+{
+    char *b = NULL;
+
+    (void)state;
+    begin();
+    fault("a", "switch-stopped:1:stop");
+    until_it_stands();
+    assert_int_equal(sh(&b, 5, "cat %s/b/run/vms/web1/shim.pid", lab_run_dir()), 0);
+    int pid = atoi(b);
+    free(b);
+    assert_int_equal(sh(NULL, 5, "kill -STOP %d", pid), 0);
+    fault("a", "again:1:stop");
+    shim_goes_on();
+    assert_true(wait_until(60, "test ! -e %s/a/fault", lab_run_dir()));
+    until_it_stands();
+    sh(NULL, 5, "kill -CONT %d", pid);
+    shim_goes_on();
+    it_has_moved();
+}
+
+/* It is killed, and another one started. */
+static void a_qemu_of_the_destination_that_hangs(void **state)
+{
+    (void)state;
+    begin();
+    fault("a", "switch-stopped:1:stop");
+    until_it_stands();
+    assert_int_equal(sh(NULL, 5, "kill -STOP $(cat %s/b/run/vms/web1/qemu.pid)", lab_run_dir()), 0);
+    shim_goes_on();
+    guest_must_go_on();
+    it_has_moved();
+}
+
+static void agent(const char *host, const char *faults)
+{
+    sh(NULL, 5, "kill -9 $(cat %s/%s/agent.pid)", lab_run_dir(), host);
+    assert_int_equal(
+        sh(NULL, 30, "XM_LAB_FAULTS=no XMIGRATE_FAULT=%s tests/system/lab.sh agent %s", faults, host), 0);
+}
+
+/* One of the two dies there. The source's shim is the VM's: what it was started with, it has. */
+static void dies(const char *side, const char *point)
+{
+    char late[120], kills[80];
+    char *out = NULL;
+
+    need_lab();
+    snprintf(kills, sizeof kills, "%s:1:kill", point);
+    snprintf(late, sizeof late, "loaded:1:delay=700%s%s", *side == 'b' ? "," : "", *side == 'b' ? kills : "");
+    agent("b", late);
+    begin();
+    if (*side == 'a')
+        fault("a", kills);
+    int code = job_end(&move, 90, &out);
+    if (code == 0)
+        fail_msg("it has moved:\n%s", out);
+    free(out);
+    agent("b", "");
+    assert_true(wait_until(60, "%s", xmigrate("a", "--json recover web1")));
+    vm_must_run_at("a", "web1");
+    small_must_be_whole(&guest, "a");
+    assert_true(wait_until(60, "test ! -e %s/b/run/vms/web1", lab_run_dir()));
+    host_must_be_clean("b");
+    assert_int_equal(guest.boots, 1);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "--with-storage --downtime 5000 web1 hostb"), 0);
+    small_must_be_whole(&guest, "b");
+    assert_int_equal(xmigrate_run("b", 0, NULL, "--with-storage --downtime 5000 web1 hosta"), 0);
+    small_must_be_whole(&guest, "a");
+}
+
+static void the_destination_dies_when_it_has_taken_its_promise_back(void **state)
+{
+    (void)state;
+    dies("b", "again-withdrawn");
+}
+
+static void the_destination_dies_between_two_qemus(void **state)
+{
+    (void)state;
+    dies("b", "wait-anew");
+}
+
+static void the_source_dies_before_the_guest_goes_on(void **state)
+{
+    (void)state;
+    dies("a", "again-answered");
+}
+
+static void the_source_dies_when_the_guest_goes_on(void **state)
+{
+    (void)state;
+    dies("a", "again-resumed");
+}
+
+/* Whatever a test that failed has left as it was. */
+static int take_back(void **state)
+{
+    (void)state;
+    sh(NULL, 5, "rm -f %s/a/fault %s/b/fault", lab_run_dir(), lab_run_dir());
+    shim_goes_on();
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(a_load_that_takes_long, take_back),
+        cmocka_unit_test_teardown(a_destination_that_stands_still, take_back),
+        cmocka_unit_test_teardown(a_qemu_of_the_destination_that_hangs, take_back),
+        cmocka_unit_test_teardown(the_destination_dies_when_it_has_taken_its_promise_back, take_back),
+        cmocka_unit_test_teardown(the_destination_dies_between_two_qemus, take_back),
+        cmocka_unit_test_teardown(the_source_dies_before_the_guest_goes_on, take_back),
+        cmocka_unit_test_teardown(the_source_dies_when_the_guest_goes_on, take_back),
+    };
+
+    return cmocka_run_group_tests(tests, lab_setup, lab_teardown);
+}
