@@ -8,6 +8,7 @@
  */
 #include "net/bundle.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -62,22 +63,17 @@ static void call_await(struct call *c, uint64_t deadline, bool (*over)(void *), 
     }
 }
 
-static int call_run(struct xm_transport *t, struct xm_msg *m, uint64_t timeout_ns, bool (*over)(void *),
-                    void *ctx, struct xm_error *e)
+/* NULL: m->status says why not. */
+static struct call *call_begin(struct xm_transport *t, struct xm_msg *m)
 {
-    const struct frame_kind *k = frame_kind(m->type);
-    const char *name = k ? k->name : "unknown";
-    uint64_t now = xm_now(), deadline = timeout_ns > UINT64_MAX - now ? UINT64_MAX : now + timeout_ns;
     struct call *c = malloc(sizeof *c + m->length);
-    int err = c ? xm_mailbox_init(&c->box) : -ENOMEM;
 
-    calls_sweep();
+    m->status = c ? xm_mailbox_init(&c->box) : -ENOMEM;
     m->reply = NULL;
     m->reply_len = 0;
-    if (err < 0) {
+    if (m->status < 0) {
         free(c);
-        m->status = err;
-        return xm_error_errno(e, -err, "calling the other side (%s)", name);
+        return NULL;
     }
     c->msg = *m;
     c->msg.home = &c->box;
@@ -88,17 +84,18 @@ static int call_run(struct xm_transport *t, struct xm_msg *m, uint64_t timeout_n
         c->msg.payload = c->payload;
     }
     t->submit(t, &c->msg);
-    call_await(c, deadline, over, ctx);
+    return c;
+}
+
+/* Takes the call, ended or not. m->status and the answer. */
+static void call_end(struct call *c, struct xm_msg *m, int not_ended)
+{
     if (!c->ended) {
         pthread_mutex_lock(&lock);
         LIST_INSERT_HEAD(&orphans, c, link);
         pthread_mutex_unlock(&lock);
-        m->status = over ? -ECANCELED : -ETIMEDOUT;
-        if (over)
-            return xm_error_set(e, ECANCELED, "the answer of the other side (%s) is not waited for any more",
-                                name);
-        return xm_error_set(e, ETIMEDOUT, "the other side has not answered (%s) within %s", name,
-                            xm_format_time(timeout_ns).s);
+        m->status = not_ended;
+        return;
     }
     m->status = c->msg.status;
     m->hash = c->msg.hash;
@@ -106,18 +103,60 @@ static int call_run(struct xm_transport *t, struct xm_msg *m, uint64_t timeout_n
     m->reply_len = c->msg.reply_len;
     c->msg.reply = NULL;
     call_free(c);
-    if (m->status < 0)
+}
+
+static int call_failed(const struct xm_msg *m, bool ended, uint64_t timeout_ns, struct xm_error *e)
+{
+    const struct frame_kind *k = frame_kind(m->type);
+    const char *name = k ? k->name : "unknown";
+
+    if (ended)
         xm_error_errno(e, -m->status, "calling the other side (%s)", name);
+    else if (m->status == -ECANCELED)
+        xm_error_set(e, ECANCELED, "the answer of the other side (%s) is not waited for any more", name);
+    else
+        xm_error_set(e, ETIMEDOUT, "the other side has not answered (%s) within %s", name,
+                     xm_format_time(timeout_ns).s);
     return m->status;
+}
+
+static int calls_run(struct xm_transport *t, struct xm_msg *m, unsigned n, uint64_t timeout_ns,
+                     bool (*over)(void *), void *ctx, struct xm_error *e)
+{
+    uint64_t now = xm_now(), deadline = timeout_ns > UINT64_MAX - now ? UINT64_MAX : now + timeout_ns;
+    struct call *c[XM_CALLS_MAX];
+    int r = 0;
+
+    assert(n <= XM_CALLS_MAX);
+    calls_sweep();
+    for (unsigned i = 0; i < n; i++)
+        c[i] = call_begin(t, &m[i]);
+    for (unsigned i = 0; i < n; i++) {
+        bool ended = true;
+        if (c[i]) {
+            call_await(c[i], deadline, over, ctx);
+            ended = c[i]->ended;
+            call_end(c[i], &m[i], over ? -ECANCELED : -ETIMEDOUT);
+        }
+        if (m[i].status < 0 && !r)
+            r = call_failed(&m[i], ended, timeout_ns, e);
+    }
+    return r ? r : m[n - 1].status;
 }
 
 int xm_transport_call(struct xm_transport *t, struct xm_msg *m, uint64_t timeout_ns, struct xm_error *e)
 {
-    return call_run(t, m, timeout_ns, NULL, NULL, e);
+    return calls_run(t, m, 1, timeout_ns, NULL, NULL, e);
+}
+
+int xm_transport_calls(struct xm_transport *t, struct xm_msg *m, unsigned n, uint64_t timeout_ns,
+                       struct xm_error *e)
+{
+    return calls_run(t, m, n, timeout_ns, NULL, NULL, e);
 }
 
 int xm_transport_call_until(struct xm_transport *t, struct xm_msg *m, bool (*over)(void *), void *ctx,
                             struct xm_error *e)
 {
-    return call_run(t, m, UINT64_MAX, over, ctx, e);
+    return calls_run(t, m, 1, UINT64_MAX, over, ctx, e);
 }

@@ -394,6 +394,16 @@ int __wrap_xm_transport_call(struct xm_transport *t, struct xm_msg *m, uint64_t 
     return c->status;
 }
 
+int __wrap_xm_transport_calls(struct xm_transport *t, struct xm_msg *m, unsigned n, uint64_t timeout,
+                              struct xm_error *e)
+{
+    int r = 0;
+
+    for (unsigned i = 0; i < n && r >= 0; i++)
+        r = __wrap_xm_transport_call(t, &m[i], timeout, e);
+    return r;
+}
+
 int __wrap_xm_transport_call_until(struct xm_transport *t, struct xm_msg *m, bool (*over)(void *), void *ctx,
                                    struct xm_error *e)
 {

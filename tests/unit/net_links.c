@@ -147,6 +147,62 @@ static void a_call_gives_up_in_time(void **state)
     assert_non_null(strstr(e.text, "DISK_FLUSH"));
 }
 
+/* A way so long that all of them are on it before the first answer begins to come back. */
+static struct xm_msg *on_the_way[3];
+static unsigned under_way;
+
+static void answer_when_all_are_there(struct xm_transport *t, struct xm_msg *m)
+{
+    (void)t;
+    on_the_way[under_way++] = m;
+    for (unsigned i = 3; under_way == 3 && i--;) { /* the last one first */
+        on_the_way[i]->status = on_the_way[i]->object == 1 ? -EIO : 0;
+        on_the_way[i]->reply = malloc(1);
+        on_the_way[i]->reply_len = 1;
+        *(char *)on_the_way[i]->reply = (char)('a' + on_the_way[i]->object);
+        xm_mailbox_post(on_the_way[i]->home, &on_the_way[i]->post);
+    }
+}
+
+static void several_calls_take_one_way(void **state)
+{
+    struct xm_transport t = {.submit = answer_when_all_are_there};
+    struct xm_error e = {0};
+    struct xm_msg m[3];
+
+    (void)state;
+    under_way = 0;
+    for (unsigned i = 0; i < 3; i++)
+        m[i] = (struct xm_msg){.type = XM_FRAME_DISK_DIGEST, .object = (uint16_t)i};
+    assert_int_equal(xm_transport_calls(&t, m, 3, LIMIT_HANG_NS, &e), -EIO);
+    assert_non_null(strstr(e.text, "DISK_DIGEST"));
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(m[i].status, i == 1 ? -EIO : 0);
+        assert_int_equal(m[i].reply_len, 1);
+        assert_int_equal(*(char *)m[i].reply, 'a' + i);
+        free(m[i].reply);
+    }
+}
+
+/* Their time is one for all. */
+static void several_calls_give_up_together(void **state)
+{
+    struct xm_msg m[3];
+    struct xm_error e = {0};
+
+    (void)state;
+    for (unsigned i = 0; i < 3; i++)
+        m[i] = (struct xm_msg){.type = XM_FRAME_DISK_FLUSH, .object = 3};
+    b.hold = true;
+    end_open(&a);
+    end_open(&b);
+    end_join_tcp(&a, &b, 1, NULL);
+    assert_int_equal(xm_transport_calls(xm_links_transport(a.links), m, 3, 20 * XM_NS_PER_MS, &e),
+                     -ETIMEDOUT);
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(m[i].status, -ETIMEDOUT);
+}
+
 static bool asked_thrice(void *ctx)
 {
     return ++*(unsigned *)ctx == 3;
@@ -366,6 +422,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(messages_wait_for_the_first_link, setup, teardown),
         cmocka_unit_test_setup_teardown(calls_are_answered_with_bytes, setup, teardown),
         cmocka_unit_test_setup_teardown(a_call_gives_up_in_time, setup, teardown),
+        cmocka_unit_test_setup_teardown(several_calls_take_one_way, setup, teardown),
+        cmocka_unit_test_setup_teardown(several_calls_give_up_together, setup, teardown),
         cmocka_unit_test_setup_teardown(a_call_without_a_time_waits_until_it_is_told_not_to, setup, teardown),
         cmocka_unit_test_setup_teardown(what_cannot_be_sent_is_refused_at_once, setup, teardown),
         cmocka_unit_test_setup_teardown(urgent_goes_first, setup, teardown),
