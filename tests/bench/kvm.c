@@ -206,9 +206,8 @@ static void estimate(void)
             bench_add(&took, last);
             bench_add(&said, estimated);
             ratio[n++] = last / estimated;
-            if (last > 1.2 * estimated)
-                printf("  %u pages a second, move %u: %.1f ms, estimated %.1f\n", rate[r], i + 1, last,
-                       estimated);
+            printf("  %u pages a second, move %u: %.1f ms, estimated %.1f\n", rate[r], i + 1, last,
+                   estimated);
         }
         end_ours(&b, at);
         bench_note("%u pages a second: stood for %.1f ms [%.1f..%.1f], estimated %.1f [%.1f..%.1f]", rate[r],
