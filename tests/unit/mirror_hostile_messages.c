@@ -19,7 +19,7 @@ struct raw {
     uint8_t payload[600];
 };
 
-static void send_raw(const struct raw *r, size_t len, const int *fds, unsigned n)
+static bool try_raw(const struct raw *r, size_t len, const int *fds, unsigned n)
 {
     struct iovec iov = {(void *)r, len};
     union {
@@ -36,7 +36,12 @@ static void send_raw(const struct raw *r, size_t len, const int *fds, unsigned n
         cm->cmsg_len = CMSG_LEN(sizeof(int) * n);
         memcpy(CMSG_DATA(cm), fds, sizeof(int) * n);
     }
-    assert_int_equal(sendmsg(vf.sock, &m, MSG_NOSIGNAL), (ssize_t)len);
+    return sendmsg(vf.sock, &m, MSG_NOSIGNAL) == (ssize_t)len;
+}
+
+static void send_raw(const struct raw *r, size_t len, const int *fds, unsigned n)
+{
+    assert_true(try_raw(r, len, fds, n));
 }
 
 enum fd_kind { NONE, EVENT, MEM, PIPE, NULLDEV };
@@ -179,6 +184,47 @@ static void test_messages(void **state)
     assert_true(open_fds() <= fds_before + 1); /* the guest's in-flight region */
 }
 
+/* They wait for each other, in more than one go: what is behind one that is refused is not done, and what
+ * came with it is closed. */
+static void test_many_without_an_answer_and_one_that_is_refused(void **state)
+{
+    static const struct raw refused[] = {{99, 1, 0, {0}},                       /* by its form */
+                                         {8, 1, 8, {0, 0, 0, 0, 128, 0, 0, 0}}, /* of a ring that runs */
+                                         {18, 1, 8, {9, 0, 0, 0, 1, 0, 0, 0}}}; /* of no ring */
+    unsigned fds_before = 0;
+    (void)state;
+
+    for (size_t i = 0; i < 2 * sizeof refused / sizeof *refused; i++) {
+        const struct raw *bad = &refused[i / 2], call = {13, 1, 8, {0}};
+        uint64_t before = xm_vhost_broken(vd.vhost);
+        struct pollfd p = {.events = POLLIN};
+        char byte;
+
+        assert_int_equal(vf_connect(&vf, vd.path, 0), 0);
+        assert_int_equal(vf_start(&vf), 0);
+        for (int k = 0; k < 40; k++) {
+            int fd = eventfd(0, EFD_CLOEXEC);
+            try_raw(&call, 20, &fd, 1); /* it may have hung up */
+            close(fd);
+            if (k == (i % 2 ? 30 : 39))
+                send_raw(bad, 12 + bad->size, NULL, 0);
+        }
+        p.fd = vf.sock;
+        if (poll(&p, 1, LIMIT_HANG_MS) != 1 || read(vf.sock, &byte, 1) > 0)
+            fail_msg("message %zu was not refused", i);
+        vf_disconnect(&vf);
+        hostile_check_good();
+        assert_int_equal(xm_vhost_broken(vd.vhost), before + 1);
+        for (struct limit l = limit_start(5); !xm_vhost_stopped(vd.vhost) && limit_wait(&l);)
+            ;
+        if (i == 0)
+            fds_before = open_fds();
+        for (struct limit l = limit_start(5); open_fds() > fds_before && limit_wait(&l);)
+            ;
+        assert_true(open_fds() <= fds_before);
+    }
+}
+
 /* A new memory table in which the rings are not. */
 static void test_rings_lose_their_memory(void **state)
 {
@@ -262,6 +308,8 @@ int main(void)
     xm_log_open("test", XM_LOG_ERROR);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_messages, hostile_begin, hostile_end),
+        cmocka_unit_test_setup_teardown(test_many_without_an_answer_and_one_that_is_refused, hostile_begin,
+                                        hostile_end),
         cmocka_unit_test_setup_teardown(test_rings_lose_their_memory, hostile_begin, hostile_end),
         cmocka_unit_test_setup_teardown(test_log_too_short, hostile_begin, hostile_end),
         cmocka_unit_test(test_log_bounds),
