@@ -76,21 +76,21 @@ struct xm_round {
 
 struct xm_precopy;
 struct xm_precopy *xm_precopy_new(struct xm_ram *, struct xm_transport *, struct xm_error *);
-/* One round: collect (the first: everything populated), read, send, wait for the answers. Blocking; *abort is
- * looked at often. final: the VM is stopped and the driver has drained; what is collected is all that is
- * left. */
-int xm_precopy_round(struct xm_precopy *, bool final, const _Atomic bool *abort, struct xm_round *out,
+/* One round: collect (the first: everything populated), read, send, wait for the answers. Blocking; `over`,
+ * unless it is NULL, is asked some 50 times a second whether to give up. final: the VM is stopped and the
+ * driver has drained; what is collected is all that is left. */
+int xm_precopy_round(struct xm_precopy *, bool final, bool (*over)(void *), void *ctx, struct xm_round *out,
                      struct xm_error *);
 /* Rounds fail with -ETIMEDOUT at this moment (xm_now() scale); 0: never. */
 void xm_precopy_deadline(struct xm_precopy *, uint64_t deadline);
 /* After a final round that ended, well or too late, or was never begun: its guest runs again, and the next round
- * sends everything. Waits for what is in flight; *abort is looked at often. -errno: it has failed otherwise. */
-int xm_precopy_again(struct xm_precopy *, const _Atomic bool *abort, struct xm_error *);
+ * sends everything. Waits for what is in flight; `over` as above. -errno: it has failed otherwise. */
+int xm_precopy_again(struct xm_precopy *, bool (*over)(void *), void *ctx, struct xm_error *);
 /* Pages that a round would send if it began now (scan without re-arming), for the estimate. */
 int xm_precopy_peek(struct xm_precopy *, uint64_t *pages, struct xm_error *);
 void xm_precopy_digest(const struct xm_precopy *, struct xm_digest *);
 uint64_t xm_precopy_total_pages(const struct xm_precopy *);
-/* Progress for another thread: pages answered in this round, and of how many. */
+/* Pages answered in this round, and of how many; any thread. */
 void xm_precopy_progress(const struct xm_precopy *, uint64_t *done, uint64_t *of);
 void xm_precopy_free(struct xm_precopy *);
 

@@ -160,7 +160,7 @@ static void begin_progress(struct xm_precopy *pc)
     atomic_store(&pc->of, of);
 }
 
-int xm_precopy_round(struct xm_precopy *pc, bool final, const _Atomic bool *abort, struct xm_round *out,
+int xm_precopy_round(struct xm_precopy *pc, bool final, bool (*over)(void *), void *ctx, struct xm_round *out,
                      struct xm_error *e)
 {
     struct xm_round round = {.number = pc->number + 1};
@@ -176,7 +176,9 @@ int xm_precopy_round(struct xm_precopy *pc, bool final, const _Atomic bool *abor
     pc->number++;
     pc->round = &round;
     pc->final = final;
-    pc->abort = abort;
+    pc->over = over;
+    pc->over_ctx = ctx;
+    pc->looked = 0;
     pc->first_submit = 0;
     pc->way_ns = 0; /* links may have changed */
     r = precopy_trouble(pc);
@@ -188,13 +190,13 @@ int xm_precopy_round(struct xm_precopy *pc, bool final, const _Atomic bool *abor
     }
     precopy_send_last(pc);
     while (!r && !TAILQ_EMPTY(&pc->flight)) {
-        xm_mailbox_wait(&pc->mailbox, ABORT_LOOK);
+        xm_mailbox_wait(&pc->mailbox, LOOK_MS);
         r = precopy_trouble(pc);
     }
     r = r ? r : precopy_trouble(pc);
     pc->whole = pc->whole && r;
     pc->round = NULL;
-    pc->abort = NULL;
+    pc->over = NULL;
     uint64_t end = xm_now();
     round.ns = end - start;
     if (pc->first_submit && end > pc->first_submit && (round.wire_bytes >= RATE_SAMPLE || !(pc->rate > 0)))
@@ -220,7 +222,7 @@ int xm_precopy_round(struct xm_precopy *pc, bool final, const _Atomic bool *abor
     return r;
 }
 
-int xm_precopy_again(struct xm_precopy *pc, const _Atomic bool *abort, struct xm_error *e)
+int xm_precopy_again(struct xm_precopy *pc, bool (*over)(void *), void *ctx, struct xm_error *e)
 {
     xm_mailbox_own(&pc->mailbox);
     pc->final = false; /* its guest runs: what is still on its way may be overtaken */
@@ -228,10 +230,12 @@ int xm_precopy_again(struct xm_precopy *pc, const _Atomic bool *abort, struct xm
     if (pc->late)
         pc->error.code = 0;
     pc->late = false;
-    pc->abort = abort;
+    pc->over = over;
+    pc->over_ctx = ctx;
+    pc->looked = 0;
     while (precopy_trouble(pc) == 0 && !TAILQ_EMPTY(&pc->flight))
-        xm_mailbox_wait(&pc->mailbox, ABORT_LOOK);
-    pc->abort = NULL;
+        xm_mailbox_wait(&pc->mailbox, LOOK_MS);
+    pc->over = NULL;
     pc->whole = true;
     if (pc->error.code && e)
         *e = pc->error;

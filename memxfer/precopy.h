@@ -14,7 +14,7 @@
  * SLOTS where the way is so long that it takes more to keep it busy. */
 #define SLOTS        64u
 #define SLOTS_NEAR   16u
-#define ABORT_LOOK   20 /* ms: how long a wait may overlook an abort */
+#define LOOK_MS      20 /* how often a round is asked whether it goes on */
 #define WINDOW_SLACK (PAGES_SEQ_WINDOW / 2)
 
 struct slot {
@@ -54,7 +54,9 @@ struct xm_precopy {
     bool final;
     struct slot *open; /* being filled, for block open_block */
     unsigned open_block;
-    const _Atomic bool *abort;
+    bool (*over)(void *);
+    void *over_ctx;
+    uint64_t looked; /* xm_now(), when it was asked */
     uint64_t first_submit;
     atomic_ullong done, of; /* pages */
 };

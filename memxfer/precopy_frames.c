@@ -88,9 +88,14 @@ static void pages_answered(struct xm_post *post)
 /* 0, or why the round has to end. */
 int precopy_trouble(struct xm_precopy *pc)
 {
-    if (!pc->error.code && pc->abort && atomic_load_explicit(pc->abort, memory_order_relaxed))
-        xm_error_set(&pc->error, ECANCELED, "the migration was aborted");
-    if (!pc->error.code && pc->deadline && xm_now() > pc->deadline) {
+    uint64_t now = xm_now();
+
+    if (!pc->error.code && pc->over && now - pc->looked >= LOOK_MS * XM_NS_PER_MS) {
+        pc->looked = now;
+        if (pc->over(pc->over_ctx))
+            xm_error_set(&pc->error, ECANCELED, "it was given up");
+    }
+    if (!pc->error.code && pc->deadline && now > pc->deadline) {
         pc->late = true;
         xm_error_set(&pc->error, ETIMEDOUT, "the destination has not taken all of it in time");
     }
@@ -121,7 +126,7 @@ static struct slot *take_slot(struct xm_precopy *pc)
             TAILQ_REMOVE(&pc->free, s, link);
             return s;
         }
-        xm_mailbox_wait(&pc->mailbox, ABORT_LOOK);
+        xm_mailbox_wait(&pc->mailbox, LOOK_MS);
     }
 }
 

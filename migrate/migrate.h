@@ -25,9 +25,9 @@ struct source *source_start(struct machine *, const json_t *request, bool local,
                             struct xm_error *);
 /* Any thread. job "" or NULL: whichever it is. -ENOENT: another one goes on; -EBUSY: it is too late. */
 int source_abort(struct source *, const char *job, const char *reason, struct xm_error *);
+/* Any thread: the links' rate, 0: no limit; whether it goes on also when the guest outruns it. */
 void source_set_rate(struct source *, uint64_t bytes_per_s);
-void source_persist(struct source *,
-                    bool yes); /* whether it goes on also when the guest outruns it; any thread */
+void source_persist(struct source *, bool yes);
 /* From the thread that reads QMP: QEMU has been told to stop the guest for the switch. */
 bool source_stops(const struct source *);
 void source_qmp_event(struct source *, const char *name, const json_t *data, uint64_t when);

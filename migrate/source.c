@@ -98,6 +98,24 @@ int source_interrupted(struct source *m)
     return 0;
 }
 
+void source_turn(struct source *m, int ms)
+{
+    uint64_t rate = m->asked.rate;
+
+    qmp_pump(&m->machine->qemu.qmp, ms, NULL);
+    if (m->links && m->rate != rate)
+        xm_links_set_rate(m->links, m->rate = rate);
+    source_progress(m, false);
+}
+
+bool source_waits(void *ctx)
+{
+    struct source *m = ctx;
+
+    source_turn(m, 0);
+    return source_interrupted(m) < 0;
+}
+
 json_t *source_call(struct source *m, json_t *steals, uint64_t timeout_ns, struct xm_error *e)
 {
     return call_destination(m->links, m->attempt, steals, timeout_ns, e);
@@ -217,8 +235,6 @@ int source_abort(struct source *m, const char *job, const char *reason, struct x
 void source_set_rate(struct source *m, uint64_t bytes_per_s)
 {
     m->asked.rate = bytes_per_s;
-    if (m->links && m->state < SOURCE_SWITCH)
-        xm_links_set_rate(m->links, bytes_per_s);
 }
 
 void source_persist(struct source *m, bool yes)

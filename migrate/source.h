@@ -97,6 +97,7 @@ struct source {
         uint64_t last;     /* xm_now() when it was told */
     } progress;
     uint64_t bridges_at;     /* xm_now(): from then on the destination's bridges pass what the guest sends */
+    uint64_t rate;           /* bytes a second that the links have been given; 0: no limit */
     double wire_rate;        /* bytes a second, of the last round of memory */
     struct switch_cost took; /* this VM's switches; with this one when it runs there */
     uint64_t other_ram;      /* bytes of RAM that go by QEMU's own stream: ROMs, a VGA's */
@@ -182,6 +183,11 @@ json_t *source_event(const struct source *, const char *name);
 /* The only one that changes it. -EPROTO with m->error filled: no such way; the state stays. */
 int source_set_state(struct source *, enum source_state);
 int source_interrupted(struct source *); /* aborted, QEMU gone, links lost: -errno with m->error filled */
+/* What its thread does again and again as long as the guest runs, whatever it waits for: it hears QEMU, for
+ * `ms` at most, tells how far it is, and gives the links the rate that was asked for. */
+void source_turn(struct source *, int ms);
+/* A turn for who waits with a callback, and whether to give up then. */
+bool source_waits(void *source);
 void source_progress(struct source *, bool now); /* at most twice a second unless now */
 json_t *source_report(struct source *);          /* the fields of «done» */
 

@@ -69,7 +69,6 @@ int source_again(struct source *m, int r)
         return r;
     note(m);
     xm_links_set_background(m->links, true);
-    xm_links_set_rate(m->links, m->asked.rate);
     forget_switch(m);
     xm_fault("again-resumed");
     m->error.code = 0;
@@ -79,6 +78,6 @@ int source_again(struct source *m, int r)
     json_decref(reply);
     if (!reply)
         return -m->error.code;
-    r = xm_precopy_again(m->precopy, &m->asked.abort, &m->error);
+    r = xm_precopy_again(m->precopy, source_waits, m, &m->error);
     return r && source_interrupted(m) ? -m->error.code : r;
 }

@@ -177,20 +177,11 @@ int source_disks_wait(struct source *m)
             return r;
         if (source_disks_in_step(m))
             return 0;
-        source_progress(m, false);
-        qmp_pump(&m->machine->qemu.qmp, 10, NULL); /* waits, and hears what QEMU has to say */
+        source_turn(m, 10);
     }
 }
 
 /* ---- flush ahead ---- */
-
-static bool flush_over(void *ctx)
-{
-    struct source *m = ctx;
-
-    source_progress(m, false);
-    return source_interrupted(m);
-}
 
 /* What the destination has of the disks becomes durable while the guest runs, so that the flush of the
  * switch is short. However long it takes its answer is waited for: the kernel tells of a failed write only
@@ -199,7 +190,7 @@ static int flush_ahead(struct source *m, struct machine_disk *d)
 {
     struct xm_msg msg = {.type = XM_FRAME_DISK_FLUSH, .object = d->object};
     struct xm_error e = {0};
-    int r = xm_transport_call_until(m->to, &msg, flush_over, m, &e);
+    int r = xm_transport_call_until(m->to, &msg, source_waits, m, &e);
     int gone = source_interrupted(m);
 
     free(msg.reply);
@@ -249,8 +240,7 @@ static int verify_wait(struct source *m, struct machine_disk *d, struct verify *
 
     while (!r && sem_trywait(&v->done) < 0) {
         r = source_interrupted(m);
-        source_progress(m, false);
-        qmp_pump(&m->machine->qemu.qmp, 10, NULL);
+        source_turn(m, 10);
     }
     if (r) {
         source_disk_mirror_off(d);

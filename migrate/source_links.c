@@ -96,7 +96,7 @@ int source_links(struct source *m)
     if (!m->links)
         return -m->error.code;
     m->to = xm_links_transport(m->links);
-    xm_links_set_rate(m->links, m->asked.rate);
+    xm_links_set_rate(m->links, m->rate = m->asked.rate);
     xm_links_set_background(m->links, true);
     if (!join_links(m, token))
         return xm_error_prefix(&m->error, "no link to %s comes up", m->destination);

@@ -67,10 +67,8 @@ static int wait_for_bridges(struct source *m)
 
     xm_log(XM_LOG_INFO, "job %s: bridges of %s (STP) pass what the guest sends in %s", m->job, m->destination,
            xm_format_time(m->bridges_at - xm_now()).s);
-    while (!(r = source_interrupted(m)) && xm_now() < m->bridges_at) {
-        source_progress(m, false);
-        qmp_pump(&m->machine->qemu.qmp, 10, NULL);
-    }
+    while (!(r = source_interrupted(m)) && xm_now() < m->bridges_at)
+        source_turn(m, 10);
     return r;
 }
 
@@ -90,15 +88,14 @@ int source_memory(struct source *m)
         int r = source_interrupted(m);
         if (!r)
             r = source_disks_flush(m);
+        m->report.rounds++;
         if (!r)
-            r = xm_precopy_round(m->precopy, false, &m->asked.abort, &round, &m->error);
+            r = xm_precopy_round(m->precopy, false, source_waits, m, &round, &m->error);
         if (r)
             return source_interrupted(m) ? -m->error.code : r;
         xm_fault("memory-round");
         m->wire_rate = round.rate;
-        m->report.rounds = round.number;
         m->report.ram_bytes += round.pages_data * XM_PAGE;
-        qmp_pump(&m->machine->qemu.qmp, 0, NULL);
         uint64_t t = xm_now();
         if ((r = xm_precopy_peek(m->precopy, &pages, &m->error)) < 0)
             return r;

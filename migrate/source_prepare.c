@@ -50,7 +50,5 @@ int source_prepare(struct source *m)
     if (r < 0)
         return r;
     xm_fault("source-linked");
-    r = source_begin(m);
-    xm_links_set_rate(m->links, m->asked.rate); /* whoever set it meanwhile may not have seen the links */
-    return r;
+    return source_begin(m);
 }

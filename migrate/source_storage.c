@@ -260,8 +260,7 @@ static int copy_all(struct source *m, struct move *v)
         }
         if (all || r)
             return r;
-        source_progress(m, false);
-        qmp_pump(&vm->qemu.qmp, 10, NULL);
+        source_turn(m, 10);
     }
 }
 
@@ -281,8 +280,7 @@ static int move_pivot(struct source *m, struct machine_disk *d, struct move *v)
             r = source_disks_pace(m);
         if (!r)
             r = leaves_min_free(m, v);
-        source_progress(m, false);
-        qmp_pump(&m->machine->qemu.qmp, 10, NULL);
+        source_turn(m, 10);
     }
     if (r) {
         source_disk_mirror_off(d);

@@ -387,6 +387,11 @@ static int quiesce_all(struct source *m, struct quiesce *s, struct xm_mailbox *m
     return r;
 }
 
+static bool is_interrupted(void *ctx)
+{
+    return source_interrupted(ctx) < 0;
+}
+
 /* QEMU has been told to write its device state; nothing of that changes guest memory. */
 static int last_pages(struct source *m)
 {
@@ -394,7 +399,7 @@ static int last_pages(struct source *m)
 
     m->report.final_ram.from = xm_now();
     xm_precopy_deadline(m->precopy, xm_now() + source_time_left(m, UINT64_MAX / 2));
-    int r = xm_precopy_round(m->precopy, true, &m->asked.abort, &round, &m->error);
+    int r = xm_precopy_round(m->precopy, true, is_interrupted, m, &round, &m->error);
     m->report.rounds = XM_MAX(m->report.rounds, round.number);
     m->report.ram_bytes += round.pages_data * XM_PAGE;
     m->report.final_ram.to = xm_now();
@@ -501,7 +506,7 @@ int source_late(struct source *m, int r)
 int source_switch(struct source *m)
 {
     /* The guest stands still for what --bandwidth would hold back: 106 ms of last pages, seen, at 30 MB/s. */
-    xm_links_set_rate(m->links, 0);
+    xm_links_set_rate(m->links, m->rate = 0);
     int r = switch_over(m);
 
     return r && !m->can_try_again ? source_late(m, r) : r;

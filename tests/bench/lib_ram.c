@@ -158,13 +158,13 @@ double ram_run(struct ram_guest *g, uint64_t size, int connections, struct ram_c
         bench_die("tracking: %s", e.text);
     c->open_s = ((double)xm_now() - start) / 1e9;
     double own = own_cpu(), peer = bench_cpu_of(far);
-    if (xm_precopy_round(p, false, NULL, &one, &e) < 0)
+    if (xm_precopy_round(p, false, NULL, NULL, &one, &e) < 0)
         bench_die("round 1: %s", e.text);
     c->own_cpu = own_cpu() - own;
     c->peer_cpu = bench_cpu_of(far) - peer;
     c->round_s = (double)one.ns / 1e9;
     guest_write_all(g);
-    if (xm_precopy_round(p, true, NULL, &two, &e) < 0)
+    if (xm_precopy_round(p, true, NULL, NULL, &two, &e) < 0)
         bench_die("round 2: %s", e.text);
     c->second_s = (double)two.ns / 1e9;
     xm_precopy_free(p);

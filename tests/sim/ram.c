@@ -92,16 +92,16 @@ struct xm_precopy *__wrap_xm_precopy_new(struct xm_ram *ram, struct xm_transport
     return p;
 }
 
-int __wrap_xm_precopy_round(struct xm_precopy *p, bool final, const _Atomic bool *abort, struct xm_round *out,
-                            struct xm_error *e)
+int __wrap_xm_precopy_round(struct xm_precopy *p, bool final, bool (*over)(void *), void *ctx,
+                            struct xm_round *out, struct xm_error *e)
 {
     uint64_t ns = final ? between(100, 2000) * XM_NS_PER_US : between(5, 100) * MS;
     uint64_t until = sim_time() + ns;
 
     sim_point("round");
     while (sim_time() < until || !links_live(p->l)) {
-        if (*abort)
-            return xm_error_set(e, ECANCELED, "aborted");
+        if (over(ctx))
+            return xm_error_set(e, ECANCELED, "given up");
         if (p->l->error.code)
             return xm_error_set(e, ENOLINK, "%s", p->l->error.text);
         task_sleep(XM_MAX(XM_MIN(10 * MS, ns), MS));
@@ -116,9 +116,9 @@ int __wrap_xm_precopy_round(struct xm_precopy *p, bool final, const _Atomic bool
     return 0;
 }
 
-int __wrap_xm_precopy_again(struct xm_precopy *p, const _Atomic bool *abort, struct xm_error *e)
+int __wrap_xm_precopy_again(struct xm_precopy *p, bool (*over)(void *), void *ctx, struct xm_error *e)
 {
-    (void)abort;
+    (void)over, (void)ctx;
     p->complete = false;
     return p->l->error.code ? xm_error_set(e, ENOLINK, "%s", p->l->error.text) : 0;
 }

@@ -100,6 +100,29 @@ static void abort_while_memory_copies(void **state)
     abort_in("memory");
 }
 
+/* What broke: nothing was told while a round went on, be it for minutes, and neither its QEMU nor the end of
+ * the links was heard of. */
+static void a_round_that_lasts_is_told_of(void **state)
+{
+    struct job move;
+    char id[32], *out = NULL;
+
+    (void)state;
+    need_lab();
+    begin(&move, "memory");
+    job_id(id, sizeof(id));
+    assert_int_equal(xmigrate_run("a", 0, NULL, "set %s --bandwidth 1M", id), 0);
+    assert_int_equal(sh(NULL, 5, "kill -STOP $(cat %s/b/run/vms/web1/shim.pid)", lab_run_dir()), 0);
+    sh(&out, 5, "grep -c progress %s", move.path);
+    int said = atoi(out);
+    bool told = wait_until(8, "test $(grep -c progress %s) -ge %d", move.path, said + 4);
+    sh(NULL, 5, "kill -CONT $(cat %s/b/run/vms/web1/shim.pid)", lab_run_dir());
+    xmigrate_run("a", 0, NULL, "abort %s", id);
+    must_have_failed(&move);
+    free(out);
+    assert_true(told);
+}
+
 /* What broke: it copied for ever, and promised each moment to be over in a minute. A VM with little else on
  * its disks than what it writes: what it makes absent again is copied behind all the rest. */
 static void a_guest_that_outruns_the_links(void **state)
@@ -276,6 +299,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(abort_while_disks_copy),
         cmocka_unit_test(abort_while_memory_copies),
+        cmocka_unit_test(a_round_that_lasts_is_told_of),
         cmocka_unit_test(a_guest_that_outruns_the_links),
         cmocka_unit_test(destination_shim_dies_in_disks),
         cmocka_unit_test(destination_shim_dies_in_memory),

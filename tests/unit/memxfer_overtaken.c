@@ -130,7 +130,7 @@ static struct xm_round run(bool final)
     struct xm_error e = {0};
     struct xm_round r;
 
-    if (xm_precopy_round(w.precopy, final, NULL, &r, &e) < 0)
+    if (xm_precopy_round(w.precopy, final, NULL, NULL, &r, &e) < 0)
         fail_msg("%s", e.text);
     return r;
 }
@@ -149,7 +149,7 @@ static void ends_damaged(bool final)
 {
     struct xm_error e = {0};
 
-    assert_int_equal(xm_precopy_round(w.precopy, final, NULL, NULL, &e), -EBADMSG);
+    assert_int_equal(xm_precopy_round(w.precopy, final, NULL, NULL, NULL, &e), -EBADMSG);
     assert_non_null(strstr(e.text, "damaged on the way"));
     assert_non_null(strstr(e.text, "RAM block ram"));
 }
@@ -271,8 +271,8 @@ static void unsealed_memory_is_copied(void **state)
     ramwire_start(&wire, sink, 1);
     struct xm_precopy *p = xm_precopy_new(&from, &wire.transport, &e);
     assert_non_null(p);
-    assert_int_equal(xm_precopy_round(p, false, NULL, NULL, &e), 0);
-    assert_int_equal(xm_precopy_round(p, true, NULL, NULL, &e), 0);
+    assert_int_equal(xm_precopy_round(p, false, NULL, NULL, NULL, &e), 0);
+    assert_int_equal(xm_precopy_round(p, true, NULL, NULL, NULL, &e), 0);
     assert_int_equal(atomic_load(&wire.direct), 0);
     xm_precopy_free(p);
     ramwire_stop(&wire);

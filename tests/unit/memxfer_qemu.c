@@ -203,7 +203,7 @@ static void its_ram_is_copied_while_it_runs(void **state)
     uint64_t seen = 0;
     its_firmware_is_in_ram();
     for (int i = 0; i < 6; i++) {
-        if (xm_precopy_round(p, false, NULL, &r, &e) < 0)
+        if (xm_precopy_round(p, false, NULL, NULL, &r, &e) < 0)
             fail_msg("%s", e.text);
         if (i > 0)
             seen += r.pages_dirty;
@@ -226,7 +226,7 @@ static void its_ram_is_copied_while_it_runs(void **state)
         assert_true(running());
     }
     run("stop");
-    if (xm_precopy_round(p, true, NULL, &r, &e) < 0)
+    if (xm_precopy_round(p, true, NULL, NULL, &r, &e) < 0)
         fail_msg("%s", e.text);
     assert_true(seen + r.pages_dirty >= 6 * 3);
     for (uint64_t at = 0; at < RAM; at += XM_PAGE) {

@@ -61,6 +61,19 @@ static void what_comes_too_late_is_told_why(void **state)
     }
 }
 
+/* What broke: who set it used the links himself, while their thread could be freeing them; or gave them the
+ * limit anew when the switch-over had just taken it from them. */
+static void a_rate_is_given_to_the_links_by_their_thread(void **state)
+{
+    void *nobodys = mmap(NULL, 1 << 20, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct source m = {.state = SOURCE_MEMORY, .links = nobodys};
+
+    (void)state;
+    source_set_rate(&m, 5);
+    assert_int_equal(m.asked.rate, 5);
+    munmap(nobodys, 1 << 20);
+}
+
 /* The deadline of the switch is counted from there. What broke: the host's clock was set by an hour between
  * QEMU's word and our reading it, and the guest had stood still for an hour, or (a host that is up for less)
  * would for ever. */
@@ -203,6 +216,7 @@ int main(void)
         cmocka_unit_test(the_source_refuses),
         cmocka_unit_test(the_stop_is_in_the_switch_whatever_the_clock_says),
         cmocka_unit_test(what_comes_too_late_is_told_why),
+        cmocka_unit_test(a_rate_is_given_to_the_links_by_their_thread),
         cmocka_unit_test(the_destination_refuses),
         cmocka_unit_test(what_comes_after_the_digests_is_not_taken),
         cmocka_unit_test(one_that_has_ended_answers_until_it_is_freed),
