@@ -266,7 +266,7 @@ static void save_uncertain(struct shim *s)
     struct machine *vm = &s->machine;
     struct xm_error e = {0};
 
-    if (!vm->spec_uncertain || s->source)
+    if (s->source || s->destination || !vm->spec_uncertain) /* a move that goes on changes it */
         return;
     if (machine_save_spec(vm, &e) == 0)
         xm_log(XM_LOG_INFO, "VM %s: where its disks are is recorded again", vm->spec.name);
