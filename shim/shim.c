@@ -360,6 +360,7 @@ void shim_free(struct shim *s)
         destination_join(s->destination); /* until then it may still be promised the VM */
         discard = !destination_may_own(s->destination);
         destination_free(s->destination);
+        s->destination = NULL; /* QEMU has its last words below */
     }
     machine_stop(&s->machine);
     note_end(s);

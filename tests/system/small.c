@@ -68,7 +68,7 @@ static void take_line(struct small *g)
     } else if (!strncmp(s, "kvmguest with ", 14)) {
         begins_anew(g, s);
     } else if (*s && strchr("MBEF", *s) && !strncmp(s + 1, " at ", 4) && !g->wrong[0]) {
-        snprintf(g->wrong, sizeof g->wrong, "it has found an error: %s", s);
+        snprintf(g->wrong, sizeof g->wrong, "it has found an error: %.170s", s);
     }
 }
 

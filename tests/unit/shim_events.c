@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static struct shim shim;
@@ -63,7 +64,7 @@ static void ends(struct xm_post *unused)
     shim_end(&shim);
 }
 
-static int tear_down(void **state)
+static void end_shim(void)
 {
     struct xm_post post = {.run = ends};
 
@@ -72,8 +73,18 @@ static int tear_down(void **state)
     xm_mailbox_own(&shim.machine.mailbox);
     xm_mailbox_run(&shim.machine.mailbox); /* it may have ended before it came to that */
     shim_free(&shim);
+}
+
+static int clean_up(void **state)
+{
     free(path);
     return tmpdir_remove(state);
+}
+
+static int tear_down(void **state)
+{
+    end_shim();
+    return clean_up(state);
 }
 
 static void subscribe(struct xm_jsonl *js)
@@ -386,6 +397,56 @@ static void a_move_that_has_come_in_ends_beside_one_that_goes_out(void **state)
     end_refused(&t);
 }
 
+static struct {
+    bool heard, by_nobody;
+} last_words;
+
+static void hear(void *vm, const char *name, const json_t *data, uint64_t when)
+{
+    last_words.heard = true;
+    last_words.by_nobody = !shim.destination;
+    shim.machine.qmp_event(vm, name, data, when);
+}
+
+/* One that says how its migration has ended when it is told to quit. */
+static void has_qemu(struct xm_post *unused)
+{
+    static const char words[] = "{\"event\":\"MIGRATION\",\"data\":{\"status\":\"failed\"}}\n"
+                                "{\"return\":{},\"id\":1}\n";
+    struct qemu *q = &shim.machine.qemu;
+    char request[256];
+    int pair[2];
+
+    (void)unused;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    pid_t pid = fork();
+    if (!pid) {
+        setsid();
+        _exit(read(pair[1], request, sizeof request) <= 0 || write(pair[1], words, sizeof words - 1) < 0);
+    }
+    close(pair[1]);
+    q->pid = pid;
+    q->child = true;
+    q->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    xm_jsonl_init(&q->qmp.conn, pair[0]);
+    q->qmp.event = hear;
+    q->qmp.ctx = &shim.machine;
+    sem_post(&told);
+}
+
+/* What broke: they were for the migration that had come to nothing, whose memory was another's by then. Seen
+ * with the thread sanitizer. */
+static void its_qemus_last_words_are_for_nobody_who_has_gone(void **state)
+{
+    (void)state;
+
+    on_its_thread(comes);
+    on_its_thread(has_qemu);
+    end_shim();
+    assert_true(last_words.heard);
+    assert_true(last_words.by_nobody);
+}
+
 static void qemu_has_ended(struct xm_post *unused)
 {
     (void)unused;
@@ -487,6 +548,7 @@ int main(void)
         TEST(no_move_follows_when_its_qemu_has_ended),
         TEST(a_move_that_has_come_in_ends_beside_one_that_goes_out),
         TEST(the_last_of_two_tells_that_its_qemu_has_ended),
+        cmocka_unit_test_setup_teardown(its_qemus_last_words_are_for_nobody_who_has_gone, set_up, clean_up),
         TEST(what_is_set_is_the_job_that_is_named),
         TEST(a_guest_that_is_stopped_beside_any_migration_is_paused),
     };
