@@ -344,8 +344,39 @@ static bool guest_is_there(const struct known *there)
     return !strcmp(there->state, "running") || !strcmp(there->state, "paused");
 }
 
-/* What a host that had no part in this hand-off says of the VM, before we take it. It owns it with a later
- * epoch, by an operator's word: we give way. NULL: nothing that counts; it may be silent.
+#define HOPS 8 /* how often a VM is followed from one host to the next */
+
+/* `host` has given it on since: what counts is what the one says that it came to, which is put there. The
+ * refusal when that cannot be asked; NULL: it has said, or there is none. */
+static json_t *given_on(struct agent *a, const char *vm, const struct known *here,
+                        char host[CONFIG_NAME_MAX + 1], struct known *there)
+{
+    struct xm_error e = {0};
+
+    for (int hop = 0; hop < HOPS && there->rec.owner == OWNER_GIVEN && there->rec.epoch > here->rec.epoch &&
+                      strcmp(there->rec.to, a->conf.name) && strcmp(there->rec.to, verdict_peer(&here->rec));
+         hop++) {
+        const struct conf_peer *to = config_peer(&a->conf, there->rec.to);
+        struct known next;
+        if (!to)
+            xm_error_set(&e, ENOENT, "it is no [peer] of %s", a->conf.name);
+        if (!to || known_there_soon(a, to, vm, &next, &e) < 0)
+            return refusal(
+                EXIT_UNKNOWN,
+                "VM %s: %s gave it to %s (epoch %llu), and whether it is there cannot be asked: %s; "
+                "if %s is lost for good: `xmigrate undefine --force %s` on %s, which then says "
+                "nothing of it any more",
+                vm, host, there->rec.to, (unsigned long long)there->rec.epoch, e.text, there->rec.to, vm,
+                host);
+        snprintf(host, CONFIG_NAME_MAX + 1, "%s", to->name);
+        *there = next;
+    }
+    return NULL;
+}
+
+/* What a host that had no part in this hand-off says of the VM, before we take it; or who has it from that
+ * one. It owns it with a later epoch, by an operator's word: we give way. NULL: nothing that counts; it may be
+ * silent.
  *
  * giver: what the host that gives it to us has said. Who can have taken it from that one is known to it: a
  * host of an earlier hand-off that is open there; nobody else is believed. NULL: it is dead, and the VM is
@@ -355,6 +386,7 @@ static json_t *third_host(struct agent *a, const char *vm, const struct known *h
                           const struct conf_peer *p, const struct known *giver, char *silent, size_t size)
 {
     bool by_word = !giver;
+    char host[CONFIG_NAME_MAX + 1];
     struct xm_error e = {0};
     struct known there;
 
@@ -362,7 +394,6 @@ static json_t *third_host(struct agent *a, const char *vm, const struct known *h
         return NULL;
     int r = by_word ? known_there(a, p, vm, &there, &e) /* its shim, which may be slow, is asked there */
                     : known_there_soon(a, p, vm, &there, &e);
-    bool later = there.rec.epoch > here->rec.epoch;
 
     if (by_word && known_answered(r))
         return refusal(EXIT_UNKNOWN, "VM %s: whether %s has it is not known: it answers, but: %s", vm,
@@ -372,20 +403,25 @@ static json_t *third_host(struct agent *a, const char *vm, const struct known *h
         snprintf(silent + named, size - named, "%s%s", named ? ", " : "", p->name);
     if (r)
         return NULL;
+    snprintf(host, sizeof host, "%s", p->name);
+    json_t *no = given_on(a, vm, here, host, &there);
+    bool later = there.rec.epoch > here->rec.epoch;
+    if (no)
+        return no;
     if (there.rec.owner == OWNER_MINE && later)
-        return returned_give_way(a, vm, &here->rec, p->name, there.rec.epoch, &e) != RETURNED_THEIRS
+        return returned_give_way(a, vm, &here->rec, host, there.rec.epoch, &e) != RETURNED_THEIRS
                    ? refusal(EXIT_UNKNOWN, "%s", e.text)
                : e.code == EINPROGRESS ? refusal(EXIT_FAILED, "%s", e.text)
                                        : say("%s", e.text);
     if (by_word && there.rec.owner == OWNER_MINE &&
         (there.rec.epoch == here->rec.epoch || guest_is_there(&there)))
-        return refusal(EXIT_FAILED, "VM %s is %s's (epoch %llu), and not taken from it", vm, p->name,
+        return refusal(EXIT_FAILED, "VM %s is %s's (epoch %llu), and not taken from it", vm, host,
                        (unsigned long long)there.rec.epoch);
     if (by_word && there.rec.owner == OWNER_PROMISED && later)
         return refusal(EXIT_FAILED,
                        "VM %s: %s has a later copy of it, which another host was about to give it: `xmigrate "
                        "recover %s --peer-is-dead` on %s",
-                       vm, p->name, vm, p->name);
+                       vm, host, vm, host);
     return NULL;
 }
 

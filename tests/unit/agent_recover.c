@@ -349,6 +349,33 @@ static void a_later_copy_at_a_third_host_counts(void **state)
     assert_string_equal(state_of("web1"), "running");
 }
 
+static json_t *given_to(const char *host, int epoch)
+{
+    json_t *said = owner_answer("given", epoch);
+
+    json_object_set_new(said, "to", json_string(host));
+    return said;
+}
+
+/* hostb is dead: it had the VM, gave it to hostc, and hostc to hostd, which does not answer. What broke: ours
+ * was taken all the same, beside hostd's, though hostc said that. */
+static void what_a_third_host_has_given_on_is_looked_for(void **state)
+{
+    struct owner_record rec;
+    need_qemu();
+
+    given_away();
+    need_third_host();
+    shutdown(*(int *)*state, SHUT_RDWR);
+    must_refuse(by_word_with(given_to("hostd", 6)), 4, "hostc gave it to hostd (epoch 6)",
+                "`xmigrate undefine --force web1` on hostc", NULL);
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_GIVEN);
+    assert_int_equal(rec.epoch, 4);
+    must(by_word_with(given_to("hostd", 3)), 0); /* before it was here */
+    assert_string_equal(state_of("web1"), "running");
+}
+
 /* hostb is dead, and hostc is silent: the word is about hostb. What broke: of hostc nothing was said, which
  * may have had the VM from hostb. */
 static void who_is_silent_besides_is_named(void **state)
@@ -388,8 +415,8 @@ static void what_was_given_is_not_taken_beside_a_third_host(void **state)
 }
 
 /* hostb says with whom hand-offs of it are open there; what recover ends with, when hostc, if it is asked,
- * says that it has the VM. */
-static json_t *recover_beside_hostc(int hostb, json_t *open)
+ * says that. */
+static json_t *recover_beside_hostc(int hostb, json_t *open, json_t *hostc_says)
 {
     json_t *said = given_to_us(4, false);
     struct xm_jsonl js;
@@ -401,7 +428,8 @@ static json_t *recover_beside_hostc(int hostb, json_t *open)
     json_decref(serve_one(hostb, said));
     p[1].fd = js.fd;
     if (poll(p, 2, LIMIT_HANG_MS) > 0 && p[0].revents)
-        json_decref(serve_one(hostc, owner_answer("mine", 5)));
+        json_decref(serve_one(hostc, json_incref(hostc_says)));
+    json_decref(hostc_says);
     json_t *o = last_of(&js);
     xm_jsonl_close(&js);
     return o;
@@ -417,7 +445,7 @@ static void who_had_no_hand_off_of_it_has_not_taken_it(void **state)
 
     promised(&rec);
     need_third_host();
-    must(recover_beside_hostc(*(int *)*state, json_pack("[s]", "hostd")), 0);
+    must(recover_beside_hostc(*(int *)*state, json_pack("[s]", "hostd"), owner_answer("mine", 5)), 0);
     assert_string_equal(state_of("web1"), "running");
     assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
     assert_int_equal(rec.owner, OWNER_MINE);
@@ -431,11 +459,27 @@ static void who_had_one_may_have_taken_it(void **state)
 
     promised(&rec);
     need_third_host();
-    must(recover_beside_hostc(*(int *)*state, json_pack("[s, s]", "hosta", "hostc")), 0);
+    must(recover_beside_hostc(*(int *)*state, json_pack("[s, s]", "hosta", "hostc"), owner_answer("mine", 5)),
+         0);
     assert_string_equal(state_of("web1"), "");
     assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
     assert_int_equal(rec.owner, OWNER_GIVEN);
     assert_string_equal(rec.to, "hostc");
+}
+
+/* What broke: it was asked whether it has the VM, and not whether it had it and gave it on. */
+static void who_had_one_may_have_given_it_on(void **state)
+{
+    struct owner_record rec;
+    need_qemu();
+
+    promised(&rec);
+    need_third_host();
+    must(recover_beside_hostc(*(int *)*state, json_pack("[s, s]", "hosta", "hostc"), given_to("hostd", 6)),
+         4);
+    assert_string_equal(state_of("web1"), "undecided");
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    assert_int_equal(rec.owner, OWNER_PROMISED);
 }
 
 /* As this host tells it to who is given the VM by it. */
@@ -531,10 +575,12 @@ int main(int argc, char **argv)
         TEST(what_is_handed_back_goes_on_at_once),
         THIRD(what_a_third_host_has_taken_is_given_up),
         THIRD(a_later_copy_at_a_third_host_counts),
+        THIRD(what_a_third_host_has_given_on_is_looked_for),
         THIRD(who_is_silent_besides_is_named),
         THIRD(what_was_given_is_not_taken_beside_a_third_host),
         THIRD(who_had_no_hand_off_of_it_has_not_taken_it),
         THIRD(who_had_one_may_have_taken_it),
+        THIRD(who_had_one_may_have_given_it_on),
         TEST(it_is_told_with_whom_hand_offs_are_open),
         THIRD(who_has_no_part_in_it_has_nothing_settled),
     };
