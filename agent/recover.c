@@ -8,6 +8,7 @@
 #include "agent/returned.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 json_t *verb_peer_owner(struct conn *c, const json_t *request)
@@ -117,27 +118,46 @@ static json_t *ask_all(struct agent *a, const char *vm, const struct known *here
     return NULL;
 }
 
-/* It runs here, and another host has it as well: each was declared dead at the other one. Which copy is to
- * stay only their operator can say. NULL: of those that answer soon none has it. */
+/* Which of the two is to stay only their operator can say. */
+static json_t *twice(struct agent *a, const char *vm, const struct known *here, const char *peer,
+                     const struct known *there)
+{
+    bool later = there->rec.epoch > here->rec.epoch, same = there->rec.epoch == here->rec.epoch;
+    const char *stays = later ? peer : a->conf.name, *goes = later ? a->conf.name : peer;
+    char *which = same ? xm_printf("neither copy is the later one: stop it on the host whose copy is to go,")
+                       : xm_printf("the later copy is %s's: stop it on %s", stays, goes);
+    char *more = same ? xm_printf("%s", "")
+                      : xm_printf("; or, if that copy is the one to keep, stop and undefine it on %s", stays);
+    json_t *no = refusal(
+        EXIT_FAILED,
+        "VM %s is here (%s, epoch %llu), and %s says that it is %s's (epoch %llu). Either two VMs were "
+        "defined under one name, and one of them needs another; or each of the two hosts was declared "
+        "dead at the other one, and %s by `xmigrate stop --force %s`, which loses what that guest has "
+        "done since, and undefine it there%s",
+        vm, here->state, (unsigned long long)here->rec.epoch, peer, peer,
+        (unsigned long long)there->rec.epoch, which, vm, more);
+
+    free(which);
+    free(more);
+    return no;
+}
+
+/* It runs here, and another host has it as well: each was declared dead at the other one; or two VMs have one
+ * name, since neither host reached the other when they were defined. NULL: of those that answer soon none has
+ * it. */
 static json_t *runs_twice(struct agent *a, const char *vm, const struct known *here)
 {
     for (unsigned i = 0; i < a->conf.peers; i++) {
-        const char *peer = a->conf.peer[i].name;
         struct xm_error e = {0};
+        struct owner_record now;
         struct known there;
-        if (known_there_soon(a, &a->conf.peer[i], vm, &there, &e) < 0 || there.rec.owner != OWNER_MINE)
+        if (known_there_soon(a, &a->conf.peer[i], vm, &there, &e) < 0 || there.rec.owner != OWNER_MINE ||
+            (there.rec.epoch <= here->rec.epoch && !there.present))
             continue;
-        bool later = there.rec.epoch > here->rec.epoch;
-        const char *stays = later ? peer : a->conf.name, *goes = later ? a->conf.name : peer;
-        if (later || there.present)
-            return refusal(
-                EXIT_FAILED,
-                "VM %s is here (%s, epoch %llu), and %s says that it is %s's (epoch %llu): each of the two "
-                "was declared dead at the other one. The later one is %s's: stop it on %s by `xmigrate stop "
-                "--force %s`, which loses what that guest has done since; or, if that copy is the one to "
-                "keep, stop and undefine it on %s",
-                vm, here->state, (unsigned long long)here->rec.epoch, peer, peer,
-                (unsigned long long)there.rec.epoch, stays, goes, vm, stays);
+        /* Who has been given it since we looked says so only after our record did. */
+        if (owner_read(a, vm, &now, NULL) < 0 || now.owner != OWNER_MINE || now.epoch != here->rec.epoch)
+            return refusal(EXIT_UNKNOWN, "VM %s has changed at this moment: ask again", vm);
+        return twice(a, vm, here, a->conf.peer[i].name, &there);
     }
     return NULL;
 }
@@ -161,9 +181,9 @@ static json_t *recover(struct agent *a, const char *vm, bool peer_is_dead)
     if (known_stands(&here))
         return settle_let_run(a, vm);
     if (here.rec.owner == OWNER_MINE && here.present && strcmp(here.role, "?") != 0) {
-        json_t *twice = runs_twice(a, vm, &here);
-        if (twice)
-            return twice;
+        json_t *both = runs_twice(a, vm, &here);
+        if (both)
+            return both;
         snprintf(more, sizeof more, ", and is here: %s", here.state);
         return say(vm, a->conf.name, here.rec.epoch, more);
     }

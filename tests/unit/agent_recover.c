@@ -552,6 +552,34 @@ static void a_vm_that_runs_twice_is_told(void **state)
     must_refuse(recover_with(*(int *)*state, runs), 1, "stop it on hostb by", "undefine it on hosta", NULL);
     must(recover_with(*(int *)*state, owner_answer("given", 0)), 0);
     assert_string_equal(state_of("web1"), "running");
+    /* With one epoch each of the two was said to be the later one; and of two VMs that were defined under one
+     * name, where neither host reached the other, one was to be stopped. */
+    runs = owner_answer("mine", 1);
+    json_object_set_new(runs, "present", json_true());
+    must_refuse(recover_with(*(int *)*state, runs), 1, "neither copy is the later one",
+                "two VMs were defined", NULL);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+}
+
+/* It is given to the other host while that one is asked. What broke: it was said to run twice, and which of
+ * the two to stop by force. */
+static void a_vm_that_is_just_given_away_does_not_run_twice(void **state)
+{
+    struct owner_record mine, given = {.epoch = 2, .owner = OWNER_GIVEN, .to = "hostb"};
+    struct xm_jsonl js, its;
+    need_qemu();
+
+    must(ask(t, start_request()), 0);
+    assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &mine, NULL), 0);
+    xm_jsonl_init(&js, agent_socket());
+    xm_jsonl_send(js.fd, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1"), -1, NULL);
+    json_decref(serve_begin(*(int *)*state, &its));
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &given, NULL), 0);
+    xm_jsonl_send(its.fd, owner_answer("mine", 2), -1, NULL);
+    xm_jsonl_close(&its);
+    must_refuse(last_of(&js), 4, "has changed at this moment: ask again", NULL);
+    xm_jsonl_close(&js);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &mine, NULL), 0);
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
 }
 
@@ -562,6 +590,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         TEST(recover_says_that_the_other_side_has_it),
         TEST(a_vm_that_runs_twice_is_told),
+        TEST(a_vm_that_is_just_given_away_does_not_run_twice),
         TEST(a_peer_that_has_lost_its_record_is_not_taken_for_one_without_the_vm),
         TEST(an_operator_takes_back_what_a_dead_peer_had),
         TEST(what_was_moved_is_not_taken_back_and_the_manual_named),
