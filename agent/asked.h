@@ -20,8 +20,9 @@ struct asked {
  * still has to clear away. -EINVAL, with a sentence for the peer. The request must live as long as *q. */
 int asked_read(struct agent *, struct asked *q, const json_t *request, struct xm_error *);
 void asked_free(struct asked *);
-/* What an earlier migration has left open here is brought to its end (settle.c), or this one has to wait:
- * -EBUSY. only_look: what was given to who asks stays as it is; it is settled when the VM comes. */
+/* What an earlier migration has left open here, with who asks, is brought to its end (settle.c); with another
+ * host, its end is waited for; or this one has to wait: -EBUSY. only_look: what was given to who asks stays as
+ * it is; it is settled when the VM comes. */
 int prepare_settle_last(struct agent *, const struct asked *, bool only_look, uint64_t patience,
                         struct xm_error *);
 /* Whom this host gave the VM to may have it still: then what is announced is another one of that name, with

@@ -21,6 +21,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define SETTLED_NS (6 * XM_NS_PER_S) /* two passes of tidy.c */
+#define LOOK_NS    (100 * XM_NS_PER_MS)
+
 /* What is to be known about it as long as it is expected. */
 static json_t *incoming_record(struct agent *a, const struct asked *q, int datastore, uint64_t others,
                                const char *token)
@@ -39,22 +42,44 @@ static json_t *incoming_record(struct agent *a, const struct asked *q, int datas
                      "links", links, "reserve", reserve);
 }
 
+/* That is tried by itself (tidy.c). */
+static void wait_settled(struct agent *a, const char *name)
+{
+    uint64_t until = xm_now() + SETTLED_NS;
+    struct owner_record rec;
+
+    while (owner_read(a, name, &rec, NULL) == 0 && verdict_open(&rec) && xm_now() < until &&
+           !agent_pause(a, LOOK_NS))
+        ;
+}
+
+/* Who has no part in it has nothing settled: as in verb_peer_recover, the other side may be silent, and would
+ * keep an operator's word waiting. */
 int prepare_settle_last(struct agent *a, const struct asked *q, bool only_look, uint64_t patience,
                         struct xm_error *e)
 {
     const char *name = q->spec.name;
     struct owner_record rec;
     struct xm_error why = {0};
+    json_t *answer = NULL;
     int r = owner_read(a, name, &rec, &why);
 
     if (r)
         return r == -ENOENT ? 0 : xm_error_set(e, -r, "%s", why.text);
     if (!verdict_open(&rec) || (only_look && rec.owner == OWNER_GIVEN && !strcmp(rec.to, q->req.source)))
         return 0;
-    json_t *answer = settle(a, name, false, patience);
-    const char *text = xm_json_str(answer, "error", xm_json_str(answer, "text", "its last hand-off is open"));
-    if (owner_read(a, name, &rec, NULL) == 0 && verdict_open(&rec))
+    if (!strcmp(verdict_peer(&rec), q->req.source))
+        answer = settle(a, name, false, patience);
+    else
+        wait_settled(a, name);
+    const char *text = xm_json_str(answer, "error", xm_json_str(answer, "text", NULL));
+    bool open = owner_read(a, name, &rec, NULL) == 0 && verdict_open(&rec);
+    if (open && text)
         r = xm_error_set(e, EBUSY, "%s", text);
+    else if (open)
+        r = xm_error_set(e, EBUSY,
+                         "whose VM %s is has to be settled with %s, which is tried every few seconds", name,
+                         verdict_peer(&rec));
     json_decref(answer);
     return r;
 }

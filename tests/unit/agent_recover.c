@@ -521,6 +521,11 @@ static void who_has_no_part_in_it_has_nothing_settled(void **state)
         "what is open of it on hosta is not open with hostc", NULL);
     must_refuse(ask_as_peer(t, json_pack("{s:s, s:s}", "verb", "peer.recover", "vm", "web1")), 4,
                 "cannot be said before hostb has been asked", NULL);
+    /* Nor by announcing the VM. */
+    json_t *o = prepare_request("5");
+    must_refuse(ask_as(t, "hostc", "127.0.0.3", json_deep_copy(o)), 1,
+                "whose VM web1 is has to be settled with hostb, which is tried every few seconds", NULL);
+    must_refuse(ask_as_peer(t, o), 1, "cannot be said before hostb has been asked", NULL);
 }
 
 /* A VM that was stopped is started by whoever wants it to run, not by a question. */
