@@ -323,23 +323,33 @@ static void tell(struct conn *c, json_t *text)
     conn_event(c, json_pack("{s:s, s:o}", "event", "note", "text", text));
 }
 
-/* Waits for the job's end and passes its last event on. True: it is done. */
-static bool wait_for(struct conn *c, struct job *job)
+/* Waits for the job's end and passes its last event on. NULL: it is done. */
+static json_t *wait_for(struct conn *c, struct job *job, const char *vm)
 {
     struct agent *a = c->agent;
-    json_t *last = NULL;
+    json_t *last = NULL, *no = NULL;
 
     agent_lock(a);
     while (!job->over && agent_wait(a, UINT64_MAX))
         ;
-    bool done = job->over && !job->error[0];
-    if (job->over)
+    bool over = job->over, done = over && !job->error[0];
+    if (over)
         last = job_last_event(job);
     agent_unlock(a);
     if (last)
         conn_event(c, last);
+    if (over && !done) {
+        no = refusal(EXIT_FAILED, "moving VM %s failed; the moves behind it were not begun", vm);
+    } else if (!over) {
+        no =
+            refusal(EXIT_UNKNOWN,
+                    "the agent ends; job %s, which moves VM %s, goes on, and the next agent knows of it; the "
+                    "moves behind it were not begun",
+                    job->id, vm);
+        json_object_set_new(no, "lost", json_true());
+    }
     job_put(a, job);
-    return done;
+    return no;
 }
 
 /* NULL: moved; else the refusal. */
@@ -357,9 +367,7 @@ static json_t *run_move(struct conn *c, const struct scene *s, const struct plan
     json_decref(request);
     if (!job)
         return no;
-    return wait_for(c, job)
-               ? NULL
-               : refusal(EXIT_FAILED, "moving VM %s failed; the moves behind it were not begun", vm);
+    return wait_for(c, job, vm);
 }
 
 /* Says it, and remembers it in refused: by the VM's name an object whose keys are hosts. */

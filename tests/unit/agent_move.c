@@ -678,6 +678,33 @@ static void rebalance_plans_around_what_is_refused(void **state)
     xm_jsonl_close(&js);
 }
 
+/* What broke: it was said to have failed, with the exit status of a VM that stays where it is. */
+static void a_move_of_a_rebalance_outlives_its_agent(void **state)
+{
+    struct xm_jsonl js;
+    int listener = *(int *)*state;
+    json_t *o;
+    need_qemu();
+
+    too_full();
+    xm_jsonl_init(&js, agent_socket());
+    xm_jsonl_send(js.fd, json_pack("{s:s}", "verb", "rebalance"), -1, NULL);
+    serve_datastores(listener);
+    json_decref(serve_one(listener, json_pack("{s:b, s:[]}", "ok", 1, "reasons")));
+    json_decref(serve_one(listener, prepared()));
+    for (struct limit l = limit_start(20); limit_wait(&l) && strcmp(state_of("web1"), "migrating") != 0;)
+        ;
+    test_agent_stop(t, SIGTERM);
+    while ((o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL)) && !json_object_get(o, "ok"))
+        json_decref(o);
+    assert_true(xm_json_bool(o, "lost", false));
+    must_refuse(o, 4, "job 1, which moves VM web1, goes on", NULL);
+    xm_jsonl_close(&js);
+    assert_int_equal(test_agent_start(t), 0);
+    must(ask_shim(t, "web1", json_pack("{s:s, s:i}", "cmd", "finish", "id", 1)), 0);
+    must_be_done("1");
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, peer_set_up, move_tear_down)
 int main(int argc, char **argv)
 {
@@ -703,6 +730,7 @@ int main(int argc, char **argv)
         TEST(a_peer_that_refuses_or_lies),
         TEST(a_job_of_another_host_is_named_as_that),
         TEST(rebalance_plans_around_what_is_refused),
+        TEST(a_move_of_a_rebalance_outlives_its_agent),
     };
     int status;
 
