@@ -101,8 +101,9 @@ static json_t *by_word(struct agent *a, const char *vm, const struct known *here
 }
 
 /* Nobody may own a higher epoch than ours. NULL: nobody does, of those that could be asked; `silent` names
- * the first that could not. */
-static json_t *ask_all(struct agent *a, const char *vm, const struct known *here, struct xm_error *silent)
+ * the first that could not, `heard` what another record says of it. */
+static json_t *ask_all(struct agent *a, const char *vm, const struct known *here, struct xm_error *silent,
+                       struct xm_error *heard)
 {
     for (unsigned i = 0; i < a->conf.peers; i++) {
         const struct conf_peer *p = &a->conf.peer[i];
@@ -113,6 +114,11 @@ static json_t *ask_all(struct agent *a, const char *vm, const struct known *here
                 xm_error_set(silent, EHOSTUNREACH, "%s cannot be asked: %s", p->name, e.text);
         } else if (there.rec.owner == OWNER_MINE && there.rec.epoch > here->rec.epoch) {
             return say(vm, p->name, there.rec.epoch, "");
+        } else if (there.rec.owner != OWNER_NONE && !heard->code) {
+            bool given = there.rec.owner == OWNER_GIVEN;
+            xm_error_set(heard, ENODATA, "the record of %s is «%s%s%s», epoch %llu", p->name,
+                         owner_side_name(there.rec.owner), given ? " to " : "", given ? there.rec.to : "",
+                         (unsigned long long)there.rec.epoch);
         }
     }
     return NULL;
@@ -194,14 +200,16 @@ static json_t *recover(struct agent *a, const char *vm, bool peer_is_dead)
         return refusal(EXIT_UNKNOWN, "%s", e.text);
     if (is == RETURNED_THEIRS)
         return given_up(&e);
-    struct xm_error silent = {0};
-    json_t *answer = ask_all(a, vm, &here, &silent);
+    struct xm_error silent = {0}, heard = {0};
+    json_t *answer = ask_all(a, vm, &here, &silent, &heard);
     if (answer)
         return answer;
     if (here.rec.owner != OWNER_MINE && silent.code)
         return refusal(EXIT_UNKNOWN,
                        "whose VM %s is cannot be said: %s; start xmigrated there, and ask again", vm,
                        silent.text);
+    if (here.rec.owner != OWNER_MINE && heard.code)
+        return refusal(EXIT_FAILED, "neither %s nor its peers have VM %s: %s", a->conf.name, vm, heard.text);
     if (here.rec.owner != OWNER_MINE)
         return refusal(EXIT_FAILED, "neither %s nor its peers have a record of a VM '%s'", a->conf.name, vm);
     /* Who cannot be asked had no part in it (returned_judge). */

@@ -58,6 +58,17 @@ static void recover_says_that_the_other_side_has_it(void **state)
     assert_string_equal(state_of("web1"), "");
 }
 
+/* What broke: «neither hosta nor its peers have a record» of what hostb had moved to a host that is no peer
+ * of hosta. */
+static void what_a_peer_remembers_is_said(void **state)
+{
+    must_refuse(recover_with(*(int *)*state, json_pack("{s:b, s:s, s:i, s:s, s:b}", "ok", 1, "owner", "given",
+                                                       "epoch", 3, "to", "hostz", "settled", 1)),
+                1, "the record of hostb is «given to hostz», epoch 3", NULL);
+    must_refuse(recover_with(*(int *)*state, owner_answer("none", 0)), 1, "have a record of a VM 'web1'",
+                NULL);
+}
+
 /* It must have had one: before this host gave the VM away, the other one had recorded that it is promised. */
 static void a_peer_that_has_lost_its_record_is_not_taken_for_one_without_the_vm(void **state)
 {
@@ -594,6 +605,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         TEST(recover_says_that_the_other_side_has_it),
+        TEST(what_a_peer_remembers_is_said),
         TEST(a_vm_that_runs_twice_is_told),
         TEST(a_vm_that_is_just_given_away_does_not_run_twice),
         TEST(a_peer_that_has_lost_its_record_is_not_taken_for_one_without_the_vm),
