@@ -104,3 +104,19 @@ int machine_plugged(struct machine *vm, json_t *more, json_t *less, struct xm_er
     json_decref(d.named);
     return r;
 }
+
+int machine_none_plugged(struct machine *vm, const char *destination, struct xm_error *e)
+{
+    json_t *more = json_array(), *less = json_array();
+    struct xm_error unknown = {0};
+    int r = 0;
+
+    if (machine_plugged(vm, more, less, &unknown) == 0 && json_array_size(more))
+        r = xm_error_set(e, EBUSY,
+                         "device %s was plugged into VM %s while it was being moved, and %s would make it "
+                         "without: unplug it first",
+                         json_string_value(json_array_get(more, 0)), vm->spec.name, destination);
+    json_decref(more);
+    json_decref(less);
+    return r;
+}

@@ -233,6 +233,8 @@ static int start_qemu_migration(struct source *m)
         machine_note_paused(m->machine, m->paused);
     if (!r)
         r = check_left(m);
+    if (!r) /* as its check has found, perhaps hours ago; from «migrate» on QEMU lets nobody plug anything */
+        r = machine_none_plugged(m->machine, m->destination, &m->error);
     m->stopping = !r;
     if (!r)
         r = qmp_do(q, "migrate", json_pack("{s:s}", "uri", "fd:" STREAM_NAME), QEMU_TIMEOUT, &m->error);
