@@ -24,6 +24,18 @@ static json_int_t waiting(const json_t *st)
     return n;
 }
 
+/* Its guest stands still until its hand-off, which was cut, is settled: by the record, which is read only
+ * where it may say so. */
+static bool is_undecided(struct agent *a, const char *name, const json_t *st)
+{
+    struct owner_record rec;
+
+    if (strcmp(xm_json_str(st, "state", ""), "stopped") != 0 &&
+        strcmp(xm_json_str(st, "role", ""), "undecided") != 0)
+        return false;
+    return owner_read(a, name, &rec, NULL) == 0 && verdict_open(&rec);
+}
+
 static json_t *describe(struct agent *a, const char *name, json_t *spec, const json_t *incoming,
                         bool starting, bool whole)
 {
@@ -38,7 +50,9 @@ static json_t *describe(struct agent *a, const char *name, json_t *spec, const j
     json_object_del(o, "vm");
     json_object_set_new(o, "name", json_string(name));
     json_object_set_new(o, "host", json_string(a->conf.name));
-    const char *state = starting ? "starting" : xm_json_str(st, "state", "no answer");
+    const char *state = starting                    ? "starting"
+                        : is_undecided(a, name, st) ? "undecided"
+                                                    : xm_json_str(st, "state", "no answer");
     /* A shim's «stopped» is a guest that stands still; here that word is for one that has ended. */
     json_object_set_new(o, "state", json_string(strcmp(state, "stopped") ? state : "paused"));
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)

@@ -670,6 +670,23 @@ static void one_that_was_promised_is_undecided(void **state)
     assert_true(exists(t, "ds/web1.raw"));
 }
 
+/* What broke: at its source it was listed as paused, as if its user might let it go on; at its destination as
+ * incoming. */
+static void one_whose_hand_off_was_cut_is_undecided(void **state)
+{
+    (void)state;
+    need_qemu();
+
+    must(ask(t, start_request()), 0);
+    assert_int_equal(xm_file_replace(in_dir(t, "run/vms/web1/stands"), "", 0, NULL), 0);
+    assert_string_equal(shown("web1", NULL, "state"), "paused");
+    own("web1", OWNER_GIVEN, epoch_of("web1") + 1, "hostb", false);
+    assert_string_equal(shown("web1", NULL, "state"), "undecided");
+    own("web1", OWNER_MINE, epoch_of("web1") + 1, "", true);
+    assert_string_equal(shown("web1", NULL, "state"), "paused");
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+}
+
 /* At a destination: not taken for the one that comes, and its definition is not lost. */
 static void a_stopped_vm_is_in_the_way_of_another_of_its_name(void **state)
 {
@@ -796,6 +813,7 @@ int main(int argc, char **argv)
         PEER(what_keeps_a_second_vm_of_its_name_away_is_not_forgotten),
         PEER(a_name_that_a_peer_has_is_not_defined_anew),
         TEST(one_that_was_promised_is_undecided),
+        TEST(one_whose_hand_off_was_cut_is_undecided),
         TEST(a_stopped_vm_is_in_the_way_of_another_of_its_name),
         TEST(autostart_is_set_for_running_and_stopped_ones),
         TEST(after_a_boot_those_with_autostart_are_started),

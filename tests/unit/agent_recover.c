@@ -146,6 +146,7 @@ static void a_promised_vm_whose_qemu_has_ended_is_taken_by_word(void **state)
     json_decref(conf);
     assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
     assert_int_equal(xm_file_replace(in_dir(t, "run/vms/web1/undecided"), "", 0, NULL), 0);
+    assert_string_equal(state_of("web1"), "undecided");
     shutdown(*(int *)*state, SHUT_RDWR);
     must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", "web1", "peer_is_dead", 1)), 0);
     assert_string_equal(state_of("web1"), "running");
