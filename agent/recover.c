@@ -2,8 +2,10 @@
 /* recover: whose is this VM? (docs/design.md, «Ownership»)
  *
  * What is open of its last hand-off is settled (settle.c). Else the records are told: here, and, where this
- * host has none or its VM does not run, at all peers. A VM that is this host's and was stopped is not
- * started. Where this host has no record, a silent peer keeps the question open: exit status 4. */
+ * host has none or its VM does not run, at all peers; where this host gave the VM away, at those that have had
+ * it since. A VM that is this host's and was stopped is not started. Where this host has no record, or gave
+ * the VM away, a silent peer keeps the question open: exit status 4. */
+#include "agent/inventory.h"
 #include "agent/known.h"
 #include "agent/returned.h"
 
@@ -48,6 +50,19 @@ static json_t *say(const char *vm, const char *owner, uint64_t epoch, const char
     json_object_set_new(
         answer, "text",
         json_sprintf("VM %s is %s's (epoch %llu)%s", vm, owner, (unsigned long long)epoch, more));
+    return answer;
+}
+
+/* It was given away, and that is settled. It may have gone on, which our record does not know. */
+static json_t *say_where(struct agent *a, const char *vm, const struct owner_record *rec)
+{
+    enum whereabouts is;
+    char *where = inventory_whereabouts(a, vm, rec, &is);
+    json_t *answer = is == WHERE_OWNED ? ok_answer() : refusal(EXIT_UNKNOWN, "VM %s: %s", vm, where);
+
+    if (is == WHERE_OWNED)
+        json_object_set_new(answer, "text", json_sprintf("VM %s is not here: %s", vm, where));
+    free(where);
     return answer;
 }
 
@@ -183,7 +198,7 @@ static json_t *recover(struct agent *a, const char *vm, bool peer_is_dead)
     if (peer_is_dead)
         return by_word(a, vm, &here);
     if (here.rec.owner == OWNER_GIVEN)
-        return say(vm, here.rec.to, here.rec.epoch, "");
+        return say_where(a, vm, &here.rec);
     if (known_stands(&here))
         return settle_let_run(a, vm);
     if (here.rec.owner == OWNER_MINE && here.present && strcmp(here.role, "?") != 0) {

@@ -109,6 +109,31 @@ static void what_was_moved_is_not_taken_back_and_the_manual_named(void **state)
                 "VM web1 was moved to hostb", "xmigrate(1), A DESTINATION THAT IS LOST", NULL);
 }
 
+/* What broke: it was said to be where it had been given to, whether it had gone on since or not. */
+static void what_was_moved_is_told_where_it_is_now(void **state)
+{
+    struct owner_record rec = {.epoch = 4, .owner = OWNER_GIVEN, .to = "hostb", .settled = true};
+    int listener = *(int *)*state;
+    need_qemu();
+
+    given_away();
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
+    json_t *o = recover_with(listener, owner_answer("mine", 6));
+    assert_string_equal(xm_json_str(o, "text", ""), "VM web1 is not here: it is hostb's (epoch 6)");
+    must(o, 0);
+    json_t *gone = owner_answer("given", 5);
+    json_object_set_new(gone, "to", json_string("hostc"));
+    o = recover_with(listener, gone);
+    assert_non_null(strstr(xm_json_str(o, "error", ""),
+                           "hosta gave it to hostb (epoch 4), and where it is now "
+                           "cannot be asked: hosta has no [peer hostc]"));
+    must(o, 4);
+    shutdown(listener, SHUT_RDWR);
+    o = ask(t, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1"));
+    assert_non_null(strstr(xm_json_str(o, "error", ""), "where it is now cannot be asked"));
+    must(o, 4);
+}
+
 /* Who cannot be asked, or makes no sense, decides nothing. */
 static void recover_changes_nothing_while_the_other_side_is_silent(void **state)
 {
@@ -612,6 +637,7 @@ int main(int argc, char **argv)
         TEST(a_peer_that_has_lost_its_record_is_not_taken_for_one_without_the_vm),
         TEST(an_operator_takes_back_what_a_dead_peer_had),
         TEST(what_was_moved_is_not_taken_back_and_the_manual_named),
+        TEST(what_was_moved_is_told_where_it_is_now),
         TEST(recover_changes_nothing_while_the_other_side_is_silent),
         TEST(a_promised_vm_whose_qemu_has_ended_is_taken_by_word),
         TEST(a_guest_that_was_not_let_run_is_let_run),
