@@ -446,6 +446,8 @@ int create_missing(struct agent *a, struct vm_spec *s, const json_t *known, json
                                                    : 0;
         if (!r)
             r = make_sparse(d->path, d->size, created, e);
+        if (!r && ds)
+            r = datastore_judge(a, ds, e);
         if (r)
             return r;
     }

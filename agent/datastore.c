@@ -165,3 +165,15 @@ int datastore_use(struct agent *a, const struct conf_datastore *ds, struct xm_er
         r = note(a, ds, is, e);
     return r;
 }
+
+json_t *datastore_mark(struct agent *a, const struct conf_datastore *ds)
+{
+    struct xm_error ignored = {0};
+    json_t *all = known(a, &ignored), *mark = NULL;
+    const char *uuid = xm_json_str(all, ds->name, "");
+
+    if (uuid[0])
+        mark = json_pack("{s:o, s:s}", "path", json_sprintf("%s/%s", ds->path, MARK), "names", uuid);
+    json_decref(all);
+    return mark;
+}

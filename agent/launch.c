@@ -12,6 +12,7 @@
  * answered. The agent dies: before the shim has it, the job is found without a shim that works on it, and
  * failed; after that it goes on.
  */
+#include "agent/datastore.h"
 #include "agent/move.h"
 
 #include <string.h>
@@ -175,9 +176,10 @@ static void *move_main(void *arg)
     agent_unlock(a);
     if (!r && m->local)
         r = launch(m,
-                   json_pack("{s:s, s:s, s:s, s:s, s:I, s:O, s:O}", "cmd", "storage", "job", m->job->id,
+                   json_pack("{s:s, s:s, s:s, s:s, s:I, s:O, s:O, s:o*}", "cmd", "storage", "job", m->job->id,
                              "destination", m->host, "datastore", m->datastore, "min_free",
-                             (json_int_t)a->conf.min_free, "disks", m->disks, "options", m->options),
+                             (json_int_t)a->conf.min_free, "disks", m->disks, "options", m->options, "mark",
+                             datastore_mark(a, config_datastore(&a->conf, m->datastore))),
                    &e);
     else if (!r)
         r = run_out(m, &exit_status, &e);

@@ -194,6 +194,8 @@ static int make_files(struct agent *a, struct asked *q, int datastore, json_t *c
         xm_fault("prepare-journaled");
         if (!r && makes)
             r = create_disks(&q->spec, created, e);
+        if (!r && makes) /* in it, and not where it was mounted a moment ago */
+            r = datastore_judge(a, &a->conf.datastore[datastore], e);
         xm_fault("prepare-created");
         json_decref(planned);
     }

@@ -135,6 +135,22 @@ static void share_rate(struct source *m, struct move *v)
     }
 }
 
+/* It was looked at when the move was asked for. Unmounted since, the new file would lie where it was mounted,
+ * and be hidden by the next mount. */
+static int in_datastore(struct source *m, const struct move *v)
+{
+    const json_t *mark = json_object_get(m->request, "mark");
+    const char *path = xm_json_str(mark, "path", ""), *want = xm_json_str(mark, "names", "");
+    char names[64] = "";
+
+    if (!mark || (readlink(path, names, sizeof names - 1) > 0 && !strcmp(names, want)))
+        return 0;
+    return xm_error_set(
+        &m->error, ENOENT,
+        "datastore '%s' on %s: what is at %s is not what was there a moment ago: is it mounted?",
+        v->datastore, m->machine->host, path);
+}
+
 static int make_file(struct source *m, struct machine_disk *d, struct move *v)
 {
     uint64_t size = d->file->size;
@@ -152,6 +168,8 @@ static int make_file(struct source *m, struct machine_disk *d, struct move *v)
     } else if (v->file->size != size) {
         r = xm_error_set(&m->error, EINVAL, "%s has %llu bytes, disk %s has %llu", v->path,
                          (unsigned long long)v->file->size, d->spec->name, (unsigned long long)size);
+    } else {
+        r = in_datastore(m, v);
     }
     return r;
 }

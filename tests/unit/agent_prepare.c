@@ -638,6 +638,40 @@ static void logs_of_what_is_not_here_do_not_pile_up(void **state)
     json_decref(answer);
 }
 
+/* As by `umount -l`: what it was mounted over comes to light. */
+static void *unmount(void *unused)
+{
+    char *away = xm_printf("%s", in_dir(t, "ds.away")), *ds = xm_printf("%s", in_dir(t, "ds"));
+
+    for (struct limit l = limit_start(10); access(fault, F_OK) == 0 && limit_wait(&l);)
+        ;
+    if (rename(ds, away) < 0 || mkdir(ds, 0700) < 0)
+        perror(ds);
+    free(away);
+    free(ds);
+    return unused;
+}
+
+/* What broke: its datastore was looked at, unmounted, and the disks were made where it had been mounted. The
+ * move was done; the next mount hid them. */
+static void a_datastore_that_goes_meanwhile_gets_no_disk(void **state)
+{
+    pthread_t thread;
+    (void)state;
+    need_qemu();
+
+    assert_int_equal(xm_file_replace(fault, "prepare-journaled:1:delay=1000", 30, NULL), 0);
+    assert_int_equal(pthread_create(&thread, NULL, unmount, NULL), 0);
+    must_refuse(ask_as_peer(t, prepare_request("5")), 1, "is it mounted?", NULL);
+    pthread_join(thread, NULL);
+    assert_false(exists(t, "ds/web1-root.raw"));
+    assert_int_equal(rmdir(in_dir(t, "ds")), 0);
+    char *ds = xm_printf("%s", in_dir(t, "ds"));
+    assert_int_equal(rename(in_dir(t, "ds.away"), ds), 0);
+    free(ds);
+    must_live();
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, agent_set_up, agent_tear_down)
 int main(int argc, char **argv)
 {
@@ -660,6 +694,7 @@ int main(int argc, char **argv)
         TEST(what_was_made_for_a_dead_migration_is_deleted_by_the_next_agent),
         TEST(an_incoming_vm_is_still_expected_by_the_next_agent),
         TEST(what_was_prepared_in_vain_is_off_the_list),
+        TEST(a_datastore_that_goes_meanwhile_gets_no_disk),
         TEST(logs_of_what_is_not_here_do_not_pile_up),
     };
     int status;

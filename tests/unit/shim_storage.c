@@ -145,13 +145,16 @@ static void subscribe(struct xm_jsonl *js)
     json_decref(ask(js, json_pack("{s:s}", "cmd", "subscribe")));
 }
 
+static json_t *mark; /* of the datastore; NULL: not known */
+
 /* The disk goes to root-N. */
 static void begin(struct xm_jsonl *js, int n, int bandwidth)
 {
     char *to = xm_printf("%s/root-%d", dir, n), *job = xm_printf("%d", n);
-    json_t *o = ask(js, json_pack("{s:s, s:s, s:s, s:s, s:[{s:s, s:s}], s:{s:i}}", "cmd", "storage", "job",
-                                  job, "destination", "hosta", "datastore", n % 2 ? "two" : "one", "disks",
-                                  "name", "root", "path", to, "options", "bandwidth", bandwidth));
+    json_t *o =
+        ask(js, json_pack("{s:s, s:s, s:s, s:s, s:[{s:s, s:s}], s:{s:i}, s:O*}", "cmd", "storage", "job", job,
+                          "destination", "hosta", "datastore", n % 2 ? "two" : "one", "disks", "name", "root",
+                          "path", to, "options", "bandwidth", bandwidth, "mark", mark));
 
     if (!xm_json_bool(o, "ok", false))
         fail_msg("%s", xm_json_str(o, "error", ""));
@@ -316,6 +319,37 @@ static void a_move_is_given_up_also_while_it_waits_to_swap(void **state)
     xm_jsonl_close(&js);
 }
 
+/* What broke: its datastore was looked at by the agent, unmounted, and the disk went to where it had been
+ * mounted; the next mount hid it. */
+static void a_datastore_that_goes_meanwhile_gets_no_disk(void **state)
+{
+    char *at = xm_printf("%s/mark", dir), *to = xm_printf("%s/root-2", dir);
+    struct xm_jsonl js;
+    (void)state;
+
+    subscribe(&js);
+    move(&js, 1);
+    mark = json_pack("{s:s, s:s}", "path", at, "names", "it");
+    for (int i = 0; i < 2; i++) { /* none, and another one's */
+        begin(&js, 2, 0);
+        json_t *o = ended(&js);
+        assert_string_equal(xm_json_str(o, "event", ""), "failed");
+        if (!strstr(xm_json_str(o, "error", ""), "is it mounted?"))
+            fail_msg("%s", xm_json_str(o, "error", ""));
+        json_decref(o);
+        assert_string_equal(shim.machine.disk[0].spec->datastore, "two");
+        unlink(to); /* the agent's to delete, too */
+        assert_int_equal(i ? 0 : symlink("another", at), 0);
+    }
+    assert_int_equal(unlink(at) | symlink("it", at), 0);
+    move(&js, 2);
+    json_decref(mark);
+    mark = NULL;
+    xm_jsonl_close(&js);
+    free(to);
+    free(at);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 
 int main(void)
@@ -324,6 +358,7 @@ int main(void)
         TEST(who_looks_while_a_disk_moves_sees_it_in_one_place),
         TEST(nothing_is_left_of_many_moves),
         TEST(a_move_is_given_up_also_while_it_waits_to_swap),
+        TEST(a_datastore_that_goes_meanwhile_gets_no_disk),
     };
 
     close(mkstemp(faults)); /* for its name */
