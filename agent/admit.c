@@ -271,11 +271,28 @@ static int disk_missing(struct agent *a, const struct vm_spec *s, const struct v
         ds ? ds->path : "", ds ? "?" : "");
 }
 
-/* What the guest sees from its first start on, wherever the disk comes to lie. */
-static int resolve_block(const struct vm_spec *s, struct vm_disk *d, struct xm_error *e)
+/* What has been written to a new disk tells its block: storage with larger ones would hide a partition table
+ * from its guest. */
+static unsigned first_block(const struct vm_disk *d)
 {
-    unsigned block = d->block_size ? d->block_size : probe_block_size(d->path);
+    unsigned char head[VM_BLOCK_HEAD];
+    int fd = open(d->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    ssize_t n = fd < 0 ? -1 : pread(fd, head, sizeof head, 0);
+    unsigned written = n > 0 ? vm_written_block(head, (size_t)n) : 0;
 
+    if (fd >= 0)
+        close(fd);
+    return written ? written : probe_block_size(d->path);
+}
+
+/* What the guest sees from its first start on, wherever the disk comes to lie. known: the disk in the record,
+ * or NULL. */
+static int resolve_block(const struct vm_spec *s, struct vm_disk *d, const json_t *known, struct xm_error *e)
+{
+    unsigned block = d->block_size ? d->block_size : (unsigned)xm_json_int(known, "block_size", 0);
+
+    if (!block)
+        block = known ? probe_block_size(d->path) : first_block(d);
     if (!block || (!d->block_size && d->size % block))
         block = 512;
     d->block_size = block;
@@ -286,8 +303,8 @@ static int resolve_block(const struct vm_spec *s, struct vm_disk *d, struct xm_e
     return 0;
 }
 
-/* known: the disk is in the record, and not new. */
-static int resolve_size(struct agent *a, const struct vm_spec *s, struct vm_disk *d, bool known,
+/* known: the disk in the record; NULL: it is new. */
+static int resolve_size(struct agent *a, const struct vm_spec *s, struct vm_disk *d, const json_t *known,
                         struct xm_error *e)
 {
     uint64_t size = 0;
@@ -339,7 +356,7 @@ static int resolve_size(struct agent *a, const struct vm_spec *s, struct vm_disk
             "%%512 %s` adds the zeros that it lacks",
             d->name, s->name, d->path, (unsigned long long)size, d->path);
     d->size = size;
-    return resolve_block(s, d, e);
+    return resolve_block(s, d, known, e);
 }
 
 static int resolve_disks(struct agent *a, struct vm_spec *s, const json_t *known, struct xm_error *e)
@@ -351,7 +368,7 @@ static int resolve_disks(struct agent *a, struct vm_spec *s, const json_t *known
     if (!r) /* before the sizes: a file that is not there is often one that the record has elsewhere */
         r = inventory_contradiction(a, s, e);
     for (unsigned i = 0; !r && i < s->disks; i++)
-        r = resolve_size(a, s, &s->disk[i], inventory_has_disk(known, s->disk[i].name), e);
+        r = resolve_size(a, s, &s->disk[i], inventory_disk(known, s->disk[i].name), e);
     return r;
 }
 
@@ -441,9 +458,7 @@ int create_missing(struct agent *a, struct vm_spec *s, const json_t *known, json
             return storage_hangs(d->path, e);
         /* Invariant: what is recorded is never made. It was there a moment ago (resolve_spec). */
         const struct conf_datastore *ds = config_datastore(&a->conf, d->datastore);
-        int r = inventory_has_disk(known, d->name) ? disk_missing(a, s, d, e)
-                : ds                               ? datastore_use(a, ds, e)
-                                                   : 0;
+        int r = inventory_disk(known, d->name) ? disk_missing(a, s, d, e) : ds ? datastore_use(a, ds, e) : 0;
         if (!r)
             r = make_sparse(d->path, d->size, created, e);
         if (!r && ds)

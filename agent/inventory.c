@@ -179,7 +179,7 @@ static bool same_file(const char *x, const char *y)
     return s.st_dev == t.st_dev && s.st_ino == t.st_ino;
 }
 
-static const json_t *disk_of(const json_t *spec, const char *name)
+const json_t *inventory_disk(const json_t *spec, const char *name)
 {
     const json_t *d;
     size_t i;
@@ -191,17 +191,12 @@ static const json_t *disk_of(const json_t *spec, const char *name)
     return NULL;
 }
 
-bool inventory_has_disk(const json_t *spec, const char *disk)
-{
-    return disk_of(spec, disk) != NULL;
-}
-
 static int contradicts_itself(struct agent *a, const struct vm_spec *s, const json_t *known,
                               struct xm_error *e)
 {
     for (unsigned i = 0; i < s->disks; i++) {
         const struct vm_disk *d = &s->disk[i];
-        const json_t *k = disk_of(known, d->name);
+        const json_t *k = inventory_disk(known, d->name);
         const char *path = xm_json_str(k, "path", "");
         uint64_t size = (uint64_t)xm_json_int(k, "size", 0);
         if (k && !same_file(path, d->path))

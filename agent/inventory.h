@@ -62,8 +62,9 @@ int inventory_taken(struct agent *, const struct vm_spec *, struct xm_error *);
 /* Has this VM a disk in that file, by a definition that counts? 1: yes; -EAGAIN with a sentence:
  * yes, and whether it counts is not known; else -errno: its definition cannot be read. */
 int inventory_names_file(struct agent *, const char *vm, const char *path, struct xm_error *);
-/* Does the recorded definition of this VM have this disk? Then its file exists, or something is wrong. */
-bool inventory_has_disk(const json_t *spec, const char *disk);
+/* This disk in the recorded definition of its VM: then its file exists, or something is wrong. NULL: it is
+ * new. */
+const json_t *inventory_disk(const json_t *spec, const char *disk);
 
 /* The epoch that a VM of this name begins with. */
 int inventory_first_epoch(struct agent *, const char *name, uint64_t *epoch, struct xm_error *);

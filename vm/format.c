@@ -47,3 +47,16 @@ const char *vm_foreign_format(const void *head, size_t len, const void *tail)
     }
     return NULL;
 }
+
+unsigned vm_written_block(const void *head, size_t len)
+{
+    static const struct magic gpt = MAGIC("a GPT", 4096, "EFI PART");
+    const char *bytes = head;
+    size_t zeros = 0;
+
+    while (zeros < len && !bytes[zeros])
+        zeros++;
+    if (zeros == len)
+        return 0;
+    return has(&gpt, head, len) ? 4096 : 512;
+}

@@ -52,6 +52,17 @@ static void a_disk_keeps_its_blocks_on_storage_with_larger_ones(void **state)
            "mount -o discard $dev %s/a/ds2 && losetup -d $dev",
            store, store, store),
         0);
+    /* An image that was made for blocks of 512: its guest would not find its partitions. */
+    assert_int_equal(
+        sh(NULL, 20,
+           "truncate -s 1M %s/a/ds2/gpt.img && printf 'EFI PART' | dd of=%s/a/ds2/gpt.img bs=512 "
+           "seek=1 conv=notrunc status=none && printf '[vm]\nname = gpt1\nmemory = 64M\n[disk "
+           "root]\ndatastore = ds2\nfile = gpt.img\n' >%s/gpt1.ini",
+           store, store, lab_run_dir()),
+        0);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "define %s/gpt1.ini", lab_run_dir()), 0);
+    assert_int_equal(sh(NULL, 20, "%s | grep -q 'block_size = 512'", xmigrate("a", "dump gpt1")), 0);
+    assert_int_equal(xmigrate_run("a", 0, NULL, "undefine gpt1"), 0);
     assert_int_equal(sh(&out, 30, "%s", xmigrate("a", "--storage-only --dry-run web1 ds2")), 0);
     if (!strstr(out, "blocks of 512 bytes"))
         fail_msg("%s", out);

@@ -7,6 +7,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <cmocka.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -126,6 +127,40 @@ static void the_firmwares_variables_are_made_once(void **state)
     assert_non_null(
         strstr(xm_json_str(answer, "error", ""), "the variables of its firmware, has gone: put a copy"));
     must(answer, 1);
+}
+
+static int64_t recorded_block(void)
+{
+    json_t *spec = json_load_file(in_dir(t, "state/vms/web1/spec.json"), 0, NULL);
+    int64_t block = xm_json_int(json_array_get(json_object_get(spec, "disks"), 0), "block_size", 0);
+
+    json_decref(spec);
+    return block;
+}
+
+static void write_to_disk(const char *bytes, off_t at)
+{
+    int fd = open(in_dir(t, "ds/web1.raw"), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+
+    assert_true(fd >= 0);
+    assert_int_equal(ftruncate(fd, 1 << 20), 0);
+    assert_int_equal(pwrite(fd, bytes, strlen(bytes), at), (ssize_t)strlen(bytes));
+    close(fd);
+}
+
+/* What broke: it was the block of the storage that the file lies on just now, so that a guest did not find
+ * its partitions; also of a VM that was known, when its specification was given again. */
+static void a_disks_block_is_that_of_its_partitions_and_stays(void **state)
+{
+    (void)state;
+    need_qemu();
+    write_to_disk("EFI PART", 4096);
+    must(ask(t, start_request()), 0);
+    assert_int_equal(recorded_block(), 4096);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    write_to_disk("________", 4096); /* it is the guest's */
+    must(ask(t, start_request()), 0);
+    assert_int_equal(recorded_block(), 4096);
 }
 
 static void a_disk_in_a_datastore_is_no_link(void **state)
@@ -305,6 +340,7 @@ int main(int argc, char **argv)
         TEST(an_image_of_another_format_is_no_disk),
         TEST(the_firmwares_variables_are_made_once),
         TEST(a_disk_in_a_datastore_is_no_link),
+        TEST(a_disks_block_is_that_of_its_partitions_and_stays),
         TEST(a_start_that_fails_leaves_nothing),
         TEST(a_move_of_its_disk_that_was_left_uncertain_is_no_obstacle),
         TEST(what_is_set_while_it_is_mended_stays),

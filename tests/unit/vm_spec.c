@@ -311,6 +311,22 @@ static void other_formats_are_known_by_their_magic(void **state)
     assert_string_equal(vm_foreign_format(head, sizeof head, NULL), "encrypted with LUKS");
 }
 
+static void what_is_written_tells_a_disks_block(void **state)
+{
+    unsigned char head[VM_BLOCK_HEAD] = {0};
+    (void)state;
+
+    assert_int_equal(vm_written_block(head, sizeof head), 0);
+    head[446 + 4] = 0xee, head[510] = 0x55, head[511] = 0xaa; /* a protective MBR goes before each GPT */
+    assert_int_equal(vm_written_block(head, sizeof head), 512);
+    memcpy(head + 4096, "EFI PART", 8);
+    assert_int_equal(vm_written_block(head, sizeof head), 4096);
+    assert_int_equal(vm_written_block(head, 4100), 512); /* a short one has none */
+    memcpy(head + 512, "EFI PART", 8);
+    memset(head + 4096, 0, 8);
+    assert_int_equal(vm_written_block(head, sizeof head), 512);
+}
+
 /* What a peer may send instead of a good value: each must be refused, none may crash. */
 static void hostile_json_is_refused(void **state)
 {
@@ -392,6 +408,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_is_wrong_is_said_with_file_and_line, set_up, tear_down),
         cmocka_unit_test(a_missing_file_is_named),
         cmocka_unit_test(other_formats_are_known_by_their_magic),
+        cmocka_unit_test(what_is_written_tells_a_disks_block),
         cmocka_unit_test(hostile_json_is_refused),
     };
     return cmocka_run_group_tests_name("host: VM specifications", tests, NULL, NULL);
