@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "agent/known.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -129,4 +130,42 @@ int known_there_soon(struct agent *a, const struct conf_peer *p, const char *vm,
                      struct xm_error *e)
 {
     return ask(a, p, vm, TELL_NS, k, e);
+}
+
+struct question {
+    struct agent *agent;
+    const struct conf_peer *peer;
+    const char *vm;
+    pthread_t thread;
+    bool asked;
+    struct known_answer *answer;
+};
+
+static void *question_main(void *arg)
+{
+    struct question *q = arg;
+
+    q->answer->result = known_there_soon(q->agent, q->peer, q->vm, &q->answer->there, &q->answer->error);
+    return NULL;
+}
+
+void known_everywhere(struct agent *a, const char *vm, const bool *skip, struct known_answer *answer)
+{
+    struct question q[CONFIG_MANY];
+
+    for (unsigned i = 0; i < a->conf.peers; i++) {
+        if (skip && skip[i])
+            continue;
+        answer[i].error = (struct xm_error){0};
+        q[i] = (struct question){.agent = a, .peer = &a->conf.peer[i], .vm = vm, .answer = &answer[i]};
+        q[i].asked = pthread_create(&q[i].thread, NULL, question_main, &q[i]) == 0;
+    }
+    for (unsigned i = 0; i < a->conf.peers; i++) {
+        if (skip && skip[i])
+            continue;
+        if (q[i].asked)
+            pthread_join(q[i].thread, NULL);
+        else
+            question_main(&q[i]);
+    }
 }

@@ -44,6 +44,14 @@ static inline bool known_answered(int r)
 /* The same, of a peer that answers soon. */
 int known_there_soon(struct agent *, const struct conf_peer *, const char *vm, struct known *,
                      struct xm_error *);
+struct known_answer {
+    int result; /* known_there_soon's */
+    struct known there;
+    struct xm_error error;
+};
+/* The same, of all peers at once (answer: CONFIG_MANY of them, in their order) but those in skip (likewise;
+ * NULL: none), whose answers are not touched. */
+void known_everywhere(struct agent *, const char *vm, const bool *skip, struct known_answer *answer);
 /* A hand-off with that host is open there, or whether one is is not told. */
 bool known_open_with(const struct known *, const char *host);
 /* Its shim works on the hand-off at this moment: what the record says may be another thing in a moment. */

@@ -195,24 +195,33 @@ static enum returned ask(struct agent *a, const char *vm, const struct owner_rec
 }
 
 /* Whoever says so, and had no part in a hand-off with us: a reason not to start it, and not to give anything
- * up. */
+ * up. Our record is an older one: a file system with the state directory was put back to what it had been,
+ * say. */
 static enum returned ask_others(struct agent *a, const char *vm, const struct owner_record *ours,
                                 const char *who, bool *silent, struct xm_error *e)
 {
+    struct known_answer answer[CONFIG_MANY];
+    enum returned is = RETURNED_OURS;
+    bool skip[CONFIG_MANY];
+
+    for (unsigned i = 0; i < a->conf.peers; i++)
+        skip[i] = silent[i] || !strcmp(a->conf.peer[i].name, who);
+    known_everywhere(a, vm, skip, answer);
     for (unsigned i = 0; i < a->conf.peers; i++) {
-        const struct conf_peer *p = &a->conf.peer[i];
-        struct xm_error why = {0};
-        struct known there;
-        if (silent[i] || !strcmp(p->name, who))
+        const struct owner_record *rec = &answer[i].there.rec;
+        if (skip[i])
             continue;
-        silent[i] = known_there_soon(a, p, vm, &there, &why) < 0;
-        if (!silent[i] && there.rec.owner == OWNER_MINE && there.rec.epoch > ours->epoch) {
-            xm_error_set(e, EEXIST, "%s owns a newer epoch of VM %s (%llu): `xmigrate recover %s`", p->name,
-                         vm, (unsigned long long)there.rec.epoch, vm);
-            return RETURNED_UNKNOWN;
-        }
+        silent[i] = answer[i].result < 0;
+        if (is != RETURNED_OURS || silent[i] || rec->owner != OWNER_MINE || rec->epoch <= ours->epoch)
+            continue;
+        xm_error_set(e, EEXIST,
+                     "%s owns a newer epoch of VM %s (%llu) than the record of %s has (%llu; is its state "
+                     "directory as it was some time ago?): `xmigrate recover %s`",
+                     a->conf.peer[i].name, vm, (unsigned long long)rec->epoch, a->conf.name,
+                     (unsigned long long)ours->epoch, vm);
+        is = RETURNED_UNKNOWN;
     }
-    return RETURNED_OURS;
+    return is;
 }
 
 static bool silent_already(const struct agent *a, const char *host, const bool *silent)

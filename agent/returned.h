@@ -5,7 +5,8 @@
  *
  * Who can have done that is known: the other host of a hand-off that is not known to be over there. The
  * journal stays, and names it, until it has been asked (tidy.c); so a VM without a journal needs nobody's
- * word to be started. */
+ * word to be started. All the same all peers are asked then: what this host's record says may be of long ago,
+ * as when its file system was put back to a snapshot. */
 #ifndef XM_AGENT_RETURNED_H
 #define XM_AGENT_RETURNED_H
 

@@ -120,9 +120,11 @@ static json_t *start_spec(struct agent *a, struct vm_spec *s, const json_t *reco
     return answer;
 }
 
-/* Another host may have taken it over while this one was away. NULL: none has. */
+/* Another host may have taken it over while this one was away, or have it though this one's record, an older
+ * one, says otherwise. NULL: none has. */
 static json_t *gone(struct agent *a, const char *name)
 {
+    bool silent[CONFIG_MANY] = {false};
     struct xm_error e = {0};
 
     agent_lock(a);
@@ -130,11 +132,11 @@ static json_t *gone(struct agent *a, const char *name)
     agent_unlock(a);
     if (there)
         return NULL;
-    switch (returned_judge(a, name, NULL, &e)) {
+    switch (returned_judge(a, name, silent, &e)) {
     case RETURNED_THEIRS:
         return refusal(EXIT_REFUSED, "%s", e.text);
     case RETURNED_UNKNOWN:
-        return refusal(EXIT_UNKNOWN, "%s", e.text);
+        return refusal(e.code == EEXIST ? EXIT_REFUSED : EXIT_UNKNOWN, "%s", e.text);
     case RETURNED_OURS:
         break;
     }

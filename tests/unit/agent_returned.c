@@ -451,11 +451,30 @@ static void what_was_taken_by_word_and_handed_back_is_ours_with_that_epoch(void 
     assert_int_equal(record().epoch, 3);
 }
 
+/* The state directory was put back to a snapshot from before the move to hostb: nothing is open, and the VM
+ * did not come from there. What broke: `start` asked nobody, and the VM ran twice. */
+static void one_that_has_it_is_heard_though_nothing_is_open(void **state)
+{
+    struct busy b = {.owner = "mine", .epoch = 2};
+    (void)state;
+    assert_int_equal(unlink(in_dir(t, "state/vms/web1/journal.json")), 0);
+    assert_int_equal(test_agent_start(t), 0);
+    assert_int_equal(pthread_create(&b.thread, NULL, busy_main, &b), 0);
+    must_say(start(), 3, "hostb owns a newer epoch of VM web1 (2) than the record of hosta has (1;");
+    must_say(ask(t, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1")), 0,
+             "VM web1 is hostb's (epoch 2)");
+    assert_false(exists(t, "run/vms/web1"));
+    assert_int_equal(record().owner, OWNER_MINE); /* that is for its operator to say */
+    b.over = true;
+    pthread_join(b.thread, NULL);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         TEST(who_was_taken_for_dead_gives_way),
+        TEST(one_that_has_it_is_heard_though_nothing_is_open),
         TEST(it_is_not_started_before_the_other_host_has_been_asked),
         TEST(a_file_that_cannot_be_deleted_keeps_nobody_from_giving_way),
         TEST(autostart_waits_for_the_answer),
