@@ -107,7 +107,7 @@ static const struct xm_ini_key limit_keys[] = {
     XM_INI_KEY(struct config, migrations, XM_INI_UINT, .min = 1, .max = 64),
     XM_INI_KEY(struct config, min_bandwidth, XM_INI_RATE),
     XM_INI_KEY(struct config, bandwidth, XM_INI_RATE),
-    XM_INI_KEY(struct config, downtime, XM_INI_TIME),
+    XM_INI_KEY(struct config, downtime, XM_INI_TIME, .min = XM_NS_PER_MS, .max = 3600 * XM_NS_PER_S),
     XM_INI_KEY(struct config, link_timeout, XM_INI_TIME),
     XM_INI_KEY(struct config, switch_grace, XM_INI_TIME),
     XM_INI_KEY(struct config, incoming_silence, XM_INI_TIME, .min = XM_NS_PER_S),
@@ -187,6 +187,30 @@ static int check_address(const char *file, const char *section, const char *text
     return 0;
 }
 
+/* What it starts VMs by. Not refused when it is not there: an upgrade may be just putting another one. */
+static int check_shim(const struct config *c, const char *file, struct xm_error *e)
+{
+    if (c->shim[0] != '/')
+        return xm_error_set(e, EINVAL, "%s:%u: the path '%s' has to begin with /", file,
+                            xm_ini_line(file, "host", "shim"), c->shim);
+    if (access(c->shim, X_OK) < 0)
+        xm_log(XM_LOG_WARN, "no VM can be started or come here: the program %s: %s", c->shim,
+               strerror(errno));
+    return 0;
+}
+
+/* The names that a specification may have (vm/spec.c). */
+static int check_bridges(const struct config *c, const char *file, struct xm_error *e)
+{
+    for (char **name = c->bridge; name && *name; name++) {
+        if (strlen(*name) > 15 || strpbrk(*name, " \t/:,"))
+            return xm_error_set(e, EINVAL,
+                                "%s:%u: '%s' is no legal name of a bridge; several go on a line each", file,
+                                xm_ini_line(file, "incoming", "bridge"), *name);
+    }
+    return 0;
+}
+
 static int check_lists(struct config *c, const char *file, struct xm_error *e)
 {
     static const char *const keys[] = {"kernels", "firmware", "images"};
@@ -237,6 +261,10 @@ static int check_host(struct config *c, const char *file, struct xm_error *e)
     if (!r)
         r = check_user(c, file, e);
     if (!r)
+        r = check_shim(c, file, e);
+    if (!r)
+        r = check_bridges(c, file, e);
+    if (!r)
         r = check_lists(c, file, e);
     return r;
 }
@@ -247,12 +275,6 @@ static int check(struct config *c, const char *file, struct xm_error *e)
     struct address a;
     int r = check_host(c, file, e);
 
-    if (!r && xm_ini_line(file, "tls", NULL))
-        return xm_error_set(
-            e, EINVAL,
-            "%s:%u: [tls]: this version cannot encrypt between hosts yet; remove the section and use "
-            "links that nobody else can listen on",
-            file, xm_ini_line(file, "tls", NULL));
     for (unsigned i = 0; !r && i < c->datastores; i++) {
         snprintf(section, sizeof section, "datastore %s", c->datastore[i].name);
         r = check_directory(file, section, "path", c->datastore[i].path, true, e);
@@ -324,6 +346,13 @@ int config_load(struct config *c, const char *path, struct xm_error *e)
     c->min_free = 64 << 20;
     c->min_memory = 64 << 20;
     int r = xm_ini_load(path, sections, c, e);
+    unsigned tls = xm_ini_line(path, "tls", NULL);
+    if (tls) /* whatever stands in it */
+        return xm_error_set(
+            e, EINVAL,
+            "%s:%u: [tls]: this version cannot encrypt between hosts yet; remove the section and use "
+            "links that nobody else can listen on",
+            path, tls);
     if (r)
         return r;
     if (!c->name)

@@ -20,12 +20,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #define FILE_MAX     (1u << 20)
 #define LINE_MAX_    8192u
 #define SECTION_MAX_ 49u /* inih's MAX_SECTION less the 0 */
 #define SECTION_MARK "\001="
-#define TABLE_MAX    64u /* keys of a section; sections of a file: what the bit masks below hold */
+#define BOM          "\xef\xbb\xbf" /* with which some editors begin a file */
+#define TABLE_MAX    64u            /* keys of a section; sections of a file: what the bit masks below hold */
 
 struct parse {
     const char *path;
@@ -175,15 +177,15 @@ static int parse_bool(const char *value, bool *out, struct xm_error *e)
     static const char *const yes[] = {"yes", "true", "on"}, *const no[] = {"no", "false", "off"};
 
     for (int i = 0; i < 3; i++) {
-        if (!strcmp(value, yes[i]) || !strcmp(value, no[i])) {
-            *out = !strcmp(value, yes[i]);
+        if (!strcasecmp(value, yes[i]) || !strcasecmp(value, no[i])) {
+            *out = !strcasecmp(value, yes[i]);
             return 0;
         }
     }
     return xm_error_set(e, EINVAL, "\"%.60s\" is neither yes nor no", value);
 }
 
-static int parse_uint(const char *value, unsigned min, unsigned max, unsigned *out, struct xm_error *e)
+static int parse_uint(const char *value, uint64_t min, uint64_t max, unsigned *out, struct xm_error *e)
 {
     uint64_t n = 0;
     size_t digits = strspn(value, "0123456789");
@@ -193,9 +195,25 @@ static int parse_uint(const char *value, unsigned min, unsigned max, unsigned *o
     for (size_t i = 0; i < digits && n <= UINT32_MAX; i++)
         n = n * 10 + (uint64_t)(value[i] - '0');
     if (n < min || n > (max ? max : UINT32_MAX))
-        return xm_error_set(e, ERANGE, "%.60s is not between %u and %u", value, min, max ? max : UINT32_MAX);
+        return xm_error_set(e, ERANGE, "%.60s is not between %u and %u", value, (unsigned)min,
+                            (unsigned)(max ? max : UINT32_MAX));
     *out = (unsigned)n;
     return 0;
+}
+
+static int parse_time(const char *value, uint64_t min, uint64_t max, uint64_t *out, struct xm_error *e)
+{
+    uint64_t ns;
+    int r = xm_parse_time(value, &ns, e);
+
+    if (!r && max && (ns < min || ns > max))
+        r = xm_error_set(e, ERANGE, "%.60s is not between %s and %s", value, xm_format_time(min).s,
+                         xm_format_time(max).s);
+    else if (!r && ns < min)
+        r = xm_error_set(e, ERANGE, "%.60s is less than %s", value, xm_format_time(min).s);
+    if (!r)
+        *out = ns;
+    return r;
 }
 
 static int parse_percent(const char *value, unsigned *out, struct xm_error *e)
@@ -247,7 +265,7 @@ static int ini_store(const struct xm_ini_key *k, void *at, const char *value, st
     case XM_INI_RATE:
         return xm_parse_rate(value, at, e);
     case XM_INI_TIME:
-        return xm_parse_time(value, at, e);
+        return parse_time(value, k->min, k->max, at, e);
     case XM_INI_UINT:
         return parse_uint(value, k->min, k->max, at, e);
     case XM_INI_BOOL:
@@ -319,7 +337,7 @@ int xm_ini_load(const char *path, const struct xm_ini_section *sections, void *r
     if (err)
         return err;
     pthread_once(&once, set_up_inih);
-    p.next = text;
+    p.next = text + (len >= 3 && !memcmp(text, BOM, 3) ? 3 : 0);
     if (strlen(text) != len) {
         ini_fail(&p, 1, "the file holds a zero byte: it is no text");
     } else {

@@ -31,7 +31,7 @@ struct xm_ini_key {
     enum xm_ini_type type;
     size_t offset; /* in the section's object */
     bool required;
-    unsigned min, max; /* XM_INI_UINT; max 0: no limit */
+    uint64_t min, max; /* XM_INI_UINT, and XM_INI_TIME in ns; max 0: no limit */
 };
 
 struct xm_ini_section {

@@ -59,7 +59,8 @@ static void everything_can_be_said(void **state)
     struct xm_error e = {0};
     (void)state;
 
-    write_conf("[host]\nname = hosta\nstate_dir = /s\nrun_dir = /r\nengine = libaio\n[listen]\naddress = "
+    write_conf("\xef\xbb\xbf[host]\nname = hosta\nstate_dir = /s\nrun_dir = /r\nengine = "
+               "libaio\n[listen]\naddress = "
                "10.0.0.1\nport = 7071\n"
                "[limits]\nstorage_migrations = 1\nmin_bandwidth = 1Gbit\ndowntime = 50ms\n"
                "[datastore ds1]\npath = /tmp\ntarget = 70%\n[datastore ds2]\npath = /\n"
@@ -98,9 +99,14 @@ static const struct {
      ":3: [datastore d]: there is another datastore of this name"},
     {"[link l]\naddress = 10.1.1\n", ":2: '10.1.1' is no IP address in numbers"},
     {"[host]\nname = h\n[peer h]\naddress = 1.2.3.4\n", ":3: this host itself has the name 'h'"},
-    {"\n[tls]\n", ":2: [tls]: this version cannot encrypt between hosts yet; remove the section and use "
-                  "links that nobody else "
-                  "can listen on"},
+    {"[host]\nshim = xmigrate-shim\n", ":2: the path 'xmigrate-shim' has to begin with /"},
+    {"[limits]\nincoming_silence = 10ms\n", ":2: incoming_silence: 10ms is less than 1.00 s"},
+    {"[limits]\ndowntime = 0ms\n", ":2: downtime: 0ms is not between 1.0 ms and 1 h 00 min"},
+    {"[limits]\ndowntime = 2h\n", ":2: downtime: 2h is not between 1.0 ms and 1 h 00 min"},
+    {"[incoming]\nbridge = br0, br1\n",
+     ":2: 'br0, br1' is no legal name of a bridge; several go on a line each"},
+    {"\n[tls]\nca = /etc/ca.pem\n", ":2: [tls]: this version cannot encrypt between hosts yet; remove the "
+                                    "section and use links that nobody else can listen on"},
 };
 
 static void what_is_wrong_is_said_with_file_and_line(void **state)
