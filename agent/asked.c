@@ -223,6 +223,19 @@ int asked_read(struct agent *a, struct asked *q, const json_t *o, struct xm_erro
     return err;
 }
 
+json_t *asked_of_another(const struct agent *a, const json_t *request)
+{
+    const char *name = xm_json_str(request, "for", a->conf.name), *from = xm_json_str(request, "from", "");
+
+    if (!strcmp(name, a->conf.name))
+        return NULL;
+    return refusal(
+        EXIT_REFUSED,
+        "the host that %.64s has as [peer %.64s] calls itself %s ([host] name): a host has one name "
+        "for all, by which hand-offs are settled; change one of the two",
+        from, name, a->conf.name);
+}
+
 void asked_free(struct asked *q)
 {
     free(q->nvram);

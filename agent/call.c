@@ -76,6 +76,7 @@ json_t *peer_call_agent(struct agent *a, const struct conf_peer *p, json_t *requ
     xm_jsonl_init(&js, fd);
     js.limits = &xm_json_answer;
     json_object_set_new(request, "from", json_string(a->conf.name));
+    json_object_set_new(request, "for", json_string(p->name));
     if (say_hello(fd, e) < 0)
         json_decref(request);
     else if (!xm_jsonl_send(fd, request, -1, e))

@@ -93,9 +93,11 @@ json_t *verb_peer_check(struct conn *c, const json_t *request)
     struct asked q = {0};
     struct gathered g;
     struct xm_error e = {0};
-    json_t *answer;
+    json_t *answer = asked_of_another(a, request);
     int datastore;
 
+    if (answer)
+        return answer;
     if (asked_read(a, &q, request, &e) < 0) {
         answer = refusal(EXIT_USAGE, "%s", e.text);
     } else {

@@ -333,8 +333,10 @@ json_t *verb_peer_prepare(struct conn *c, const json_t *request)
 {
     struct asked q = {0};
     struct xm_error e = {0};
-    json_t *answer;
+    json_t *answer = asked_of_another(c->agent, request);
 
+    if (answer)
+        return answer;
     int r = asked_read(c->agent, &q, request, &e);
     if (!r && q.spec.nvram && !(q.nvram = nvram_unpack(json_object_get(request, "nvram"), &q.nvram_size, &e)))
         r = -EINVAL;

@@ -97,6 +97,7 @@ static void begin_move(int listener, struct xm_jsonl *js)
     must_not_be_refused(listener, js);
     json_t *o = serve_one(listener, json_pack("{s:b, s:[]}", "ok", 1, "reasons"));
     assert_string_equal(xm_json_str(o, "verb", ""), "peer.check");
+    assert_string_equal(xm_json_str(o, "for", ""), "hostb");
     json_decref(o);
     must_not_be_refused(listener, js);
     o = serve_one(listener, prepared());

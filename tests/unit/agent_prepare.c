@@ -246,6 +246,26 @@ static void a_check_settles_nothing(void **state)
     assert_false(rec.settled);
 }
 
+/* What broke: the VM came, could not go back, and after a hand-off that was cut it stood still on both hosts,
+ * since neither found the other by the name in its record. */
+static void a_host_of_another_name_takes_no_vm(void **state)
+{
+    static const char *const verbs[] = {"peer.check", "peer.prepare"};
+    (void)state;
+
+    for (int i = 0; i < 2; i++) {
+        json_t *o = prepare_request("5");
+        json_object_set_new(o, "verb", json_string(verbs[i]));
+        json_object_set_new(o, "for", json_string("hostA"));
+        must_refuse(ask_as_peer(t, o), 3, "the host that hostb has as [peer hostA] calls itself hosta", NULL);
+    }
+    assert_int_equal(files_in_ds(), 0);
+    json_t *o = prepare_request("5");
+    json_object_set_new(o, "for", json_string("hosta"));
+    json_object_set_new(o, "verb", json_string("peer.check"));
+    must(ask_as_peer(t, o), 0);
+}
+
 /* hostc, which has web1 by its record. */
 struct hostc {
     pthread_t thread;
@@ -678,6 +698,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         TEST(hostile_requests_to_prepare_make_nothing),
         TEST(a_probe_decides_what_is_shared),
+        TEST(a_host_of_another_name_takes_no_vm),
         cmocka_unit_test_setup_teardown(who_was_shown_a_probe_cannot_show_it_back, peer_set_up,
                                         peer_tear_down),
         TEST(the_disk_of_another_vm_is_not_shared),
