@@ -111,8 +111,9 @@ struct scene {
     struct plan_host host[CONFIG_MANY];
     struct plan_datastore datastore[CONFIG_MANY * (CONFIG_MANY + 1)];
     struct plan_vm *vm;
-    bool again;   /* what is left out has been told */
-    json_t *also; /* of own datastores that are on an other's file system, by name: that one's index */
+    bool again;     /* what is left out has been told */
+    json_t *also;   /* of own datastores that are on an other's file system, by name: that one's index */
+    json_t *joined; /* sentences of them, which matter where there is something to be done */
 };
 
 static void note(struct conn *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -128,7 +129,7 @@ static void note(struct conn *c, const char *fmt, ...)
     conn_event(c, json_pack("{s:s, s:s}", "event", "note", "text", text));
 }
 
-static void add_also(struct conn *c, struct scene *s, const json_t *also)
+static void add_also(struct scene *s, const json_t *also)
 {
     const struct plan_datastore *one = &s->datastore[s->input.datastore_count];
     json_t *v;
@@ -136,11 +137,10 @@ static void add_also(struct conn *c, struct scene *s, const json_t *also)
 
     json_array_foreach ((json_t *)also, i, v) {
         json_object_set_new(s->also, json_string_value(v), json_integer(s->input.datastore_count));
-        if (s->again)
-            continue;
-        note(c,
-             "datastore '%s' of %s is on the file system of '%s': they are one here, with a target of %u %%",
-             json_string_value(v), one->host, one->name, one->target);
+        json_array_append_new(s->joined,
+                              json_sprintf("datastore '%s' of %s is on the file system of '%s': they are one "
+                                           "here, with a target of %u %%",
+                                           json_string_value(v), one->host, one->name, one->target));
     }
 }
 
@@ -171,7 +171,7 @@ static void add_datastores(struct conn *c, struct scene *s, const char *host, co
         to->used = XM_MIN((uint64_t)used + (uint64_t)reserved, to->size);
         to->target = (unsigned)target;
         if (!strcmp(host, s->input.host))
-            add_also(c, s, json_object_get(d, "also"));
+            add_also(s, json_object_get(d, "also"));
         s->input.datastore_count++;
     }
 }
@@ -260,6 +260,7 @@ static struct scene *look(struct conn *c, bool again)
     s->input.host = a->conf.name;
     s->input.concurrent = 1;
     s->also = json_object();
+    s->joined = json_array();
     s->again = again;
     json_t *own = own_datastores(a, false);
     add_datastores(c, s, a->conf.name, own);
@@ -432,6 +433,9 @@ static json_t *rebalance(struct conn *c, const struct scene *s, bool dry_run, js
 
     if (!s->vm || plan_rebalance(&s->input, &p, &e) < 0)
         return refusal(EXIT_FAILED, "%s", s->vm ? e.text : "no memory");
+    bool something = dry_run || p.move_count || p.problem_count; /* else every night's mail would tell it */
+    for (size_t i = 0; something && !s->again && i < json_array_size(s->joined); i++)
+        note(c, "%s", json_string_value(json_array_get(s->joined, i)));
     for (unsigned i = 0; dry_run && i < p.move_count; i++)
         json_array_append_new(made, describe_move(s, &p.moves[i]));
     if (!dry_run)
@@ -483,6 +487,7 @@ json_t *verb_rebalance(struct conn *c, const json_t *request)
         answer = s ? rebalance(c, s, dry_run, made, refused) : refusal(EXIT_FAILED, "no memory");
         if (s) {
             json_decref(s->also);
+            json_decref(s->joined);
             free(s->vm);
         }
         free(s);

@@ -591,29 +591,38 @@ static void a_job_of_another_host_is_named_as_that(void **state)
                     1, "job hostb:12 is that host's: say it there", NULL);
 }
 
+/* The agent is stopped: ds has that target, and another datastore on its file system a higher one. */
+static void two_on_one_file_system(int target)
+{
+    char *conf = NULL;
+    size_t len;
+
+    test_agent_stop(t, SIGTERM);
+    assert_int_equal(mkdir(in_dir(t, "two"), 0700), 0);
+    assert_int_equal(xm_file_read(in_dir(t, "conf"), 4096, &conf, &len, NULL), 0);
+    char *peer = strstr(conf, "[peer hostb]");
+    char *text = xm_printf("%.*starget = %d%%\n[datastore two]\npath = %s\ntarget = %d%%\n%s",
+                           (int)(peer - conf), conf, target, in_dir(t, "two"), target > 99 ? 100 : 99, peer);
+    assert_int_equal(xm_file_replace(in_dir(t, "conf"), text, strlen(text), NULL), 0);
+    free(text);
+    free(conf);
+}
+
 /* web1 with 4 MiB of data in a datastore that is above its target, as long as more than 1 % of the file
  * system is in use; beside it on that file system another one. */
 static void too_full(void)
 {
-    char *conf = NULL, data[4096];
+    char data[4096];
     struct statvfs fs;
-    size_t len;
 
     if (!statvfs(in_dir(t, "ds"), &fs) && (fs.f_blocks - fs.f_bavail) / 2 < fs.f_blocks / 100) {
         print_message("skipped: hardly more than 1 %% of this file system is in use\n");
         skip();
     }
-    test_agent_stop(t, SIGTERM);
-    assert_int_equal(mkdir(in_dir(t, "two"), 0700), 0);
-    assert_int_equal(xm_file_read(in_dir(t, "conf"), 4096, &conf, &len, NULL), 0);
-    char *peer = strstr(conf, "[peer hostb]");
-    char *text = xm_printf("%.*starget = 1%%\n[datastore two]\npath = %s\ntarget = 99%%\n%s",
-                           (int)(peer - conf), conf, in_dir(t, "two"), peer);
-    assert_int_equal(xm_file_replace(in_dir(t, "conf"), text, strlen(text), NULL), 0);
-    free(text);
-    free(conf);
-    text = "[vm]\nname = web1\nmemory = 16M\naccel = tcg\n[disk root]\ndatastore = ds\nfile = web1.raw\n"
-           "size = 4M\n";
+    two_on_one_file_system(1);
+    const char *text =
+        "[vm]\nname = web1\nmemory = 16M\naccel = tcg\n[disk root]\ndatastore = ds\nfile = web1.raw\n"
+        "size = 4M\n";
     assert_int_equal(xm_file_replace(in_dir(t, "spec.ini"), text, strlen(text), NULL), 0);
     assert_int_equal(test_agent_start(t), 0);
     must(ask(t, start_request()), 0);
@@ -634,6 +643,25 @@ static void serve_datastores(int listener)
 
     assert_string_equal(xm_json_str(o, "verb", ""), "peer.datastores");
     json_decref(o);
+}
+
+/* What broke: cron mailed each night that the two are one. */
+static void a_night_without_anything_to_do_has_no_mail(void **state)
+{
+    struct xm_jsonl js;
+    json_t *o;
+
+    two_on_one_file_system(100);
+    assert_int_equal(test_agent_start(t), 0);
+    xm_jsonl_init(&js, agent_socket());
+    xm_jsonl_send(js.fd, json_pack("{s:s}", "verb", "rebalance"), -1, NULL);
+    serve_datastores(*(int *)*state);
+    o = xm_jsonl_recv(&js, xm_now() + LIMIT_HANG_NS, NULL);
+    if (!json_object_get(o, "ok"))
+        fail_msg("%s", xm_json_str(o, "text", "?"));
+    assert_int_equal(json_array_size(json_object_get(o, "plan")), 0);
+    must(o, 0);
+    xm_jsonl_close(&js);
 }
 
 /* What broke: the plan knew nothing of bridges and CPUs, its first move was refused, and that ended it: the
@@ -732,6 +760,7 @@ int main(int argc, char **argv)
         TEST(a_job_of_another_host_is_named_as_that),
         TEST(rebalance_plans_around_what_is_refused),
         TEST(a_move_of_a_rebalance_outlives_its_agent),
+        TEST(a_night_without_anything_to_do_has_no_mail),
     };
     int status;
 
