@@ -137,7 +137,7 @@ static void take_event(struct talk *t, const json_t *o, const char *event)
             talk_finish(t, CLI_DONE);
     } else if (!strcmp(event, "failed")) {
         progress_clear(&t->progress);
-        int status = as_json(t) ? exit_of_failure(o) : report_failure(o, t->io);
+        int status = report_failure(o, t->io);
         if (last)
             talk_finish(t, status);
     } else if (args_has(t->args, OPT_DETACH) && *t->job) {
@@ -169,7 +169,7 @@ static void take_answer(struct talk *t, json_t *o)
         print_json(t, o);
     }
     if (!ok) {
-        talk_finish(t, as_json(t) ? exit_of_failure(o) : report_failure(o, t->io));
+        talk_finish(t, report_failure(o, t->io));
     } else if (args_has(t->args, OPT_DETACH) && *t->job) {
         print_detached(t);
     } else if (v->follows && json_object_get(o, "total_s")) {
@@ -270,7 +270,7 @@ json_t *client_ask(const struct args *a, json_t *request, const struct cli_io *i
     if (o && !xm_json_bool(o, "ok", false)) {
         if (as_json(&t))
             print_json(&t, o);
-        *status = as_json(&t) ? exit_of_failure(o) : report_failure(o, io);
+        *status = report_failure(o, io);
         json_decref(o);
         o = NULL;
     }
