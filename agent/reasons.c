@@ -13,6 +13,7 @@
 #include "agent/facts.h"
 #include "agent/move.h"
 #include "agent/nvram.h"
+#include "agent/outside.h"
 #include "agent/storage.h"
 #include "probe/probe.h"
 
@@ -285,6 +286,27 @@ static void judge_qemu(struct move *m, const json_t *st, json_t *reasons)
     }
 }
 
+/* A way that leads there and not back is to be known before. Each host may have its own file at a path, so of
+ * kernels and firmware nothing more is looked at. */
+static void note_way_back(struct move *m)
+{
+    const struct config *conf = &m->agent->conf;
+    json_t *why = json_array();
+
+    outside_judge(&m->spec, conf, m->host, why);
+    for (unsigned i = 0; i < m->spec.cdroms; i++) {
+        if (facts_file_private(m->spec.cdrom[i].path))
+            against(why, xm_printf("image %s on %s is not readable by everybody (chmod o+r)",
+                                   m->spec.cdrom[i].path, conf->name));
+    }
+    if (json_array_size(why)) {
+        char *text = reasons_text(why);
+        against(m->notes, xm_printf("as it is now %s could not come back from %s: %s", m->vm, m->host, text));
+        free(text);
+    }
+    json_decref(why);
+}
+
 static void judge_source(struct move *m, json_t *reasons)
 {
     struct agent *a = m->agent;
@@ -312,6 +334,8 @@ static void judge_source(struct move *m, json_t *reasons)
                                    a->conf.name, m->vm, m->vm));
     if (!m->local) {
         judge_downtime(m, reasons);
+        if (m->notes)
+            note_way_back(m);
         admit_extra(&m->spec, reasons);
         json_t *nvram = m->spec.nvram ? nvram_pack(a, m->vm, &e) : json_null();
         if (!nvram)

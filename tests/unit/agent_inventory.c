@@ -315,6 +315,27 @@ static void a_spec_that_contradicts_the_record_is_refused(void **state)
     must(about_spec("start", "spec.ini"), 0);
 }
 
+/* Seen: a VM with an image that only root may read, as it was copied here, moved away and could not come back. */
+static void a_way_that_does_not_lead_back_is_told_before(void **state)
+{
+    (void)state;
+    need_qemu();
+    assert_int_equal(xm_file_replace(in_dir(t, "seed.iso"), "seed", 4, NULL), 0);
+    assert_int_equal(chmod(in_dir(t, "seed.iso"), 0600), 0);
+    write_text("way.ini", "[vm]\nname = web1\nmemory = 16M\naccel = tcg\n[cdrom seed]\npath = %s\n",
+               in_dir(t, "seed.iso"));
+    must(about_spec("start", "way.ini"), 0);
+    json_t *o = ask(
+        t, json_pack("{s:s, s:s, s:s, s:b}", "verb", "check", "vm", "web1", "host", "hostb", "storage", 1));
+    char *text = json_dumps(json_object_get(o, "notes"), 0);
+    assert_non_null(text);
+    assert_non_null(strstr(text, "as it is now web1 could not come back from hostb: hosta lets web1 of "
+                                 "another host use no image"));
+    assert_non_null(strstr(text, "/seed.iso on hosta is not readable by everybody (chmod o+r)"));
+    free(text);
+    json_decref(o);
+}
+
 static void define_size(const char *size)
 {
     write_text("grown.ini",
@@ -799,6 +820,7 @@ int main(int argc, char **argv)
         TEST(a_disk_that_is_new_and_empty_is_told),
         TEST(a_disk_that_is_gone_is_never_made_anew),
         TEST(a_spec_that_contradicts_the_record_is_refused),
+        TEST(a_way_that_does_not_lead_back_is_told_before),
         TEST(a_disk_grows_to_what_its_file_has),
         TEST(two_vms_never_have_one_file),
         TEST(a_disk_that_may_come_back_is_not_another_vms),
