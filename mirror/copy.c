@@ -171,6 +171,7 @@ int xm_disk_mirror_on(struct xm_disk *d, struct xm_replica *replica, bool target
     d->copy.failures = 0;
     d->copy.failed = 0;
     d->copy.why[0] = 0;
+    d->flush.failed = 0;
     d->buffer.low_since = 0;
     d->copy.pauses = 0;
     d->copy.backoff.fire = backoff_fire;

@@ -250,10 +250,10 @@ struct xm_disk {
     } pivot;
     struct verify *verify; /* under way, or NULL */
     struct {
-        bool busy; /* `request` is with the replica */
-        bool old;  /* it was there before what is waited for now began, and does not count */
-        bool done; /* it has come back, with `status` */
-        int status;
+        bool busy;  /* `request` is with the replica */
+        bool old;   /* it was there before what is waited for now began, and does not count */
+        bool done;  /* it has come back */
+        int failed; /* what one has failed with since the mirror is on: there may be less than was written */
         struct xm_rreq request;
     } flush;
 

@@ -7,7 +7,8 @@
  *
  * Quiesce: the guest is stopped. When its last request, the mirror buffer and the copier have ended and all
  * chunks are present, the replica is flushed; when all of that still holds after the flush, it is quiesced
- * (invariant 10).
+ * (invariant 10). A flush that has failed, whoever waited for it, or nobody any more, fails it, and all that follow:
+ * what the kernel could not write it says once, and the next flush would say that all is well.
  *
  * Pivot: the guest runs on. IN_STEP waits for all chunks; PREFLUSH flushes the replica while the guest still
  * writes, so that the flush at the end is short; DRAIN holds new requests outside and lets the others end;
@@ -90,7 +91,8 @@ static void flush_ended(struct xm_rreq *r, int status)
     d->flush.busy = false;
     d->flush.done = !d->flush.old;
     d->flush.old = false;
-    d->flush.status = status;
+    if (status < 0)
+        d->flush.failed = status;
     disk_progress(d);
 }
 
@@ -116,12 +118,12 @@ static void quiesce_step(struct xm_disk *d)
         return;
     if (d->quiesce.spoiled) {
         quiesce_end(d, -EBUSY, "the guest wrote to the disk while it was being quiesced");
+    } else if (d->flush.failed) {
+        quiesce_end(d, d->flush.failed, "flushing the disk at the destination failed");
     } else if (!at_rest(d)) {
         d->flush.done = false;
     } else if (!d->flush.done) {
         flush_replica(d);
-    } else if (d->flush.status < 0) {
-        quiesce_end(d, d->flush.status, "flushing the disk at the destination failed");
     } else {
         quiesce_end(d, 0, NULL);
     }
@@ -200,8 +202,8 @@ static void pivot_step(struct xm_disk *d)
 {
     if (!d->pivot.done || d->flush.busy)
         return;
-    if (d->flush.done && d->flush.status < 0) {
-        pivot_end(d, d->flush.status, "flushing the new disk failed");
+    if (d->flush.failed) {
+        pivot_end(d, d->flush.failed, "flushing the new disk failed");
         return;
     }
     switch (d->pivot.step) {

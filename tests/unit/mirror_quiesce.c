@@ -170,6 +170,46 @@ static void test_a_quiesce_that_is_not_waited_for_any_more(void **state)
     assert_true(rig_same(r));
 }
 
+/* What the kernel could not write it says once. */
+static void one_flush_fails_unheard(bool late)
+{
+    rig_mirror_on(r, true);
+    rig_in_step(r);
+    rig_write(r, 0, 4096, 1);
+    rig_run(r, 20);
+    r->target->flush_errors = 1000;
+    r->target->gate = hold_flushes;
+    rig_quiesce(r);
+    rig_run(r, 20);
+    assert_false(r->ended);
+    xm_disk_quiesce_cancel(r->disk);
+    assert_int_equal(r->status, -ETIMEDOUT);
+    r->ended = false;
+    if (late)
+        rig_quiesce(r);
+    r->target->flush_errors = 0;
+    ungate(r->target);
+    rig_run(r, 20);
+    if (!late)
+        rig_quiesce(r);
+    rig_run(r, 20);
+    assert_true(r->ended);
+    assert_int_equal(r->status, -EIO);
+    assert_non_null(strstr(r->why, "flush"));
+}
+
+static void test_a_flush_that_fails_when_nobody_waits_for_it_any_more(void **state)
+{
+    (void)state;
+    one_flush_fails_unheard(false);
+}
+
+static void test_a_flush_that_fails_while_the_next_one_is_waited_for(void **state)
+{
+    (void)state;
+    one_flush_fails_unheard(true);
+}
+
 static void test_quiesce_without_a_mirror_says_so(void **state)
 {
     (void)state;
@@ -301,6 +341,8 @@ int main(void)
         MIRROR(test_invariant_10_a_guest_that_writes_spoils_it),
         MIRROR(test_invariant_10_waits_for_the_guests_last_request),
         MIRROR(test_a_quiesce_that_is_not_waited_for_any_more),
+        MIRROR(test_a_flush_that_fails_when_nobody_waits_for_it_any_more),
+        MIRROR(test_a_flush_that_fails_while_the_next_one_is_waited_for),
         MIRROR(test_quiesce_without_a_mirror_says_so),
         MIRROR_NEAR(test_pivot_while_the_guest_writes),
         MIRROR_NEAR(test_pivot_holds_requests_only_while_it_swaps),
