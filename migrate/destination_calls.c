@@ -13,6 +13,16 @@
 /* For what is not warm yet, before the guest is stopped: it goes on making pages dirty meanwhile. */
 #define WARM_TIME (30 * XM_NS_PER_MS)
 
+/* The source begins no switch-over before its guest would be heard here. It waits for that, and may have nothing
+ * to send meanwhile. */
+static void tell_bridges(struct destination *dst, json_t *reply)
+{
+    uint64_t bridges = taps_pass_in(&dst->machine->spec);
+
+    dst->silence += bridges;
+    json_object_set_new(reply, "bridges_ms", json_integer((json_int_t)(bridges / XM_NS_PER_MS)));
+}
+
 static int do_begin(struct destination *dst, const json_t *o, json_t *reply, struct xm_error *e)
 {
     struct machine *vm = dst->machine;
@@ -51,9 +61,7 @@ static int do_begin(struct destination *dst, const json_t *o, json_t *reply, str
             return xm_error_set(e, EINVAL, "RAM block %u has another size here", i);
     }
     json_object_set_new(reply, "again", json_true());
-    uint64_t bridges = taps_pass_in(&vm->spec);
-    dst->silence += bridges; /* the source waits for them, and may have nothing to send meanwhile */
-    json_object_set_new(reply, "bridges_ms", json_integer((json_int_t)(bridges / XM_NS_PER_MS)));
+    tell_bridges(dst, reply);
     int r = destination_set_state(dst, DEST_COPYING, e);
     xm_fault("begin-taken");
     return r;
@@ -178,10 +186,14 @@ static int do_loaded(struct destination *dst, const json_t *o, struct xm_error *
     return r;
 }
 
-/* The source has asked for another try, and its memory may come. */
-static int do_ready(const struct destination *dst, struct xm_error *e)
+/* The source has asked for another try, and its memory may come. The taps of the new QEMU have just joined their
+ * bridges. */
+static int do_ready(struct destination *dst, json_t *reply, struct xm_error *e)
 {
-    return dst->state == DEST_COPYING ? 0 : xm_error_set(e, EPROTO, "not now");
+    if (dst->state != DEST_COPYING)
+        return xm_error_set(e, EPROTO, "not now");
+    tell_bridges(dst, reply);
+    return 0;
 }
 
 /* ---- hand-off: the hands of vm/handoff.h's driver ---- */
@@ -370,7 +382,7 @@ void destination_call(struct xm_post *p)
     else if (!strcmp(call, "again"))
         r = destination_again(dst, &e);
     else if (!strcmp(call, "ready"))
-        r = do_ready(dst, &e);
+        r = do_ready(dst, reply, &e);
     else if (!strcmp(call, "handoff"))
         r = do_handoff(dst, o, reply, &e);
     else if (!strcmp(call, "settled"))

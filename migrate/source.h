@@ -122,7 +122,9 @@ const char *source_step_name(enum source_state);
 /* The steps (source_prepare.c, source_disks.c, source_memory.c, source_switch.c, source_handoff.c). They
  * return 0 or -errno with m->error filled. */
 int source_prepare(struct source *); /* links; the destination knows what comes */
-int source_links(struct source *);   /* of that: m->links, with all that come up */
+void source_note_bridges(struct source *,
+                         const json_t *reply); /* as the destination says, of begin and ready */
+int source_links(struct source *);             /* of that: m->links, with all that come up */
 int source_disks(struct source *);
 /* One disk's second side: at the destination, or `near`, a file of this host. */
 int source_disk_mirror(struct source *, struct machine_disk *, bool zeroed, struct xm_writer *near);

@@ -75,9 +75,10 @@ int source_again(struct source *m, int r)
     if ((r = source_set_state(m, SOURCE_MEMORY)) < 0)
         return r;
     reply = source_call(m, json_pack("{s:s}", "call", "ready"), READY_TIMEOUT, &m->error);
-    json_decref(reply);
     if (!reply)
         return -m->error.code;
+    source_note_bridges(m, reply);
+    json_decref(reply);
     r = xm_precopy_again(m->precopy, source_waits, m, &m->error);
     return r && source_interrupted(m) ? -m->error.code : r;
 }

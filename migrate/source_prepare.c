@@ -4,6 +4,13 @@
 
 #define BRIDGES_MAX (60 * XM_NS_PER_S) /* two forward delays of 30 s, the longest */
 
+void source_note_bridges(struct source *m, const json_t *reply)
+{
+    uint64_t bridges = (uint64_t)XM_MAX(xm_json_int(reply, "bridges_ms", 0), 0) * XM_NS_PER_MS;
+
+    m->bridges_at = xm_now() + XM_MIN(bridges, BRIDGES_MAX);
+}
+
 /* Tells the destination what comes, so that both sides number disks and RAM blocks alike; learns which disks
  * read as zeros. */
 static int source_begin(struct source *m)
@@ -37,8 +44,7 @@ static int source_begin(struct source *m)
     for (unsigned i = 0; i < vm->disks; i++)
         m->zeroed[i] = xm_json_bool(json_array_get(json_object_get(reply, "disks"), i), "zeroed", false);
     m->can_try_again = m->storage && xm_json_bool(reply, "again", false);
-    uint64_t bridges = (uint64_t)XM_MAX(xm_json_int(reply, "bridges_ms", 0), 0) * XM_NS_PER_MS;
-    m->bridges_at = xm_now() + XM_MIN(bridges, BRIDGES_MAX);
+    source_note_bridges(m, reply);
     json_decref(reply);
     return 0;
 }
