@@ -196,8 +196,10 @@ static void hear_qemu(struct machine *vm)
 
 int machine_wait_anew(struct machine *vm, struct xm_error *e)
 {
-    if (!vm->incoming || vm->ram.blocks != 1)
+    if (!vm->incoming || vm->ram.blocks != 1) {
+        vm->between = false;
         return xm_error_set(e, ENOTSUP, "this VM's QEMU cannot be started a second time");
+    }
     vm->between = true;
     qemu_end(&vm->qemu, &vm->spec);
     xm_fault("wait-anew");

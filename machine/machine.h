@@ -54,8 +54,10 @@ struct machine {
     bool adopted;          /* an earlier shim started it */
     bool guest_running;    /* by QEMU's events */
     bool postmigrate; /* when it was asked last, it stood still since a migration: 7.2 begins no other then */
-    struct xm_ram ram;    /* fixed from QEMU's start to its end, and through machine_wait_anew */
-    _Atomic bool between; /* one QEMU has ended, or is about to, and the next is not up (machine_wait_anew) */
+    struct xm_ram ram; /* fixed from QEMU's start to its end, and through machine_wait_anew */
+    /* One QEMU has ended, or is about to, and the next is not up: from when machine_wait_anew is certain to be
+     * called until it returns. */
+    _Atomic bool between;
     unsigned disks;
     struct machine_disk disk[VM_DISKS_MAX];
     bool

@@ -61,6 +61,7 @@ int destination_again(struct destination *dst, struct xm_error *e)
     xm_fault("again-withdrawn");
     if ((r = destination_set_state(dst, DEST_COPYING, e)) < 0)
         return r;
+    dst->machine->between = true; /* QEMU may end as soon as its stream does */
     pthread_mutex_lock(&dst->lock);
     struct stream *old = dst->stream;
     dst->stream = NULL;
@@ -78,6 +79,7 @@ void destination_wait_anew(struct destination *dst)
 {
     struct xm_error e = {0};
 
+    xm_fault("again-told");
     dst->qemu_status[0] = 0;
     dst->warm = (struct xm_warm){0};
     if (machine_wait_anew(dst->machine, &e) < 0)

@@ -94,11 +94,10 @@ static void a_load_that_takes_long(void **state)
 }
 
 /* Its disks, last pages and digests are late, and so is its word. */
-static void a_destination_that_stands_still(void **state)
+static void stands_still(void)
 {
     char *b = NULL;
 
-    (void)state;
     begin();
     fault("a", "switch-stopped:1:stop");
     until_it_stands();
@@ -112,6 +111,21 @@ static void a_destination_that_stands_still(void **state)
     until_it_stands();
     sh(NULL, 5, "kill -CONT %d", pid);
     shim_goes_on();
+}
+
+static void a_destination_that_stands_still(void **state)
+{
+    (void)state;
+    stands_still();
+    it_has_moved();
+}
+
+/* Its stream was cut, before its shim has come to end it. */
+static void a_qemu_of_the_destination_that_ends_by_itself(void **state)
+{
+    (void)state;
+    fault("b", "again-told:1:delay=1000");
+    stands_still();
     it_has_moved();
 }
 
@@ -229,6 +243,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(a_load_that_takes_long, take_back),
         cmocka_unit_test_teardown(a_destination_that_stands_still, take_back),
+        cmocka_unit_test_teardown(a_qemu_of_the_destination_that_ends_by_itself, take_back),
         cmocka_unit_test_teardown(a_bridge_that_listens_once_more, take_back),
         cmocka_unit_test_teardown(a_qemu_of_the_destination_that_hangs, take_back),
         cmocka_unit_test_teardown(the_destination_dies_when_it_has_taken_its_promise_back, take_back),
