@@ -95,6 +95,28 @@ static void the_stop_is_in_the_switch_whatever_the_clock_says(void **state)
     }
 }
 
+/* What broke: with a budget as long as the grace the first try had all of both, and there was no second one. */
+static void the_first_try_leaves_time_to_give_it_up(void **state)
+{
+    static const unsigned budgets_ms[] = {100, 900, 5000}, last_ms[] = {200, 1400, 5500};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof budgets_ms / sizeof *budgets_ms; i++) {
+        struct machine vm = {.spec.name = "web1"};
+        struct source m = {.machine = &vm,
+                           .job = "1",
+                           .state = SOURCE_SWITCH,
+                           .can_try_again = true,
+                           .opt = {.downtime = budgets_ms[i] * XM_NS_PER_MS, .grace = XM_NS_PER_S}};
+        m.seen.stop = xm_now() - last_ms[i] * XM_NS_PER_MS;
+        assert_int_equal(source_overdue(&m), -ETIMEDOUT);
+        m.can_try_again = false;
+        uint64_t left = source_time_left(&m, UINT64_MAX / 2);
+        assert_true(left > 400 * XM_NS_PER_MS && left <= XM_NS_PER_S);
+        assert_int_equal(source_overdue(&m), 0);
+    }
+}
+
 static void the_destination_refuses(void **state)
 {
     struct machine vm = {.spec.name = "web1"};
@@ -215,6 +237,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_source_refuses),
         cmocka_unit_test(the_stop_is_in_the_switch_whatever_the_clock_says),
+        cmocka_unit_test(the_first_try_leaves_time_to_give_it_up),
         cmocka_unit_test(what_comes_too_late_is_told_why),
         cmocka_unit_test(a_rate_is_given_to_the_links_by_their_thread),
         cmocka_unit_test(the_destination_refuses),
