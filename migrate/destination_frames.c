@@ -102,13 +102,10 @@ static void hand_on(struct destination *dst, struct xm_mailbox *to, struct xm_rx
  * by another one already. (Of pages memxfer/ramsink.c sees to that.) */
 static bool comes_too_late(struct destination *dst, const struct xm_frame_hdr *h)
 {
-    bool digest = h->type == XM_FRAME_DISK_DIGEST || h->type == XM_FRAME_RAM_DIGEST;
-
-    if (digest || h->type == XM_FRAME_STREAM) { /* of a switch-over that was given up since */
+    if (h->type == XM_FRAME_DISK_DIGEST || h->type == XM_FRAME_RAM_DIGEST) {
         pthread_mutex_lock(&dst->lock);
-        bool old = h->after != dst->attempt;
-        if (digest && !old)
-            dst->sealed = true;
+        bool old = h->after != dst->attempt; /* of a switch-over that was given up since */
+        dst->sealed = dst->sealed || !old;
         pthread_mutex_unlock(&dst->lock);
         return old;
     }
@@ -130,12 +127,13 @@ void destination_take_frame(void *ctx, struct xm_rx *rx)
         xm_ramsink_frame(dst->ramsink, rx);
     } else if (type == XM_FRAME_STREAM) {
         pthread_mutex_lock(&dst->lock);
-        struct stream *st = dst->closed ? NULL : dst->stream;
+        bool old = rx->hdr.after != dst->attempt; /* likewise; and each has a stream of its own */
+        struct stream *st = dst->closed || old ? NULL : dst->stream;
         if (st)
             stream_frame(st, rx);
         pthread_mutex_unlock(&dst->lock);
         if (!st)
-            xm_rx_done(rx, -EPROTO, NULL, 0);
+            xm_rx_done(rx, old ? -ECANCELED : -EPROTO, NULL, 0);
     } else if (type == XM_FRAME_CALL) {
         rx->owner = dst;
         rx->post.run = destination_call;
