@@ -76,7 +76,7 @@ int source_again(struct source *m, int r)
     if ((r = source_set_state(m, SOURCE_MEMORY)) < 0)
         return r;
     /* What was said meanwhile was said to one that stood still. */
-    xm_links_set_rate(m->links, m->asked.rate);
+    xm_links_set_rate(m->links, m->rate = m->asked.rate);
     source_disks_links(m);
     reply = source_call(m, json_pack("{s:s}", "call", "ready"), READY_TIMEOUT, &m->error);
     if (!reply)
