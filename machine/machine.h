@@ -43,17 +43,18 @@ struct machine {
     char *qemu_user;   /* likewise: who QEMU is to be; NULL: not said */
     char *vnc_address; /* of this host's configuration; NULL: none */
     enum xm_engine_kind engine;
-    uint64_t epoch;
+    _Atomic uint64_t epoch; /* while a migration goes on its thread's, as the next two; main reads them */
 
     bool incoming;     /* it was started to be filled by a migration: nobody's guest waits for its disks */
     bool shares_disks; /* incoming, compute-only: the source has the same disks open until it hands over */
 
     struct xm_mailbox mailbox; /* the main thread's */
     struct qemu qemu;
-    struct qemu_user user; /* QEMU's; uid 0: ours */
-    bool adopted;          /* an earlier shim started it */
-    bool guest_running;    /* by QEMU's events */
-    bool postmigrate; /* when it was asked last, it stood still since a migration: 7.2 begins no other then */
+    struct qemu_user user;      /* QEMU's; uid 0: ours */
+    bool adopted;               /* an earlier shim started it */
+    _Atomic bool guest_running; /* by QEMU's events */
+    /* When it was asked last, it stood still since a migration: 7.2 begins no other then. */
+    _Atomic bool postmigrate;
     struct xm_ram ram; /* fixed from QEMU's start to its end, and through machine_wait_anew */
     /* One QEMU has ended, or is about to, and the next is not up: from when machine_wait_anew is certain to be
      * called until it returns. */
