@@ -281,6 +281,7 @@ const char *small_start(struct small *g, const char *host, const char *name, con
         sh(&said, 30, "cd %s/%s/ds1 && head -c %uM /dev/urandom >%s-2.img && truncate -s %uM %s-2.img",
            lab_store_dir(), host, o->fill, name, 4 + o->fill, name) != 0)
         return said;
+    free(said);
     int code = sh(&said, 60, "%s", xmigrate(host, "start %s", spec));
     snprintf(why, sizeof why, "%.500s", said ? said : "");
     free(said);
