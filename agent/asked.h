@@ -20,8 +20,8 @@ struct asked {
  * still has to clear away. -EINVAL, with a sentence for the peer. The request must live as long as *q. */
 int asked_read(struct agent *, struct asked *q, const json_t *request, struct xm_error *);
 void asked_free(struct asked *);
-/* A host that is known by another name there than here would be asked, after a hand-off that was cut, by a name
- * that neither record has. NULL, or the refusal. An older agent does not say for whom its request is. */
+/* A host that is known by another name there than here would be asked, after a hand-off that was cut, by a
+ * name that neither record has. NULL, or the refusal. An older agent does not say for whom its request is. */
 json_t *asked_of_another(const struct agent *, const json_t *request);
 /* What an earlier migration has left open here, with who asks, is brought to its end (settle.c); with another
  * host, its end is waited for; or this one has to wait: -EBUSY. only_look: what was given to who asks stays as

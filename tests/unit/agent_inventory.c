@@ -315,7 +315,8 @@ static void a_spec_that_contradicts_the_record_is_refused(void **state)
     must(about_spec("start", "spec.ini"), 0);
 }
 
-/* Seen: a VM with an image that only root may read, as it was copied here, moved away and could not come back. */
+/* Seen: a VM with an image that only root may read, as it was copied here, moved away and could not come
+ * back. */
 static void a_way_that_does_not_lead_back_is_told_before(void **state)
 {
     (void)state;
