@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define HOPS 8 /* how often a VM is followed from one host to the next */
+
 /* The journal is there, or there is none: then nothing is open. */
 static void open_here(const char *dir, struct known *k)
 {
@@ -168,4 +170,29 @@ void known_everywhere(struct agent *a, const char *vm, const bool *skip, struct 
         else
             question_main(&q[i]);
     }
+}
+
+int known_follow(struct agent *a, const char *vm, uint64_t epoch, const char *end,
+                 char host[CONFIG_NAME_MAX + 1], struct known *k, struct xm_error *e)
+{
+    for (int hop = 0; hop < HOPS && k->rec.owner == OWNER_GIVEN && k->rec.epoch > epoch; hop++) {
+        const char *to = k->rec.to;
+        const struct conf_peer *p = config_peer(&a->conf, to);
+        struct xm_error why = {0};
+        struct known next;
+        if (!strcmp(to, a->conf.name) || !strcmp(to, end))
+            break;
+        if (!p)
+            xm_error_set(&why, ENOENT, "it is no [peer] of %s", a->conf.name);
+        if (!p || known_there_soon(a, p, vm, &next, &why) < 0)
+            return xm_error_set(
+                e, EHOSTUNREACH,
+                "%s gave it to %s (epoch %llu), and whether it is there cannot be asked: %s; if "
+                "%s is lost for good: `xmigrate undefine --force %s` on %s, which then says "
+                "nothing of it any more",
+                host, to, (unsigned long long)k->rec.epoch, why.text, to, vm, host);
+        snprintf(host, CONFIG_NAME_MAX + 1, "%s", p->name);
+        *k = next;
+    }
+    return 0;
 }

@@ -52,6 +52,11 @@ struct known_answer {
 /* The same, of all peers at once (answer: CONFIG_MANY of them, in their order) but those in skip (likewise;
  * NULL: none), whose answers are not touched. */
 void known_everywhere(struct agent *, const char *vm, const bool *skip, struct known_answer *answer);
+/* What `host` has said, *k, is that it has given it on, with a later epoch than that: who has it by then, as
+ * that one says itself, is put to both; but not `end`, nor this host. -EHOSTUNREACH, with a sentence: who was
+ * given it cannot be asked. */
+int known_follow(struct agent *, const char *vm, uint64_t epoch, const char *end,
+                 char host[CONFIG_NAME_MAX + 1], struct known *k, struct xm_error *);
 /* A hand-off with that host is open there, or whether one is is not told. */
 bool known_open_with(const struct known *, const char *host);
 /* Its shim works on the hand-off at this moment: what the record says may be another thing in a moment. */

@@ -84,14 +84,15 @@ static json_t *given_up(const struct xm_error *theirs)
 static json_t *by_word(struct agent *a, const char *vm, const struct known *here)
 {
     struct xm_error e = {0};
-    char dead[400], text[700];
+    struct returned_word word;
+    char text[1000];
 
     enum returned is = returned_judge(a, vm, NULL, &e);
     if (is == RETURNED_THEIRS)
         return given_up(&e);
     if (is == RETURNED_UNKNOWN && e.code != EHOSTUNREACH)
         return refusal(EXIT_UNKNOWN, "%s", e.text);
-    int r = returned_by_word(a, vm, dead, sizeof dead, &e);
+    int r = returned_by_word(a, vm, &word, &e);
     if (r == -ENOENT && here->present)
         return refusal(EXIT_USAGE, "VM %s is here (%s): it is not to be taken from anybody", vm, here->state);
     if (r == -ENOENT && here->rec.owner == OWNER_GIVEN)
@@ -104,14 +105,19 @@ static json_t *by_word(struct agent *a, const char *vm, const struct known *here
         return refusal(EXIT_USAGE,
                        "VM %s: nothing of a hand-off is open here that a peer would have to settle", vm);
     if (r)
-        return refusal(EXIT_FAILED, "VM %s: %s", vm, e.text);
+        return refusal(r == -EHOSTUNREACH ? EXIT_UNKNOWN : EXIT_FAILED, "VM %s: %s", vm, e.text);
+    const char *are = strchr(word.dead, ',') ? "are" : "is";
     if (here->present)
         snprintf(text, sizeof text, "VM %s is %s's on its operator's word (%s %s gone), and is here: %s", vm,
-                 a->conf.name, dead, strchr(dead, ',') ? "are" : "is", here->state);
+                 a->conf.name, word.dead, are, here->state);
     else
         snprintf(text, sizeof text,
                  "VM %s is %s's on its operator's word (%s %s gone); start it with `xmigrate start %s`", vm,
-                 a->conf.name, dead, strchr(dead, ',') ? "are" : "is", vm);
+                 a->conf.name, word.dead, are, vm);
+    size_t n = strlen(text);
+    if (word.silent[0])
+        snprintf(text + n, sizeof text - n,
+                 "; whether the VM had gone on to another host cannot be asked of %s", word.silent);
     return told(text);
 }
 

@@ -348,8 +348,65 @@ enum returned returned_judge(struct agent *a, const char *vm, bool *silent, stru
                                          : is;
 }
 
+static bool is_open_with(const struct journal_open *open, int n, const char *host)
+{
+    bool is = false;
+
+    for (int i = 0; i < n && !is; i++)
+        is = !strcmp(open[i].peer, host);
+    return is;
+}
+
+/* Who is said to be dead may have taken it, and given it on before it died: nothing is given up for who says
+ * so, and nothing taken from it. -errno: one has it, or may have it. Those that do not answer are named. */
+static int gone_on(struct agent *a, const char *vm, const struct owner_record *ours,
+                   const struct journal_open *open, int n, char *silent, size_t size, struct xm_error *e)
+{
+    uint64_t since = ours->epoch;
+    int r = 0;
+
+    for (int i = 0; i < n; i++) { /* what came of the offer, our guest having gone on above it */
+        if (open[i].side == JOURNAL_SOURCE && ours->epoch <= open[i].epoch + 1)
+            since = XM_MIN(since, open[i].epoch);
+    }
+    for (unsigned i = 0; !r && i < a->conf.peers; i++) {
+        const struct conf_peer *p = &a->conf.peer[i];
+        char host[CONFIG_NAME_MAX + 1];
+        struct xm_error why = {0};
+        struct known there;
+        if (is_open_with(open, n, p->name))
+            continue;
+        int is = known_there(a, p, vm, &there, &why);
+        if (known_answered(is))
+            return xm_error_set(e, EBUSY, "whether %s has it is not known: it answers, but: %s", p->name,
+                                why.text);
+        if (is) {
+            name_too(silent, size, p->name);
+            continue;
+        }
+        if (there.rec.owner == OWNER_GIVEN && is_open_with(open, n, there.rec.to))
+            continue;
+        snprintf(host, sizeof host, "%s", p->name);
+        r = known_follow(a, vm, since, "", host, &there, e);
+        if (!r && there.rec.owner == OWNER_MINE && there.rec.epoch > since)
+            r = xm_error_set(e, EEXIST,
+                             "it is %s's (epoch %llu), which is later, and not taken from it: what %s has of "
+                             "it is forgotten, "
+                             "when it is stopped, by `xmigrate undefine --force %s`, and its disks stay; if "
+                             "that is another "
+                             "VM, one of the two needs another name",
+                             host, (unsigned long long)there.rec.epoch, a->conf.name, vm);
+        else if (!r && there.rec.owner == OWNER_PROMISED && there.rec.epoch > since)
+            r = xm_error_set(e, EEXIST,
+                             "%s has a later copy of it, which another host was about to give it: `xmigrate "
+                             "recover %s --peer-is-dead` on %s",
+                             host, vm, host);
+    }
+    return r;
+}
+
 /* Claimed and held. Those of the hand-offs' hosts that do not answer are named in `dead`. */
-static int take_by_word(struct agent *a, const char *vm, char *dead, size_t size, struct xm_error *e)
+static int take_by_word(struct agent *a, const char *vm, struct returned_word *w, struct xm_error *e)
 {
     struct journal_open open[JOURNAL_OPEN_MAX + 1];
     char *dir = vm_state_path(a, vm, NULL);
@@ -359,7 +416,6 @@ static int take_by_word(struct agent *a, const char *vm, char *dead, size_t size
     int r = owner_read(a, vm, &rec, e);
     int n = r || rec.owner != OWNER_MINE ? 0 : open_with(a, vm, &rec, open, e);
 
-    dead[0] = 0;
     for (int i = 0; i < n; i++) {
         const struct conf_peer *p = config_peer(&a->conf, open[i].peer);
         struct xm_error why = {0};
@@ -373,13 +429,15 @@ static int take_by_word(struct agent *a, const char *vm, char *dead, size_t size
         else if (!r && known_answered(is))
             r = xm_error_set(e, EBUSY, "%s answers, but: %s", open[i].peer, why.text);
         if (silent[i])
-            name_too(dead, size, open[i].peer);
+            name_too(w->dead, sizeof w->dead, open[i].peer);
     }
     if (!r)
-        r = n < 0 ? n : dead[0] ? 0 : -ENOENT;
+        r = n < 0 ? n : w->dead[0] ? 0 : -ENOENT;
+    if (!r)
+        r = gone_on(a, vm, &rec, open, n, w->silent, sizeof w->silent, e);
     if (!r) {
         rec.epoch += BY_WORD_MINE;
-        xm_log(XM_LOG_WARN, "VM %s: %s declared dead by an operator; kept with epoch %llu", vm, dead,
+        xm_log(XM_LOG_WARN, "VM %s: %s declared dead by an operator; kept with epoch %llu", vm, w->dead,
                (unsigned long long)rec.epoch);
         r = owner_write(a, vm, &rec, e);
     }
@@ -389,14 +447,15 @@ static int take_by_word(struct agent *a, const char *vm, char *dead, size_t size
     return r;
 }
 
-int returned_by_word(struct agent *a, const char *vm, char *dead, size_t size, struct xm_error *e)
+int returned_by_word(struct agent *a, const char *vm, struct returned_word *w, struct xm_error *e)
 {
     int r = -EBUSY;
 
+    memset(w, 0, sizeof *w);
     if (!settle_claim(a, vm, SETTLE_PREPARE_PATIENCE))
         return xm_error_set(e, EBUSY, "what is open of it is just being settled: try again");
     if (settle_hold(a, vm, true)) {
-        r = take_by_word(a, vm, dead, size, e);
+        r = take_by_word(a, vm, w, e);
         settle_hold(a, vm, false);
     } else {
         xm_error_set(e, EBUSY, "it just comes or goes, or is being changed: try again");

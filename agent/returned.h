@@ -32,9 +32,14 @@ enum returned returned_judge_claimed(struct agent *, const char *vm, struct xm_e
 /* The VM is claimed, and our record is `ours`, if not: UNKNOWN. Another host owns it with a higher epoch. */
 enum returned returned_give_way(struct agent *, const char *vm, const struct owner_record *ours,
                                 const char *owner, uint64_t epoch, struct xm_error *);
+struct returned_word {
+    char dead[400];   /* "hostb, hostc": about whom it is */
+    char silent[200]; /* likewise: whom the VM may have gone on to, and cannot be asked */
+};
+
 /* The operator's word that who may have taken it, and does not answer, is gone for good: the VM, which runs
- * or does not, is ours with an epoch above all that such a host can have used. dead: their names. -ENOENT:
- * there are none. */
-int returned_by_word(struct agent *, const char *vm, char *dead, size_t size, struct xm_error *);
+ * or does not, is ours with an epoch above all that such a host can have used, if it has not gone on to
+ * another one. -ENOENT: there are none. */
+int returned_by_word(struct agent *, const char *vm, struct returned_word *, struct xm_error *);
 
 #endif

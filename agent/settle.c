@@ -344,36 +344,6 @@ static bool guest_is_there(const struct known *there)
     return !strcmp(there->state, "running") || !strcmp(there->state, "paused");
 }
 
-#define HOPS 8 /* how often a VM is followed from one host to the next */
-
-/* `host` has given it on since: what counts is what the one says that it came to, which is put there. The
- * refusal when that cannot be asked; NULL: it has said, or there is none. */
-static json_t *given_on(struct agent *a, const char *vm, const struct known *here,
-                        char host[CONFIG_NAME_MAX + 1], struct known *there)
-{
-    struct xm_error e = {0};
-
-    for (int hop = 0; hop < HOPS && there->rec.owner == OWNER_GIVEN && there->rec.epoch > here->rec.epoch &&
-                      strcmp(there->rec.to, a->conf.name) && strcmp(there->rec.to, verdict_peer(&here->rec));
-         hop++) {
-        const struct conf_peer *to = config_peer(&a->conf, there->rec.to);
-        struct known next;
-        if (!to)
-            xm_error_set(&e, ENOENT, "it is no [peer] of %s", a->conf.name);
-        if (!to || known_there_soon(a, to, vm, &next, &e) < 0)
-            return refusal(
-                EXIT_UNKNOWN,
-                "VM %s: %s gave it to %s (epoch %llu), and whether it is there cannot be asked: %s; "
-                "if %s is lost for good: `xmigrate undefine --force %s` on %s, which then says "
-                "nothing of it any more",
-                vm, host, there->rec.to, (unsigned long long)there->rec.epoch, e.text, there->rec.to, vm,
-                host);
-        snprintf(host, CONFIG_NAME_MAX + 1, "%s", to->name);
-        *there = next;
-    }
-    return NULL;
-}
-
 /* What a host that had no part in this hand-off says of the VM, before we take it; or who has it from that
  * one. It owns it with a later epoch, by an operator's word: we give way. NULL: nothing that counts; it may be
  * silent.
@@ -404,10 +374,9 @@ static json_t *third_host(struct agent *a, const char *vm, const struct known *h
     if (r)
         return NULL;
     snprintf(host, sizeof host, "%s", p->name);
-    json_t *no = given_on(a, vm, here, host, &there);
+    if (known_follow(a, vm, here->rec.epoch, verdict_peer(&here->rec), host, &there, &e) < 0)
+        return refusal(EXIT_UNKNOWN, "VM %s: %s", vm, e.text);
     bool later = there.rec.epoch > here->rec.epoch;
-    if (no)
-        return no;
     if (there.rec.owner == OWNER_MINE && later)
         return returned_give_way(a, vm, &here->rec, host, there.rec.epoch, &e) != RETURNED_THEIRS
                    ? refusal(EXIT_UNKNOWN, "%s", e.text)

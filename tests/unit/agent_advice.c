@@ -270,9 +270,9 @@ static void walk(void **state)
 }
 
 /* Those that the table does not walk: what only a QEMU without its shim, a paused guest, or a move that
- * has begun, can lead to (6), and what is said of peers (9; of several silent ones: agent_returned follows
+ * has begun, can lead to (6), and what is said of peers (11; of several silent ones: agent_returned follows
  * it; of one that has the VM, too, or had it and gave it on: agent_recover hears it). */
-#define ADVICES 39
+#define ADVICES 41
 
 static void all_advices_are_walked(void **state)
 {

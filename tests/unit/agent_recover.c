@@ -451,6 +451,38 @@ static void what_was_given_is_not_taken_beside_a_third_host(void **state)
     assert_string_equal(rec.to, "hostc");
 }
 
+/* Its hand-off to hostb was cut when this host failed; hostb took the VM by its operator's word, and gave it to
+ * hostc; then hostb is lost. What broke: only hosts of open hand-offs were asked, of which hostb was the one, and
+ * hosta had the VM again, older than hostc's, beside it and with a higher epoch. */
+static void what_has_gone_on_from_a_dead_host_is_not_taken_back(void **state)
+{
+    struct owner_record rec, undone = {.epoch = 3, .owner = OWNER_MINE, .settled = true};
+    json_t *none = json_array();
+    const char *dir;
+    need_qemu();
+
+    must(ask(t, start_request()), 0);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    need_third_host();
+    shutdown(*(int *)*state, SHUT_RDWR);
+    dir = in_dir(t, "state/vms/web1");
+    assert_int_equal(journal_write(dir, JOURNAL_SOURCE, 2, "hostb", NULL, none, NULL), 0);
+    json_decref(none);
+    must_refuse(by_word_with(owner_answer("mine", 3)), 1, "it is hostc's (epoch 3), which is later",
+                "`xmigrate undefine --force web1`", NULL);
+    must_refuse(by_word_with(owner_answer("promised", 3)), 1, "hostc has a later copy of it", NULL);
+    must_refuse(by_word_with(given_to("hostd", 3)), 4, "hostc gave it to hostd (epoch 3)", NULL);
+    dir = in_dir(t, "state/vms/web1");
+    assert_int_equal(owner_load(dir, "web1", &rec, NULL), 0);
+    assert_int_equal(rec.epoch, 1);
+    /* The offer could not be recorded, and its guest had gone on here above it. */
+    assert_int_equal(owner_save(dir, "web1", &undone, NULL), 0);
+    must_refuse(by_word_with(owner_answer("mine", 3)), 1, "it is hostc's (epoch 3)", NULL);
+    must(by_word_with(given_to("hostb", 3)), 0); /* and there it was lost */
+    assert_int_equal(owner_load(dir, "web1", &rec, NULL), 0);
+    assert_true(rec.owner == OWNER_MINE && rec.epoch == 3 + BY_WORD_MINE);
+}
+
 /* hostb says with whom hand-offs of it are open there; what recover ends with, when hostc, if it is asked,
  * says that. */
 static json_t *recover_beside_hostc(int hostb, json_t *open, json_t *hostc_says)
@@ -650,6 +682,7 @@ int main(int argc, char **argv)
         THIRD(a_later_copy_at_a_third_host_counts),
         THIRD(what_a_third_host_has_given_on_is_looked_for),
         THIRD(who_is_silent_besides_is_named),
+        THIRD(what_has_gone_on_from_a_dead_host_is_not_taken_back),
         THIRD(what_was_given_is_not_taken_beside_a_third_host),
         THIRD(who_had_no_hand_off_of_it_has_not_taken_it),
         THIRD(who_had_one_may_have_taken_it),
