@@ -390,11 +390,9 @@ static int gone_on(struct agent *a, const char *vm, const struct owner_record *o
         r = known_follow(a, vm, since, "", host, &there, e);
         if (!r && there.rec.owner == OWNER_MINE && there.rec.epoch > since)
             r = xm_error_set(e, EEXIST,
-                             "it is %s's (epoch %llu), which is later, and not taken from it: what %s has of "
-                             "it is forgotten, "
-                             "when it is stopped, by `xmigrate undefine --force %s`, and its disks stay; if "
-                             "that is another "
-                             "VM, one of the two needs another name",
+                             "it is %s's (epoch %llu), which is later, and not taken from it: what %s has "
+                             "of it is forgotten, when it is stopped, by `xmigrate undefine --force %s`, "
+                             "and its disks stay; if that is another VM, one of the two needs another name",
                              host, (unsigned long long)there.rec.epoch, a->conf.name, vm);
         else if (!r && there.rec.owner == OWNER_PROMISED && there.rec.epoch > since)
             r = xm_error_set(e, EEXIST,
