@@ -57,6 +57,15 @@ void machine_note_stopped(struct machine *vm, bool stopped)
     note(vm, "stopped", stopped);
 }
 
+int machine_hold(struct machine *vm, const char *owner, struct xm_error *e)
+{
+    xm_log(XM_LOG_WARN,
+           "VM %s is %s's, or about to be, and its guest was let go on here by somebody: it is stopped again",
+           vm->spec.name, owner);
+    machine_note_stopped(vm, true); /* by us: it goes on should it be this host's again */
+    return qmp_do(&vm->qemu.qmp, "stop", NULL, ASK_TIMEOUT, e);
+}
+
 /* Its guest would go on without anybody's doing. */
 static bool goes_on(const char *status)
 {

@@ -101,6 +101,9 @@ void machine_note_paused(struct machine *, bool paused);
 bool machine_noted_paused(const struct machine *);
 /* The shim is about to stop it, to let it go on at once; or it runs. */
 void machine_note_stopped(struct machine *, bool stopped);
+/* The VM was given to another host, and somebody has let its guest go on here, by a monitor of his own: it
+ * would run on both. Stops it. */
+int machine_hold(struct machine *, const char *owner, struct xm_error *);
 /* Something that the disk has taken of its guest, which is paused, is not done, and comes again when the
  * guest goes on. By QEMU's word: one that stood still when an earlier shim died begins with this one only
  * then (7.2), so that nothing is known of it here. (One that has begun is not asked: it would stop its rings

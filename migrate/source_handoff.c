@@ -106,6 +106,19 @@ static int still_stands(struct source *m)
                : 0;
 }
 
+/* The same behind the record: what its guest does here now is in no copy, and it may run there. */
+static void stop_again(struct source *m)
+{
+    struct xm_error e = {0};
+
+    qmp_pump(&m->machine->qemu.qmp, 0, &e);
+    if (!m->seen.resumed || m->qemu_gone)
+        return;
+    m->seen.resumed = false;
+    if (machine_hold(m->machine, m->destination, &e) < 0)
+        xm_log(XM_LOG_ERROR, "VM %s: %s", m->machine->spec.name, e.text);
+}
+
 /* What could not be recorded was not said to anybody: it is written over as soon as that can be done, and
  * the VM goes on. */
 static bool goes_on(const struct source *m, uint64_t deadline)
@@ -148,6 +161,7 @@ int source_handoff(struct source *m)
     bool again = handoff_open(h);
     while (handoff_open(h) && goes_on(m, deadline)) {
         poll(NULL, 0, RETRY_MS);
+        stop_again(m);
         handoff_event(h, HANDOFF_RETRY, &a);
         handoff_drive(h, a, &hands, m, &out);
     }
@@ -162,6 +176,7 @@ int source_handoff(struct source *m)
         xm_error_prefix(&m->error, "the VM could not be handed over and is this host's");
         return -EIO;
     }
+    stop_again(m);
     xm_error_prefix(&m->error,
                     "VM %s was given to %s, which has not said that it runs it; it is stopped here (ask with "
                     "`xmigrate recover %s`)",

@@ -35,9 +35,11 @@ static void qmp_event(struct machine *vm, const char *name, const json_t *data, 
     if (!strcmp(name, "SHUTDOWN") && xm_json_bool(data, "guest", false))
         s->why = s->asked ? LIFE_USER : LIFE_GUEST;
     /* Else by its user, or by QEMU itself. While it is taken over it may be an earlier shim's switch. */
-    bool ours = !s->serving || !shim_owns(s) || (s->source && source_stops(s->source));
+    bool ours = !s->serving || !shim_owns(s) || s->holds || (s->source && source_stops(s->source));
     if (!strcmp(name, "STOP") && !ours)
         machine_note_paused(vm, true);
+    if (!strcmp(name, "RESUME") && s->serving && !s->source && !s->destination)
+        s->let_go = true;
     if (s->source)
         source_qmp_event(s->source, name, data, when);
     if (s->destination)
@@ -274,6 +276,23 @@ static void save_uncertain(struct shim *s)
         xm_log(XM_LOG_DEBUG, "VM %s: %s", vm->spec.name, e.text);
 }
 
+/* Its hand-off was cut behind the record: it stands still here, for as long as its destination cannot be
+ * asked, and looks like one that was paused. */
+static void hold_guest(struct shim *s)
+{
+    struct machine *vm = &s->machine;
+    struct owner_record rec;
+    struct xm_error e = {0};
+
+    s->let_go = false;
+    if (s->qemu_ended || owner_load(vm->state_dir, vm->spec.name, &rec, &e) < 0 || owner_may_run(&rec))
+        return;
+    s->holds = true;
+    if (machine_hold(vm, rec.owner == OWNER_GIVEN ? rec.to : rec.from, &e) < 0)
+        xm_log(XM_LOG_ERROR, "VM %s: %s", vm->spec.name, e.text);
+    s->holds = false;
+}
+
 void shim_run(struct shim *s)
 {
     enum { MAX_FDS = 64, FIXED = 5, LOOK_AT_LOGS_MS = 1000 };
@@ -322,6 +341,8 @@ void shim_run(struct shim *s)
             client_accept(s);
         if (p[0].revents)
             xm_mailbox_run(&s->machine.mailbox);
+        if (s->let_go && !s->source && !s->destination)
+            hold_guest(s);
         if (p[2].revents) {
             xm_log(XM_LOG_WARN, "VM %s: told to end by a signal", s->machine.spec.name);
             if (s->source)

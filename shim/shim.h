@@ -24,6 +24,8 @@ struct shim {
     bool serving;      /* its VM is up */
     bool ending;       /* the main loop ends */
     bool asked;        /* its user asked the guest to power down */
+    bool let_go;       /* its guest goes on, and no migration of ours has QMP: by whom is to be seen */
+    bool holds;        /* we are stopping it */
     atomic_int
         why; /* enum life_why of the VM's end, as far as it is known; a migration's thread writes it, too */
     json_t *last_event; /* repeated to who subscribes late */

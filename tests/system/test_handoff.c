@@ -330,6 +330,41 @@ static void a_guest_that_its_user_lets_go_on_in_the_switch_stays(void **state)
     end_vm("a", "vm7");
 }
 
+/* Given away, and its destination says nothing: it stands still here, and looks paused. What broke: its user
+ * let it go on, and it ran on both hosts for as long as the hand-off was open. */
+static void a_guest_that_was_given_away_is_not_let_go_on(void **state)
+{
+    struct job move;
+    size_t heard;
+
+    (void)state;
+    need_lab();
+    start_vm_with_monitor("vm11");
+    for (int later = 0; later < 2; later++) {
+        arm("b", "run-running:1:stop");
+        job_start(&move, "%s", xmigrate("a", "--json --with-storage vm11 hostb"));
+        assert_true(wait_until(60, "test ! -e %s/b/fault", lab_run_dir()));
+        if (later)
+            assert_int_equal(job_end(&move, 60, NULL), 4);
+        vm_monitor("a", "cont", "RESUME");
+        if (!later) /* while its source waits for the answer */
+            assert_int_equal(job_end(&move, 60, NULL), 4);
+        assert_true(wait_until(20, "grep -q 'is stopped again' %s/a/run/vms/vm11/shim.log", lab_run_dir()));
+        small_read(&guest);
+        heard = guest.console[0].heard;
+        assert_true(small_ticks(&guest, 'b', 30));
+        assert_true(small_ticks(&guest, 'b', 30));
+        small_read(&guest);
+        assert_int_equal(guest.console[0].heard, heard);
+        assert_int_equal(sh(NULL, 5, "kill -CONT $(cat %s/b/run/vms/vm11/shim.pid)", lab_run_dir()), 0);
+        vm_must_run_at("b", "vm11");
+        host_must_be_clean("a");
+        assert_int_equal(xmigrate_run("b", 0, NULL, "--with-storage vm11 hosta"), 0);
+        assert_null(small_ready(&guest, 'a'));
+    }
+    end_vm("a", "vm11");
+}
+
 /* So that one that fails does not take the others with it. */
 static int stop_all(void **state)
 {
@@ -358,6 +393,7 @@ int main(void)
         cmocka_unit_test_teardown(power_is_cut_at_the_destination, stop_all),
         cmocka_unit_test_teardown(a_paused_vm_stays_paused, stop_all),
         cmocka_unit_test_teardown(a_guest_that_its_user_lets_go_on_in_the_switch_stays, stop_all),
+        cmocka_unit_test_teardown(a_guest_that_was_given_away_is_not_let_go_on, stop_all),
     };
 
     return cmocka_run_group_tests(tests, lab_setup, lab_teardown);
