@@ -219,17 +219,34 @@ int source_abort(struct source *m, const char *job, const char *reason, struct x
 {
     if (source_over(m) || (job && job[0] && strcmp(job, m->job) != 0))
         return xm_error_set(e, ENOENT, "VM %s has no such migration going on", m->machine->spec.name);
-    if (m->local && m->state > SOURCE_SWITCH)
+    if (!m->asked.abort)
+        snprintf(m->asked.reason, sizeof m->asked.reason, "%s", reason); /* before whoever looks for it */
+    int first = ABORT_MAY_COME;
+    bool late =
+        m->state > SOURCE_SWITCH ||
+        (!atomic_compare_exchange_strong(&m->asked.first, &first, ABORT_CAME) && first == ABORT_TOO_LATE);
+    if (late && m->local)
         return xm_error_set(e, EBUSY, "too late: the disks of VM %s have moved to datastore '%s'",
                             m->machine->spec.name, xm_json_str(m->request, "datastore", "?"));
-    if (m->state > SOURCE_SWITCH)
+    if (late)
         return xm_error_set(e, EBUSY, "too late: VM %s is being handed over to %s", m->machine->spec.name,
                             m->destination);
-    if (!m->asked.abort) {
-        snprintf(m->asked.reason, sizeof m->asked.reason, "%s", reason);
-        m->asked.abort = true; /* after its reason */
-    }
+    m->asked.abort = true;
     return 0;
+}
+
+bool source_past_abort(struct source *m)
+{
+    int first = ABORT_MAY_COME;
+
+    return atomic_compare_exchange_strong(&m->asked.first, &first, ABORT_TOO_LATE) || first == ABORT_TOO_LATE;
+}
+
+void source_abort_again(struct source *m)
+{
+    int first = ABORT_TOO_LATE;
+
+    atomic_compare_exchange_strong(&m->asked.first, &first, ABORT_MAY_COME);
 }
 
 void source_set_rate(struct source *m, uint64_t bytes_per_s)

@@ -52,6 +52,9 @@ struct source_report {
     uint64_t verified; /* bytes of disks that were compared whole */
 };
 
+/* An abort that was taken is honoured: either it comes first, or the step that cannot be taken back. */
+enum abort_first { ABORT_MAY_COME, ABORT_CAME, ABORT_TOO_LATE };
+
 struct source {
     struct machine *machine;
     pthread_t thread;
@@ -70,6 +73,7 @@ struct source {
         _Atomic bool persist;  /* go on also when the guest outruns the copy */
         _Atomic bool abort;
         char reason[128];   /* of the abort, there before it */
+        _Atomic int first;  /* enum abort_first */
         _Atomic bool leave; /* main: the shim ends; nothing is tried again */
     } asked;
 
@@ -176,6 +180,9 @@ uint64_t source_time_left(const struct source *, uint64_t most);
 /* After a switch that failed: when it was too late then, the sentence says that, too. What it failed with. */
 int source_late(struct source *, int r);
 int source_overdue(struct source *); /* -ETIMEDOUT with m->error filled, or 0 */
+/* From here on an abort is refused. False: one has come. Any thread. */
+bool source_past_abort(struct source *);
+void source_abort_again(struct source *); /* that step has come to nothing */
 /* After the last step, or the one that returned r: settles, or fails with the VM here, and says so. */
 void source_end(struct source *, int r);
 

@@ -155,6 +155,8 @@ int source_handoff(struct source *m)
         return -m->error.code;
     if (still_stands(m) < 0)
         return -m->error.code;
+    if (!source_past_abort(m))
+        return xm_error_set(&m->error, ECANCELED, "aborted: %s", m->asked.reason);
     m->error.code = 0;
     handoff_event(h, HANDOFF_WANT, &a);
     handoff_drive(h, a, &hands, m, &out);

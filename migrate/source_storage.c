@@ -16,6 +16,8 @@ struct move {
     const char *datastore;
     uint64_t rate; /* of the bulk copy: bytes a second; 0: no limit */
     bool created;
+    bool last; /* of those that move: with it the move is done */
+    struct source *source;
     struct machine_disk *disk;
     sem_t done;
     struct xm_error error; /* of commit */
@@ -81,6 +83,8 @@ static int commit(void *arg)
     struct machine *vm = v->disk->machine;
     char *old = d->path, store[sizeof d->datastore];
 
+    if (v->last && !source_past_abort(v->source))
+        return xm_error_set(&v->error, ECANCELED, "aborted: %s", v->source->asked.reason);
     memcpy(store, d->datastore, sizeof store);
     d->path = xm_printf("%s", v->path);
     snprintf(d->datastore, sizeof d->datastore, "%s", v->datastore);
@@ -91,6 +95,8 @@ static int commit(void *arg)
         free(old);
         return 0;
     }
+    if (v->last)
+        source_abort_again(v->source);
     /* It may be durable all the same: so the old one is written over it. */
     free(d->path);
     d->path = old;
@@ -308,6 +314,8 @@ static int move_pivot(struct source *m, struct machine_disk *d, struct move *v)
             return r;
         m->error = (struct xm_error){0};
     }
+    if (v->result == -ECANCELED && (r = source_interrupted(m)) < 0)
+        return r;
     if (v->result)
         return xm_error_set(&m->error, -v->result, "disk %s: %s%s%s", d->spec->name, v->why,
                             v->error.code ? ": " : "", v->error.text);
@@ -331,6 +339,7 @@ int source_storage(struct source *m)
     for (unsigned i = 0; i < vm->disks; i++) {
         const char *path = wanted(m, vm->disk[i].spec->name, "path");
         v[i].disk = &vm->disk[i];
+        v[i].source = m;
         v[i].datastore = xm_json_str(m->request, "datastore", "");
         sem_init(&v[i].done, 0, 0);
         v[i].path = xm_printf("%s", path ? path : "");
@@ -340,6 +349,8 @@ int source_storage(struct source *m)
         r = make_files(m, v);
     for (unsigned i = 0; !r && i < vm->disks; i++) {
         r = v[i].file ? move_begin(m, &vm->disk[i], &v[i]) : 0;
+        for (unsigned j = 0; v[i].file && j <= i; j++)
+            v[j].last = j == i;
         share_rate(m, v);
     }
     xm_fault("storage-created");

@@ -319,6 +319,29 @@ static void a_move_is_given_up_also_while_it_waits_to_swap(void **state)
     xm_jsonl_close(&js);
 }
 
+/* What broke: an abort that came while the last disk was being swapped was taken, and the move was done. */
+static void an_abort_that_comes_too_late_is_told(void **state)
+{
+    struct xm_jsonl js;
+    (void)state;
+
+    subscribe(&js);
+    arm("pivot-after-record:1:delay=1000");
+    begin(&js, 1, 0);
+    for (struct limit l = limit_start(20); access(faults, F_OK) == 0 && limit_wait(&l);)
+        ;
+    json_t *o = ask(&js, json_pack("{s:s, s:s}", "cmd", "abort", "job", "1"));
+    assert_false(xm_json_bool(o, "ok", true));
+    assert_non_null(strstr(xm_json_str(o, "error", ""),
+                           "too late: the disks of VM web1 have moved to datastore "
+                           "'two'"));
+    json_decref(o);
+    o = ended(&js);
+    assert_string_equal(xm_json_str(o, "event", ""), "done");
+    json_decref(o);
+    xm_jsonl_close(&js);
+}
+
 /* What broke: its datastore was looked at by the agent, unmounted, and the disk went to where it had been
  * mounted; the next mount hid it. */
 static void a_datastore_that_goes_meanwhile_gets_no_disk(void **state)
@@ -359,6 +382,7 @@ int main(void)
         TEST(nothing_is_left_of_many_moves),
         TEST(a_move_is_given_up_also_while_it_waits_to_swap),
         TEST(a_datastore_that_goes_meanwhile_gets_no_disk),
+        TEST(an_abort_that_comes_too_late_is_told),
     };
 
     close(mkstemp(faults)); /* for its name */
