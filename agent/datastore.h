@@ -12,11 +12,11 @@
 
 /* 0 when disks may be made there, as far as can be seen; changes nothing. Else a sentence with what to do. */
 int datastore_judge(struct agent *, const struct conf_datastore *, struct xm_error *);
-/* The same right before a disk is made there: notes its identity when it has none. Who has made it judges once
- * more: it may have been unmounted in between. */
+/* The same right before a disk is made there: notes its identity when it has none. Who has made it judges
+ * once more: it may have been unmounted in between. */
 int datastore_use(struct agent *, const struct conf_datastore *, struct xm_error *);
-/* For who makes disks there without us (a shim): {"path": of the mark, "names": what it has to name}. NULL: not
- * known. */
+/* For who makes disks there without us (a shim): {"path": of the mark, "names": what it has to name}. NULL:
+ * not known. */
 json_t *datastore_mark(struct agent *, const struct conf_datastore *);
 
 #endif

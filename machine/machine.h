@@ -114,8 +114,8 @@ int machine_disk_left(struct machine_disk *, struct xm_error *);
 /* plugged.c. Appends what QEMU has beside the devices that it was started with, and the ids of those that it
  * has no more. -errno: not known. */
 int machine_plugged(struct machine *, json_t *more, json_t *less, struct xm_error *);
-/* Once more, when all has been copied: -EBUSY with a sentence where it has more by now than a destination would
- * make. 0 also where that is not known. */
+/* Once more, when all has been copied: -EBUSY with a sentence where it has more by now than a destination
+ * would make. 0 also where that is not known. */
 int machine_none_plugged(struct machine *, const char *destination, struct xm_error *);
 
 /* logs.c. Nothing that fails there fails anything else. */
