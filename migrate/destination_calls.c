@@ -13,14 +13,13 @@
 /* For what is not warm yet, before the guest is stopped: it goes on making pages dirty meanwhile. */
 #define WARM_TIME (30 * XM_NS_PER_MS)
 
-/* The source begins no switch-over before its guest would be heard here. It waits for that, and may have nothing
- * to send meanwhile. */
-static void tell_bridges(struct destination *dst, json_t *reply)
+/* The source begins no switch-over before its guest would be heard here. */
+static uint64_t tell_bridges(struct destination *dst, json_t *reply)
 {
     uint64_t bridges = taps_pass_in(&dst->machine->spec);
 
-    dst->silence += bridges;
     json_object_set_new(reply, "bridges_ms", json_integer((json_int_t)(bridges / XM_NS_PER_MS)));
+    return bridges;
 }
 
 static int do_begin(struct destination *dst, const json_t *o, json_t *reply, struct xm_error *e)
@@ -61,7 +60,7 @@ static int do_begin(struct destination *dst, const json_t *o, json_t *reply, str
             return xm_error_set(e, EINVAL, "RAM block %u has another size here", i);
     }
     json_object_set_new(reply, "again", json_true());
-    tell_bridges(dst, reply);
+    dst->silence += tell_bridges(dst, reply); /* it waits for them, and may have nothing to send meanwhile */
     int r = destination_set_state(dst, DEST_COPYING, e);
     xm_fault("begin-taken");
     return r;
