@@ -68,7 +68,9 @@ int source_set_state(struct source *m, enum source_state to)
     xm_log(XM_LOG_INFO, "VM %s, job %s: %s -> %s", m->machine->spec.name, m->job, source_state_name(m),
            state_names[to]);
     m->state = to;
-    m->report.entered[to] = xm_now();
+    /* Of memory that goes anew: both times, and the switch-over between them, are memory's. */
+    if (to != SOURCE_MEMORY || !m->report.entered[to])
+        m->report.entered[to] = xm_now();
     if (to != SOURCE_DONE && to != SOURCE_FAILED && to != SOURCE_UNKNOWN) {
         m->machine->emit(m->machine, source_event(m, "state"));
         source_progress(m, true);

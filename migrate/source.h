@@ -198,6 +198,8 @@ void source_turn(struct source *, int ms);
 /* A turn for who waits with a callback, and whether to give up then. */
 bool source_waits(void *source);
 void source_progress(struct source *, bool now); /* at most twice a second unless now */
-json_t *source_report(struct source *);          /* the fields of «done» */
+void source_report_given_up(const struct source *,
+                            json_t *into); /* what is known of a switch-over that was */
+json_t *source_report(struct source *);    /* the fields of «done» */
 
 #endif

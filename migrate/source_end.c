@@ -158,6 +158,7 @@ static json_t *failure(struct source *m, const struct back *b, enum source_state
                           b->ended, "destination", m->destination);
     if (b->runs && !m->paused && m->seen.stop && b->at > m->seen.stop)
         json_object_set_new(o, "stood_ms", json_real((double)(b->at - m->seen.stop) / 1e6));
+    source_report_given_up(m, o);
     xm_log(XM_LOG_WARN, "VM %s, job %s failed in state %s: %s", m->machine->spec.name, m->job,
            source_step_name(in), text);
     free(text);

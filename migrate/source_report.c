@@ -135,6 +135,16 @@ static void add_parts(const struct source_report *r, json_t *o)
     json_object_set_new(o, "downtime_timeline_ms", when);
 }
 
+void source_report_given_up(const struct source *m, json_t *o)
+{
+    const struct source_report *r = &m->report;
+
+    if (m->attempt)
+        json_object_update_new(o,
+                               json_pack("{s:i s:f s:s}", "given_up_switches", (int)m->attempt, "given_up_ms",
+                                         (double)r->stood / 1e6, "given_up", r->given_up.text));
+}
+
 json_t *source_report(struct source *m)
 {
     struct source_report *r = &m->report;
@@ -179,10 +189,7 @@ json_t *source_report(struct source *m)
     if (!m->local)
         json_object_update_new(o, json_pack("{s:f, s:f}", "downtime_budget_ms", (double)m->opt.downtime / 1e6,
                                             "downtime_estimate_ms", (double)r->estimate / 1e6));
-    if (m->attempt)
-        json_object_update_new(o,
-                               json_pack("{s:i s:f s:s}", "given_up_switches", (int)m->attempt, "given_up_ms",
-                                         (double)r->stood / 1e6, "given_up", r->given_up.text));
+    source_report_given_up(m, o);
     json_object_set_new(o, "mirror",
                         json_pack("{s:I s:I s:I s:I s:f s:I}", "bytes", (json_int_t)mirrored, "to_sync",
                                   (json_int_t)to_sync, "to_async", (json_int_t)to_async, "held",
