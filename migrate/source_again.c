@@ -18,6 +18,9 @@
 static bool only_late(struct source *m)
 {
     struct xm_error first = m->error;
+
+    qmp_pump(&m->machine->qemu.qmp, 0,
+             NULL); /* its user may have let it go on, and what it did is refused there */
     bool late = m->can_try_again && m->seen.stop && !m->seen.resumed && source_overdue(m) < 0;
 
     late = late && source_interrupted(m) == 0;
@@ -55,7 +58,6 @@ int source_again(struct source *m, int r)
     m->can_try_again = false; /* from here on there is the grace */
     if (source_late(m, 0))
         return -m->error.code;
-    stream_stop(m->stream); /* QEMU, too, waits for nobody */
     xm_fault("again");
     json_t *reply = call_destination(m->links, m->attempt + 1, json_pack("{s:s}", "call", "again"),
                                      source_time_left(m, UINT64_MAX / 2), &m->error);
@@ -64,6 +66,9 @@ int source_again(struct source *m, int r)
     if (!reply)
         return source_late(m, r);
     xm_fault("again-answered");
+    /* QEMU waits for nobody from here on, and lets its guest go on by itself when it sees that. */
+    if (m->stream)
+        stream_stop(m->stream);
     bool back = source_resume(m, &m->error) == 0;
     m->error = first;
     if (!back)

@@ -59,7 +59,7 @@ static void it_comes(void)
     json_t *o = last_json(out);
 
     if (code != 0 || number(o, "given_up_switches") != 1)
-        fail_msg("exit status %d:\n%s", code, out ? out : "");
+        fail_msg("exit status %d: %s\n%s", code, string(o, "error"), out ? out : "");
     print_message("the guest stood still for %.0f ms, and for %.0f ms at the second try: %s\n",
                   number(o, "given_up_ms"), number(o, "downtime_ms"), string(o, "given_up"));
     assert_true(number(o, "given_up_ms") >= 100);
@@ -117,6 +117,27 @@ static void a_destination_that_stands_still(void **state)
 {
     (void)state;
     stands_still();
+    it_has_moved();
+}
+
+/* Its own QEMU is the slow one, and lets the guest go on by itself when its stream is cut: not before the destination
+ * has taken its promise back, and takes what the guest writes. */
+static void a_qemu_of_the_source_that_is_slow(void **state)
+{
+    char *a = NULL;
+
+    (void)state;
+    begin();
+    fault("a", "switch-stopped:1:stop");
+    until_it_stands();
+    assert_int_equal(sh(&a, 5, "cat %s/a/run/vms/web1/qemu.pid", lab_run_dir()), 0);
+    int pid = atoi(a);
+    free(a);
+    assert_int_equal(sh(NULL, 5, "kill -STOP %d", pid), 0);
+    fault("a", "again:1:delay=1000");
+    shim_goes_on();
+    assert_true(wait_until(60, "test ! -e %s/a/fault", lab_run_dir()));
+    assert_int_equal(sh(NULL, 5, "kill -CONT %d", pid), 0);
     it_has_moved();
 }
 
@@ -249,6 +270,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(a_load_that_takes_long, take_back),
         cmocka_unit_test_teardown(a_destination_that_stands_still, take_back),
+        cmocka_unit_test_teardown(a_qemu_of_the_source_that_is_slow, take_back),
         cmocka_unit_test_teardown(a_qemu_of_the_destination_that_ends_by_itself, take_back),
         cmocka_unit_test_teardown(a_bridge_that_listens_once_more, take_back),
         cmocka_unit_test_teardown(a_qemu_of_the_destination_that_hangs, take_back),
