@@ -233,7 +233,7 @@ static void judge_downtime(const struct move *m, json_t *reasons)
     struct switch_cost took;
 
     switch_cost_load(dir, &took);
-    uint64_t least = switch_cost_expect(&took, &m->spec);
+    uint64_t least = switch_cost_expect(&took, &m->spec, budget);
     const char *by = took.n > 1 ? "its last moves" : "its devices";
     free(dir);
     if (budget <= least) /* what it does take beside these is little, and never nothing */

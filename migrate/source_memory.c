@@ -78,7 +78,7 @@ int source_memory(struct source *m)
     struct xm_round round = {0};
 
     switch_cost_load(m->machine->state_dir, &m->took);
-    uint64_t fixed = switch_cost_expect(&m->took, &m->machine->spec);
+    uint64_t fixed = switch_cost_expect(&m->took, &m->machine->spec, m->opt.downtime);
     if (!m->precopy)
         m->precopy = xm_precopy_new(&m->machine->ram, m->to, &m->error);
     if (!m->precopy)

@@ -28,14 +28,15 @@ static int by_size(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-uint64_t switch_cost_expect(const struct switch_cost *c, const struct vm_spec *vm)
+uint64_t switch_cost_expect(const struct switch_cost *c, const struct vm_spec *vm, uint64_t budget_ns)
 {
     struct switch_cost sorted = *c;
 
     if (c->n < 2)
         return switch_cost_guess(vm);
     qsort(sorted.ns, c->n, sizeof *sorted.ns, by_size);
-    return sorted.ns[(c->n - 1) / 2];
+    uint64_t median = sorted.ns[(c->n - 1) / 2];
+    return median < budget_ns ? median : sorted.ns[0];
 }
 
 void switch_cost_add(struct switch_cost *c, uint64_t ns)
