@@ -87,6 +87,7 @@ int destination_take_back(struct destination *, struct xm_error *);
  * its guest does not wait: a QEMU that can load a VM. */
 int destination_again(struct destination *, struct xm_error *);
 void destination_wait_anew(struct destination *);
+void destination_gives_way(struct destination *, bool yes); /* its links and disks, to guests that run here */
 /* A record that could not be written is written now, if it can be: what it says is decided. */
 void destination_retry(struct destination *);
 /* The source's record says whose the VM is: for one that is undecided. */

@@ -80,6 +80,7 @@ void destination_wait_anew(struct destination *dst)
     struct xm_error e = {0};
 
     xm_fault("again-told");
+    destination_gives_way(dst, true);
     dst->qemu_status[0] = 0;
     dst->warm = (struct xm_warm){0};
     if (machine_wait_anew(dst->machine, &e) < 0)

@@ -81,11 +81,17 @@ static int promise(struct destination *dst, struct xm_error *e)
     return r;
 }
 
-static void disk_first(struct machine_disk *d, void *unused)
+static void disk_gives_way(struct machine_disk *d, void *yes)
 {
     (void)d;
-    (void)unused;
-    xm_sched_background(0, false);
+    xm_sched_background(0, *(bool *)yes);
+}
+
+void destination_gives_way(struct destination *dst, bool yes)
+{
+    xm_links_set_background(dst->links, yes);
+    for (unsigned i = 0; i < dst->machine->disks; i++)
+        machine_disk_call(&dst->machine->disk[i], disk_gives_way, &yes);
 }
 
 static int do_incoming(struct destination *dst, const json_t *o, struct xm_error *e)
@@ -131,10 +137,7 @@ static int do_incoming(struct destination *dst, const json_t *o, struct xm_error
     if (!r)
         r = promise(dst, e);
     xm_fault("incoming-promised");
-    /* The guest is about to be stopped: nothing gives way any more. */
-    xm_links_set_background(dst->links, false);
-    for (unsigned i = 0; i < dst->machine->disks; i++)
-        machine_disk_call(&dst->machine->disk[i], disk_first, NULL);
+    destination_gives_way(dst, false); /* the guest is about to be stopped */
     if (!r)
         r = destination_set_state(dst, DEST_LOADING, e);
     return r;

@@ -188,6 +188,22 @@ static void a_qemu_of_the_destination_that_hangs(void **state)
     it_has_moved();
 }
 
+/* Links and disks that are filled at nice 10. Those that had come to the first place for the switch-over stayed there
+ * for all of the memory. */
+static void other_guests_come_first_once_more(void **state)
+{
+    (void)state;
+    begin();
+    fault("b", "loaded:1:delay=700");
+    fault("a", "again-resumed:1:stop");
+    assert_true(wait_until(60, "test ! -e %s/a/fault", lab_run_dir()));
+    until_it_stands();
+    assert_true(wait_until(20, "test $(ps -T -o ni= -p $(cat %s/b/run/vms/web1/shim.pid) | grep -c 10) -ge 3",
+                           lab_run_dir()));
+    shim_goes_on();
+    it_has_moved();
+}
+
 static void agent(const char *host, const char *faults)
 {
     sh(NULL, 5, "kill -9 $(cat %s/%s/agent.pid)", lab_run_dir(), host);
@@ -274,6 +290,7 @@ int main(void)
         cmocka_unit_test_teardown(a_qemu_of_the_destination_that_ends_by_itself, take_back),
         cmocka_unit_test_teardown(a_bridge_that_listens_once_more, take_back),
         cmocka_unit_test_teardown(a_qemu_of_the_destination_that_hangs, take_back),
+        cmocka_unit_test_teardown(other_guests_come_first_once_more, take_back),
         cmocka_unit_test_teardown(the_destination_dies_when_it_has_taken_its_promise_back, take_back),
         cmocka_unit_test_teardown(the_destination_dies_between_two_qemus, take_back),
         cmocka_unit_test_teardown(the_source_dies_before_the_guest_goes_on, take_back),
