@@ -56,8 +56,8 @@ struct machine {
     /* When it was asked last, it stood still since a migration: 7.2 begins no other then. */
     _Atomic bool postmigrate;
     struct xm_ram ram; /* fixed from QEMU's start to its end, and through machine_wait_anew */
-    /* One QEMU has ended, or is about to, and the next is not up: from when machine_wait_anew is certain to be
-     * called until it returns. */
+    /* One QEMU has ended, or is about to, and the next is not up: from when machine_wait_anew is certain to
+     * be called until it returns. */
     _Atomic bool between;
     unsigned disks;
     struct machine_disk disk[VM_DISKS_MAX];

@@ -188,8 +188,8 @@ static int do_loaded(struct destination *dst, const json_t *o, struct xm_error *
     return r;
 }
 
-/* The source has asked for another try, and its memory may come. The taps of the new QEMU have just joined their
- * bridges. */
+/* The source has asked for another try, and its memory may come. The taps of the new QEMU have just joined
+ * their bridges. */
 static int do_ready(struct destination *dst, json_t *reply, struct xm_error *e)
 {
     if (dst->state != DEST_COPYING)

@@ -2,8 +2,8 @@
 /* Another try after a switch-over that took too long. The copy of the disks may have taken hours: it is not
  * given up for a destination's disk that took a second to flush, or a link that was slow for a moment.
  *
- * The first try has twice the guest's downtime budget, or half the grace beyond it where that is less. When that is
- * over:
+ * The first try has twice the guest's downtime budget, or half the grace beyond it where that is less. When
+ * that is over:
  *   the destination takes its promise back, durably (invariant 11: the guest is about to make that copy old), and
  *   says so; the guest stands still for that, for as long as it would have for the switch-over
  *   -> the guest goes on here; the mirror has never been off
@@ -19,8 +19,8 @@ static bool only_late(struct source *m)
 {
     struct xm_error first = m->error;
 
-    qmp_pump(&m->machine->qemu.qmp, 0,
-             NULL); /* its user may have let it go on, and what it did is refused there */
+    /* Its user may have let it go on, and what it did is refused there. */
+    qmp_pump(&m->machine->qemu.qmp, 0, NULL);
     bool late = m->can_try_again && m->seen.stop && !m->seen.resumed && source_overdue(m) < 0;
 
     late = late && source_interrupted(m) == 0;

@@ -39,9 +39,9 @@
 
 /* ---- time ---- */
 
-/* Beyond its budget. While another try may follow, it is not worth waiting for long, and the other half of the grace
- * is for the destination's word that it has taken its promise back; all that is left to do in the hand-off is a record
- * and a word. */
+/* Beyond its budget. While another try may follow, it is not worth waiting for long, and the other half of
+ * the grace is for the destination's word that it has taken its promise back; all that is left to do in the
+ * hand-off is a record and a word. */
 static uint64_t patience(const struct source *m)
 {
     bool again = m->can_try_again && m->state == SOURCE_SWITCH;

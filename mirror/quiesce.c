@@ -7,8 +7,8 @@
  *
  * Quiesce: the guest is stopped. When its last request, the mirror buffer and the copier have ended and all
  * chunks are present, the replica is flushed; when all of that still holds after the flush, it is quiesced
- * (invariant 10). A flush that has failed, whoever waited for it, or nobody any more, fails it, and all that follow:
- * what the kernel could not write it says once, and the next flush would say that all is well.
+ * (invariant 10). A flush that has failed, whoever waited for it, or nobody any more, fails it, and all that
+ * follow: what the kernel could not write it says once, and the next flush would say that all is well.
  *
  * Pivot: the guest runs on. IN_STEP waits for all chunks; PREFLUSH flushes the replica while the guest still
  * writes, so that the flush at the end is short; DRAIN holds new requests outside and lets the others end;

@@ -120,8 +120,8 @@ static void a_destination_that_stands_still(void **state)
     it_has_moved();
 }
 
-/* Its own QEMU is the slow one, and lets the guest go on by itself when its stream is cut: not before the destination
- * has taken its promise back, and takes what the guest writes. */
+/* Its own QEMU is the slow one, and lets the guest go on by itself when its stream is cut: not before the
+ * destination has taken its promise back, and takes what the guest writes. */
 static void a_qemu_of_the_source_that_is_slow(void **state)
 {
     char *a = NULL;
@@ -188,8 +188,8 @@ static void a_qemu_of_the_destination_that_hangs(void **state)
     it_has_moved();
 }
 
-/* Links and disks that are filled at nice 10. Those that had come to the first place for the switch-over stayed there
- * for all of the memory. */
+/* Links and disks that are filled at nice 10. Those that had come to the first place for the switch-over
+ * stayed there for all of the memory. */
 static void other_guests_come_first_once_more(void **state)
 {
     (void)state;

@@ -95,7 +95,7 @@ static void the_stop_is_in_the_switch_whatever_the_clock_says(void **state)
     }
 }
 
-/* What broke: with a budget as long as the grace the first try had all of both, and there was no second one. */
+/* What broke: with a budget as long as the grace the first try had all of both, and there was no second. */
 static void the_first_try_leaves_time_to_give_it_up(void **state)
 {
     static const unsigned budgets_ms[] = {100, 900, 5000}, last_ms[] = {200, 1400, 5500};
