@@ -5,8 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-json_t *call_destination(struct xm_links *links, unsigned attempt, json_t *steals, uint64_t timeout_ns,
-                         struct xm_error *e)
+/* over: asked whether the answer is still waited for; NULL: for timeout_ns. */
+static json_t *call(struct xm_links *links, unsigned attempt, json_t *steals, uint64_t timeout_ns,
+                    bool (*over)(void *), void *ctx, struct xm_error *e)
 {
     char *text = json_dumps(steals, JSON_COMPACT);
     struct xm_msg msg = {.type = XM_FRAME_CALL, .urgent = true, .after = attempt, .payload = text};
@@ -20,7 +21,9 @@ json_t *call_destination(struct xm_links *links, unsigned attempt, json_t *steal
         return NULL;
     }
     msg.length = (uint32_t)strlen(text);
-    int r = xm_transport_call(xm_links_transport(links), &msg, timeout_ns, e);
+    struct xm_transport *to = xm_links_transport(links);
+    int r =
+        over ? xm_transport_call_until(to, &msg, over, ctx, e) : xm_transport_call(to, &msg, timeout_ns, e);
     free(text);
     if (r < 0) {
         struct xm_error lost = {0}, said = {0};
@@ -43,4 +46,16 @@ json_t *call_destination(struct xm_links *links, unsigned attempt, json_t *steal
     }
     free(msg.reply);
     return reply;
+}
+
+json_t *call_destination(struct xm_links *links, unsigned attempt, json_t *steals, uint64_t timeout_ns,
+                         struct xm_error *e)
+{
+    return call(links, attempt, steals, timeout_ns, NULL, NULL, e);
+}
+
+json_t *call_destination_until(struct xm_links *links, unsigned attempt, json_t *steals, bool (*over)(void *),
+                               void *ctx, struct xm_error *e)
+{
+    return call(links, attempt, steals, 0, over, ctx, e);
 }

@@ -9,5 +9,8 @@
 /* The answer, a new reference; NULL with a sentence when there is none or it says no. */
 json_t *call_destination(struct xm_links *, unsigned attempt, json_t *steals, uint64_t timeout_ns,
                          struct xm_error *);
+/* The same for as long as it takes, until over(ctx), asked several times a second, is true. */
+json_t *call_destination_until(struct xm_links *, unsigned attempt, json_t *steals, bool (*over)(void *),
+                               void *ctx, struct xm_error *);
 
 #endif

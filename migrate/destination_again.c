@@ -40,8 +40,8 @@ static int take_back_surely(struct destination *dst, struct xm_error *e)
         r = owner_load(vm->state_dir, vm->spec.name, &now, e);
     if (r == -ENOENT && !dst->had_record)
         r = e->code = 0;
-    else if (!r && now.owner == OWNER_PROMISED)
-        r = xm_error_set(e, EIO, "it is promised still");
+    else if (!r && (!dst->had_record || now.owner != dst->before.owner || now.epoch != dst->before.epoch))
+        r = xm_error_set(e, EIO, "the record of %s is not what it was before", vm->host);
     if (!r)
         r = handoff_start(&dst->handoff, HANDOFF_DESTINATION, false, vm->host, dst->source,
                           dst->had_record ? &dst->before : NULL, &none, e);

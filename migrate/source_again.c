@@ -13,8 +13,6 @@
  * Failures: as of the switch-over itself before the guest goes on; afterwards as in any round of memory. */
 #include "migrate/source.h"
 
-#define READY_TIMEOUT (30 * XM_NS_PER_S) /* a QEMU ends there, and another one starts */
-
 static bool only_late(struct source *m)
 {
     struct xm_error first = m->error;
@@ -83,9 +81,12 @@ int source_again(struct source *m, int r)
     /* What was said meanwhile was said to one that stood still. */
     xm_links_set_rate(m->links, m->rate = m->asked.rate);
     source_disks_links(m);
-    reply = source_call(m, json_pack("{s:s}", "call", "ready"), READY_TIMEOUT, &m->error);
-    if (!reply)
+    reply = call_destination_until(m->links, m->attempt, json_pack("{s:s}", "call", "ready"), source_waits, m,
+                                   &m->error);
+    if (!reply) {
+        source_interrupted(m); /* that is the cause */
         return -m->error.code;
+    }
     source_note_bridges(m, reply);
     json_decref(reply);
     r = xm_precopy_again(m->precopy, source_waits, m, &m->error);

@@ -360,7 +360,8 @@ void __wrap_xm_rx_done(struct xm_rx *rx, int status, const void *reply, uint32_t
     free(rx);
 }
 
-int __wrap_xm_transport_call(struct xm_transport *t, struct xm_msg *m, uint64_t timeout, struct xm_error *e)
+static int call_until(struct xm_transport *t, struct xm_msg *m, uint64_t timeout, bool (*over)(void *),
+                      void *ctx, struct xm_error *e)
 {
     struct xm_links *l = t->ctx;
     struct call *c = sim_alloc(sizeof *c);
@@ -379,8 +380,8 @@ int __wrap_xm_transport_call(struct xm_transport *t, struct xm_msg *m, uint64_t 
     after(wire(), call_arrives, c);
     if (!w.ending && chance(w.duplicate))
         after(wire(), call_arrives, c);
-    while (!c->answered && !l->error.code && sim_time() < deadline)
-        task_wait(l, deadline);
+    while (!c->answered && !l->error.code && sim_time() < deadline && !(over && over(ctx)))
+        task_wait(l, over ? sim_time() + 200 * MS : deadline);
     if (!c->answered) {
         if (l->error.code)
             return xm_error_set(e, l->error.code, "%s", l->error.text);
@@ -392,6 +393,11 @@ int __wrap_xm_transport_call(struct xm_transport *t, struct xm_msg *m, uint64_t 
     m->reply = c->reply;
     m->reply_len = c->reply_len;
     return c->status;
+}
+
+int __wrap_xm_transport_call(struct xm_transport *t, struct xm_msg *m, uint64_t timeout, struct xm_error *e)
+{
+    return call_until(t, m, timeout, NULL, NULL, e);
 }
 
 int __wrap_xm_transport_calls(struct xm_transport *t, struct xm_msg *m, unsigned n, uint64_t timeout,
@@ -410,6 +416,8 @@ int __wrap_xm_transport_call_until(struct xm_transport *t, struct xm_msg *m, boo
     struct xm_links *l = t->ctx;
     uint64_t until = sim_time() + between(1, 20) * MS;
 
+    if (m->type == XM_FRAME_CALL)
+        return call_until(t, m, NEVER / 2, over, ctx, e);
     while (sim_time() < until || !links_live(l)) {
         if (over(ctx))
             return xm_error_set(e, ECANCELED, "it is over");
