@@ -63,6 +63,7 @@ static void a_disk_keeps_its_blocks_on_storage_with_larger_ones(void **state)
     assert_int_equal(xmigrate_run("a", 0, NULL, "define %s/gpt1.ini", lab_run_dir()), 0);
     assert_int_equal(sh(NULL, 20, "%s | grep -q 'block_size = 512'", xmigrate("a", "dump gpt1")), 0);
     assert_int_equal(xmigrate_run("a", 0, NULL, "undefine gpt1"), 0);
+    assert_int_equal(sh(NULL, 5, "rm %s/a/ds2/gpt.img", store), 0);
     assert_int_equal(sh(&out, 30, "%s", xmigrate("a", "--storage-only --dry-run web1 ds2")), 0);
     if (!strstr(out, "blocks of 512 bytes"))
         fail_msg("%s", out);
