@@ -157,6 +157,7 @@ int source_stuck(const struct xm_switch_inputs *, const struct xm_round *last, u
 /* Bytes of device state that a VM may have for this budget; pure. The rate: bytes a second, 0: not known. */
 uint64_t source_state_max(double wire_rate, uint64_t budget_ns);
 int source_switch(struct source *);
+int source_compare(struct source *); /* of that: the digests of all disks and of memory; source_digest.c */
 int source_handoff_prepare(struct source *); /* the record says that the VM is ours to give */
 int source_handoff(struct source *);
 /* From here on nothing gives the VM away any more: it stays here. True: *word is to be told to the

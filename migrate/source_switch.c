@@ -315,58 +315,6 @@ static int quiesce_wait(struct source *m, struct quiesce *s, struct xm_mailbox *
     return r;
 }
 
-/* ---- digests ---- */
-
-static int compare(struct source *m, const struct xm_msg *msg, const struct xm_digest *ours, const char *what)
-{
-    struct xm_digest theirs = {0};
-
-    if (msg->reply_len == sizeof theirs)
-        memcpy(&theirs, msg->reply, sizeof theirs);
-    m->report.digest.frames += ours->frames;
-    m->report.digest.bytes += ours->bytes;
-    m->report.digest.sum += ours->sum;
-    if (xm_digest_equal(ours, &theirs))
-        return 0;
-    return xm_error_set(&m->error, EBADMSG,
-                        "%s: the two sides differ (sent %llu frames, %llu bytes; applied %llu frames, %llu "
-                        "bytes): this must "
-                        "not happen, please report it",
-                        what, (unsigned long long)ours->frames, (unsigned long long)ours->bytes,
-                        (unsigned long long)theirs.frames, (unsigned long long)theirs.bytes);
-}
-
-static struct xm_msg ask_digest(const struct source *m, uint8_t type, unsigned object)
-{
-    return (struct xm_msg){.type = type, .object = (uint16_t)object, .after = m->attempt, .urgent = true};
-}
-
-/* All are asked for at once: the guest stands still. */
-static int compare_all(struct source *m)
-{
-    unsigned disks = m->storage ? m->machine->disks : 0;
-    struct xm_digest ours[VM_DISKS_MAX + 1];
-    struct xm_msg msg[VM_DISKS_MAX + 1];
-
-    _Static_assert(VM_DISKS_MAX < XM_CALLS_MAX, "a call for each disk, and one for memory");
-    for (unsigned i = 0; i < disks; i++) {
-        struct xm_disk_status st;
-        xm_disk_status(m->machine->disk[i].disk, &st);
-        ours[i] = st.digest;
-        msg[i] = ask_digest(m, XM_FRAME_DISK_DIGEST, i);
-    }
-    xm_precopy_digest(m->precopy, &ours[disks]);
-    msg[disks] = ask_digest(m, XM_FRAME_RAM_DIGEST, 0);
-    int r = xm_transport_calls(m->to, msg, disks + 1, source_time_left(m, QUIESCE_TIMEOUT), &m->error);
-    m->report.digest = (struct xm_digest){0};
-    for (unsigned i = 0; i <= disks; i++) {
-        if (!r)
-            r = compare(m, &msg[i], &ours[i], i < disks ? m->machine->disk[i].spec->name : "memory");
-        free(msg[i].reply);
-    }
-    return r;
-}
-
 /* ---- the switch ---- */
 
 static int quiesce_all(struct source *m, struct quiesce *s, struct xm_mailbox *mb)
@@ -477,7 +425,7 @@ static int switch_over(struct source *m)
         return xm_error_set(&m->error, EIO, "fault point switch-stopped");
     if ((r = drain(m)) < 0)
         return r;
-    if ((r = compare_all(m)) < 0)
+    if ((r = source_compare(m)) < 0)
         return source_interrupted(m) ? -m->error.code : r;
     xm_fault("switch-compared");
     if ((r = wait_qemu(m, "completed")) < 0)
