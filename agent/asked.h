@@ -23,9 +23,9 @@ void asked_free(struct asked *);
 /* A host that is known by another name there than here would be asked, after a hand-off that was cut, by a
  * name that neither record has. NULL, or the refusal. An older agent does not say for whom its request is. */
 json_t *asked_of_another(const struct agent *, const json_t *request);
-/* What an earlier migration has left open here, with who asks, is brought to its end (settle.c); with another
- * host, its end is waited for; or this one has to wait: -EBUSY. only_look: what was given to who asks stays as
- * it is; it is settled when the VM comes. */
+/* What an earlier migration has left open here, with who asks, is brought to its end (settle.c); with
+ * another host, its end is waited for; or this one has to wait: -EBUSY. only_look: what was given to who
+ * asks stays as it is; it is settled when the VM comes. */
 int prepare_settle_last(struct agent *, const struct asked *, bool only_look, uint64_t patience,
                         struct xm_error *);
 /* Whom this host gave the VM to may have it still: then what is announced is another one of that name, with

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /* recover: whose is this VM? (docs/design.md, «Ownership»)
  *
- * What is open of its last hand-off is settled (settle.c). Else the records are told: here, and, where this
- * host has none or its VM does not run, at all peers; where this host gave the VM away, at those that have
- * had it since. A VM that is this host's and was stopped is not started. Where this host has no record, or gave
- * the VM away, a silent peer keeps the question open: exit status 4. */
+ * What is open of its last hand-off is settled (settle.c). Else the records are told: here, and, where
+ * this host has none or its VM does not run, at all peers; where this host gave the VM away, at those
+ * that have had it since. A VM that is this host's and was stopped is not started. Where this host has no
+ * record, or gave the VM away, a silent peer keeps the question open: exit status 4. */
 #include "agent/inventory.h"
 #include "agent/known.h"
 #include "agent/returned.h"

@@ -345,8 +345,8 @@ static bool guest_is_there(const struct known *there)
 }
 
 /* What a host that had no part in this hand-off says of the VM, before we take it; or who has it from that
- * one. It owns it with a later epoch, by an operator's word: we give way. NULL: nothing that counts; it may be
- * silent.
+ * one. It owns it with a later epoch, by an operator's word: we give way. NULL: nothing that counts; it may
+ * be silent.
  *
  * giver: what the host that gives it to us has said. Who can have taken it from that one is known to it: a
  * host of an earlier hand-off that is open there; nobody else is believed. NULL: it is dead, and the VM is

@@ -14,8 +14,8 @@
  * userfaultfd, whose descriptor it takes, and close; at the destination madvise (memxfer/warm.c). A
  * userfaultfd for asynchronous tracking (UFFD_USER_MODE_ONLY) is open to every process.
  *
- * The shim has two stages: from its start on, and from when QEMU runs. The thread of a migration that comes in
- * stays in the first: it may have to start QEMU a second time (machine_wait_anew). */
+ * The shim has two stages: from its start on, and from when QEMU runs. The thread of a migration that
+ * comes in stays in the first: it may have to start QEMU a second time (machine_wait_anew). */
 #include "machine/confine.h"
 
 #include <linux/capability.h>

@@ -79,13 +79,13 @@ int machine_start(struct machine *, struct xm_error *);
 /* The record says that it is ours (again): cancels what QEMU was in the middle of, and lets the guest run,
  * unless its user has paused it. */
 int machine_resume(struct machine *, struct xm_error *);
-/* The migration's thread. A QEMU that waits for one, and has begun to load it, loads no other: it is ended, and
- * one that waits takes its place, with the same memory. -errno: none waits. */
+/* The migration's thread. A QEMU that waits for one, and has begun to load it, loads no other: it is
+ * ended, and one that waits takes its place, with the same memory. -errno: none waits. */
 int machine_wait_anew(struct machine *, struct xm_error *);
 void machine_stop(struct machine *); /* ends QEMU, then the disks; fine in any state */
 void machine_free(struct machine *);
-/* After machine_start, by its thread, which may have made another one before that is to start a QEMU: what is needed
- * for a start alone is given up. */
+/* After machine_start, by its thread, which may have made another one before that is to start a QEMU:
+ * what is needed for a start alone is given up. */
 void machine_started(void);
 /* Where the agent keeps a log of the run directory when that is removed, for sentences that send there;
  * malloc'ed. */

@@ -83,8 +83,9 @@ int xm_precopy_round(struct xm_precopy *, bool final, bool (*over)(void *), void
                      struct xm_error *);
 /* Rounds fail with -ETIMEDOUT at this moment (xm_now() scale); 0: never. */
 void xm_precopy_deadline(struct xm_precopy *, uint64_t deadline);
-/* After a final round that ended, well or too late, or was never begun: its guest runs again, and the next round
- * sends everything. Waits for what is in flight; `over` as above. -errno: it has failed otherwise. */
+/* After a final round that ended, well or too late, or was never begun: its guest runs again, and the
+ * next round sends everything. Waits for what is in flight; `over` as above. -errno: it has failed
+ * otherwise. */
 int xm_precopy_again(struct xm_precopy *, bool (*over)(void *), void *ctx, struct xm_error *);
 /* Pages that a round would send if it began now (scan without re-arming), for the estimate. */
 int xm_precopy_peek(struct xm_precopy *, uint64_t *pages, struct xm_error *);

@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: MIT */
-/* A switch-over that the source gives up, to try another one: its guest goes on there, and all here is as it was
- * before `incoming`: disks follow, and memory comes anew.
+/* A switch-over that the source gives up, to try another one: its guest goes on there, and all here is as it
+ * was before `incoming`: disks follow, and memory comes anew.
  *
- * Two steps. While the guest stands still, and before it goes on: nothing stands of what was promised, durably,
- * and frames are taken again. From then on who comes after us (a shim that is started, an operator's word) finds
- * what he finds in any copy under way: nothing that may run. Then, while the guest runs: a QEMU that has loaded
- * device state, or a part of it, can load no other, and may have written to the guest's memory. Another one
- * takes its place, with the same memory, all of which the source sends anew.
+ * Two steps. While the guest stands still, and before it goes on: nothing stands of what was promised,
+ * durably, and frames are taken again. From then on who comes after us (a shim that is started, an
+ * operator's word) finds what he finds in any copy under way: nothing that may run. Then, while the guest
+ * runs: a QEMU that has loaded device state, or a part of it, can load no other, and may have written to the
+ * guest's memory. Another one takes its place, with the same memory, all of which the source sends anew.
  *
  * What is still on its way of the try before has its number (`attempt`), and is refused.
  *
- * Failures: a record that cannot be written: the promise stands, the source hears it, and the migration ends as
- * any switch-over does that fails. A QEMU that does not start: this side ends; the VM runs at the source. */
+ * Failures: a record that cannot be written: the promise stands, the source hears it, and the migration
+ * ends as any switch-over does that fails. A QEMU that does not start: this side ends; the VM runs at the
+ * source. */
 #include "migrate/destination.h"
 
 /* Each costs this host a QEMU's start. */

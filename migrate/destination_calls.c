@@ -347,8 +347,8 @@ static void announce(struct destination *dst)
         xm_log(XM_LOG_WARN, "VM %s: %s", dst->machine->spec.name, e.text);
 }
 
-/* Of a switch-over that was given up since: a frame may come late, and more than once. The hand-off's words are
- * safe at any time. */
+/* Of a switch-over that was given up since: a frame may come late, and more than once. The hand-off's
+ * words are safe at any time. */
 static bool is_stale(const struct destination *dst, const char *call, uint64_t attempt)
 {
     static const char *const of_one[] = {"incoming", "loaded", "ready"};

@@ -171,13 +171,14 @@ void source_tell_settled(struct source *);
 void source_unlock_disks(struct source *);
 /* After a failed switch: the VM runs here again; one try. Fine to be called again. */
 int source_resume(struct source *, struct xm_error *);
-/* A switch that took too long, and may have come to an end: the guest goes on here, and 0: all is as before the
- * first round of memory, for another try. -errno: there is none (m->error), or that failed, too. */
+/* A switch that took too long, and may have come to an end: the guest goes on here, and 0: all is as
+ * before the first round of memory, for another try. -errno: there is none (m->error), or that failed,
+ * too. */
 int source_again(struct source *, int r);
-/* A switch in which the guest stands still has so long for something, `most` at most: ns, never 0. That is twice
- * its downtime budget, or half the grace beyond it, where another try can follow. The guest goes on here when
- * the budget and the grace are over, whatever the destination does, until the record says that it is given
- * away. */
+/* A switch in which the guest stands still has so long for something, `most` at most: ns, never 0. That
+ * is twice its downtime budget, or half the grace beyond it, where another try can follow. The guest goes
+ * on here when the budget and the grace are over, whatever the destination does, until the record says
+ * that it is given away. */
 uint64_t source_time_left(const struct source *, uint64_t most);
 /* After a switch that failed: when it was too late then, the sentence says that, too. What it failed with. */
 int source_late(struct source *, int r);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* In the switch-over: what was sent is what was applied. Each side has a sum over the headers and hashes of all frames of a
- * disk, or of memory, in any order; a page or a block that got lost, or that was applied twice, shows in it. */
+/* In the switch-over: what was sent is what was applied. Each side has a sum over the headers and hashes
+ * of all frames of a disk, or of memory, in any order; a page or a block that got lost, or that was
+ * applied twice, shows in it. */
 #include "migrate/source.h"
 
 #include <stdlib.h>

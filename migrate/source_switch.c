@@ -17,11 +17,11 @@
  *
  * A guest that its user has paused stays so, here and there: neither side tells its QEMU to go on.
  *
- * Failures before the hand-off: what only takes too long is tried again (source_again.c). Else source_resume()
- * cancels QEMU's migration and lets the VM go on; nothing of what the destination has heard makes it run the VM. A destination that says nothing is such a failure: from
- * when the guest has been stopped everything together has its downtime budget and the grace
- * (source_time_left). What hangs on this host (its storage, its QEMU) is tried again until it has come
- * back. */
+ * Failures before the hand-off: what only takes too long is tried again (source_again.c). Else
+ * source_resume() cancels QEMU's migration and lets the VM go on; nothing of what the destination has
+ * heard makes it run the VM. A destination that says nothing is such a failure: from when the guest has
+ * been stopped everything together has its downtime budget and the grace (source_time_left). What hangs
+ * on this host (its storage, its QEMU) is tried again until it has come back. */
 #include "migrate/source.h"
 
 #include <poll.h>

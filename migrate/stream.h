@@ -12,8 +12,8 @@
 #define STREAM_NAME "xmigrate"
 
 struct stream;
-/* Both take the socket over, on failure too. Source: what comes is sent, then END. attempt: which switch-over it
- * is of; each has a stream of its own. */
+/* Both take the socket over, on failure too. Source: what comes is sent, then END. attempt: which
+ * switch-over it is of; each has a stream of its own. */
 struct stream *stream_send(int fd, struct xm_transport *, unsigned attempt, struct xm_error *);
 /* Source: what QEMU writes from here on (it has not been told to write it yet) is read, and kept here; as
  * much as the stream's buffers take, 2 MiB. stream_release: it goes. Both from one other thread. */

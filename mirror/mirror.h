@@ -84,8 +84,8 @@ bool xm_disk_in_step(const struct xm_disk *);
  * chunk present and the replica flushed: invariant 10, checked. -errno with a sentence when it cannot come
  * to that. The guest must be stopped (no new requests), and stay so. */
 void xm_disk_quiesce(struct xm_disk *, void (*done)(void *, int status, const char *why), void *arg);
-/* Engine's thread. Not waited for any more: it calls back now, if it has not yet, with -ETIMEDOUT. The guest may
- * go on, mirrored as before. */
+/* Engine's thread. Not waited for any more: it calls back now, if it has not yet, with -ETIMEDOUT. The
+ * guest may go on, mirrored as before. */
 void xm_disk_quiesce_cancel(struct xm_disk *);
 /* Storage-only: from now on the disk is `file` (the near replica's); the old one is the caller's again.
  * While the guest runs: holds new requests for the moment that it takes to finish what is in flight and

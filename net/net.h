@@ -253,8 +253,8 @@ void xm_links_free(struct xm_links *);
 /* Submits and waits for the answer: for owners without a mailbox of their own. Returns the status. reply
  * as in xm_msg. */
 int xm_transport_call(struct xm_transport *, struct xm_msg *, uint64_t timeout_ns, struct xm_error *);
-/* The same of several at once: the answers take one way there and back together. Each has its status and reply; the
- * first that is negative is returned, when all have ended or the time is over. */
+/* The same of several at once: the answers take one way there and back together. Each has its status and
+ * reply; the first that is negative is returned, when all have ended or the time is over. */
 #define XM_CALLS_MAX 40u
 int xm_transport_calls(struct xm_transport *, struct xm_msg *, unsigned n, uint64_t timeout_ns,
                        struct xm_error *);

@@ -318,8 +318,8 @@ struct planned {
     int host;
 };
 #define PLANNED_MAX 4
-/* What goes on at the points of a plan: a move to the other host, or of the disks between two datastores, or one
- * that needs two switch-overs. */
+/* What goes on at the points of a plan: a move to the other host, or of the disks between two datastores,
+ * or one that needs two switch-overs. */
 enum plan_of { WHOLE_MOVE, DISKS_MOVE, LATE_MOVE, PLANS_OF };
 extern enum plan_of plan_of;
 extern struct planned plan[PLANNED_MAX];

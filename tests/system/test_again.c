@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* A switch-over that takes too long is given up, the guest goes on, and the next one moves it: nothing that was
- * copied before is lost. Whatever dies in between leaves the VM where it is, and the next move works. */
+/* A switch-over that takes too long is given up, the guest goes on, and the next one moves it: nothing
+ * that was copied before is lost. Whatever dies in between leaves the VM where it is, and the next move
+ * works. */
 #include "tests/progress.h"
 #include "tests/system/harness.h"
 #include "tests/system/small.h"

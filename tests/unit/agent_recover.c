@@ -451,9 +451,9 @@ static void what_was_given_is_not_taken_beside_a_third_host(void **state)
     assert_string_equal(rec.to, "hostc");
 }
 
-/* Its hand-off to hostb was cut when this host failed; hostb took the VM by its operator's word, and gave it
- * to hostc; then hostb is lost. What broke: only hosts of open hand-offs were asked, of which hostb was the one,
- * and hosta had the VM again, older than hostc's, beside it and with a higher epoch. */
+/* Its hand-off to hostb was cut when this host failed; hostb took the VM by its operator's word, and gave
+ * it to hostc; then hostb is lost. What broke: only hosts of open hand-offs were asked, of which hostb
+ * was the one, and hosta had the VM again, older than hostc's, beside it and with a higher epoch. */
 static void what_has_gone_on_from_a_dead_host_is_not_taken_back(void **state)
 {
     struct owner_record rec, undone = {.epoch = 3, .owner = OWNER_MINE, .settled = true};

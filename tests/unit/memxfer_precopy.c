@@ -145,8 +145,8 @@ static void *drive(void *arg)
     return NULL;
 }
 
-/* The last round has ended, or could not in its time; the guest goes on, and who has loaded something there has
- * written to its memory. */
+/* The last round has ended, or could not in its time; the guest goes on, and who has loaded something
+ * there has written to its memory. */
 static void a_switch_that_is_given_up(uint64_t seed)
 {
     struct xm_error e = {0};
