@@ -198,8 +198,8 @@ void vm_state(const char *host, const char *vm, char *state, size_t size)
     json_decref(o);
 }
 
-/* What is left of a failed migration at the other host may take a moment to go, and so may a new shim to come
- * («no answer»). */
+/* What is left of a failed migration at the other host may take a moment to go, and so may a new shim to come,
+ * or a guest that stood still to go on. */
 void vm_must_run_at(const char *host, const char *vm)
 {
     char here[32], there[32] = "";
@@ -207,7 +207,7 @@ void vm_must_run_at(const char *host, const char *vm)
     for (struct limit l = limit_start(15);;) {
         vm_state(host, vm, here, sizeof(here));
         vm_state(*host == 'a' ? "b" : "a", vm, there, sizeof(there));
-        if ((!*there && strcmp(here, "no answer") != 0) || !limit_wait(&l))
+        if ((!*there && !strcmp(here, "running")) || !limit_wait(&l))
             break;
     }
     assert_string_equal(here, "running");
