@@ -34,7 +34,7 @@ static void one_move_says_nothing_two_do(void **state)
     switch_cost_add(&c, 70 * MS);
     assert_int_equal(switch_cost_expect(&c, &small, ENOUGH), switch_cost_guess(&small));
     switch_cost_add(&c, 40 * MS);
-    assert_int_equal(switch_cost_expect(&c, &small, ENOUGH), 40 * MS);
+    assert_int_equal(switch_cost_expect(&c, &small, ENOUGH), 64 * MS);
 }
 
 /* Two that came in the way of something else do not keep a VM where it is. */
@@ -48,10 +48,10 @@ static void the_median_of_five_counts(void **state)
     assert_int_equal(c.n, SWITCH_COSTS);
     assert_int_equal(c.ns[0], 60 * MS);
     assert_int_equal(c.ns[SWITCH_COSTS - 1], 20 * MS);
-    assert_int_equal(switch_cost_expect(&c, &small, ENOUGH), 40 * MS);
+    assert_int_equal(switch_cost_expect(&c, &small, ENOUGH), 64 * MS);
     switch_cost_add(&c, 3000 * MS);
     switch_cost_add(&c, 2000 * MS);
-    assert_int_equal(switch_cost_expect(&c, &small, ENOUGH), 60 * MS);
+    assert_int_equal(switch_cost_expect(&c, &small, ENOUGH), 96 * MS);
 }
 
 /* Three of five moves that a stopped shim held up, and the VM could not be moved any more but with another
@@ -65,7 +65,7 @@ static void a_bad_day_keeps_no_vm_where_it_is(void **state)
         switch_cost_add(&c, ms * MS);
     switch_cost_add(&c, 40 * MS);
     switch_cost_add(&c, 30 * MS);
-    assert_int_equal(switch_cost_expect(&c, &small, ENOUGH), 1000 * MS);
+    assert_int_equal(switch_cost_expect(&c, &small, ENOUGH), 1600 * MS);
     assert_int_equal(switch_cost_expect(&c, &small, 100 * MS), 30 * MS);
     assert_int_equal(switch_cost_expect(&c, &small, 20 * MS), 30 * MS); /* it never was that quick */
 }
