@@ -9,8 +9,8 @@
  *                               take it back and to go on: the VM runs here. While that fails (this host's
  *                               storage hangs, say) it is tried again as long as QEMU lives; after 10 s it is
  *                               said
- *                               But when it only took too long, the guest goes on, and another switch is tried
- *                               (source_again.c)
+ *                               But when it only took too long, the guest goes on, and another switch is
+ *                               tried (source_again.c)
  *   in handoff                  before the record: as in switch, and the destination is told that the VM
  *                               stays. After the record: the VM is not ours any more, whatever we hear. It
  *                               stays stopped here, and the state is `unknown` until the destination answers

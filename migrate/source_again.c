@@ -5,8 +5,7 @@
  * The first try has twice the guest's downtime budget, or half the grace beyond it where that is less. When
  * that is over:
  *   the destination takes its promise back, durably (invariant 11: the guest is about to make that copy
- *   old), and
- *   says so; the guest stands still for that, for as long as it would have for the switch-over
+ *   old), and says so; the guest stands still for that, for as long as it would have for the switch-over
  *   -> the guest goes on here; the mirror has never been off
  *   -> what was on its way has ended, and the destination has a QEMU that can load a VM
  *   -> memory goes anew, all of it, and then the second try, with budget and grace (source_switch.c).

@@ -21,10 +21,10 @@ struct switch_cost {
 
 /* By its devices alone; ns. */
 uint64_t switch_cost_guess(const struct vm_spec *);
-/* By its devices until it has moved twice; then 1.6 × the median of what the last moves took (the lower one of
- * two), since they differ, and some came in the way of something else. Where that is beyond the budget,
- * the least of them: a VM whose hosts had a bad day is not kept where it is for good, and a switch that does
- * take longer is given up and tried again. */
+/* By its devices until it has moved twice; then 1.6 × the median of what the last moves took (the lower
+ * one of two), since they differ, and some came in the way of something else. Where that is beyond the
+ * budget, the least of them: a VM whose hosts had a bad day is not kept where it is for good, and a
+ * switch that does take longer is given up and tried again. */
 uint64_t switch_cost_expect(const struct switch_cost *, const struct vm_spec *, uint64_t budget_ns);
 void switch_cost_add(struct switch_cost *, uint64_t ns); /* 1 ns to 10 s; what is beyond is taken for these */
 

@@ -12,8 +12,8 @@
  * and checks both; percentiles of its silence, and of each that is above the goal when the parts of its
  * switch were. Not part of `make bench`.
  *
- * estimate: moves of guests that write to their memory at five rates: how long they stood beside what was estimated
- * at the moment when they were stopped. Not part of it, either. */
+ * estimate: moves of guests that write to their memory at five rates: how long they stood beside what was
+ * estimated at the moment when they were stopped. Not part of it, either. */
 #include "tests/bench/lib_beat.h"
 #include "tests/bench/lib_lab.h"
 #include "tests/bench/lib_version.h"

@@ -12,7 +12,8 @@
  * move at the end
  *   XM_SIM_SEED=S sim -v                 one seed, told event by event
  *   XM_SIM_PLAN=P:FAULT:HOST[,...] sim -v   one move with these faults, likewise
- *   XM_SIM_OF=1                          ... and that is one of the disks alone; 2: one that needs two switch-overs
+ *   XM_SIM_OF=1                          ... and that is one of the disks alone
+ *   XM_SIM_OF=2                          ... or one that needs two switch-overs
  *   XM_SIM_SIN=K                         with the K-th sin */
 #include "tests/sim/sim.h"
 

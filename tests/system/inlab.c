@@ -198,8 +198,8 @@ void vm_state(const char *host, const char *vm, char *state, size_t size)
     json_decref(o);
 }
 
-/* What is left of a failed migration at the other host may take a moment to go, and so may a new shim to come,
- * or a guest that stood still to go on. */
+/* What is left of a failed migration at the other host may take a moment to go, and so may a new shim to
+ * come, or a guest that stood still to go on. */
 void vm_must_run_at(const char *host, const char *vm)
 {
     char here[32], there[32] = "";

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* The guest is stopped for the switch-over, and then something hangs or dies: a destination costs the guest
- * its downtime budget and the grace, not link_timeout (one that only takes long: test_again.c); storage of the
- * source's that hangs, or a record that cannot be written, keeps it standing until they are back, and not for
- * good.
+ * its downtime budget and the grace, not link_timeout (one that only takes long: test_again.c); storage of
+ * the source's that hangs, or a record that cannot be written, keeps it standing until they are back, and
+ * not for good.
  *
  * The source's shim stops itself by a fault point when it has stopped the guest, so that the test can do
  * its worst at that very moment. No link is given up for ten minutes. */
