@@ -145,7 +145,7 @@ struct job {
     char id[16];   /* constant */
     json_t *about; /* job, mode, vm, source, destination…; "state": running, done, failed */
     json_t *event[JOB_EVENTS];
-    unsigned events; /* how many there were; slot() in jobs.c says where each is */
+    unsigned events; /* how many there were; job_event_at says where each is */
     bool over;
     bool storage;       /* counts against the limit of migrations with disks */
     const char *barred; /* why no shim may get it any more (its user's abort, its shim's death); NULL */
@@ -164,7 +164,8 @@ json_t *no_such_job(const char *id); /* the refusal; list shows those that come 
 void job_put(struct agent *, struct job *);
 void job_event(struct agent *, struct job *, json_t *steals); /* adds job; «done» and «failed» end it */
 void job_fail(struct agent *, struct job *, int exit, const char *why);
-json_t *job_last_event(const struct job *); /* under the lock; a copy, or NULL */
+const json_t *job_event_at(const struct job *, unsigned n); /* under the lock; number n, which is kept */
+json_t *job_last_event(const struct job *);                 /* under the lock; a copy, or NULL */
 json_t *jobs_list(struct agent *);
 void jobs_free(struct agent *);
 unsigned jobs_running(struct agent *, bool storage_only); /* under the lock */
@@ -187,7 +188,7 @@ struct agent {
     TAILQ_HEAD(, vm) vms;
     TAILQ_HEAD(, job) jobs; /* newest last */
     LIST_HEAD(, conn) conns;
-    LIST_HEAD(, claim) claims; /* settle.c: VMs whose last hand-off is being settled */
+    LIST_HEAD(, claim) claims; /* claims.c: VMs whose last hand-off is being settled */
     unsigned threads, unix_conns, tcp_conns;
     unsigned next_job;
     unsigned pending, pending_storage; /* moves that were let in and have no job yet */
@@ -239,6 +240,7 @@ void conn_accept(struct agent *, int listen_fd, bool peer);
 void conn_event(struct conn *, json_t *steals);
 json_t *verb_run(struct conn *, const json_t *request);
 json_t *ok_answer(void); /* {"ok":true} */
+json_t *ok_text(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 json_t *refusal(int exit, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Sends the job's events from the first one kept, until it is over; the last answer then. Takes over the
  * job's reference. */
@@ -248,14 +250,15 @@ enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_REFUSED = 3, EXIT_UNKNOWN = 4 };
 
 verb_handler verb_start, verb_stop;                            /* start.c */
 verb_handler verb_list, verb_show, verb_console, verb_log;     /* show.c */
-verb_handler verb_define, verb_undefine, verb_dump;            /* define.c */
+verb_handler verb_define, verb_dump;                           /* define.c */
+verb_handler verb_undefine;                                    /* undefine.c */
 verb_handler verb_check, verb_move, verb_abort, verb_set;      /* move.c */
 verb_handler verb_recover, verb_peer_owner, verb_peer_recover; /* recover.c */
 /* settle.c: what is open of a VM's last hand-off is brought to an end, if it can be: by what the peer's
  * record says, or, with peer_is_dead, by the operator's word that this peer is gone for good. The answer of
  * `recover`. */
 json_t *settle(struct agent *, const char *vm, bool peer_is_dead, uint64_t patience_ns);
-/* In two steps: at most one thread works on what is open of a VM. False: another one still does. */
+/* claims.c: in two steps: at most one thread works on what is open of a VM. False: another one still does. */
 bool settle_claim(struct agent *, const char *vm, uint64_t patience_ns);
 void settle_release(struct agent *, const char *vm);
 /* yes: the VM begins no migration from here on, nor ends one. False: it is in one, or just comes or goes, or
@@ -289,7 +292,7 @@ int leftovers_start(struct agent *, struct xm_error *);
 /* A VM that is expected here: ended, when no link has come and its source does not know of the migration. */
 void tidy_expected(struct agent *, const char *vm);
 verb_handler verb_rebalance, verb_peer_datastores;               /* rebalance.c */
-verb_handler verb_jobs, verb_watch;                              /* jobs.c */
+verb_handler verb_jobs, verb_watch;                              /* job_verbs.c */
 verb_handler verb_peer_hello, verb_peer_check, verb_peer_cancel; /* peer.c */
 verb_handler verb_peer_prepare;                                  /* prepare.c */
 
@@ -317,6 +320,9 @@ json_t *define_text(const struct vm_spec *, const struct defined *, const char *
 /* No definition is being made. -EBUSY: one is, and does not come to an end. */
 int define_lock(struct xm_error *);
 void define_unlock(void);
+/* The name is claimed while the VM does not run. NULL, or why not. */
+json_t *define_hold(struct agent *, const char *name, json_t *spec);
+void define_let_go(struct agent *, const char *name);
 /* Sets what is not the running VM's, but its definition's. */
 json_t *define_autostart(struct agent *, const char *name, bool yes);
 
@@ -344,10 +350,12 @@ void gather(struct agent *, const struct admission_request *, bool strict, struc
  * *datastore: index in the configuration, -1: none. */
 unsigned admit_judge(struct agent *, const struct admission_request *, struct gathered *, json_t *reasons,
                      int *datastore);
-/* Makes a spec as the user wrote it whole, for this host: accel, cpu, machine's full name, disks' paths and
+/* resolve.c: makes a spec as the user wrote it whole, for this host: accel, cpu, machine's full name, disks' paths and
  * sizes. Refused when it contradicts the inventory, or a disk that the inventory has is not there. note (may
  * be NULL): a sentence for the user when the VM will run otherwise than he may expect. */
 int resolve_spec(struct agent *, struct vm_spec *, struct xm_error *note, struct xm_error *);
+/* The refusal: nothing is made in the place of a disk that the record has. */
+int disk_missing(struct agent *, const struct vm_spec *, const struct vm_disk *, struct xm_error *);
 uint64_t
 disk_used(const struct vm_disk *);         /* bytes that it holds; its size where that is all that is known */
 uint64_t disk_file_size(const char *path); /* of a file or block device; 0: it cannot be told */

@@ -196,3 +196,8 @@ int known_follow(struct agent *a, const char *vm, uint64_t epoch, const char *en
     }
     return 0;
 }
+
+bool known_guest_there(const struct known *there)
+{
+    return !strcmp(there->state, "running") || !strcmp(there->state, "paused");
+}

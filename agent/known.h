@@ -63,6 +63,13 @@ bool known_open_with(const struct known *, const char *host);
 bool known_busy(const struct known *);
 /* Ours, loaded here, and its guest stands still though nobody has paused it. */
 bool known_stands(const struct known *);
+/* Its guest is there for good. A paused one is not let run by anything but its user. */
+bool known_guest_there(const struct known *there);
+/* third.c: what the hosts that had no part in this hand-off say, for settle.c: the answer, or NULL. giver:
+ * what the one that gives it to us has said; NULL: the VM is taken on an operator's word, and `silent` names
+ * those that did not answer. */
+json_t *third_hosts(struct agent *, const char *vm, const struct known *here, const struct known *giver,
+                    char *silent, size_t size);
 /* settle.c: such a one is let run. The answer of `recover`. */
 json_t *settle_let_run(struct agent *, const char *vm);
 

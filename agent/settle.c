@@ -7,8 +7,8 @@
  * there. A QEMU that still has the guest goes on with it; only where there is none the VM starts from its
  * disks.
  *
- * One thread at a time works on a VM (settle_claim). It may wait for the peer, whose thread may wait for
- * us: so a peer that asks does not wait long for a claim, and other VMs have nothing to do with it. */
+ * One thread at a time works on a VM (claims.c). What hosts say that had no part in the hand-off counts
+ * before the VM is taken (third.c). */
 #include "agent/inventory.h"
 #include "agent/known.h"
 #include "agent/returned.h"
@@ -17,21 +17,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static json_t *say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-static json_t *say(const char *fmt, ...)
-{
-    char text[400];
-    va_list ap;
-
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
-    va_end(ap);
-    xm_text_mend(text);
-    json_t *answer = ok_answer();
-    json_object_set_new(answer, "text", json_string(text));
-    return answer;
-}
 
 static json_t *cannot_ask(const char *vm, const char *host, const char *why)
 {
@@ -153,7 +138,7 @@ static json_t *run_here(struct agent *a, const char *vm, const char *how, const 
     }
     if (r)
         return refusal(EXIT_UNKNOWN, "VM %s %s, and does not go on: %s", vm, how, e.text);
-    return say("VM %s %s, and runs here", vm, how);
+    return ok_text("VM %s %s, and runs here", vm, how);
 }
 
 /* It is loaded here and is ours, and its guest does not run, though nobody has paused it: QEMU has refused
@@ -222,7 +207,7 @@ static json_t *take(struct agent *a, const char *vm, struct known *here, uint64_
         if (!o)
             return refusal(EXIT_UNKNOWN, "VM %s: %s", vm, e.text);
         json_decref(o);
-        return say("VM %s %s, and runs here", vm, how);
+        return ok_text("VM %s %s, and runs here", vm, how);
     }
     snprintf(rec.from, sizeof rec.from, "%s", verdict_peer(&here->rec));
     if (owner_write(a, vm, &rec, &e) < 0)
@@ -255,7 +240,7 @@ static json_t *hand_back(struct agent *a, const char *vm, const struct known *he
     if (owner_write(a, vm, &rec, &e) < 0)
         return refusal(EXIT_FAILED, "%s", e.text);
     xm_fault("handed-back");
-    return say(
+    return ok_text(
         "VM %s was given to %s, where its QEMU has ended, and is handed back to %s, which has its guest "
         "whole",
         vm, a->conf.name, rec.to);
@@ -304,7 +289,7 @@ static json_t *discard(struct agent *a, const char *vm, const struct known *here
     if (r)
         return refusal(EXIT_FAILED, "VM %s was not given to %s, and what is left of it here does not go: %s",
                        vm, a->conf.name, e.text);
-    return say("VM %s was not given to %s: it is %s's", vm, a->conf.name, owner);
+    return ok_text("VM %s was not given to %s: it is %s's", vm, a->conf.name, owner);
 }
 
 static json_t *has_gone(struct agent *a, const char *vm, const struct known *here, const struct known *there)
@@ -318,8 +303,8 @@ static json_t *has_gone(struct agent *a, const char *vm, const struct known *her
         return refusal(EXIT_FAILED,
                        "VM %s is %s's (epoch %llu), and what is left of it here cannot be ended: %s", vm,
                        owner, (unsigned long long)there->rec.epoch, e.text);
-    return say("VM %s is %s's (epoch %llu); what was left of it here has been taken away", vm, owner,
-               (unsigned long long)there->rec.epoch);
+    return ok_text("VM %s is %s's (epoch %llu); what was left of it here has been taken away", vm, owner,
+                   (unsigned long long)there->rec.epoch);
 }
 
 static json_t *tell_to_settle(struct agent *a, const char *vm, const struct conf_peer *p)
@@ -333,81 +318,8 @@ static json_t *tell_to_settle(struct agent *a, const char *vm, const struct conf
     json_decref(reasons);
     if (!o)
         return cannot_ask(vm, p->name, e.text);
-    json_t *answer = say("%s: %s", p->name, xm_json_str(o, "text", ""));
+    json_t *answer = ok_text("%s: %s", p->name, xm_json_str(o, "text", ""));
     json_decref(o);
-    return answer;
-}
-
-/* Its guest is there for good. A paused one is not let run by anything but its user. */
-static bool guest_is_there(const struct known *there)
-{
-    return !strcmp(there->state, "running") || !strcmp(there->state, "paused");
-}
-
-/* What a host that had no part in this hand-off says of the VM, before we take it; or who has it from that
- * one. It owns it with a later epoch, by an operator's word: we give way. NULL: nothing that counts; it may
- * be silent.
- *
- * giver: what the host that gives it to us has said. Who can have taken it from that one is known to it: a
- * host of an earlier hand-off that is open there; nobody else is believed. NULL: it is dead, and the VM is
- * to be taken on an operator's word. Then everybody is asked (the dead one may have given it on), and whose
- * the VM is must not be in question, nor may there be a later copy; who is silent is named in `silent`. */
-static json_t *third_host(struct agent *a, const char *vm, const struct known *here,
-                          const struct conf_peer *p, const struct known *giver, char *silent, size_t size)
-{
-    bool by_word = !giver;
-    char host[CONFIG_NAME_MAX + 1];
-    struct xm_error e = {0};
-    struct known there;
-
-    if (giver && !known_open_with(giver, p->name))
-        return NULL;
-    int r = by_word ? known_there(a, p, vm, &there, &e) /* its shim, which may be slow, is asked there */
-                    : known_there_soon(a, p, vm, &there, &e);
-
-    if (by_word && known_answered(r))
-        return refusal(EXIT_UNKNOWN, "VM %s: whether %s has it is not known: it answers, but: %s", vm,
-                       p->name, e.text);
-    size_t named = strlen(silent);
-    if (r && by_word)
-        snprintf(silent + named, size - named, "%s%s", named ? ", " : "", p->name);
-    if (r)
-        return NULL;
-    snprintf(host, sizeof host, "%s", p->name);
-    if (known_follow(a, vm, here->rec.epoch, verdict_peer(&here->rec), host, &there, &e) < 0)
-        return refusal(EXIT_UNKNOWN, "VM %s: %s", vm, e.text);
-    bool later = there.rec.epoch > here->rec.epoch;
-    if (there.rec.owner == OWNER_MINE && later)
-        return returned_give_way(a, vm, &here->rec, host, there.rec.epoch, &e) != RETURNED_THEIRS
-                   ? refusal(EXIT_UNKNOWN, "%s", e.text)
-               : e.code == EINPROGRESS ? refusal(EXIT_FAILED, "%s", e.text)
-                                       : say("%s", e.text);
-    if (by_word && there.rec.owner == OWNER_MINE &&
-        (there.rec.epoch == here->rec.epoch || guest_is_there(&there)))
-        return refusal(EXIT_FAILED, "VM %s is %s's (epoch %llu), and not taken from it", vm, host,
-                       (unsigned long long)there.rec.epoch);
-    if (by_word && there.rec.owner == OWNER_PROMISED && later)
-        return refusal(EXIT_FAILED,
-                       "VM %s: %s has a later copy of it, which another host was about to give it: `xmigrate "
-                       "recover %s --peer-is-dead` on %s",
-                       vm, host, vm, host);
-    return NULL;
-}
-
-static json_t *third_hosts(struct agent *a, const char *vm, const struct known *here,
-                           const struct known *giver, char *silent, size_t size)
-{
-    json_t *answer = NULL, *said;
-
-    silent[0] = 0;
-
-    for (unsigned i = 0; i < a->conf.peers && !xm_json_bool(answer, "ok", false); i++) {
-        if (!strcmp(a->conf.peer[i].name, verdict_peer(&here->rec)) ||
-            !(said = third_host(a, vm, here, &a->conf.peer[i], giver, silent, size)))
-            continue;
-        json_decref(answer);
-        answer = said; /* whose it is counts more than who does not know */
-    }
     return answer;
 }
 
@@ -459,7 +371,7 @@ static json_t *judge_it(struct agent *a, const char *vm, struct known *here, boo
         return without_peer(a, vm, here);
     if (r)
         return cannot_ask(vm, name, e.text);
-    switch (verdict_of(a->conf.name, &here->rec, &there.rec, guest_is_there(&there), &epoch, &e)) {
+    switch (verdict_of(a->conf.name, &here->rec, &there.rec, known_guest_there(&there), &epoch, &e)) {
     case VERDICT_TAKE:
         if ((answer = third_hosts(a, vm, here, &there, ignored, sizeof ignored)))
             return answer;
@@ -473,7 +385,7 @@ static json_t *judge_it(struct agent *a, const char *vm, struct known *here, boo
     case VERDICT_SETTLED:
         return has_gone(a, vm, here, &there);
     case VERDICT_THEIRS:
-        return say(
+        return ok_text(
             "VM %s is %s's (epoch %llu), which has not been seen to run it yet: what is left of it here "
             "is kept; start it there",
             vm, name, (unsigned long long)there.rec.epoch);
@@ -492,70 +404,10 @@ static json_t *judge_it(struct agent *a, const char *vm, struct known *here, boo
     case VERDICT_NOTHING:
         break;
     }
-    return say("VM %s: nothing is open", vm);
+    return ok_text("VM %s: nothing is open", vm);
 }
 
 /* ---- one at a time ---- */
-
-struct claim {
-    LIST_ENTRY(claim) link;
-    char vm[VM_NAME_MAX + 1];
-};
-
-/* Under the lock. */
-static struct claim *claim_of(struct agent *a, const char *vm)
-{
-    struct claim *c;
-
-    LIST_FOREACH (c, &a->claims, link) {
-        if (!strcmp(c->vm, vm))
-            break;
-    }
-    return c;
-}
-
-bool settle_claim(struct agent *a, const char *vm, uint64_t patience_ns)
-{
-    struct claim *c = calloc(1, sizeof *c);
-    uint64_t until = xm_now() + (xm_fault("claim-at-once") ? 0 : patience_ns);
-
-    if (!c)
-        return false;
-    snprintf(c->vm, sizeof c->vm, "%s", vm);
-    agent_lock(a);
-    while (claim_of(a, vm) && agent_wait(a, until))
-        ;
-    bool taken = claim_of(a, vm) != NULL;
-    if (!taken)
-        LIST_INSERT_HEAD(&a->claims, c, link);
-    agent_unlock(a);
-    if (taken)
-        free(c);
-    return !taken;
-}
-
-void settle_release(struct agent *a, const char *vm)
-{
-    agent_lock(a);
-    struct claim *c = claim_of(a, vm);
-    LIST_REMOVE(c, link);
-    pthread_cond_broadcast(&a->changed);
-    agent_unlock(a);
-    free(c);
-}
-
-bool settle_hold(struct agent *a, const char *vm, bool yes)
-{
-    agent_lock(a);
-    struct vm *v = vm_find(a, vm);
-    bool free = !v || (!v->job[0] && v->phase == VM_UP && !v->incoming);
-    if (v && (free || !yes))
-        v->closing = yes;
-    if (!yes)
-        pthread_cond_broadcast(&a->changed);
-    agent_unlock(a);
-    return free;
-}
 
 json_t *settle_claimed(struct agent *a, const char *vm, bool peer_is_dead)
 {
@@ -572,9 +424,9 @@ json_t *settle_claimed(struct agent *a, const char *vm, bool peer_is_dead)
         return run_here(a, vm, "is this host's", &here,
                         here.rec.epoch); /* its shim was lost once too often */
     if (here.rec.owner == OWNER_MINE)
-        return say("VM %s is this host's: %s", vm, here.present ? here.state : "stopped");
+        return ok_text("VM %s is this host's: %s", vm, here.present ? here.state : "stopped");
     if (!verdict_open(&here.rec)) /* whoever had the claim before us has settled it */
-        return say("VM %s: nothing is open any more", vm);
+        return ok_text("VM %s: nothing is open any more", vm);
     return judge_it(a, vm, &here, peer_is_dead);
 }
 

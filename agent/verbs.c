@@ -44,6 +44,20 @@ json_t *ok_answer(void)
     return json_pack("{s:b}", "ok", 1);
 }
 
+json_t *ok_text(const char *fmt, ...)
+{
+    char text[400];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    xm_text_mend(text);
+    json_t *answer = ok_answer();
+    json_object_set_new(answer, "text", json_string(text));
+    return answer;
+}
+
 json_t *refusal(int exit, const char *fmt, ...)
 {
     char text[1000];
