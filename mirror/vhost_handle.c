@@ -19,8 +19,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define DRAIN_NOTICE_S 10
-
 static const uint64_t protocol_features = 1ull << VHOST_PROTOCOL_MQ | 1ull << VHOST_PROTOCOL_LOG_SHMFD |
                                           1ull << VHOST_PROTOCOL_REPLY_ACK | 1ull << VHOST_PROTOCOL_CONFIG |
                                           1ull << VHOST_PROTOCOL_INFLIGHT_SHMFD;
@@ -34,72 +32,6 @@ static uint64_t vhost_offered(const struct xm_vhost *d)
 {
     return blk_features(&d->blk) | 1ull << VIRTIO_RING_F_INDIRECT_DESC | 1ull << VIRTIO_RING_F_EVENT_IDX |
            1ull << VHOST_F_LOG_ALL | 1ull << VHOST_F_PROTOCOL_FEATURES;
-}
-
-/* ---- from the control thread to the engine's ---- */
-
-static void run_job(void *arg)
-{
-    struct job *j = arg;
-    j->ret = j->fn(j);
-}
-
-int vhost_on_engine(struct job *j, int (*fn)(struct job *))
-{
-    j->fn = fn;
-    xm_mailbox_call(&j->dev->engine->mailbox, run_job, j);
-    return j->ret;
-}
-
-static bool is_drained(const struct xm_breq *b, void *arg)
-{
-    const struct ring *r = xm_container_of(b, const struct blk_req, b)->owner;
-    const struct xm_vhost *d = arg;
-
-    return d->draining == DRAIN_ALL || d->draining == (int)r->index;
-}
-
-static int after_drain(struct job *j)
-{
-    xm_disk_room_refuse(j->dev->disk, NULL, NULL);
-    return j->after(j);
-}
-
-static int begin_drain(struct job *j)
-{
-    int err = j->before(j);
-
-    if (err)
-        return err;
-    j->dev->draining = j->which;
-    xm_disk_room_refuse(j->dev->disk, is_drained, j->dev);
-    if (rings_idle(j->dev, j->which))
-        return after_drain(j);
-    j->dev->drain = j->which;
-    j->waits = true;
-    return 0;
-}
-
-int vhost_drained(struct job *j, int which, int (*before)(struct job *), int (*after)(struct job *))
-{
-    j->which = which;
-    j->before = before;
-    j->after = after;
-    j->waits = false;
-    int err = vhost_on_engine(j, begin_drain);
-    if (!j->waits)
-        return err;
-    while (j->waits) {
-        struct timespec ts;
-        clock_gettime(CLOCK_REALTIME, &ts);
-        ts.tv_sec += DRAIN_NOTICE_S;
-        if (!sem_timedwait(&j->dev->drained, &ts))
-            j->waits = false;
-        else if (errno == ETIMEDOUT)
-            xm_log(XM_LOG_WARN, "%s: requests have been in flight for %d s; still waiting for them",
-                   j->dev->path, DRAIN_NOTICE_S);
-    }
-    return vhost_on_engine(j, after_drain);
 }
 
 /* ---- handlers on the engine's thread: 0, or -errno with a sentence that ends the connection ---- */
