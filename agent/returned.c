@@ -247,7 +247,7 @@ static enum returned judge_held(struct agent *a, const char *vm, const struct ow
     if (is == RETURNED_OURS && with && over) {
         char *dir = vm_state_path(a, vm, NULL);
         struct xm_error why = {0};
-        if (journal_close(dir, who, &why) < 0)
+        if (journal_close(dir, who, with->epoch, &why) < 0)
             xm_log(XM_LOG_WARN, "VM %s: %s", vm, why.text);
         free(dir);
     }
@@ -440,7 +440,7 @@ static int take_by_word(struct agent *a, const char *vm, struct returned_word *w
         r = owner_write(a, vm, &rec, e);
     }
     for (int i = 0; !r && i < n; i++)
-        r = silent[i] ? journal_close(dir, open[i].peer, e) : 0;
+        r = silent[i] ? journal_close(dir, open[i].peer, open[i].epoch, e) : 0;
     free(dir);
     return r;
 }

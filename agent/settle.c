@@ -221,7 +221,7 @@ static json_t *take(struct agent *a, const char *vm, struct known *here, uint64_
         rec.settled = true;
         /* The journal names the other host until that one knows of it, too (tidy.c); a dead one never will.
          */
-        if (owner_write(a, vm, &rec, &e) < 0 || (by_word && journal_close(dir, rec.from, &e) < 0))
+        if (owner_write(a, vm, &rec, &e) < 0 || (by_word && journal_close(dir, rec.from, rec.epoch, &e) < 0))
             xm_log(XM_LOG_WARN, "VM %s: %s", vm, e.text);
         free(dir);
     }

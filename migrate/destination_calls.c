@@ -332,7 +332,7 @@ static int do_settled(struct destination *dst, const json_t *o, struct xm_error 
         return xm_error_set(e, EPROTO, "the VM is not known to run here");
     xm_fault("settled-heard");
     keep_cost(dst, json_object_get(o, "switch_ns"));
-    return journal_close(dst->machine->state_dir, dst->source, e);
+    return journal_close(dst->machine->state_dir, dst->source, rec->epoch, e);
 }
 
 /* ---- all calls ---- */

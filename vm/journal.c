@@ -64,18 +64,23 @@ static bool is_handoff(enum journal_side side)
     return side == JOURNAL_SOURCE || side == JOURNAL_DESTINATION;
 }
 
-/* Its open hand-offs but those with `but`, the latest first; how many. A later one with the same host says
- * all that an earlier one would. */
-static unsigned open_of(const struct journal *j, const char *but, struct journal_open *open)
+static bool is_of(const struct journal_open *o, const char *peer, uint64_t upto)
+{
+    return !strcmp(o->peer, peer) && o->epoch <= upto;
+}
+
+/* Its open hand-offs but those with `but` up to that epoch, the latest first; how many. A later one with the
+ * same host says all that an earlier one would. */
+static unsigned open_of(const struct journal *j, const char *but, uint64_t upto, struct journal_open *open)
 {
     struct journal_open top = {.side = j->side, .epoch = j->epoch};
     unsigned n = 0;
 
     memcpy(top.peer, j->peer, sizeof top.peer);
-    if (is_handoff(j->side) && strcmp(top.peer, but) != 0)
+    if (is_handoff(j->side) && !is_of(&top, but, upto))
         open[n++] = top;
     for (unsigned i = 0; i < j->olders; i++) {
-        if (strcmp(j->older[i].peer, but) != 0 && (!n || strcmp(j->older[i].peer, open[0].peer) != 0))
+        if (!is_of(&j->older[i], but, upto) && (!n || strcmp(j->older[i].peer, open[0].peer) != 0))
             open[n++] = j->older[i];
     }
     return n;
@@ -112,7 +117,7 @@ static int write_it(const char *dir, enum journal_side side, bool planned, uint6
         return write_coming(dir, epoch, peer, before, files, planned, e);
     if (journal_read(dir, &j, e) < 0)
         return -EIO;
-    unsigned n = open_of(&j, peer, open);
+    unsigned n = open_of(&j, peer, UINT64_MAX, open);
     journal_free(&j);
     if (n > JOURNAL_OPEN_MAX)
         return xm_error_set(e, EBUSY, "%s/journal.json: hand-offs with %u hosts are open", dir, n);
@@ -260,7 +265,7 @@ int journal_end(const char *dir, struct xm_error *e)
 unsigned journal_asks(const struct journal *j, const struct owner_record *rec,
                       struct journal_open open[JOURNAL_OPEN_MAX + 1])
 {
-    unsigned n = open_of(j, "", open);
+    unsigned n = open_of(j, "", 0, open);
 
     /* It comes, and is not ours yet. */
     if (n && j->side == JOURNAL_DESTINATION && j->epoch > rec->epoch)
@@ -268,7 +273,7 @@ unsigned journal_asks(const struct journal *j, const struct owner_record *rec,
     return n;
 }
 
-static int close_it(const char *dir, const char *peer, struct xm_error *e)
+static int close_it(const char *dir, const char *peer, uint64_t upto, struct xm_error *e)
 {
     struct journal_open open[JOURNAL_OPEN_MAX + 1];
     struct journal j;
@@ -276,10 +281,10 @@ static int close_it(const char *dir, const char *peer, struct xm_error *e)
 
     if (r)
         return r;
-    unsigned n = open_of(&j, peer, open);
+    unsigned n = open_of(&j, peer, upto, open);
     if (j.side == JOURNAL_STORAGE)
         r = save(dir, j.side, j.epoch, j.peer, NULL, NULL, j.files, j.planned, open, n, e);
-    else if (j.side != JOURNAL_NONE && !strcmp(j.peer, peer))
+    else if (j.side != JOURNAL_NONE && !strcmp(j.peer, peer) && j.epoch <= upto)
         r = without_top(dir, open, n, e);
     else if (j.side != JOURNAL_NONE) /* open[0] is the migration itself */
         r = save(dir, j.side, j.epoch, j.peer, j.had_record ? &j.before : NULL, j.spec, j.files, j.planned,
@@ -288,10 +293,10 @@ static int close_it(const char *dir, const char *peer, struct xm_error *e)
     return r;
 }
 
-int journal_close(const char *dir, const char *peer, struct xm_error *e)
+int journal_close(const char *dir, const char *peer, uint64_t upto, struct xm_error *e)
 {
     pthread_mutex_lock(&changing);
-    int r = close_it(dir, peer, e);
+    int r = close_it(dir, peer, upto, e);
     pthread_mutex_unlock(&changing);
     return r;
 }

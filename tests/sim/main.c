@@ -335,6 +335,8 @@ static const struct {
      "what was to end a migration that came in ended the one that the VM went out by, a moment later"},
     {144538, true,
      "the swap of a disk's files could not be recorded, and the guest powered off: no start worked"},
+    {537131, true,
+     "a word that the last hand-off was settled came late, and ended the journal of the next one"},
 };
 
 static int regressions(void)

@@ -470,20 +470,23 @@ static void hand_offs_that_are_open_are_kept(void **state)
     assert_string_equal(open[1].peer, "hostd");
     assert_string_equal(open[2].peer, "hostb");
     assert_int_equal(open[2].side, JOURNAL_DESTINATION);
-    assert_int_equal(journal_close(dir, "hostd", NULL), 0); /* behind a journal that is none of a hand-off */
+    assert_int_equal(journal_close(dir, "hostd", E + 1, NULL),
+                     0); /* behind a journal that is none of a hand-off */
     assert_int_equal(asks(open), 2);
     assert_int_equal(journal_end(dir, NULL), 0);
     assert_int_equal(asks(open), 2);
     assert_string_equal(open[0].peer, "hostc");
-    assert_int_equal(journal_close(dir, "hostc", NULL), 0); /* it is the first one by now */
-    assert_int_equal(journal_close(dir, "nobody", NULL), 0);
+    assert_int_equal(journal_close(dir, "hostc", E, NULL), 0); /* its word is about another one */
+    assert_int_equal(asks(open), 2);
+    assert_int_equal(journal_close(dir, "hostc", E + 1, NULL), 0); /* it is the first one by now */
+    assert_int_equal(journal_close(dir, "nobody", E + 1, NULL), 0);
     assert_int_equal(asks(open), 1);
     assert_string_equal(open[0].peer, "hostb");
     assert_int_equal(journal_undo(dir, "web1", NULL), -EBUSY); /* which names no files any more */
     assert_true(is_there(disk));
-    assert_int_equal(journal_close(dir, "hostb", NULL), 0);
+    assert_int_equal(journal_close(dir, "hostb", E + 1, NULL), 0);
     assert_int_equal(asks(open), 0);
-    assert_int_equal(journal_close(dir, "hostb", NULL), 0);
+    assert_int_equal(journal_close(dir, "hostb", E + 1, NULL), 0);
     json_decref(none);
 }
 
@@ -588,7 +591,7 @@ static void the_definition_of_the_earlier_stay_is_there_again(void **state)
         assert_int_equal(journal_write(dir, JOURNAL_DESTINATION, E, "hostc", &before, NULL, NULL), 0);
         assert_int_equal(xm_json_save(path, new, NULL), 0);
         record(OWNER_PROMISED, E, false);
-        assert_int_equal(journal_close(dir, "hostd", NULL), 0);
+        assert_int_equal(journal_close(dir, "hostd", E + 1, NULL), 0);
         assert_int_equal(journal_undo(dir, "web1", NULL), -EBUSY);
         assert_int_equal(owner_restore(dir, "web1", &before, NULL), 0);
         assert_int_equal(journal_undo(dir, "web1", NULL), 0);
