@@ -239,6 +239,7 @@ int machine_start(struct machine *vm, struct xm_error *e)
 {
     int r = 0;
 
+    late_open(vm);
     if (!vm->qemu_rights) { /* a wrapper may need any of the others */
         confine_shim(false);
         r = qemu_user_choose(&vm->spec, vm->run_dir, vm->qemu_user, &vm->user, e);
@@ -262,6 +263,7 @@ void machine_stop(struct machine *vm)
     machine_console_end(vm);
     for (unsigned i = 0; i < vm->disks; i++)
         machine_disk_stop(&vm->disk[i]);
+    late_close(vm);
     xm_ram_close(&vm->ram);
 }
 

@@ -51,6 +51,7 @@ struct machine {
     struct xm_mailbox mailbox; /* the main thread's */
     struct qemu qemu;
     struct qemu_user user;      /* QEMU's; uid 0: ours */
+    int late_fd[VM_NICS_MAX];   /* late.c; 0: none */
     bool adopted;               /* an earlier shim started it */
     _Atomic bool guest_running; /* by QEMU's events */
     /* When it was asked last, it stood still since a migration: 7.2 begins no other then. */
@@ -124,6 +125,22 @@ void machine_console_end(struct machine *); /* no file is left of a guest that s
 void machine_logs_turn(struct machine *);   /* once a second or so: keeps them bounded */
 /* When the file is longer than limit: its end goes to FILE.1, and it is emptied. True: it was. */
 bool machine_log_cut(const char *path, size_t limit);
+
+/* late.c: what comes for a guest while it stands still in a switch-over follows it. */
+#define LATE_FRAME_MAX (10 + 14 + 64 * 1024) /* struct virtio_net_hdr, and the largest that is not cut yet */
+void late_open(struct machine *);            /* before the shim gives up the right to open such sockets */
+void late_close(struct machine *);
+bool late_can(const struct machine *);
+/* The source. From now on what comes is kept. */
+void late_keep(struct machine *);
+/* The next that came to this NIC after that, xm_now(): how long it is, with a header as the tap has it; -1:
+ * there are no more now. */
+ssize_t late_next(struct machine *, unsigned nic, uint64_t since, void *frame);
+/* Every NIC's bridge has seen its guest behind another port than its tap's: nothing comes any more. */
+bool late_over(const struct machine *);
+void late_drop(struct machine *);
+/* The destination, where the guest runs: gives it a frame that the source has sent. */
+int late_give(struct machine *, unsigned nic, const void *frame, size_t n, struct xm_error *);
 
 /* disk.c */
 int machine_disk_start(struct machine_disk *, struct xm_error *); /* thread, engine, file, driver */

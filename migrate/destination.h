@@ -86,6 +86,7 @@ int destination_take_back(struct destination *, struct xm_error *);
 /* The source gives its switch-over up, and will try another one. Answered before the second half, for which
  * its guest does not wait: a QEMU that can load a VM. */
 int destination_again(struct destination *, struct xm_error *);
+int destination_late(struct destination *, const json_t *call, struct xm_error *); /* late_frames.c */
 void destination_wait_anew(struct destination *);
 void destination_gives_way(struct destination *, bool yes); /* its links and disks, to guests that run here */
 /* A record that could not be written is written now, if it can be: what it says is decided. */

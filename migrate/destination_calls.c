@@ -60,6 +60,8 @@ static int do_begin(struct destination *dst, const json_t *o, json_t *reply, str
             return xm_error_set(e, EINVAL, "RAM block %u has another size here", i);
     }
     json_object_set_new(reply, "again", json_true());
+    if (late_can(vm))
+        json_object_set_new(reply, "late", json_true());
     dst->silence += tell_bridges(dst, reply); /* it waits for them, and may have nothing to send meanwhile */
     int r = destination_set_state(dst, DEST_COPYING, e);
     xm_fault("begin-taken");
@@ -387,6 +389,8 @@ void destination_call(struct xm_post *p)
         r = do_ready(dst, reply, &e);
     else if (!strcmp(call, "handoff"))
         r = do_handoff(dst, o, reply, &e);
+    else if (!strcmp(call, "late"))
+        r = destination_late(dst, o, &e);
     else if (!strcmp(call, "settled"))
         r = do_settled(dst, o, &e);
     else

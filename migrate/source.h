@@ -42,6 +42,7 @@ struct source_report {
         running_at; /* xm_now(): the VM stopped here; the destination's answer that it runs */
     uint64_t ram_bytes;
     unsigned rounds;
+    unsigned late_frames; /* that came for the guest while it stood still, and were sent after it */
     uint64_t estimate;
     /* Parts of the downtime, the first three of them side by side; device_state: from QEMU's being told to
      * write it until the destination has loaded it. */
@@ -89,6 +90,7 @@ struct source {
     struct handoff handoff;
     bool can_try_again;        /* the destination can; this one has not used it up */
     unsigned attempt;          /* switch-overs that were given up */
+    bool takes_late;           /* the destination can: late.c */
     bool may_be_promised;      /* the destination may have recorded that the VM is promised to it */
     bool zeroed[VM_DISKS_MAX]; /* the destination's disk reads as zeros, it says */
     json_t *kept;              /* paths of disks that have moved, and whose old file stays */
@@ -191,6 +193,9 @@ void source_end(struct source *, int r);
 
 /* Shared by the steps. */
 json_t *source_call(struct source *, json_t *steals, uint64_t timeout_ns, struct xm_error *); /* call.h */
+/* late_frames.c. The guest runs there: what has come for it here goes after it, and what comes, until the
+ * network knows where it is, or until then (xm_now()). */
+void source_send_late(struct source *, uint64_t until);
 json_t *source_event(const struct source *, const char *name);
 /* The only one that changes it. -EPROTO with m->error filled: no such way; the state stays. */
 int source_set_state(struct source *, enum source_state);

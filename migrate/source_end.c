@@ -204,13 +204,18 @@ static void source_fail(struct source *m, int r)
 void source_end(struct source *m, int r)
 {
     if (!r) {
+        uint64_t until = xm_now() + SETTLE_MS * XM_NS_PER_MS;
+        if (!m->local)
+            source_send_late(m, until);
         json_t *done = source_report(m);
         json_object_set_new(done, "event", json_string("done"));
         source_disks_off(m);
         /* QEMU goes before the tracker: letting go of a live one's memory page by page costs 13 ms of CPU
          * for each GiB. */
         if (!m->local) {
-            poll(NULL, 0, SETTLE_MS);
+            uint64_t now = xm_now();
+            if (now < until)
+                poll(NULL, 0, (int)((until - now) / XM_NS_PER_MS));
             let_go(m);
         }
         xm_precopy_free(m->precopy);

@@ -44,6 +44,7 @@ static int source_begin(struct source *m)
     for (unsigned i = 0; i < vm->disks; i++)
         m->zeroed[i] = xm_json_bool(json_array_get(json_object_get(reply, "disks"), i), "zeroed", false);
     m->can_try_again = m->storage && xm_json_bool(reply, "again", false);
+    m->takes_late = xm_json_bool(reply, "late", false);
     source_note_bridges(m, reply);
     json_decref(reply);
     return 0;

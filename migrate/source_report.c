@@ -187,8 +187,9 @@ json_t *source_report(struct source *m)
                   m->links ? (json_int_t)xm_links_wire_bytes(m->links) : (json_int_t)0, "rounds",
                   (int)r->rounds, "digest", digest);
     if (!m->local)
-        json_object_update_new(o, json_pack("{s:f, s:f}", "downtime_budget_ms", (double)m->opt.downtime / 1e6,
-                                            "downtime_estimate_ms", (double)r->estimate / 1e6));
+        json_object_update_new(o, json_pack("{s:f, s:f, s:i}", "downtime_budget_ms",
+                                            (double)m->opt.downtime / 1e6, "downtime_estimate_ms",
+                                            (double)r->estimate / 1e6, "late_frames", (int)r->late_frames));
     source_report_given_up(m, o);
     json_object_set_new(o, "mirror",
                         json_pack("{s:I s:I s:I s:I s:f s:I}", "bytes", (json_int_t)mirrored, "to_sync",

@@ -238,6 +238,8 @@ static int start_qemu_migration(struct source *m)
         r = machine_none_plugged(m->machine, m->destination, &m->error);
     m->stopping = !r;
     if (!r)
+        late_keep(m->machine);
+    if (!r)
         r = qmp_do(q, "migrate", json_pack("{s:s}", "uri", "fd:" STREAM_NAME), QEMU_TIMEOUT, &m->error);
     return r;
 }
@@ -468,6 +470,7 @@ int source_switch(struct source *m)
 /* Every step may be done already; which of them hung before makes no difference. */
 int source_resume(struct source *m, struct xm_error *e)
 {
+    late_drop(m->machine);
     int r = xm_fault("resume-refused") ? xm_error_set(e, EIO, "fault point resume-refused")
                                        : qemu_cancel_migration(&m->machine->qemu, QEMU_TIMEOUT, e);
 
