@@ -2,10 +2,11 @@
 /* How time and our own memory grow with what is moved. usage: bench/growth growth
  *
  * disk size (sparse; full), number of disks, RAM: our copier and our rounds, without agents and guests, in
- * memory over unshaped veth. VMs at once: real guests under xmigrate, there and back. For each a row that
- * compares what a unit costs at the largest size with what it costs at the middle one (a straight line: 1),
- * and one that compares the most memory used with the bound of docs/design.md, «Bounds»: 64 MiB, 64 MiB of
- * mirror buffer a disk, a thousandth of the guest's RAM. */
+ * memory over unshaped veth. VMs at once: real guests under xmigrate, there and back. Devices: how long a real
+ * guest is silent in its switch-over, by its disks and NICs. For each a row that compares what a unit costs at
+ * the largest size with what it costs at the middle one (a straight line: 1), and one that compares the most
+ * memory used with the bound of docs/design.md, «Bounds»: 64 MiB, 64 MiB of mirror buffer a disk, a
+ * thousandth of the guest's RAM. */
 #include "tests/bench/lib_copy.h"
 #include "tests/bench/lib_lab.h"
 #include "tests/bench/lib_ram.h"
@@ -296,10 +297,54 @@ static void vm_counts(void)
     bench_run("tests/system/lab.sh down");
 }
 
+/* ---- devices ---- */
+
+/* x: disks and NICs together. What does not grow with them is most of the silence of the first. */
+static void device_counts(void)
+{
+    static const unsigned disks[3] = {1, 8, 16}, nics[3] = {1, 4, 8};
+    struct line l = {.what = "disks and NICs", .unit = "device", .bound = SMALL_MIB + 64 * 16 + 0.4};
+    struct lab_guest g[3];
+
+    setenv("XM_LAB_DOWNTIME", "1s", 1);
+    lab_up();
+    for (unsigned k = 0; k < 3; k++) {
+        l.x[k] = disks[k] + nics[k];
+        g[k] = (struct lab_guest){
+            .memory = 384, .disks = disks[k], .nics = nics[k], .queues = 4, .append = "xm.mem=32M:rate=1M"};
+        snprintf(g[k].name, sizeof g[k].name, "wide%u", k);
+        snprintf(g[k].ip, sizeof g[k].ip, "10.9.0.%u", k + 2);
+        for (unsigned i = 0; i < disks[k]; i++) {
+            snprintf(g[k].file[i], sizeof g[k].file[i], "wide%u-%u.img", k, i);
+            if (bench_run("truncate -s 16M %s", lab_path('A', g[k].file[i])))
+                bench_die("no room for disks");
+        }
+        lab_start(&g[k]);
+    }
+    for (unsigned i = 0; i < bench_runs_few() * 2; i++) {
+        char from = i % 2 ? 'B' : 'A';
+        for (unsigned k = 0; k < 3; k++) {
+            struct lab_pulse p;
+            double memory = 0;
+            lab_pulse_start(&p, g[k].ip);
+            move(&g[k], 1, from, &memory);
+            double gap = lab_pulse_end(&p);
+            if (gap < 0)
+                bench_die("the watcher lost the guest");
+            bench_add(&l.seconds[k], gap / 1000);
+            if (k == 2)
+                bench_add(&l.memory, memory);
+        }
+    }
+    rows(&l);
+    bench_run("tests/system/lab.sh down");
+}
+
 int main(void)
 {
     bench_begin("growth");
     vm_counts();
+    device_counts();
     if (bench_hosts(2))
         bench_die("no network namespaces");
     disk_sizes(true);

@@ -151,8 +151,10 @@ void lab_start(const struct lab_guest *g)
             "xm.ip=%s/24 %s\n",
             g->name, g->memory, top, top, g->ip, g->append);
     for (unsigned i = 0; i < g->disks; i++)
-        fprintf(f, "\n[disk d%u]\ndatastore = ds1\nfile = %s\n", i, g->file[i]);
-    fprintf(f, "\n[nic lan]\nbridge = br0\n");
+        fprintf(f, "\n[disk d%u]\ndatastore = ds1\nfile = %s\nqueues = %u\n", i, g->file[i],
+                g->queues ? g->queues : 2);
+    for (unsigned i = 0; i < XM_MAX(g->nics, 1u); i++)
+        fprintf(f, "\n[nic lan%u]\nbridge = br0\n", i);
     fclose(f);
     bool started = !lab_xmigrate('A', "start %s >/dev/null", ini),
          came = started && lab_wait_guest(g->ip, 90);

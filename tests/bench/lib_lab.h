@@ -25,8 +25,9 @@ void lab_shape(const char *link1, const char *link2);
 
 struct lab_guest {
     char name[24], ip[24];
-    unsigned memory, disks; /* MiB */
-    char file[8][40];       /* of ds1 of host A */
+    unsigned memory;              /* MiB */
+    unsigned disks, nics, queues; /* 0: one NIC, two queues a disk */
+    char file[16][40];            /* of ds1 of host A */
     const char *append;
 };
 void lab_start(const struct lab_guest *); /* on host A; returns when the guest answers */

@@ -4,7 +4,8 @@
  *
  *   xm-client heartbeat HOST SECONDS      one TCP connection, the longest gap between the guest's beats
  *   xm-client pulse HOST SECONDS          the same by UDP: gaps as the network shows them, without retransmission
- *   xm-client echo HOST SECONDS           one TCP connection, sends and compares without end
+ *   xm-client echo HOST SECONDS           one TCP connection, sends and compares without end; SIGUSR1: a line of what was
+ *                                         slowest since the last one
  *   xm-client cmd HOST WORDS...           a command of tests/guest/command.c
  *   xm-client wait HOST SECONDS           until the guest answers commands
  *   xm-client fill FILE NAME SEED SPAN    prefills a disk's first SPAN bytes with records (guest: xm.disk=...:prefilled)
@@ -33,6 +34,14 @@ static void on_signal(int sig)
 {
     (void)sig;
     client_stopped = 1;
+}
+
+static volatile sig_atomic_t client_marked;
+
+static void on_mark(int sig)
+{
+    (void)sig;
+    client_marked = 1;
 }
 
 static uint64_t clock_ns(void)
@@ -187,11 +196,18 @@ static bool echo_once(int fd, unsigned char *out, unsigned char *in, size_t len,
     return memcmp(out, in, len) == 0;
 }
 
+static void report_echo(bool good, uint64_t rounds, uint64_t bytes, uint64_t slowest)
+{
+    printf("{\"ok\":%s,\"rounds\":%llu,\"bytes\":%llu,\"slowest_ms\":%.3f}\n", good ? "true" : "false",
+           (unsigned long long)rounds, (unsigned long long)bytes, (double)slowest / 1e6);
+    fflush(stdout);
+}
+
 static int echo(const char *host, unsigned seconds)
 {
     static unsigned char out[16384], in[16384];
     uint64_t began = clock_ns(), until = seconds ? began + seconds * 1000000000ull : UINT64_MAX;
-    uint64_t rounds = 0, bytes = 0, slowest = 0, rng = began;
+    uint64_t rounds = 0, bytes = 0, slowest = 0, marked = 0, rng = began;
     int fd = dial(host, PORT_ECHO, SOCK_STREAM);
     bool good = true;
 
@@ -204,16 +220,21 @@ static int echo(const char *host, unsigned seconds)
 
         good = echo_once(fd, out, in, len, rng);
         t = clock_ns() - t;
+        if (t > marked)
+            marked = t;
         if (t > slowest)
             slowest = t;
         rounds++;
         bytes += len;
+        if (good && client_marked) {
+            client_marked = 0;
+            report_echo(true, rounds, bytes, marked);
+            marked = 0;
+        }
         nanosleep(&pause, NULL);
     }
     close(fd);
-    printf("{\"ok\":%s,\"rounds\":%llu,\"bytes\":%llu,\"slowest_ms\":%.3f}\n",
-           good && rounds ? "true" : "false", (unsigned long long)rounds, (unsigned long long)bytes,
-           (double)slowest / 1e6);
+    report_echo(good && rounds, rounds, bytes, slowest);
     return good && rounds ? 0 : 1;
 }
 
@@ -312,10 +333,11 @@ uint64_t client_size(const char *s)
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "";
-    struct sigaction sa = {.sa_handler = on_signal};
+    struct sigaction sa = {.sa_handler = on_signal}, mark = {.sa_handler = on_mark};
 
     sigaction(SIGTERM, &sa, NULL);
     sigaction(SIGINT, &sa, NULL);
+    sigaction(SIGUSR1, &mark, NULL);
     if (argc == 4 && strcmp(what, "heartbeat") == 0)
         return beats(argv[2], (unsigned)atoi(argv[3]), false);
     if (argc == 4 && strcmp(what, "pulse") == 0)
