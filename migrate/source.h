@@ -86,7 +86,7 @@ struct source {
     struct xm_links *links;
     struct xm_transport *to;
     struct xm_precopy *precopy;
-    struct stream *stream;
+    struct stream *stream, *old_stream; /* old: of a switch-over that was given up; it has been stopped */
     struct handoff handoff;
     bool can_try_again;        /* the destination can; this one has not used it up */
     unsigned attempt;          /* switch-overs that were given up */

@@ -36,10 +36,11 @@ static void note(struct source *m)
            m->machine->spec.name, m->job, xm_format_time(stood).s, m->error.text);
 }
 
-/* The guest runs here, as if no switch-over had begun. */
+/* The guest runs here, as if no switch-over had begun. What the stream has sent is not waited for: whoever
+ * does not answer it would keep an abort waiting, too. */
 static void forget_switch(struct source *m)
 {
-    stream_free(m->stream);
+    m->old_stream = m->stream;
     m->stream = NULL;
     m->stopping = m->told = false;
     m->seen.stop = 0;

@@ -233,7 +233,8 @@ static void verify_begin(struct machine_disk *d, void *arg)
     xm_disk_verify(d->disk, verified, arg);
 }
 
-/* Waits for one disk's comparison. Interrupted: its mirror goes off, which ends the comparison. */
+/* Waits for one disk's comparison. Interrupted: its mirror goes off, which ends the comparison. What hangs
+ * there (its storage, say) is not waited for: the migration has failed. */
 static int verify_wait(struct source *m, struct machine_disk *d, struct verify *v)
 {
     int r = 0;
@@ -243,6 +244,8 @@ static int verify_wait(struct source *m, struct machine_disk *d, struct verify *
         source_turn(m, 10);
     }
     if (r) {
+        if (m->links)
+            xm_links_abort(m->links, m->error.text);
         source_disk_mirror_off(d);
         while (sem_wait(&v->done) < 0) {
         }

@@ -237,8 +237,11 @@ void source_end(struct source *m, int r)
         source_fail(m, r);
     }
     xm_fault("source-told");
+    if (m->links) /* what is not answered yet ends, whatever the other side does */
+        xm_links_abort(m->links, "the migration is over");
     stream_free(m->stream); /* it sends on the links */
-    m->stream = NULL;
+    stream_free(m->old_stream);
+    m->stream = m->old_stream = NULL;
     if (m->links)
         xm_links_free(m->links);
     m->links = NULL;
