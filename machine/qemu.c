@@ -102,7 +102,7 @@ static void child_exec(char **argv, const char *log, const struct hand *hand, co
 {
     sigset_t none;
     int in = open("/dev/null", O_RDONLY);
-    int out = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0600);
+    int out = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_NOFOLLOW, 0600);
 
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
@@ -222,13 +222,14 @@ static int check_process(const struct qemu *q, const char *program, struct xm_er
 }
 
 /* A display's socket QEMU makes itself. It may do so until it is up: it knows nothing yet of a guest or a
- * peer. */
+ * peer. What is there already stays whose it is (the sticky bit): one before it, of the same user, may have
+ * been taken over, and have left a process (machine_wait_anew). */
 static int let_make_sockets(const struct vm_spec *vm, const struct qemu_place *at, bool yes,
                             struct xm_error *e)
 {
     if (!at->user || !at->user->uid || !vm->devices.vnc || strcmp(vm->devices.vnc, "unix") != 0)
         return 0;
-    return chmod(at->run_dir, yes ? 0730 : 0710) < 0
+    return chmod(at->run_dir, yes ? 01730 : 0710) < 0
                ? xm_error_errno(e, errno, "cannot change the mode of %s", at->run_dir)
                : 0;
 }

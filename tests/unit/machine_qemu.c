@@ -354,10 +354,55 @@ static void a_wrappers_children_end_with_it(void **state)
     prctl(PR_SET_CHILD_SUBREAPER, 0);
 }
 
+/* As long as QEMU makes its display's socket there, another process of its user may write into the run
+ * directory, too. What broke: it could put a link in the place of the log, which root then wrote through, and
+ * a file of its own in the place of qemu.pid or shim.json. */
+static void what_is_in_its_run_directory_stays(void **state)
+{
+    struct qemu_user user = {.uid = 1234567, .gid = 1234567};
+    struct vm_spec vm = {.name = "w1",
+                         .memory = 16 << 20,
+                         .vcpus = 1,
+                         .machine = (char *)"q35",
+                         .devices.vnc = (char *)"unix"};
+    char text[400], dir[100], run[110], *said = NULL;
+    struct qemu_place at = {.host = "hosta", .run_dir = run, .user = &user};
+    struct xm_error e = {0};
+    struct qemu q;
+    size_t len;
+
+    (void)state;
+    qemu_real();
+    snprintf(text, sizeof text,
+             "#!/bin/sh\ncase \"$*\" in *-qmp\\ stdio*) exec qemu-system-x86_64 \"$@\";; esac\n"
+             "cd /proc/self/fd/%d && echo mine >vnc.sock ; mv vnc.sock shim.json; rm -f qemu.pid\nexit 1\n",
+             QEMU_FD_DIR);
+    const char *path = tmpdir_write("program", text), *secret = tmpdir_write("secret", "root's");
+    vm.qemu = (char *)path;
+    folder_of(path, dir, sizeof dir);
+    snprintf(run, sizeof run, "%s/run", dir);
+    assert_int_equal(chmod(path, 0755) + chmod(dir, 0711) + mkdir(run, 0700), 0);
+    assert_int_equal(chown(run, 0, user.gid) + chmod(run, 0710), 0);
+    assert_int_equal(symlink(secret, tmpdir_path("run/qemu.log")), 0);
+    tmpdir_write("run/shim.json", "root's");
+    qemu_init(&q);
+    assert_true(qemu_start(&q, &vm, &at, &e) < 0);
+    if (access(tmpdir_path("run/vnc.sock"), F_OK) < 0)
+        fail_msg("its display's socket could not be made: %s", e.text);
+    assert_int_equal(access(tmpdir_path("run/qemu.pid"), F_OK), 0);
+    assert_int_equal(xm_file_read(tmpdir_path("run/shim.json"), 100, &said, &len, NULL), 0);
+    assert_string_equal(said, "root's");
+    free(said);
+    assert_int_equal(xm_file_read(secret, 100, &said, &len, NULL), 0);
+    assert_string_equal(said, "root's");
+    free(said);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ram_blocks_are_summed),
+        cmocka_unit_test_setup_teardown(what_is_in_its_run_directory_stays, tmpdir_make, tmpdir_remove),
         cmocka_unit_test_setup_teardown(a_real_one_has_the_devices, tmpdir_make, tmpdir_remove),
         cmocka_unit_test_setup_teardown(a_real_one_is_cancelled_at_the_moment_of_its_stop, tmpdir_make,
                                         tmpdir_remove),
