@@ -127,7 +127,8 @@ struct xm_placer xm_ramsink_placer(struct xm_ramsink *);
  * done or freed. */
 void xm_ramsink_populate(struct xm_ramsink *);
 void xm_ramsink_free(struct xm_ramsink *);
-/* The source's guest has gone on after the digest: pages are taken again. Any thread. */
+/* The source has given its switch-over up, and its guest goes on: pages are taken again, until the digest of
+ * the next one is asked for, which has its number (xm_frame_hdr.after, from 0). Any thread. */
 void xm_ramsink_reopen(struct xm_ramsink *);
 /* The newest round of which something has come; any thread. */
 uint64_t xm_ramsink_round(struct xm_ramsink *);

@@ -65,8 +65,9 @@ struct xm_ramsink {
     pthread_mutex_t lock; /* protects all below */
     pthread_cond_t applied;
     LIST_HEAD(, claim) claims;
-    uint64_t round; /* the newest seen */
-    bool closed;    /* the digest was asked for */
+    uint64_t round;    /* the newest seen */
+    bool closed;       /* the digest was asked for */
+    uint64_t reopened; /* so often: the switch-over's number, which its digest has */
     struct torn_map torn;
     struct xm_digest digest;
     struct {
@@ -263,20 +264,32 @@ void xm_ramsink_reopen(struct xm_ramsink *s)
 {
     pthread_mutex_lock(&s->lock);
     s->closed = false;
+    s->reopened++;
+    pthread_cond_broadcast(&s->applied);
     pthread_mutex_unlock(&s->lock);
 }
 
-/* An honest source asks for it when no page is torn any more. */
+/* An honest source asks for it when no page is torn any more. One that was on its way, or still in its link's
+ * thread, when its switch-over was given up closes nothing. */
 static void answer_digest(struct xm_ramsink *s, struct xm_rx *rx)
 {
     pthread_mutex_lock(&s->lock);
-    s->closed = true;
-    cut_older(s, UINT64_MAX);
-    while (!LIST_EMPTY(&s->claims))
+    bool old = rx->hdr.after != s->reopened;
+    if (!old) {
+        s->closed = true;
+        cut_older(s, UINT64_MAX);
+    }
+    while (!old && !LIST_EMPTY(&s->claims)) {
         pthread_cond_wait(&s->applied, &s->lock);
+        old = rx->hdr.after != s->reopened;
+    }
     uint64_t wire[3] = {htole64(s->digest.frames), htole64(s->digest.bytes), htole64(s->digest.sum)};
     uint64_t torn = s->torn.pages;
     pthread_mutex_unlock(&s->lock);
+    if (old) {
+        xm_rx_done(rx, -ECANCELED, NULL, 0);
+        return;
+    }
     if (torn) {
         xm_log_limited(&refused, XM_LOG_ERROR,
                        "guest RAM: %llu pages are not what their source had, and did not come again",

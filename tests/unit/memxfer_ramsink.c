@@ -218,6 +218,39 @@ static void a_place_is_taken_back_in_time(void **state)
     close(fd);
 }
 
+/* What broke: a digest was in its link's thread while its switch-over was given up, and the memory of the
+ * next try was refused. */
+static void a_digest_of_a_switch_over_that_was_given_up_closes_nothing(void **state)
+{
+    (void)state;
+    struct xm_error e = {0};
+    struct xm_ram ram = {0};
+    struct xm_rx digest = {.hdr.type = XM_FRAME_RAM_DIGEST, .done = note_status};
+    int fd = memfd_create("to", MFD_CLOEXEC);
+    assert_int_equal(ftruncate(fd, 16 * 4096), 0);
+    assert_int_equal(xm_ram_add(&ram, "ram", fd, 0, &e), 0);
+    struct xm_ramsink *s = xm_ramsink_new(&ram, &e);
+
+    send_table(s, 1, 1, 0xaa, 1);
+    xm_ramsink_frame(s, &digest);
+    assert_int_equal(last_status, 0);
+    send_table(s, 2, 2, 0xbb, 1);
+    assert_int_equal(last_status, -EPROTO);
+    xm_ramsink_reopen(s);
+    xm_ramsink_frame(s, &digest);
+    assert_int_equal(last_status, -ECANCELED);
+    send_table(s, 2, 2, 0xbb, 1);
+    assert_int_equal(last_status, 0);
+    digest.hdr.after = 1;
+    xm_ramsink_frame(s, &digest);
+    assert_int_equal(last_status, 0);
+    send_table(s, 3, 2, 0xcc, 1);
+    assert_int_equal(last_status, -EPROTO);
+    xm_ramsink_free(s);
+    xm_ram_close(&ram);
+    close(fd);
+}
+
 static void ignore_status(struct xm_rx *rx, int status, const void *reply, uint32_t len)
 {
     (void)rx, (void)status, (void)reply, (void)len;
@@ -300,6 +333,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_sink_takes_each_frame_once_and_never_an_old_one),
         cmocka_unit_test(a_place_is_taken_back_in_time),
+        cmocka_unit_test(a_digest_of_a_switch_over_that_was_given_up_closes_nothing),
         cmocka_unit_test(an_answer_means_that_it_is_in_ram),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
