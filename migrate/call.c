@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* One CALL frame with a JSON object each, answered by one. */
+/* One CALL frame with a JSON object each, answered by one. Each has its number: one that comes again, since a
+ * link was lost before its answer had come, is answered as the first time. */
 #include "migrate/call.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,8 +11,10 @@
 static json_t *call(struct xm_links *links, unsigned attempt, json_t *steals, uint64_t timeout_ns,
                     bool (*over)(void *), void *ctx, struct xm_error *e)
 {
+    static atomic_ullong calls;
     char *text = json_dumps(steals, JSON_COMPACT);
-    struct xm_msg msg = {.type = XM_FRAME_CALL, .urgent = true, .after = attempt, .payload = text};
+    struct xm_msg msg = {
+        .type = XM_FRAME_CALL, .urgent = true, .seq = ++calls, .after = attempt, .payload = text};
     json_t *reply = NULL;
     char what[64];
 

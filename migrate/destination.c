@@ -407,6 +407,7 @@ void destination_free(struct destination *dst)
     }
     if (dst->ramsink)
         xm_ramsink_free(dst->ramsink);
+    free(dst->answered.text);
     xm_mailbox_destroy(&dst->mailbox);
     space_destroy(&dst->space);
     pthread_mutex_destroy(&dst->lock);

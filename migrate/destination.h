@@ -54,7 +54,11 @@ struct destination {
     struct owner_record before;
     bool promised;          /* the record says so */
     struct handoff handoff; /* its thread */
-    bool paused;            /* its guest was when it left, and stays so */
+    struct {                /* likewise: the last call, of which a second copy may come by another link */
+        uint64_t seq;
+        char *text; /* malloc'ed: the answer */
+    } answered;
+    bool paused; /* its guest was when it left, and stays so */
     bool announced;
     _Atomic bool stop;    /* main */
     pthread_mutex_t lock; /* protects failure, closed, stream, and attempt and sealed together */

@@ -362,11 +362,35 @@ static bool is_stale(const struct destination *dst, const char *call, uint64_t a
     return !strcmp(call, "again") && attempt != dst->attempt + 1;
 }
 
+/* The call came before, and the link that brought it was lost with its answer. What the hand-off's words ask
+ * for may have come to pass since: these are judged anew. */
+static bool answer_again(struct destination *dst, struct xm_rx *rx)
+{
+    const char *text = dst->answered.text;
+
+    if (dst->stop || !text || !rx->hdr.seq || rx->hdr.seq != dst->answered.seq)
+        return false;
+    xm_rx_done(rx, 0, text, (uint32_t)strlen(text));
+    return true;
+}
+
+/* Steals the text. */
+static void keep_answer(struct destination *dst, uint64_t seq, char *text)
+{
+    free(dst->answered.text);
+    dst->answered.seq = seq;
+    dst->answered.text = text;
+}
+
 void destination_call(struct xm_post *p)
 {
     static struct xm_log_limit refused;
     struct xm_rx *rx = xm_container_of(p, struct xm_rx, post);
     struct destination *dst = rx->owner;
+    uint64_t seq = rx->hdr.seq;
+
+    if (answer_again(dst, rx))
+        return;
     json_t *o = rx->payload ? xm_json_parse(rx->payload, rx->hdr.length, &xm_json_request, NULL) : NULL;
     const char *call = xm_json_str(o, "call", "");
     json_t *reply = json_object();
@@ -396,7 +420,7 @@ void destination_call(struct xm_post *p)
     else
         r = xm_error_set(&e, EPROTO, "unknown call «%.20s»", call);
     bool now = dst->handoff.state == HANDOFF_OWNER && !dst->announced;
-    bool again = !r && !strcmp(call, "again");
+    bool again = !r && !strcmp(call, "again"), words = !strcmp(call, "handoff");
     json_object_set_new(reply, "ok", json_boolean(r == 0));
     if (r) {
         json_object_set_new(reply, "error", json_string(e.text));
@@ -406,7 +430,10 @@ void destination_call(struct xm_post *p)
     char *text = json_dumps(reply, JSON_COMPACT);
     json_decref(o);
     xm_rx_done(rx, text ? 0 : -ENOMEM, text, text ? (uint32_t)strlen(text) : 0);
-    free(text);
+    if (words)
+        free(text);
+    else
+        keep_answer(dst, seq, text);
     json_decref(reply);
     if (again)
         destination_wait_anew(dst);

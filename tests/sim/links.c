@@ -255,7 +255,7 @@ uint64_t __wrap_xm_links_queued(struct xm_links *l, uint64_t *max)
 struct call {
     struct xm_links *from;
     uint8_t type;
-    uint64_t attempt;
+    uint64_t seq, attempt;
     char *payload;
     uint32_t length;
     bool answered;
@@ -310,7 +310,7 @@ static void *serve_call(void *arg)
 {
     struct call *c = arg;
     struct xm_links *l = c->from->peer;
-    struct xm_frame_hdr hdr = {.type = c->type, .length = c->length, .after = c->attempt};
+    struct xm_frame_hdr hdr = {.type = c->type, .length = c->length, .seq = c->seq, .after = c->attempt};
     struct xm_digest none = {0};
     struct xm_error e = {0};
 
@@ -370,6 +370,7 @@ static int call_until(struct xm_transport *t, struct xm_msg *m, uint64_t timeout
     sim_point("call");
     *c = (struct call){.from = l,
                        .type = m->type,
+                       .seq = m->seq,
                        .attempt = m->after,
                        .length = m->length,
                        .payload = sim_alloc(m->length + 1)};

@@ -8,6 +8,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -195,6 +196,63 @@ static void what_comes_after_the_digests_is_not_taken(void **state)
     close(fd);
 }
 
+static char told[200];
+
+static void note_reply(struct xm_rx *rx, int status, const void *reply, uint32_t len)
+{
+    (void)rx;
+    says = status;
+    snprintf(told, sizeof told, "%.*s", (int)len, (const char *)reply);
+}
+
+static void call(struct destination *dst, uint64_t seq, const char *text)
+{
+    struct xm_rx rx = {.hdr = {.type = XM_FRAME_CALL, .seq = seq, .length = (uint32_t)strlen(text)},
+                       .payload = (void *)(uintptr_t)text,
+                       .owner = dst,
+                       .done = note_reply};
+
+    told[0] = 0;
+    destination_call(&rx.post);
+    assert_int_equal(says, 0);
+}
+
+/* By another link, the one that brought it being lost with its answer. What broke: it was refused, as a
+ * second one, and with it the migration ended; so it was with «incoming» and «again». */
+static void a_call_that_comes_again_is_answered_as_the_first_time(void **state)
+{
+    static const char begin[] = "{\"call\":\"begin\",\"epoch\":8,\"storage\":true,\"disks\":[],\"ram\":[]}",
+                      run[] = "{\"call\":\"handoff\",\"handoff\":\"run\",\"epoch\":8}";
+    struct machine vm = {.spec.name = "web1", .epoch = 7};
+    struct destination dst = {.machine = &vm,
+                              .job = "1",
+                              .source = "hosta",
+                              .storage = true,
+                              .handoff = {.destination = true, .state = HANDOFF_WAITING}};
+    char first[sizeof told];
+
+    (void)state;
+    call(&dst, 3, begin);
+    assert_non_null(strstr(told, "\"ok\":true"));
+    assert_int_equal(dst.state, DEST_COPYING);
+    memcpy(first, told, sizeof first);
+    call(&dst, 3, begin);
+    assert_string_equal(told, first);
+    call(&dst, 4, begin); /* that is a second one */
+    assert_non_null(strstr(told, "it has begun already"));
+    call(&dst, 0, begin); /* of a source that does not number them */
+    call(&dst, 0, begin);
+    assert_non_null(strstr(told, "it has begun already"));
+    /* Judged anew each time. */
+    call(&dst, 5, run);
+    assert_non_null(strstr(told, "not loaded"));
+    dst.state = DEST_PROMISED;
+    dst.handoff = (struct handoff){.destination = true, .state = HANDOFF_DISCARDED, .record.epoch = 9};
+    call(&dst, 5, run);
+    assert_non_null(strstr(told, "\"handoff\":\"answer\""));
+    free(dst.answered.text);
+}
+
 static bool over;
 
 static void is_over(struct machine *vm, enum migrate_end how)
@@ -242,6 +300,7 @@ int main(void)
         cmocka_unit_test(a_rate_is_given_to_the_links_by_their_thread),
         cmocka_unit_test(the_destination_refuses),
         cmocka_unit_test(what_comes_after_the_digests_is_not_taken),
+        cmocka_unit_test(a_call_that_comes_again_is_answered_as_the_first_time),
         cmocka_unit_test(one_that_has_ended_answers_until_it_is_freed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
