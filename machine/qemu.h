@@ -100,5 +100,9 @@ int tap_create(const struct vm_nic *, struct xm_error *);
 int tap_delete(const struct vm_nic *, struct xm_error *);
 /* How long one of their bridges will pass nothing of the guest yet (probe/bridge.c); ns. */
 uint64_t taps_pass_in(const struct vm_spec *);
+/* What has come for the guest of a QEMU that has not let it run yet is thrown away, but for the one frame of
+ * each NIC that QEMU has read: the guest has heard all of it where it runs, and an older word (whose an IP
+ * address is, say) would come after the newer one. */
+void taps_forget(const struct qemu *, const struct vm_spec *);
 
 #endif

@@ -13,9 +13,11 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define BUSY_PATIENCE (60 * XM_NS_PER_S)
+#define FORGET_MAX    10000 /* who fills it faster than it is read ends nothing */
 
 static int tun_open(const struct vm_nic *nic, struct xm_error *e)
 {
@@ -160,4 +162,29 @@ uint64_t taps_pass_in(const struct vm_spec *vm)
         longest = XM_MAX(longest, t);
     }
     return longest;
+}
+
+/* Its kernel keeps the first txqueuelen (1000) frames that nobody reads, and drops what comes later. They are
+ * read by QEMU's own descriptor: a second one of such a tap cannot be opened. */
+static void forget(int fd)
+{
+    char frame[1 << 16]; /* what does not fit is cut */
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+
+    for (int n = 0; n < FORGET_MAX && poll(&p, 1, 0) > 0 && read(fd, frame, sizeof frame) > 0; n++)
+        ;
+}
+
+void taps_forget(const struct qemu *q, const struct vm_spec *vm)
+{
+    for (unsigned i = 0; i < vm->nics && q->pidfd >= 0; i++) {
+        int fd = (int)syscall(SYS_pidfd_getfd, q->pidfd, QEMU_FD_TAP + (int)i, 0);
+        if (fd < 0)
+            xm_log(XM_LOG_WARN, "NIC %s: its guest hears what came while it was moved: %s", vm->nic[i].name,
+                   strerror(errno));
+        if (fd >= 0 && (fcntl(fd, F_GETFL) & O_NONBLOCK)) /* QEMU makes it so */
+            forget(fd);
+        if (fd >= 0)
+            close(fd);
+    }
 }

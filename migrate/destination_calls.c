@@ -139,7 +139,8 @@ static int do_incoming(struct destination *dst, const json_t *o, struct xm_error
     if (!r)
         r = promise(dst, e);
     xm_fault("incoming-promised");
-    destination_gives_way(dst, false); /* the guest is about to be stopped */
+    destination_gives_way(dst, false);                     /* the guest is about to be stopped */
+    taps_forget(&dst->machine->qemu, &dst->machine->spec); /* and what it does not hear there is for here */
     if (!r)
         r = destination_set_state(dst, DEST_LOADING, e);
     return r;
