@@ -193,6 +193,12 @@ static void mistakes_are_named(void **state)
     refuse("--json=yes web1 hostb", "--json takes no value");
     refuse("--downtime 5 --downtime 6 web1 hostb", "--downtime is given twice");
     refuse("--with-storage --with-storage web1 hostb", "--with-storage is given twice");
+    /* getopt would take these. */
+    refuse("list --all", "there is no option --all: is --allow-older meant?");
+    refuse("--all --with-storage web1 hostb", "there is no option --all: is --allow-older meant?");
+    refuse("recover web1 --peer", "there is no option --peer: is --peer-is-dead meant?");
+    refuse("--down=5 --with-storage web1 hostb", "there is no option --down=5: is --downtime meant?");
+    refuse("--with-storage web1 hostb --down 5", "there is no option --down: is --downtime meant?");
     refuse("--downtime soon web1 hostb",
            "--downtime: \"soon\" is no time: write milliseconds, or a number with its unit, as in 2s");
     refuse("--downtime 0 web1 hostb", "--downtime: 0 is not between 1 ms and 1 h in whole milliseconds");
