@@ -99,8 +99,10 @@ static void judge_qemu(const struct host_facts *h, const struct admission_reques
     if (!r->start && r->large_rings && version_number(h->qemu_version) >= CHECKS_RINGS)
         because(why,
                 "QEMU %s on %s tells guests larger rings than its devices have, and QEMU %s on %s takes no "
-                "guest that has set them up: power the VM off and start it there",
-                r->qemu_version ? r->qemu_version : "?", r->source, h->qemu_version, h->host);
+                "guest that has set them up: it can move when it has been powered off on %s and started by "
+                "another QEMU there, such as %s",
+                r->qemu_version ? r->qemu_version : "?", r->source, h->qemu_version, h->host, r->source,
+                h->qemu_version);
     if (!s->accel || strncmp(s->accel, "kvm", 3))
         return;
     if (h->kvm == KVM_NONE)
