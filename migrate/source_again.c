@@ -61,6 +61,9 @@ int source_again(struct source *m, int r)
     json_t *reply = call_destination(m->links, m->attempt + 1, json_pack("{s:s}", "call", "again"),
                                      source_time_left(m, UINT64_MAX / 2), &m->error);
     json_decref(reply);
+    if (!reply)
+        xm_log(XM_LOG_WARN, "VM %s, job %s: no other switch-over can be tried: %s", m->machine->spec.name,
+               m->job, m->error.text);
     m->error = first;
     if (!reply)
         return source_late(m, r);

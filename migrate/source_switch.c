@@ -29,10 +29,11 @@
 #include <string.h>
 
 /* While the guest runs; once it stands still, source_time_left cuts them. */
-#define QEMU_TIMEOUT    (10 * XM_NS_PER_S)
-#define QUIESCE_TIMEOUT (10 * XM_NS_PER_S)
-#define LOCK_TIMEOUT    (2 * XM_NS_PER_S) /* of one try */
-#define STATE_MIN       (1ull << 20) /* device state that is always let through; usual is 0.1 to 0.3 MB */
+#define QEMU_TIMEOUT     (10 * XM_NS_PER_S)
+#define INCOMING_TIMEOUT (20 * XM_NS_PER_S) /* a link that goes silent with it counts as failed after 10 s */
+#define QUIESCE_TIMEOUT  (10 * XM_NS_PER_S)
+#define LOCK_TIMEOUT     (2 * XM_NS_PER_S) /* of one try */
+#define STATE_MIN        (1ull << 20) /* device state that is always let through; usual is 0.1 to 0.3 MB */
 
 /* ROMs of QEMU's may grow by some KiB when a guest boots anew; guest RAM has no smaller blocks. */
 #define RAM_SLACK (1ull << 20)
@@ -215,7 +216,7 @@ static int start_qemu_migration(struct source *m)
         m->may_be_promised = true;
         bool described = !suppress_description(m);
         reply = source_call(m, json_pack("{s:s s:b}", "call", "incoming", "described", described),
-                            QEMU_TIMEOUT, &m->error);
+                            INCOMING_TIMEOUT, &m->error);
         r = reply ? 0 : -m->error.code;
         json_decref(reply);
     }
