@@ -238,6 +238,7 @@ typedef json_t *verb_handler(struct conn *, const json_t *request);
 
 void conn_accept(struct agent *, int listen_fd, bool peer);
 void conn_event(struct conn *, json_t *steals);
+void conn_keep_alive(int fd); /* TCP: an other side that is silently gone is noticed within 25 s */
 json_t *verb_run(struct conn *, const json_t *request);
 json_t *ok_answer(void); /* {"ok":true} */
 json_t *ok_text(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

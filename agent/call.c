@@ -71,6 +71,7 @@ json_t *peer_call_agent(struct agent *a, const struct conf_peer *p, json_t *requ
         xm_error_prefix(e, "host %s does not answer", p->name);
         return NULL;
     }
+    conn_keep_alive(fd); /* its host may go, or the network for so long that it does not wait for it */
     if (local)
         local_address(fd, local);
     xm_jsonl_init(&js, fd);

@@ -171,7 +171,7 @@ static void *conn_main(void *arg)
     return NULL;
 }
 
-static void keep_alive(int fd)
+void conn_keep_alive(int fd)
 {
     int on = 1, idle = 10, interval = 5, count = 3;
 
@@ -278,7 +278,7 @@ void conn_accept(struct agent *a, int listen_fd, bool peer)
     if (peer) {
         c->js.limits = &xm_json_request;
         address_of(&c->from, (struct sockaddr *)&ss);
-        keep_alive(fd);
+        conn_keep_alive(fd);
         known = known_peer(a, &c->from) || link_welcome(a, &c->from);
     }
     if (!known) {

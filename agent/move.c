@@ -280,7 +280,9 @@ json_t *verb_abort(struct conn *c, const json_t *request)
     launched = job->launched; /* again, in one step with: */
     job->barred = "aborted by its user";
     agent_unlock(a);
-    if (launched) {
+    if (!launched) { /* the destination may take its time to answer, or does not: its answer is cancelled */
+        job_fail(a, job, EXIT_FAILED, "aborted by its user");
+    } else {
         json_t *answer = shim_call(a, vm, json_pack("{s:s, s:s}", "cmd", "abort", "job", job->id), -1,
                                    15 * XM_NS_PER_S, &e);
         if (!answer) {

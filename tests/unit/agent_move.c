@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <cmocka.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -447,6 +448,54 @@ static void a_job_that_is_over_is_not_given_to_the_new_shim(void **state)
     xm_jsonl_close(&js);
 }
 
+/* Of the agent's connection to this program's listener, by the kernel's table. */
+static bool keeps_alive(int listener)
+{
+    struct sockaddr_in at;
+    socklen_t len = sizeof at;
+    unsigned timer = 0, port, state;
+    char line[300];
+    FILE *f = fopen("/proc/net/tcp", "re");
+
+    assert_non_null(f);
+    assert_int_equal(getsockname(listener, (struct sockaddr *)&at, &len), 0);
+    while (!timer && fgets(line, sizeof line, f)) {
+        if (sscanf(line, " %*u: %*x:%*x %*x:%x %x %*x:%*x %x:", &port, &state, &timer) != 3 ||
+            port != ntohs(at.sin_port) || state != 1)
+            timer = 0;
+    }
+    fclose(f);
+    return timer == 2; /* of keepalive */
+}
+
+/* The destination prepares, or is gone: the network was down for so long that its answer is lost, and so is
+ * its end. What broke: the job stood there for two and a half minutes, and an abort made no difference. */
+static void a_destination_that_does_not_answer_is_not_waited_for(void **state)
+{
+    struct xm_jsonl js, peer;
+    int listener = *(int *)*state;
+    need_qemu();
+
+    must(ask(t, start_request()), 0);
+    start_qemu(false);
+    xm_jsonl_init(&js, agent_socket());
+    xm_jsonl_send(js.fd, move_request(), -1, NULL);
+    json_decref(serve_one(listener, json_pack("{s:b, s:[]}", "ok", 1, "reasons")));
+    json_t *o = serve_begin(listener, &peer);
+    assert_string_equal(xm_json_str(o, "verb", ""), "peer.prepare");
+    json_decref(o);
+    assert_true(keeps_alive(listener));
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "abort", "job", "1")), 0);
+    must_refuse(last_of(&js), 1, "aborted by its user", NULL);
+    assert_string_equal(state_of("web1"), "running");
+    xm_jsonl_send(peer.fd, prepared(), -1, NULL);
+    xm_jsonl_close(&peer);
+    o = serve_one(listener, json_pack("{s:b}", "ok", 1));
+    assert_string_equal(xm_json_str(o, "verb", ""), "peer.cancel");
+    json_decref(o);
+    xm_jsonl_close(&js);
+}
+
 /* What is asked of the destination, which answers with this reason. */
 static json_t *asked_of_the_destination(int listener, const char *reason, size_t want_reasons)
 {
@@ -743,6 +792,7 @@ int main(int argc, char **argv)
         TEST(a_move_ends_while_no_agent_is_there),
         TEST(a_move_outlives_its_agent),
         TEST(an_abort_ends_it_with_the_vm_here),
+        TEST(a_destination_that_does_not_answer_is_not_waited_for),
         TEST(the_vm_ends_in_a_move),
         TEST(a_guest_that_powers_itself_off_can_be_started_at_once),
         TEST(an_end_is_told_though_its_shim_hangs),
