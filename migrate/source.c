@@ -123,6 +123,34 @@ json_t *source_call(struct source *m, json_t *steals, uint64_t timeout_ns, struc
     return call_destination(m->links, m->attempt, steals, timeout_ns, e);
 }
 
+struct patience {
+    struct source *m;
+    uint64_t until;
+};
+
+/* No turn: in the switch-over the links have another rate. */
+static bool no_longer(void *ctx)
+{
+    struct patience *p = ctx;
+
+    qmp_pump(&p->m->machine->qemu.qmp, 0, NULL);
+    source_progress(p->m, false);
+    return source_interrupted(p->m) < 0 || xm_now() > p->until;
+}
+
+json_t *source_call_awake(struct source *m, json_t *steals, uint64_t timeout_ns)
+{
+    struct patience p = {m, xm_now() + timeout_ns};
+    char what[32];
+
+    snprintf(what, sizeof what, "%s", xm_json_str(steals, "call", "?"));
+    json_t *reply = call_destination_until(m->links, m->attempt, steals, no_longer, &p, &m->error);
+    if (!reply && !source_interrupted(m) && xm_now() > p.until) /* that is the cause */
+        xm_error_set(&m->error, ETIMEDOUT, "the destination does not answer «%s» within %s", what,
+                     xm_format_time(timeout_ns).s);
+    return reply;
+}
+
 static int memory_and_switch(struct source *m)
 {
     xm_sched_background(0, true);

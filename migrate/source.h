@@ -193,6 +193,8 @@ void source_end(struct source *, int r);
 
 /* Shared by the steps. */
 json_t *source_call(struct source *, json_t *steals, uint64_t timeout_ns, struct xm_error *); /* call.h */
+/* The same, while the guest runs: it is heard, and so are an abort and QEMU. NULL: m->error says why. */
+json_t *source_call_awake(struct source *, json_t *steals, uint64_t timeout_ns);
 /* late_frames.c. The guest runs there: what has come for it here goes after it, and what comes, until the
  * network knows where it is, or until then (xm_now()). */
 void source_send_late(struct source *, uint64_t until);

@@ -2,7 +2,8 @@
 /* The source's first step: links to the destination, and both sides number disks and RAM blocks alike. */
 #include "migrate/source.h"
 
-#define BRIDGES_MAX (60 * XM_NS_PER_S) /* two forward delays of 30 s, the longest */
+#define BRIDGES_MAX   (60 * XM_NS_PER_S) /* two forward delays of 30 s, the longest */
+#define BEGIN_TIMEOUT (30 * XM_NS_PER_S)
 
 void source_note_bridges(struct source *m, const json_t *reply)
 {
@@ -35,10 +36,11 @@ static int source_begin(struct source *m)
         json_array_append_new(ram, json_pack("{s:s s:I}", "name", vm->ram.block[i].name, "size",
                                              (json_int_t)vm->ram.block[i].size));
     json_int_t epoch = (json_int_t)vm->epoch + 1;
-    json_t *reply = source_call(m,
-                                json_pack("{s:s s:s s:I s:b s:o s:o}", "call", "begin", "job", m->job,
-                                          "epoch", epoch, "storage", m->storage, "disks", disks, "ram", ram),
-                                30 * XM_NS_PER_S, &m->error);
+    json_t *reply =
+        source_call_awake(m,
+                          json_pack("{s:s s:s s:I s:b s:o s:o}", "call", "begin", "job", m->job, "epoch",
+                                    epoch, "storage", m->storage, "disks", disks, "ram", ram),
+                          BEGIN_TIMEOUT);
     if (!reply)
         return -m->error.code;
     for (unsigned i = 0; i < vm->disks; i++)

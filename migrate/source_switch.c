@@ -215,8 +215,8 @@ static int start_qemu_migration(struct source *m)
     if (!r) {
         m->may_be_promised = true;
         bool described = !suppress_description(m);
-        reply = source_call(m, json_pack("{s:s s:b}", "call", "incoming", "described", described),
-                            INCOMING_TIMEOUT, &m->error);
+        reply = source_call_awake(m, json_pack("{s:s s:b}", "call", "incoming", "described", described),
+                                  INCOMING_TIMEOUT);
         r = reply ? 0 : -m->error.code;
         json_decref(reply);
     }

@@ -205,6 +205,40 @@ static void other_guests_come_first_once_more(void **state)
     it_has_moved();
 }
 
+/* What broke: an abort came to nothing until the destination had not answered for 10 s, and the job's end was
+ * told as that. */
+static void an_abort_is_heard_while_the_destination_says_nothing(void **state)
+{
+    static const char *const points[] = {"begin-taken", "incoming-promised"};
+
+    (void)state;
+    for (unsigned i = 0; i < 2; i++) {
+        char *out = NULL, *pid = NULL, stop[80];
+        json_t *o = NULL, *list;
+        need_lab();
+        snprintf(stop, sizeof stop, "%s:1:stop", points[i]);
+        fault("b", stop);
+        begin();
+        assert_true(wait_until(60, "test ! -e %s/b/fault", lab_run_dir()));
+        assert_int_equal(sh(&pid, 5, "cat %s/b/run/vms/web1/shim.pid", lab_run_dir()), 0);
+        assert_int_equal(xmigrate_run("a", 0, &o, "--json jobs"), 0);
+        list = json_object_get(o, "jobs");
+        const char *job = string(json_array_get(list, json_array_size(list) - 1), "job");
+        assert_int_equal(xmigrate_run("a", 0, NULL, "abort %s", job), 0);
+        json_decref(o);
+        assert_int_equal(job_end(&move, 60, &out), 1);
+        sh(NULL, 5, "kill -CONT %s", pid);
+        o = last_json(out);
+        assert_string_equal(string(o, "error"), "aborted: by its user");
+        json_decref(o);
+        free(out);
+        free(pid);
+        vm_must_run_at("a", "web1");
+        small_must_be_whole(&guest, "a");
+        host_must_be_clean("b");
+    }
+}
+
 static void agent(const char *host, const char *faults)
 {
     sh(NULL, 5, "kill -9 $(cat %s/%s/agent.pid)", lab_run_dir(), host);
@@ -292,6 +326,7 @@ int main(void)
         cmocka_unit_test_teardown(a_bridge_that_listens_once_more, take_back),
         cmocka_unit_test_teardown(a_qemu_of_the_destination_that_hangs, take_back),
         cmocka_unit_test_teardown(other_guests_come_first_once_more, take_back),
+        cmocka_unit_test_teardown(an_abort_is_heard_while_the_destination_says_nothing, take_back),
         cmocka_unit_test_teardown(the_destination_dies_when_it_has_taken_its_promise_back, take_back),
         cmocka_unit_test_teardown(the_destination_dies_between_two_qemus, take_back),
         cmocka_unit_test_teardown(the_source_dies_before_the_guest_goes_on, take_back),
