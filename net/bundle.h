@@ -124,6 +124,7 @@ struct link {
         unsigned first, n; /* of out */
         size_t done;       /* bytes of the first that are sent */
         bool blocked;      /* the socket is full */
+        uint64_t stuck;    /* since when a full one has taken nothing; 0: it is not full */
         uint32_t ack[ACKS_MAX * 2];
         bool ack_busy;
         struct xm_rx *answers, **answers_tail; /* taken from any.answered, in order */

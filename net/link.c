@@ -310,6 +310,21 @@ void xm_links_set_background(struct xm_links *b, bool background)
     pthread_mutex_unlock(&b->lock);
 }
 
+/* A switch that drops what is larger than its own packets lets the handshake and PINGs pass: the other side
+ * hears nothing, and closes; we hear it all the time. */
+static void tell_stuck(struct link *l)
+{
+    uint64_t since = l->tx.stuck ? xm_now() - l->tx.stuck : 0;
+    char text[sizeof l->why.text];
+
+    if (!l->why.code || l->why.code == ETIMEDOUT || since < l->bundle->opts.silence / 2)
+        return;
+    memcpy(text, l->why.text, sizeof text);
+    xm_error_set(&l->why, l->why.code,
+                 "%.300s; of what was sent nothing had got through for %s (do large packets, MTU?)", text,
+                 xm_format_time(since).s);
+}
+
 void *link_main(void *arg)
 {
     struct link *l = arg;
@@ -323,6 +338,8 @@ void *link_main(void *arg)
     bool ended = atomic_load(&b->ending);
     if (ended)
         say_goodbye(l);
+    else
+        tell_stuck(l);
     link_set_tid(l, 0);
     tx_drop(l);
     rx_drop(l);

@@ -287,9 +287,12 @@ int tx_send(struct link *l)
         if (n > 0)
             tx_advance(l, (size_t)n);
         if (n < 0 || (size_t)n < all) {
+            if (n > 0 || !l->tx.stuck)
+                l->tx.stuck = xm_now();
             l->tx.blocked = true;
             return 0;
         }
     }
+    l->tx.stuck = 0;
     return 0;
 }

@@ -182,6 +182,28 @@ static void a_silent_link_goes_down(void **state)
     close(fd);
 }
 
+/* As over a path that drops large packets: what broke was that the other side's own reason is told there
+ * alone, and here only that it closed the connection. */
+static void a_path_that_takes_nothing_is_told(void **state)
+{
+    struct load load;
+    pthread_t t;
+
+    (void)state;
+    a.opts.silence = 6 * XM_NS_PER_S;
+    end_open(&a);
+    end_open(&b);
+    int fd = bare_peer(&a, NULL);
+    start(&load, &t, UINT64_MAX, 300, 50000);
+    poll(NULL, 0, 3500); /* the socket fills */
+    close(fd);
+    pthread_join(t, NULL);
+    assert_true(end_wait(&a, a.lost_events == 1));
+    assert_non_null(strstr(a.lost_why.text, "nothing had got through for"));
+    assert_non_null(strstr(a.lost_why.text, "MTU"));
+    load_free(&load);
+}
+
 static void an_idle_link_stays_up(void **state)
 {
     (void)state;
@@ -346,6 +368,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_new_link_in_time_saves_the_bundle, setup, teardown),
         cmocka_unit_test_setup_teardown(link_timeout_is_kept, setup, teardown),
         cmocka_unit_test_setup_teardown(a_silent_link_goes_down, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_path_that_takes_nothing_is_told, setup, teardown),
         cmocka_unit_test_setup_teardown(an_idle_link_stays_up, setup, teardown),
         cmocka_unit_test_setup_teardown(the_sender_aborts, setup, teardown),
         cmocka_unit_test_setup_teardown(the_receiver_aborts, setup, teardown),
