@@ -127,6 +127,7 @@ static void agent_init(struct agent *a, struct config *conf)
     TAILQ_INIT(&a->jobs);
     LIST_INIT(&a->conns);
     LIST_INIT(&a->claims);
+    LIST_INIT(&a->tidies);
 }
 
 static int open_sockets(struct agent *a, int *unix_fd, int *tcp_fd, struct xm_error *e)

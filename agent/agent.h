@@ -49,8 +49,7 @@ struct vm {
     enum vm_phase phase;
     json_t *spec; /* replaced as a whole */
     uint64_t memory;
-    char job[16]; /* the job that holds it; "": none; "-": one that is about to be made */
-    bool closing; /* what its last migration left open is being closed: the next one waits for that moment */
+    char job[16];     /* the job that holds it; "": none; "-": one that is about to be made */
     bool job_assumed; /* its shim could not be asked whether it works on that job */
     json_t
         *moving;  /* while its disks move on this host: {"datastore", "reserve": [{path, used}]}; else NULL */
@@ -189,6 +188,7 @@ struct agent {
     TAILQ_HEAD(, job) jobs; /* newest last */
     LIST_HEAD(, conn) conns;
     LIST_HEAD(, claim) claims; /* claims.c: VMs whose last hand-off is being settled */
+    LIST_HEAD(, tidy) tidies;  /* tidy.c: VMs that it looks after, or waits for its turn with */
     unsigned threads, unix_conns, tcp_conns;
     unsigned next_job;
     unsigned pending, pending_storage; /* moves that were let in and have no job yet */
@@ -259,12 +259,15 @@ verb_handler verb_recover, verb_peer_owner, verb_peer_recover; /* recover.c */
  * record says, or, with peer_is_dead, by the operator's word that this peer is gone for good. The answer of
  * `recover`. */
 json_t *settle(struct agent *, const char *vm, bool peer_is_dead, uint64_t patience_ns);
-/* claims.c: in two steps: at most one thread works on what is open of a VM. False: another one still does. */
+/* claims.c: in two steps: at most one thread works on what is open of a VM, each in its turn. False: another one still
+ * does. */
 bool settle_claim(struct agent *, const char *vm, uint64_t patience_ns);
 void settle_release(struct agent *, const char *vm);
-/* yes: the VM begins no migration from here on, nor ends one. False: it is in one, or just comes or goes, or
- * is being defined. no: it may again. Who holds it has claimed it. */
+/* yes: the VM begins no migration from here on, nor ends one, and one that does not run is not started. False:
+ * it is in one, or just comes or goes, or is being defined. no: it may again. Who holds it has claimed it. */
 bool settle_hold(struct agent *, const char *vm, bool yes);
+/* Under the lock, for who is about to do one of these: waits for who holds it. False: it still is held. */
+bool settle_let_go(struct agent *, const char *vm);
 json_t *settle_claimed(struct agent *, const char *vm, bool peer_is_dead);
 /* The record says that nothing of the VM is needed here: its shim and QEMU end, then what the journal names
  * goes. */

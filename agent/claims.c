@@ -7,21 +7,27 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A peer that is asked meanwhile has 3 s to let us connect, and 3 more to answer (returned.c). */
+#define HELD_NS (10 * XM_NS_PER_S)
+
+/* The oldest of a VM works on it, the others wait for their turn: who comes again and again keeps nobody from
+ * it. */
 struct claim {
-    LIST_ENTRY(claim) link;
+    LIST_ENTRY(claim) link; /* newest first */
     char vm[VM_NAME_MAX + 1];
+    bool held;
 };
 
-/* Under the lock. */
+/* Under the lock: whose turn it is; NULL: nobody's. */
 static struct claim *claim_of(struct agent *a, const char *vm)
 {
-    struct claim *c;
+    struct claim *c, *oldest = NULL;
 
     LIST_FOREACH (c, &a->claims, link) {
         if (!strcmp(c->vm, vm))
-            break;
+            oldest = c;
     }
-    return c;
+    return oldest;
 }
 
 bool settle_claim(struct agent *a, const char *vm, uint64_t patience_ns)
@@ -33,15 +39,16 @@ bool settle_claim(struct agent *a, const char *vm, uint64_t patience_ns)
         return false;
     snprintf(c->vm, sizeof c->vm, "%s", vm);
     agent_lock(a);
-    while (claim_of(a, vm) && agent_wait(a, until))
+    LIST_INSERT_HEAD(&a->claims, c, link);
+    while (claim_of(a, vm) != c && agent_wait(a, until))
         ;
-    bool taken = claim_of(a, vm) != NULL;
-    if (!taken)
-        LIST_INSERT_HEAD(&a->claims, c, link);
+    bool mine = claim_of(a, vm) == c;
+    if (!mine)
+        LIST_REMOVE(c, link);
     agent_unlock(a);
-    if (taken)
+    if (!mine)
         free(c);
-    return !taken;
+    return mine;
 }
 
 void settle_release(struct agent *a, const char *vm)
@@ -57,12 +64,22 @@ void settle_release(struct agent *a, const char *vm)
 bool settle_hold(struct agent *a, const char *vm, bool yes)
 {
     agent_lock(a);
-    struct vm *v = vm_find(a, vm);
+    const struct vm *v = vm_find(a, vm);
     bool free = !v || (!v->job[0] && v->phase == VM_UP && !v->incoming);
-    if (v && (free || !yes))
-        v->closing = yes;
+    if (free || !yes)
+        claim_of(a, vm)->held = yes;
     if (!yes)
         pthread_cond_broadcast(&a->changed);
     agent_unlock(a);
     return free;
+}
+
+bool settle_let_go(struct agent *a, const char *vm)
+{
+    uint64_t until = xm_now() + HELD_NS;
+    const struct claim *c;
+
+    while ((c = claim_of(a, vm)) && c->held && agent_wait(a, until))
+        ;
+    return !c || !c->held;
 }

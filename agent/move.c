@@ -75,9 +75,7 @@ static json_t *read_move(struct agent *a, const json_t *o, struct move *m)
     return NULL;
 }
 
-/* A peer that is asked meanwhile has 3 s to let us connect, and 3 more to answer (agent/returned.c). */
-#define CLOSING_NS (10 * XM_NS_PER_S)
-#define LAUNCH_NS  (10 * XM_NS_PER_S) /* for a job that has just begun to have its shim */
+#define LAUNCH_NS (10 * XM_NS_PER_S) /* for a job that has just begun to have its shim */
 
 /* Where its disks are by what stands durably: a destination that opened another file of that name and size
  * would run the VM on it. It is held, and so nobody else's to change. */
@@ -99,13 +97,11 @@ static json_t *hold(struct move *m, bool for_real)
     bool absent = false;
 
     agent_lock(a);
-    uint64_t until = xm_now() + CLOSING_NS;
-    struct vm *vm;
-    while ((vm = vm_find(a, m->vm)) && vm->closing && agent_wait(a, until))
-        ;
+    bool closing = vm_find(a, m->vm) && !settle_let_go(a, m->vm);
+    struct vm *vm = vm_find(a, m->vm);
     if (!vm || vm->phase == VM_ENDING)
         absent = true;
-    else if (vm->closing)
+    else if (closing)
         no = refusal(EXIT_REFUSED,
                      "what the last migration of VM %s left open is just being closed: try again", m->vm);
     else if (vm->phase != VM_UP || vm->incoming)

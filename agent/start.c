@@ -92,7 +92,11 @@ static json_t *start_spec(struct agent *a, struct vm_spec *s, const json_t *reco
     }
     gather(a, &req, false, &g);
     agent_lock(a);
-    struct vm *vm = admit_judge(a, &req, &g, reasons, &ignored) ? NULL : vm_claim(a, s->name, spec, &e);
+    if (!settle_let_go(a, s->name))
+        json_array_append_new(
+            reasons, json_string("what its last migration left open is just being closed: try again"));
+    admit_judge(a, &req, &g, reasons, &ignored);
+    struct vm *vm = json_array_size(reasons) ? NULL : vm_claim(a, s->name, spec, &e);
     agent_unlock(a);
     if (!vm) {
         char *why = reasons_text(reasons);

@@ -5,8 +5,8 @@
  * that its source knows nothing of any more is not waited for. So is a directory of a VM in the run
  * directory that could not be removed when it ended.
  *
- * Each VM has a thread of its own for it: peers that do not answer and storage that hangs hold up that VM
- * alone.
+ * Each VM has a thread of its own for it, which waits for its turn with the VM: peers that do not answer and
+ * storage that hangs hold up that VM alone, and who asks for it again and again cannot keep it from that.
  */
 #include "agent/inventory.h"
 #include "agent/known.h"
@@ -167,6 +167,7 @@ static void look_at(struct agent *a, const char *name)
     } else if (!r && rec.owner == OWNER_MINE && j.side == JOURNAL_STORAGE) {
         /* Held: or it would be the journal of a move that has begun since we looked. */
         if (!inventory_mend(a, name, &e) && settle_hold(a, name, true)) {
+            xm_fault("tidy-sweep");
             journal_sweep(dir, name, &e);
             settle_hold(a, name, false);
         }
@@ -192,41 +193,65 @@ static void look_at(struct agent *a, const char *name)
 }
 
 struct tidy {
+    LIST_ENTRY(tidy) link;
     struct agent *agent;
     char name[VM_NAME_MAX + 1];
     bool left; /* its directory in the run directory, and no more */
 };
 
-/* The VM is claimed for it. */
 static void *one_main(void *arg)
 {
     struct tidy *t = arg;
     struct agent *a = t->agent;
+    bool claimed = settle_claim(a, t->name, SETTLE_PATIENCE);
 
-    if (t->left)
+    if (claimed && t->left)
         vm_remove_left(a, t->name);
-    else if (idle(a, t->name))
+    else if (claimed && idle(a, t->name))
         look_at(a, t->name);
-    settle_release(a, t->name);
+    if (claimed)
+        settle_release(a, t->name);
+    agent_lock(a);
+    LIST_REMOVE(t, link);
+    agent_unlock(a);
     free(t);
     agent_thread_ends(a);
     return NULL;
 }
 
+/* NULL: the last pass has not done with it yet. */
+static struct tidy *tidy_new(struct agent *a, const char *name, bool left)
+{
+    struct tidy *t;
+
+    agent_lock(a);
+    LIST_FOREACH (t, &a->tidies, link) {
+        if (!strcmp(t->name, name))
+            break;
+    }
+    bool there = t != NULL;
+    t = there ? NULL : calloc(1, sizeof *t);
+    if (t) {
+        t->agent = a;
+        t->left = left;
+        snprintf(t->name, sizeof t->name, "%s", name);
+        LIST_INSERT_HEAD(&a->tidies, t, link);
+    }
+    agent_unlock(a);
+    return t;
+}
+
 static void begin_one(struct agent *a, const char *name, bool left)
 {
-    struct tidy *t = settle_claim(a, name, 0) ? calloc(1, sizeof *t) : NULL;
+    struct tidy *t = tidy_new(a, name, left);
     struct xm_error e = {0};
 
-    if (!t)
-        return;
-    t->agent = a;
-    t->left = left;
-    snprintf(t->name, sizeof t->name, "%s", name);
-    if (agent_thread(a, one_main, t, &e) == 0)
+    if (!t || agent_thread(a, one_main, t, &e) == 0)
         return;
     xm_log(XM_LOG_WARN, "%s", e.text);
-    settle_release(a, name);
+    agent_lock(a);
+    LIST_REMOVE(t, link);
+    agent_unlock(a);
     free(t);
 }
 

@@ -9,6 +9,7 @@
 #include <stdarg.h>
 #include <cmocka.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -127,6 +128,84 @@ static void what_is_just_being_settled_is_let_alone(void **state)
         question = NULL;
     }
     must(ask(t, json_pack("{s:s, s:s}", "verb", "undefine", "vm", "web1")), 0);
+}
+
+/* What broke: who was held had to be in the list, and a VM that is stopped is not. It was started meanwhile, and
+ * its next move wrote the journal that was just being closed. */
+static void what_is_stopped_is_not_started_while_it_is_held(void **state)
+{
+    json_t *files = json_pack("[s]", in_dir(t, "ds/web1-root.1.raw"));
+
+    (void)state;
+    need_qemu();
+    must(ask(t, start_request()), 0);
+    must(ask(t, json_pack("{s:s, s:s, s:b}", "verb", "stop", "vm", "web1", "force", 1)), 0);
+    assert_int_equal(xm_file_replace(fault, "tidy-sweep:1:delay=4000", 23, NULL), 0);
+    assert_int_equal(
+        journal_write(in_dir(t, "state/vms/web1"), JOURNAL_STORAGE, 1, "hosta", NULL, files, NULL), 0);
+    json_decref(files);
+    for (struct limit l = limit_start(20); access(fault, F_OK) == 0 && limit_wait(&l);)
+        ;
+    assert_true(exists(t, "state/vms/web1/journal.json"));
+    must(ask(t, json_pack("{s:s, s:s}", "verb", "start", "vm", "web1")), 0);
+    assert_false(exists(t, "state/vms/web1/journal.json"));
+}
+
+/* hostc announces the VM again and again. */
+static void *flood_main(void *arg)
+{
+    while (!*(_Atomic bool *)arg) {
+        json_t *o = ask_as(t, "hostc", "127.0.0.3", prepare_request("5"));
+        assert_int_equal(xm_json_int(o, "exit", 0), 3);
+        json_decref(o);
+    }
+    return NULL;
+}
+
+/* What broke: each of them had its turn with the VM, and who closes its journal had none for as long as there
+ * was one more of them. */
+static void who_asks_again_and_again_keeps_nobody_from_a_vm(void **state)
+{
+    enum { THREADS = 4, SLOW_MS = 50, MANY = 200 }; /* two passes of tidy.c and more */
+    static const char hostc[] = "[peer hostc]\naddress = 127.0.0.3\n";
+    struct owner_record gone = {.epoch = 2, .owner = OWNER_GIVEN, .to = "hostb", .settled = true};
+    json_t *none = json_array();
+    pthread_t thread[THREADS];
+    _Atomic bool end = false;
+    FILE *f = fopen(in_dir(t, "conf"), "ae");
+
+    (void)state;
+    need_qemu();
+    assert_true(f && fputs(hostc, f) >= 0 && fclose(f) == 0);
+    test_agent_stop(t, SIGTERM);
+    assert_int_equal(test_agent_start(t), 0);
+    assert_int_equal(xm_mkdir_all(in_dir(t, "state/vms/web1"), NULL), 0);
+    assert_int_equal(owner_save(in_dir(t, "state/vms/web1"), "web1", &gone, NULL), 0);
+    for (int i = 0; i < THREADS; i++)
+        assert_int_equal(pthread_create(&thread[i], NULL, flood_main, &end), 0);
+    for (unsigned n = 0; n < MANY && (n <= THREADS || exists(t, "state/vms/web1/journal.json")); n++) {
+        struct xm_jsonl js;
+        json_t *o = asked(&js, 5);
+        if (n == THREADS)
+            assert_int_equal(
+                journal_write(in_dir(t, "state/vms/web1"), JOURNAL_SOURCE, 2, "hostb", NULL, none, NULL), 0);
+        poll(NULL, 0, SLOW_MS); /* the VM is held for so long */
+        if (o)
+            answer(&js, owner("mine", 2, ""));
+        json_decref(o);
+    }
+    end = true;
+    for (int i = 0; i < THREADS; i++) {
+        struct xm_jsonl js;
+        json_t *o = NULL;
+        while (pthread_tryjoin_np(thread[i], NULL) == EBUSY) {
+            if ((o = asked(&js, 0.1)))
+                answer(&js, owner("mine", 2, ""));
+            json_decref(o);
+        }
+    }
+    assert_false(exists(t, "state/vms/web1/journal.json"));
+    json_decref(none);
 }
 
 /* ---- expected in vain ---- */
@@ -638,6 +717,8 @@ int main(int argc, char **argv)
         TEST(the_next_move_of_it_is_let_in_at_once),
         TEST(an_answer_ends_no_later_migration),
         TEST(what_is_just_being_settled_is_let_alone),
+        TEST(what_is_stopped_is_not_started_while_it_is_held),
+        TEST(who_asks_again_and_again_keeps_nobody_from_a_vm),
         TEST(a_source_that_does_not_say_is_waited_for),
         TEST(a_directory_that_could_not_be_removed_goes_later),
         TEST(half_received_disks_are_gone_after_a_boot),
