@@ -59,7 +59,13 @@ int main(int argc, char **argv)
 
     umask(077);
     xm_log_open("xmigrated", XM_LOG_INFO);
-    for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+    for (int o, i = 0; (o = getopt_long(argc, argv, "", options, &i)) != -1;) {
+        const char *cut = o == '?' ? NULL : xm_option_cut(argv, optind, optarg, options[i].name);
+        if (cut) {
+            fprintf(stderr, "xmigrated: there is no option %.*s: is --%s meant?\n",
+                    (int)XM_MIN(strcspn(cut, "="), 60), cut, options[i].name);
+            return 2;
+        }
         if (o == 'c') {
             path = optarg;
         } else if (o == 'k') {

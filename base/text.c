@@ -2,6 +2,7 @@
 #include "base/text.h"
 
 #include <stdint.h>
+#include <string.h>
 
 /* The bytes that follow the first one; -1: none begins so. */
 static int more_of(unsigned char first)
@@ -61,4 +62,14 @@ void xm_text_mend(char *s)
             *s = '?', length = 1;
         s += length;
     }
+}
+
+const char *xm_option_cut(char *const *argv, int next, const char *value, const char *name)
+{
+    const char *word = argv[value && value == argv[next - 1] ? next - 2 : next - 1];
+    size_t n = strlen(name);
+
+    return !strncmp(word, "--", 2) && (strncmp(word + 2, name, n) || (word[2 + n] && word[2 + n] != '='))
+               ? word
+               : NULL;
 }

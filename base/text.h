@@ -14,4 +14,9 @@ size_t xm_text_char(const char *s, bool *fits);
  * No JSON can be made of a text that has one. */
 void xm_text_mend(char *s);
 
+/* getopt_long has just returned the long option of that name: the word by which it was given, if that is only
+ * the name's beginning, which the next option to be added may begin with, too. NULL: it is all of it. next,
+ * value: getopt's optind, optarg. */
+const char *xm_option_cut(char *const *argv, int next, const char *value, const char *name);
+
 #endif

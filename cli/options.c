@@ -179,19 +179,6 @@ static int find_verb(struct args *a, char **word, int words, struct xm_error *e)
     return check_options(a, e);
 }
 
-/* getopt_long takes the beginning of a name for the name: --all would be --allow-older, and --peer
- * --peer-is-dead. Who does not write it out may mean another one, or another program's. */
-static int written_out(char **argv, int after, const char *name, struct xm_error *e)
-{
-    const char *word = argv[after - 1];
-
-    if (word == optarg) /* its value is a word of its own */
-        word = argv[after - 2];
-    if (!strncmp(word, "--", 2) && strcspn(word + 2, "=") != strlen(name))
-        return xm_error_set(e, EINVAL, "there is no option %.60s: is --%s meant?", word, name);
-    return 0;
-}
-
 int args_parse(struct args *a, int argc, char **argv, struct xm_error *e)
 {
     struct option longopts[OPTIONS + 1] = {0};
@@ -219,9 +206,11 @@ int args_parse(struct args *a, int argc, char **argv, struct xm_error *e)
                                     optopt > ' ' && optopt < 127 ? optopt : '?');
             return xm_error_set(e, EINVAL, "there is no option %.60s", argv[optind - 1]);
         }
-        int err = written_out(argv, optind, option_table[c - 1000].name, e);
-        if (!err)
-            err = take_option(a, &option_table[c - 1000], optarg, e);
+        const char *name = option_table[c - 1000].name, *cut = xm_option_cut(argv, optind, optarg, name);
+        if (cut)
+            return xm_error_set(e, EINVAL, "there is no option %.*s: is --%s meant?",
+                                (int)XM_MIN(strcspn(cut, "="), 60), cut, name);
+        int err = take_option(a, &option_table[c - 1000], optarg, e);
         if (err)
             return err;
     }

@@ -186,6 +186,12 @@ static void mistakes_are_named(void **state)
     refuse("list web1", "too many words: write xmigrate list");
     refuse("web1 ''", "an empty word: write xmigrate move VM HOST[:DATASTORE] | --storage-only VM DATASTORE");
     refuse("--quick web1 hostb", "there is no option --quick");
+    refuse("--keep web1 hostb", "there is no option --keep: is --keep-source meant?");
+    refuse("web1 hostb --down 5", "there is no option --down: is --downtime meant?");
+    refuse("web1 hostb --down=5", "there is no option --down: is --downtime meant?");
+    refuse("--downtime --jso web1 hostb",
+           "--downtime: \"--jso\" is no time: write milliseconds, or a number with "
+           "its unit, as in 2s");
     refuse("-q web1 hostb", "there is no option -q: options begin with --");
     refuse("-json list", "there is no option -j: options begin with --"); /* no word of getopt's own */
     refuse("list -json", "there is no option -j: options begin with --");
@@ -197,7 +203,7 @@ static void mistakes_are_named(void **state)
     refuse("list --all", "there is no option --all: is --allow-older meant?");
     refuse("--all --with-storage web1 hostb", "there is no option --all: is --allow-older meant?");
     refuse("recover web1 --peer", "there is no option --peer: is --peer-is-dead meant?");
-    refuse("--down=5 --with-storage web1 hostb", "there is no option --down=5: is --downtime meant?");
+    refuse("--down=5 --with-storage web1 hostb", "there is no option --down: is --downtime meant?");
     refuse("--with-storage web1 hostb --down 5", "there is no option --down: is --downtime meant?");
     refuse("--downtime soon web1 hostb",
            "--downtime: \"soon\" is no time: write milliseconds, or a number with its unit, as in 2s");
