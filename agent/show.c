@@ -8,6 +8,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* ---- of those that have a shim ---- */
@@ -300,7 +301,14 @@ json_t *verb_console(struct conn *c, const json_t *request)
     return answer;
 }
 
-/* Of a VM that runs, else what was kept when it ended (vm_remove_run_dir). */
+static void add_log(json_t *logs, const char *file, const char *path)
+{
+    json_array_append_new(
+        logs, json_pack("{s:s%, s:s}", "name", file, strlen(file) - strlen(".log"), "path", path));
+}
+
+/* Of a VM that runs, else what was kept when it ended (vm_remove_run_dir). The console's is in the state
+ * directory; what has not come to go there yet (machine/logs.c) follows it. */
 json_t *verb_log(struct conn *c, const json_t *request)
 {
     static const char *const files[] = {"shim.log", "qemu.log", "console.log"};
@@ -311,10 +319,12 @@ json_t *verb_log(struct conn *c, const json_t *request)
     for (size_t i = 0; i < sizeof files / sizeof *files && !vm_name_check(name, NULL); i++) {
         char *now = vm_path(a, name, files[i]),
              *kept = xm_printf("%s/logs/%s-%s", a->conf.state_dir, name, files[i]);
-        const char *path = access(now, R_OK) == 0 ? now : access(kept, R_OK) == 0 ? kept : NULL;
-        if (path)
-            json_array_append_new(
-                logs, json_pack("{s:s%, s:s}", "name", files[i], strlen(files[i]) - 4, "path", path));
+        struct stat st;
+        bool console = !strcmp(files[i], "console.log"), here = stat(now, &st) == 0;
+        if (access(kept, R_OK) == 0 && (console || !here))
+            add_log(logs, files[i], kept);
+        if (here && (!console || st.st_size > 0))
+            add_log(logs, files[i], now);
         free(now);
         free(kept);
     }

@@ -118,6 +118,50 @@ static void the_console_is_recorded_where_it_shall(void **state)
     rmdir(tmpdir_path("state"));
 }
 
+static void must_hold(const char *name, const char *text)
+{
+    char *found;
+    size_t len;
+
+    assert_int_equal(xm_file_read(tmpdir_path(name), 1 << 20, &found, &len, NULL), 0);
+    assert_string_equal(found, text);
+    free(found);
+}
+
+/* What broke: a VM that started while the state directory could not be written had no record of its console for
+ * as long as its QEMU lived. Here there is a file in the directory's place. */
+static void the_console_is_recorded_as_soon_as_it_can_be(void **state)
+{
+    static struct machine vm;
+    char run[200], logs[200];
+
+    (void)state;
+    snprintf(run, sizeof run, "%s", tmpdir_path("run"));
+    snprintf(logs, sizeof logs, "%s", tmpdir_path("state/logs"));
+    vm = (struct machine){.run_dir = run, .log_dir = logs};
+    snprintf(vm.spec.name, sizeof vm.spec.name, "talks");
+    assert_int_equal(mkdir(run, 0700), 0);
+    close(fill("state", 16));
+    int fd = machine_console_open(&vm);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, "one\n", 4), 4);
+    machine_logs_turn(&vm);
+    assert_int_equal(unlink(tmpdir_path("state")), 0);
+    machine_logs_turn(&vm);
+    must_hold("state/logs/talks-console.log", "one\n");
+    assert_int_equal(write(fd, "two\n", 4), 4);
+    machine_logs_turn(&vm); /* of the next shim, perhaps */
+    assert_int_equal(write(fd, "three\n", 6), 6);
+    machine_console_end(&vm);
+    must_hold("state/logs/talks-console.log", "one\ntwo\nthree\n");
+    close(fd);
+    unlink(tmpdir_path("run/console.log"));
+    unlink(tmpdir_path("state/logs/talks-console.log"));
+    rmdir(run);
+    rmdir(logs);
+    rmdir(tmpdir_path("state"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -126,6 +170,8 @@ int main(void)
                                         tmpdir_remove),
         cmocka_unit_test_setup_teardown(what_is_no_file_is_left_alone, tmpdir_make, tmpdir_remove),
         cmocka_unit_test_setup_teardown(the_console_is_recorded_where_it_shall, tmpdir_make, tmpdir_remove),
+        cmocka_unit_test_setup_teardown(the_console_is_recorded_as_soon_as_it_can_be, tmpdir_make,
+                                        tmpdir_remove),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
