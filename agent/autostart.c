@@ -8,10 +8,12 @@
  *
  * A VM is started by itself when its definition says so, its record says «mine», no peer that answers owns a
  * higher epoch, and it has not run in this boot yet. One that another host may have taken over waits until
- * that host has been asked (agent/returned.h). The agent is killed in the middle: the next one goes on with
+ * that host has been asked (agent/returned.h), one whose disk is not there (its datastore is not mounted yet,
+ * say) until it is, and one that somebody holds until that is over. The agent is killed in the middle: the next one goes on with
  * the others. */
 #include "agent/inventory.h"
 #include "agent/returned.h"
+#include "agent/storage.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -68,23 +70,46 @@ int inventory_boot(struct agent *a, struct xm_error *e)
     return r;
 }
 
-/* False: who may have taken it over does not answer; it is to be tried again. first: nothing has been said of
- * that. */
+/* Its definition is being changed, or it just comes or goes; *up: it is there. */
+static bool is_held(struct agent *a, const char *name, bool *up)
+{
+    agent_lock(a);
+    const struct vm *vm = vm_find(a, name);
+    *up = vm && vm->phase == VM_UP;
+    bool held = vm && !*up;
+    agent_unlock(a);
+    return held;
+}
+
+/* Not there now, or its storage hangs. */
+static bool disk_is_away(const json_t *spec)
+{
+    json_t *disks = json_object_get(spec, "disks"), *d;
+    bool away = false;
+    struct stat st;
+    size_t i;
+
+    json_array_foreach (disks, i, d)
+        away = away || storage_stat(xm_json_str(d, "path", ""), &st) < 0;
+    return away;
+}
+
+/* False: it is to be tried again: who may have taken it over does not answer, a disk is not there, or somebody
+ * holds it. first: nothing has been said of that. */
 static bool start_one(struct agent *a, const char *name, bool *silent, bool first)
 {
     struct inventory_vm v;
     struct xm_error e = {0};
+    bool up, held = is_held(a, name, &up);
 
     if (inventory_read(a, name, &v) < 0)
         return true;
-    agent_lock(a);
-    bool there = vm_find(a, name) != NULL;
-    agent_unlock(a);
-    bool wanted = !there && owner_may_run(&v.rec) && json_is_true(json_object_get(v.spec, "autostart")) &&
+    bool wanted = !up && owner_may_run(&v.rec) && json_is_true(json_object_get(v.spec, "autostart")) &&
                   (v.life.state == LIFE_NEVER || strcmp(v.life.boot, a->boot) != 0);
+    bool away = wanted && !held && disk_is_away(v.spec);
     inventory_free(&v);
-    if (!wanted)
-        return true;
+    if (!wanted || held || (away && !first))
+        return !wanted;
     if (returned_judge(a, name, silent, &e) != RETURNED_OURS) {
         bool later = e.code == EHOSTUNREACH || e.code == EBUSY;
         if (first || !later)
@@ -93,13 +118,14 @@ static bool start_one(struct agent *a, const char *name, bool *silent, bool firs
         return !later;
     }
     json_t *answer = start_again(a, name);
-    if (xm_json_bool(answer, "ok", false))
+    bool ok = xm_json_bool(answer, "ok", false), later = !ok && (is_held(a, name, &up) || away);
+    if (ok)
         xm_log(XM_LOG_INFO, "VM %s: started by itself (autostart)", name);
     else
-        xm_log(XM_LOG_ERROR, "VM %s: could not be started by itself: %s", name,
-               xm_json_str(answer, "error", ""));
+        xm_log(later ? XM_LOG_WARN : XM_LOG_ERROR, "VM %s: could not be started by itself%s: %s", name,
+               away ? ", and will be when its disks are there" : "", xm_json_str(answer, "error", ""));
     json_decref(answer);
-    return true;
+    return !later;
 }
 
 /* Takes those out of `names` that are done with. True: the agent ends. */

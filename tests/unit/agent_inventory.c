@@ -778,13 +778,18 @@ static void autostart_makes_no_disk(void **state)
         char *log;
         size_t len;
         assert_int_equal(xm_file_read(in_dir(t, "agent.log"), 1 << 20, &log, &len, NULL), 0);
-        bool said = strstr(log, "could not be started by itself: disk 'root'");
+        bool said =
+            strstr(log, "could not be started by itself, and will be when its disks are there: disk 'root'");
         free(log);
         if (said)
             break;
     }
     assert_string_equal(shown("web1", NULL, "state"), "stopped");
     assert_false(exists(t, "ds/web1.raw"));
+    /* What broke: it was tried once, and stayed off when its datastore was mounted a moment later. */
+    assert_int_equal(rmdir(in_dir(t, "ds")), 0);
+    rename_below("unmounted", "ds");
+    assert_true(until_state("web1", "running"));
 }
 
 static void autostart_leaves_alone_what_a_peer_owns_by_now(void **state)
