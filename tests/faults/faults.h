@@ -85,6 +85,7 @@ struct point {
     unsigned hold_ms; /* of stop and cut */
     const char *home; /* NULL: either */
     bool storage_only;
+    bool late; /* the first switch-over takes too long, and is tried again; the other host sees to that */
 };
 extern const struct point points[];
 extern const unsigned points_count;

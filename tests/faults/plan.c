@@ -101,8 +101,16 @@ void plan_point(struct plan *p, unsigned number)
                                  .point = at->name,
                                  .action = at->action,
                                  .passage = at->passage};
-    snprintf(p->name, sizeof p->name, "%s:%u:%s%s", at->name, at->passage, at->action,
-             at->side == SOURCE ? " at the source" : " at the destination");
+    if (at->late) /* a first switch-over has twice the lab's budget of 1 s */
+        p->fault[p->faults++] = (struct fault){.kind = POINT,
+                                               .side = at->side == SOURCE ? DESTINATION : SOURCE,
+                                               .point = at->side == SOURCE ? "loaded" : "switch-compared",
+                                               .action = "delay=2500",
+                                               .hold_ms = 3000,
+                                               .passage = 1};
+    snprintf(p->name, sizeof p->name, "%s:%u:%s%s%s", at->name, at->passage, at->action,
+             at->side == SOURCE ? " at the source" : " at the destination",
+             at->late ? ", a second switch-over" : "");
 }
 
 static const char *who_text(const struct fault *f)

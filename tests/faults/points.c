@@ -5,23 +5,27 @@
 
 #define KILLED(name, side, passage, home)                                                                    \
     {                                                                                                        \
-        name, side, passage, "kill", 300, home, false                                                        \
+        name, side, passage, "kill", 300, home, false, false                                                 \
     }
 #define CUT_AT(name, side, passage, home)                                                                    \
     {                                                                                                        \
-        name, side, passage, "cut", 300, home, false                                                         \
+        name, side, passage, "cut", 300, home, false, false                                                  \
     }
 #define STOPPED(name, side, passage, hold, home)                                                             \
     {                                                                                                        \
-        name, side, passage, "stop", hold, home, false                                                       \
+        name, side, passage, "stop", hold, home, false, false                                                \
     }
 #define FAILS(name, side, passage, home)                                                                     \
     {                                                                                                        \
-        name, side, passage, "error", 0, home, false                                                         \
+        name, side, passage, "error", 0, home, false, false                                                  \
+    }
+#define AGAIN(name, side, action, home)                                                                      \
+    {                                                                                                        \
+        name, side, 1, action, 300, home, false, true                                                        \
     }
 #define STORAGE(name, action)                                                                                \
     {                                                                                                        \
-        name, SOURCE, 1, action, 300, "source", true                                                         \
+        name, SOURCE, 1, action, 300, "source", true, false                                                  \
     }
 
 #define S    SOURCE
@@ -111,6 +115,22 @@ const struct point points[] = {
     KILLED("clean-up-undone", S, 1, AT_D),
     KILLED("clean-up-removed", S, 1, AT_D),
     KILLED("job-ending", S, 1, AT_D),
+    /* A switch-over that is given up, and the next one. */
+    AGAIN("again", S, "kill", AT_S),
+    AGAIN("again-withdrawn", D, "kill", AT_S),
+    AGAIN("again-withdrawn", D, "cut", AT_S),
+    AGAIN("again-withdrawn", D, "stop", AT_D),
+    AGAIN("again-answered", S, "kill", AT_S),
+    AGAIN("again-answered", S, "cut", AT_S),
+    AGAIN("again-told", D, "kill", AT_S),
+    AGAIN("again-resumed", S, "kill", AT_S),
+    AGAIN("again-resumed", S, "stop", AT_D),
+    AGAIN("wait-anew", D, "kill", AT_S),
+    AGAIN("wait-anew", D, "cut", AT_S),
+    AGAIN("wait-anew", D, "stop", AT_D),
+    AGAIN("loaded", D, "kill", AT_S),
+    AGAIN("run-after-record", D, "kill", AT_D),
+    AGAIN("handoff-after-record", S, "kill", AT_D),
     /* Disks alone. */
     STORAGE("storage-journaled", "kill"),
     STORAGE("storage-made", "kill"),

@@ -128,7 +128,7 @@ static void walk(struct world *w, const struct plan *p, struct outcome *o)
     for (unsigned i = 0; i < p->faults; i++) {
         if (c.phase[i] == ON)
             fault_end(w, &p->fault[i], &move);
-        o->struck |= c.struck[i];
+        o->struck |= c.struck[i] && (i == 0 || p->seed); /* a named point's other one only leads there */
     }
     o->exit = job_end(&move, 5, &o->said);
 }
