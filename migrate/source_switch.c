@@ -125,6 +125,25 @@ static int check_state(struct source *m)
         xm_format_size(max).s, xm_format_time(m->opt.downtime).s);
 }
 
+/* One that has begun to stop the guest answers nobody until its disks' requests are done. */
+static int stays_active(struct source *m)
+{
+    struct xm_error why = {0};
+    json_t *st = qmp_call(&m->machine->qemu.qmp, "query-migrate", NULL, XM_NS_PER_S, &why);
+    bool answers = st != NULL;
+
+    json_decref(st);
+    return answers ? xm_error_set(
+                         &m->error, ETIMEDOUT,
+                         "QEMU has memory of its own (a VGA's, say) that changes faster than it can be sent "
+                         "within the downtime budget of %s; allow more with --downtime",
+                         xm_format_time(m->opt.downtime).s)
+                   : xm_error_set(
+                         &m->error, ETIMEDOUT,
+                         "QEMU does not come to stop the guest: it waits for requests of its disks that are "
+                         "not done (does their storage hang?)");
+}
+
 /* Waits until QEMU's migration is in the state wanted, by its events. */
 static int wait_qemu(struct source *m, const char *status)
 {
@@ -144,11 +163,7 @@ static int wait_qemu(struct source *m, const char *status)
         if (!r)
             r = check_state(m);
         if (!r && xm_now() > deadline && !strcmp(m->seen.status, "active"))
-            r = xm_error_set(
-                &m->error, ETIMEDOUT,
-                "QEMU has memory of its own (a VGA's, say) that changes faster than it can be sent "
-                "within the downtime budget of %s; allow more with --downtime",
-                xm_format_time(m->opt.downtime).s);
+            r = stays_active(m);
         else if (!r && xm_now() > deadline)
             r = xm_error_set(&m->error, ETIMEDOUT, "QEMU's migration does not reach «%s» (it is «%s»)",
                              status, m->seen.status);

@@ -147,7 +147,8 @@ static void storage_of_the_source_hangs(void **state)
     assert_int_equal(sh(NULL, 20, "fsfreeze -f %s/a/ds1", lab_store_dir()), 0);
     int code = job_end(&move, 90, &out);
     json_t *o = last_json(out);
-    if (code != 4 || !strstr(string(o, "error"), "does not go on here: ") || truth(o, "vm_safe"))
+    if (code != 4 || !strstr(string(o, "error"), "does not go on here: ") ||
+        !strstr(string(o, "error"), "it waits for requests of its disks") || truth(o, "vm_safe"))
         fail_msg("exit status %d:\n%s", code, out ? out : "");
     json_decref(o);
     free(out);
