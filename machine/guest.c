@@ -85,6 +85,11 @@ static bool stopped_by_us(const char *status)
     return false;
 }
 
+bool machine_paused_in(const char *runstate)
+{
+    return !goes_on(runstate) && !stopped_by_us(runstate);
+}
+
 /* The journal stays after a migration, until the source is known to have settled: but once the guest has been
  * seen to run here the record says so. */
 static bool was_loaded(const struct machine *vm)

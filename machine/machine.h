@@ -100,6 +100,8 @@ int machine_guest_paused(struct machine *, bool *paused, struct xm_error *);
  * that was cut, say. Or it is to run. */
 void machine_note_paused(struct machine *, bool paused);
 bool machine_noted_paused(const struct machine *);
+/* Of QEMU's run state: it stood still so by its user's will, or its QEMU's. */
+bool machine_paused_in(const char *runstate);
 /* The shim is about to stop it, to let it go on at once; or it runs. */
 void machine_note_stopped(struct machine *, bool stopped);
 /* The VM was given to another host, and somebody has let its guest go on here, by a monitor of his own: it

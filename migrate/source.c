@@ -289,9 +289,10 @@ void source_persist(struct source *m, bool yes)
     m->asked.persist = yes;
 }
 
+/* QEMU stops the guest itself when its migration is active, and not before. */
 bool source_stops(const struct source *m)
 {
-    return m->stopping;
+    return m->stopping && m->seen.status[0] && strcmp(m->seen.status, "setup") != 0;
 }
 
 void source_qmp_event(struct source *m, const char *name, const json_t *data, uint64_t when)
@@ -300,7 +301,9 @@ void source_qmp_event(struct source *m, const char *name, const json_t *data, ui
         snprintf(m->seen.status, sizeof m->seen.status, "%s", xm_json_str(data, "status", ""));
     else if (!strcmp(name, "SHUTDOWN"))
         m->seen.powered_off = xm_json_bool(data, "guest", false);
-    else if (!strcmp(name, "STOP")) {
+    else if (!strcmp(name, "STOP") && !source_stops(m)) {
+        m->paused = true; /* by its user; before a switch-over that is asked anew */
+    } else if (!strcmp(name, "STOP")) {
         struct timespec ts;
         clock_gettime(CLOCK_REALTIME, &ts);
         uint64_t real = (uint64_t)ts.tv_sec * XM_NS_PER_S + (uint64_t)ts.tv_nsec;

@@ -13,6 +13,11 @@
 #define IN_FLIGHT 16
 #define PIECE     (128u << 10)
 
+/* QEMU's section about itself (migration/global_state.c, the same from 7.2 to 11): the length of its name and
+ * the name; instance, version, and the size of the text, 4 bytes each; the text, with its end. */
+#define STATE_SECTION "\013globalstate"
+enum { STATE_NAME = sizeof STATE_SECTION - 1, STATE_TEXT = STATE_NAME + 12 };
+
 struct piece {
     struct xm_msg msg;
     struct stream *s;
@@ -37,6 +42,10 @@ struct stream {
     STAILQ_HEAD(, xm_post) held; /* posts of messages that are not submitted yet */
     struct piece *filling;       /* the last of these, while it has room */
     struct xm_post release;
+    unsigned state_at;                 /* bytes of that section that have been seen */
+    char state_next[STREAM_STATE_MAX]; /* being read */
+    char state[STREAM_STATE_MAX];      /* under the lock, as the next */
+    bool sent;                         /* QEMU has closed it */
     /* destination */
     STAILQ_HEAD(, xm_post) early; /* posts of frames ahead of their turn */
     bool ended;
@@ -137,6 +146,41 @@ static void begin_piece(struct stream *s, struct piece *pc)
     };
 }
 
+/* What a guest writes into QEMU's own memory (a display's) may look like it; the devices come after that. */
+static void find_runstate(struct stream *s, const uint8_t *p, size_t n)
+{
+    for (const uint8_t *end = p + n; p < end; p++) {
+        if (!s->state_at && !(p = memchr(p, STATE_SECTION[0], (size_t)(end - p))))
+            return;
+        if (s->state_at < STATE_NAME) {
+            bool first = *p == STATE_SECTION[0];
+            s->state_at = *p == (uint8_t)STATE_SECTION[s->state_at] ? s->state_at + 1 : first;
+            continue;
+        }
+        unsigned at = s->state_at++ - STATE_NAME;
+        if (at < STATE_TEXT - STATE_NAME)
+            continue;
+        at -= STATE_TEXT - STATE_NAME;
+        s->state_next[at] = (char)*p;
+        if (*p && at + 1 < STREAM_STATE_MAX)
+            continue;
+        s->state_next[at] = 0;
+        s->state_at = 0;
+        pthread_mutex_lock(&s->lock);
+        memcpy(s->state, s->state_next, sizeof s->state);
+        pthread_mutex_unlock(&s->lock);
+    }
+}
+
+bool stream_runstate(struct stream *s, char state[STREAM_STATE_MAX])
+{
+    pthread_mutex_lock(&s->lock);
+    memcpy(state, s->state, sizeof s->state);
+    bool all = s->sent;
+    pthread_mutex_unlock(&s->lock);
+    return all;
+}
+
 /* n bytes more have been read into it; none: it is the last. */
 static void piece_read(struct stream *s, struct piece *pc, uint32_t n)
 {
@@ -185,8 +229,12 @@ static void *send_main(void *arg)
             n = read(s->fd, pc->data + pc->msg.length, PIECE - pc->msg.length);
         } while (n < 0 && (errno == EINTR || errno == EAGAIN));
         end = n <= 0;
+        find_runstate(s, pc->data + pc->msg.length, n > 0 ? (size_t)n : 0);
         piece_read(s, pc, n > 0 ? (uint32_t)n : 0);
     }
+    pthread_mutex_lock(&s->lock);
+    s->sent = true;
+    pthread_mutex_unlock(&s->lock);
     for (;;) {
         if (s->stop)
             drop_held(s);

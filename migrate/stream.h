@@ -9,7 +9,8 @@
 #include "net/net.h"
 
 /* QEMU's name for it. */
-#define STREAM_NAME "xmigrate"
+#define STREAM_NAME      "xmigrate"
+#define STREAM_STATE_MAX 16
 
 struct stream;
 /* Both take the socket over, on failure too. Source: what comes is sent, then END. attempt: which
@@ -25,6 +26,9 @@ void stream_stop(struct stream *);                  /* source: QEMU finds its so
 /* Stops and frees; frames that wait are answered with -ECANCELED. */
 void stream_free(struct stream *);
 uint64_t stream_bytes(const struct stream *);
+/* Source: QEMU's run state when it stopped the guest for this, "running" or "paused", say, as what it has sent so
+ * far tells; "": it has not told it. False: there may be more to come. */
+bool stream_runstate(struct stream *, char state[STREAM_STATE_MAX]);
 /* Why it broke, or code 0. */
 void stream_error(struct stream *, struct xm_error *);
 

@@ -301,6 +301,38 @@ static void a_paused_vm_stays_paused(void **state)
     end_vm("b", "vm8");
 }
 
+/* Its user stops it when it has just been asked whether he has. What broke: QEMU's word for that was taken for
+ * that of our own stop, and its guest ran at the destination; or here, when the move failed. */
+static void a_guest_that_its_user_stops_in_the_switch_stays_stopped(void **state)
+{
+    struct job move;
+    char *out = NULL;
+
+    (void)state;
+    need_lab();
+    start_vm_with_monitor("vm6");
+    for (int fails = 1; fails >= 0; fails--) {
+        arm("a", "switch-asked:1:delay=5000");
+        job_start(&move, "%s", xmigrate("a", "--json --with-storage vm6 hostb"));
+        assert_true(wait_until(60, "test ! -e %s/a/fault", lab_run_dir()));
+        vm_monitor("a", "stop", "STOP");
+        if (fails)
+            arm("a", "switch-stopped:1:error");
+        assert_int_equal(job_end(&move, 60, &out), fails);
+        free(out);
+        for (struct limit l = limit_start(30); !is_paused_at(fails ? "a" : "b", "vm6") && limit_wait(&l);) {
+        }
+        assert_true(is_paused_at(fails ? "a" : "b", "vm6"));
+        vm_monitor(fails ? "a" : "b", "cont", "RESUME");
+        if (fails)
+            host_must_be_clean("b");
+    }
+    vm_must_run_at("b", "vm6");
+    small_must_be_whole(&guest, "b");
+    assert_int_equal(guest.boots, 2);
+    end_vm("b", "vm6");
+}
+
 /* Its user lets it go on when everything has been sent: what it does from then on is in no copy. Seen: it ran
  * here until its QEMU was ended, and at the destination from the switch on. */
 static void a_guest_that_its_user_lets_go_on_in_the_switch_stays(void **state)
@@ -392,6 +424,7 @@ int main(void)
         cmocka_unit_test_teardown(power_is_cut_between_the_records, stop_all),
         cmocka_unit_test_teardown(power_is_cut_at_the_destination, stop_all),
         cmocka_unit_test_teardown(a_paused_vm_stays_paused, stop_all),
+        cmocka_unit_test_teardown(a_guest_that_its_user_stops_in_the_switch_stays_stopped, stop_all),
         cmocka_unit_test_teardown(a_guest_that_its_user_lets_go_on_in_the_switch_stays, stop_all),
         cmocka_unit_test_teardown(a_guest_that_was_given_away_is_not_let_go_on, stop_all),
     };

@@ -219,6 +219,41 @@ static void test_refused(void **state)
 }
 
 /* Freed before QEMU ever wrote. */
+/* In whatever pieces it comes; the last one counts. */
+static void test_the_runstate_is_read(void **state)
+{
+    static const struct {
+        const char *says, *is;
+    } cases[] = {
+        {"running", "running"}, {"paused", "paused"}, {"a-state-that-nobody-knows", "a-state-that-no"}};
+    (void)state;
+
+    for (unsigned i = 0; i < 3; i++) {
+        struct shuffle s = {.lock = PTHREAD_MUTEX_INITIALIZER, .refuse = -ECANCELED};
+        struct xm_error e = {0};
+        char text[400] = "\x0bglobal\x0bglobalstate", was[STREAM_STATE_MAX] = "?";
+        size_t at = 19 + 12;
+        int in[2];
+        s.transport = (struct xm_transport){.submit = submit, .ctx = &s};
+        pair(in);
+        struct stream *from = stream_send(in[0], &s.transport, 0, &e);
+        assert_non_null(from);
+        assert_false(stream_runstate(from, was));
+        assert_string_equal(was, "");
+        memcpy(text + at, cases[i].says, strlen(cases[i].says));
+        for (size_t n = 0; n < sizeof text; n++) {
+            assert_int_equal(write(in[1], text + n, 1), 1);
+            if (i == 1)
+                usleep(100);
+        }
+        close(in[1]);
+        for (struct limit l = limit_start(10); !stream_runstate(from, was) && limit_wait(&l);)
+            ;
+        assert_string_equal(was, cases[i].is);
+        stream_free(from);
+    }
+}
+
 static void test_nobody_came(void **state)
 {
     struct shuffle s = {.lock = PTHREAD_MUTEX_INITIALIZER};
@@ -237,9 +272,9 @@ static void test_nobody_came(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_in_order_once), cmocka_unit_test(test_held_until_released),
-        cmocka_unit_test(test_held_for_good), cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_nobody_came),
+        cmocka_unit_test(test_in_order_once),        cmocka_unit_test(test_held_until_released),
+        cmocka_unit_test(test_held_for_good),        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_the_runstate_is_read), cmocka_unit_test(test_nobody_came),
     };
     return cmocka_run_group_tests_name("migrate_stream", tests, NULL, NULL);
 }
