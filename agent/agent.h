@@ -85,7 +85,9 @@ int vms_adopt(
  * the sentence is the shim's; one that does not come up in time is ended. */
 int vm_spawn(struct agent *, const char *name, json_t *spec, uint64_t epoch, json_t *incoming,
              struct xm_error *);
-int vm_watch(struct agent *, const char *name, struct xm_error *); /* it has a shim now: starts its watcher */
+/* It has a shim now: starts its watcher. Where no thread can be had vm_watch_all tries it again (tidy.c). */
+void vm_watch(struct agent *, const char *name);
+void vm_watch_all(struct agent *);
 /* An incoming VM that is on its way out (its shim does not answer any more) is waited for. True: it has gone.
  */
 bool vm_wait_ending(struct agent *, const char *name);

@@ -318,12 +318,13 @@ static json_t *prepare(struct agent *a, struct asked *q)
     json_decref(reasons);
     if (!vm)
         return refusal(EXIT_FAILED, "%s", e.text);
-    if (bring_up(a, q, datastore, &e) < 0 || vm_watch(a, q->spec.name, &e) < 0) {
+    if (bring_up(a, q, datastore, &e) < 0) {
         agent_lock(a);
         vm_forget(vm_find(a, q->spec.name));
         agent_unlock(a);
         return refusal(EXIT_FAILED, "%s", e.text);
     }
+    vm_watch(a, q->spec.name);
     xm_fault("prepared");
     xm_log(XM_LOG_INFO, "VM %s: prepared for job %s of %s", q->spec.name, q->job, q->req.source);
     return prepared(a, q, datastore, token);

@@ -103,7 +103,7 @@ static int new_shim(struct agent *a, const char *vm, uint64_t epoch, struct xm_e
     if (!r)
         r = vm_spawn(a, vm, spec, epoch, NULL, e);
     if (!r)
-        r = vm_watch(a, vm, e);
+        vm_watch(a, vm);
     agent_lock(a);
     here = r ? vm_find(a, vm) : NULL;
     if (here && claimed)

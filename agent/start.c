@@ -104,12 +104,13 @@ static json_t *start_spec(struct agent *a, struct vm_spec *s, const json_t *reco
         json_object_set(answer, "reasons", reasons);
         free(why);
     } else if ((no = fresh && define_namesake(a, s->name, &e) < 0) ||
-               bring_up(a, s, spec, recorded, &d, &e) || vm_watch(a, s->name, &e)) {
+               bring_up(a, s, spec, recorded, &d, &e)) {
         answer = refusal(no ? EXIT_REFUSED : EXIT_FAILED, "%s", e.text);
         agent_lock(a);
         vm_forget(vm_find(a, s->name));
         agent_unlock(a);
     } else {
+        vm_watch(a, s->name);
         xm_log(XM_LOG_INFO, "VM %s: started", s->name);
         answer = ok_answer();
         json_object_set_new(answer, "vm", json_string(s->name));

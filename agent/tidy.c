@@ -295,6 +295,7 @@ static void *tidy_main(void *arg)
     struct agent *a = arg;
 
     do {
+        vm_watch_all(a);
         begin_journals(a);
         begin_left(a);
     } while (!agent_pause(a, PASS_NS));

@@ -377,7 +377,9 @@ static void adopt_living(struct agent *a, const char *name, json_t *spec, json_t
     if (!incoming)
         inventory_came(a, name, false); /* perhaps while no agent was there */
     xm_log(XM_LOG_INFO, "VM %s: found again", name);
-    if (!vm || vm_watch(a, name, &e) < 0)
+    if (vm)
+        vm_watch(a, name);
+    else
         xm_log(XM_LOG_ERROR, "%s", e.text);
 }
 

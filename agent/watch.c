@@ -438,7 +438,7 @@ static void *watch_main(void *arg)
     return NULL;
 }
 
-int vm_watch(struct agent *a, const char *name, struct xm_error *e)
+static int watch_begin(struct agent *a, const char *name, struct xm_error *e)
 {
     struct watch *w = calloc(1, sizeof *w);
 
@@ -454,7 +454,8 @@ int vm_watch(struct agent *a, const char *name, struct xm_error *e)
     }
     pthread_cond_broadcast(&a->changed);
     agent_unlock(a);
-    int r = agent_thread(a, watch_main, w, e);
+    int r = xm_fault("watch-thread") ? xm_error_set(e, EAGAIN, "fault point watch-thread")
+                                     : agent_thread(a, watch_main, w, e);
     if (!r)
         return 0;
     agent_lock(a);
@@ -463,4 +464,31 @@ int vm_watch(struct agent *a, const char *name, struct xm_error *e)
     agent_unlock(a);
     free(w);
     return r;
+}
+
+/* It runs, and that nobody listens to its shim ends nothing of it. */
+void vm_watch(struct agent *a, const char *name)
+{
+    struct xm_error e = {0};
+
+    if (watch_begin(a, name, &e) < 0)
+        xm_log(XM_LOG_WARN, "VM %s: what its shim tells is not heard yet: %s; tried again", name, e.text);
+}
+
+void vm_watch_all(struct agent *a)
+{
+    json_t *names = json_array(), *name;
+    struct vm *vm;
+    size_t i;
+
+    agent_lock(a);
+    TAILQ_FOREACH (vm, &a->vms, link) {
+        if (vm->phase == VM_UP && !vm->watched)
+            json_array_append_new(names, json_string(vm->name));
+    }
+    agent_unlock(a);
+    json_array_foreach (names, i, name)
+        if (vm_process(a, json_string_value(name), "shim.pid"))
+            vm_watch(a, json_string_value(name));
+    json_decref(names);
 }

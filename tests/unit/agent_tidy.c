@@ -208,6 +208,23 @@ static void who_asks_again_and_again_keeps_nobody_from_a_vm(void **state)
     json_decref(none);
 }
 
+/* What broke: no thread could be had for its watcher. The start was refused and the VM forgotten, which ran on. */
+static void a_vm_whose_watcher_cannot_begin_gets_it_later(void **state)
+{
+    (void)state;
+    need_qemu();
+    assert_int_equal(xm_file_replace(fault, "watch-thread:1:error", 20, NULL), 0);
+    must(ask(t, start_request()), 0);
+    assert_true(access(fault, F_OK) < 0);
+    assert_string_equal(state_of("web1"), "running");
+    for (struct limit l = limit_start(4); limit_wait(&l);) /* a pass */
+        ;
+    kill(shim_pid(t, "web1"), SIGKILL);
+    for (struct limit l = limit_start(20); strcmp(state_of("web1"), "stopped") != 0 && limit_wait(&l);)
+        ;
+    assert_string_equal(state_of("web1"), "stopped");
+}
+
 /* ---- expected in vain ---- */
 
 /* Seen: the source's agent was killed before its shim had the job, and every further move of the VM was
@@ -718,6 +735,7 @@ int main(int argc, char **argv)
         TEST(an_answer_ends_no_later_migration),
         TEST(what_is_just_being_settled_is_let_alone),
         TEST(what_is_stopped_is_not_started_while_it_is_held),
+        TEST(a_vm_whose_watcher_cannot_begin_gets_it_later),
         TEST(who_asks_again_and_again_keeps_nobody_from_a_vm),
         TEST(a_source_that_does_not_say_is_waited_for),
         TEST(a_directory_that_could_not_be_removed_goes_later),
