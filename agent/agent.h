@@ -265,8 +265,8 @@ json_t *settle(struct agent *, const char *vm, bool peer_is_dead, uint64_t patie
  * does. */
 bool settle_claim(struct agent *, const char *vm, uint64_t patience_ns);
 void settle_release(struct agent *, const char *vm);
-/* yes: the VM begins no migration from here on, nor ends one, and one that does not run is not started. False:
- * it is in one, or just comes or goes, or is being defined. no: it may again. Who holds it has claimed it. */
+/* yes: the VM begins no migration from here on, nor ends one, and is not started. False: it is in one, or
+ * just comes or goes, or is being defined. no: it may again. Who holds it has claimed it. */
 bool settle_hold(struct agent *, const char *vm, bool yes);
 /* Under the lock, for who is about to do one of these: waits for who holds it. False: it still is held. */
 bool settle_let_go(struct agent *, const char *vm);

@@ -9,8 +9,8 @@
  * A VM is started by itself when its definition says so, its record says «mine», no peer that answers owns a
  * higher epoch, and it has not run in this boot yet. One that another host may have taken over waits until
  * that host has been asked (agent/returned.h), one whose disk is not there (its datastore is not mounted yet,
- * say) until it is, and one that somebody holds until that is over. The agent is killed in the middle: the next one goes on with
- * the others. */
+ * say) until it is, and one that somebody holds until that is over. The agent is killed in the middle: the
+ * next one goes on with the others. */
 #include "agent/inventory.h"
 #include "agent/returned.h"
 #include "agent/storage.h"
@@ -94,8 +94,8 @@ static bool disk_is_away(const json_t *spec)
     return away;
 }
 
-/* False: it is to be tried again: who may have taken it over does not answer, a disk is not there, or somebody
- * holds it. first: nothing has been said of that. */
+/* False: it is to be tried again: who may have taken it over does not answer, a disk is not there, or it is
+ * held. first: nothing has been said of that. */
 static bool start_one(struct agent *a, const char *name, bool *silent, bool first)
 {
     struct inventory_vm v;

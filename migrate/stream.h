@@ -26,8 +26,8 @@ void stream_stop(struct stream *);                  /* source: QEMU finds its so
 /* Stops and frees; frames that wait are answered with -ECANCELED. */
 void stream_free(struct stream *);
 uint64_t stream_bytes(const struct stream *);
-/* Source: QEMU's run state when it stopped the guest for this, "running" or "paused", say, as what it has sent so
- * far tells; "": it has not told it. False: there may be more to come. */
+/* Source: QEMU's run state when it stopped the guest for this, "running" or "paused", say, by what it has
+ * sent so far; "": it has not told it. False: there may be more to come. */
 bool stream_runstate(struct stream *, char state[STREAM_STATE_MAX]);
 /* Why it broke, or code 0. */
 void stream_error(struct stream *, struct xm_error *);

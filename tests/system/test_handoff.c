@@ -301,8 +301,8 @@ static void a_paused_vm_stays_paused(void **state)
     end_vm("b", "vm8");
 }
 
-/* Its user stops it when it has just been asked whether he has. What broke: QEMU's word for that was taken for
- * that of our own stop, and its guest ran at the destination; or here, when the move failed. */
+/* Its user stops it when it has just been asked whether he has. What broke: QEMU's word for that was taken
+ * for that of our own stop, and its guest ran at the destination; or here, when the move failed. */
 static void a_guest_that_its_user_stops_in_the_switch_stays_stopped(void **state)
 {
     struct job move;

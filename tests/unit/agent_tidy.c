@@ -130,8 +130,8 @@ static void what_is_just_being_settled_is_let_alone(void **state)
     must(ask(t, json_pack("{s:s, s:s}", "verb", "undefine", "vm", "web1")), 0);
 }
 
-/* What broke: who was held had to be in the list, and a VM that is stopped is not. It was started meanwhile, and
- * its next move wrote the journal that was just being closed. */
+/* What broke: who was held had to be in the list, and a VM that is stopped is not. It was started meanwhile,
+ * and its next move wrote the journal that was just being closed. */
 static void what_is_stopped_is_not_started_while_it_is_held(void **state)
 {
     json_t *files = json_pack("[s]", in_dir(t, "ds/web1-root.1.raw"));
@@ -208,7 +208,7 @@ static void who_asks_again_and_again_keeps_nobody_from_a_vm(void **state)
     json_decref(none);
 }
 
-/* What broke: no thread could be had for its watcher. The start was refused and the VM forgotten, which ran on. */
+/* What broke: no thread could be had for its watcher. The start was refused; the VM, forgotten, ran on. */
 static void a_vm_whose_watcher_cannot_begin_gets_it_later(void **state)
 {
     (void)state;

@@ -128,8 +128,8 @@ static void must_hold(const char *name, const char *text)
     free(found);
 }
 
-/* What broke: a VM that started while the state directory could not be written had no record of its console for
- * as long as its QEMU lived. Here there is a file in the directory's place. */
+/* What broke: a VM that started while the state directory could not be written had no record of its console
+ * for as long as its QEMU lived. Here there is a file in the directory's place. */
 static void the_console_is_recorded_as_soon_as_it_can_be(void **state)
 {
     static struct machine vm;
