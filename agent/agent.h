@@ -270,6 +270,10 @@ void settle_release(struct agent *, const char *vm);
 bool settle_hold(struct agent *, const char *vm, bool yes);
 /* Under the lock, for who is about to do one of these: waits for who holds it. False: it still is held. */
 bool settle_let_go(struct agent *, const char *vm);
+/* An operator has said that a peer is gone for good, and the VM may be taken in a moment: who asks whose it is
+ * (the peer, which is not) must not act on what was so before. Who says so has claimed it. */
+void settle_word(struct agent *, const char *vm, bool yes);
+bool settle_by_word(struct agent *, const char *vm);
 json_t *settle_claimed(struct agent *, const char *vm, bool peer_is_dead);
 /* The record says that nothing of the VM is needed here: its shim and QEMU end, then what the journal names
  * goes. */

@@ -16,6 +16,7 @@ struct claim {
     LIST_ENTRY(claim) link; /* newest first */
     char vm[VM_NAME_MAX + 1];
     bool held;
+    bool word; /* an operator's word about its peer is carried out */
 };
 
 /* Under the lock: whose turn it is; NULL: nobody's. */
@@ -82,4 +83,20 @@ bool settle_let_go(struct agent *a, const char *vm)
     while ((c = claim_of(a, vm)) && c->held && agent_wait(a, until))
         ;
     return !c || !c->held;
+}
+
+void settle_word(struct agent *a, const char *vm, bool yes)
+{
+    agent_lock(a);
+    claim_of(a, vm)->word = yes;
+    agent_unlock(a);
+}
+
+bool settle_by_word(struct agent *a, const char *vm)
+{
+    agent_lock(a);
+    const struct claim *c = claim_of(a, vm);
+    bool is = c && c->word;
+    agent_unlock(a);
+    return is;
 }

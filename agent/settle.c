@@ -430,7 +430,10 @@ json_t *settle_claimed(struct agent *a, const char *vm, bool peer_is_dead)
         return ok_text("VM %s is this host's: %s", vm, here.present ? here.state : "stopped");
     if (!verdict_open(&here.rec)) /* whoever had the claim before us has settled it */
         return ok_text("VM %s: nothing is open any more", vm);
-    return judge_it(a, vm, &here, peer_is_dead);
+    settle_word(a, vm, peer_is_dead);
+    json_t *answer = judge_it(a, vm, &here, peer_is_dead);
+    settle_word(a, vm, false);
+    return answer;
 }
 
 json_t *settle(struct agent *a, const char *vm, bool peer_is_dead, uint64_t patience_ns)

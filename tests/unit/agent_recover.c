@@ -302,6 +302,30 @@ static void what_is_handed_back_goes_on_at_once(void **state)
     assert_int_equal(rec.epoch, 5);
 }
 
+/* What broke: the host that was declared dead came back, heard «promised» and started its VM, and the word, whose
+ * silent third host had been waited for, was carried out a moment later: two runners. */
+static void who_asks_while_a_word_is_carried_out_hears_so(void **state)
+{
+    struct owner_record rec;
+    struct xm_jsonl js, its;
+    int hostb = *(int *)*state;
+    need_qemu();
+
+    promised(&rec);
+    xm_jsonl_init(&js, agent_socket());
+    xm_jsonl_send(js.fd, json_pack("{s:s, s:s, s:b}", "verb", "recover", "vm", "web1", "peer_is_dead", 1), -1,
+                  NULL);
+    json_decref(serve_begin(hostb, &its)); /* and is not answered */
+    must_refuse(ask_as_peer(t, json_pack("{s:s, s:s}", "verb", "peer.owner", "vm", "web1")), 4,
+                "is just being taken on an operator's word: ask again", NULL);
+    xm_jsonl_close(&its);
+    must(last_of(&js), 0);
+    xm_jsonl_close(&js);
+    json_t *now = ask_as_peer(t, json_pack("{s:s, s:s}", "verb", "peer.owner", "vm", "web1"));
+    assert_string_equal(xm_json_str(now, "owner", ""), "mine");
+    json_decref(now);
+}
+
 /* ---- a third host ---- */
 
 static int hostc;
@@ -678,6 +702,7 @@ int main(int argc, char **argv)
         TEST(what_is_whole_at_the_source_is_handed_back),
         TEST(what_is_whole_nowhere_is_started_from_its_disks),
         TEST(what_is_handed_back_goes_on_at_once),
+        TEST(who_asks_while_a_word_is_carried_out_hears_so),
         THIRD(what_a_third_host_has_taken_is_given_up),
         THIRD(a_later_copy_at_a_third_host_counts),
         THIRD(what_a_third_host_has_given_on_is_looked_for),
