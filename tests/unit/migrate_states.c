@@ -89,7 +89,8 @@ static void the_stop_is_in_the_switch_whatever_the_clock_says(void **state)
     const uint64_t words[] = {real - hour, real - 100000 * hour, real, real + hour};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
         struct machine vm = {.spec.name = "web1"};
-        struct source m = {.machine = &vm, .job = "1", .state = SOURCE_SWITCH};
+        struct source m = {
+            .machine = &vm, .job = "1", .state = SOURCE_SWITCH, .stopping = true, .seen.status = "active"};
         uint64_t since = m.report.entered[SOURCE_SWITCH] = xm_now() - 1000000;
         source_qmp_event(&m, "STOP", NULL, words[i]);
         assert_true(m.seen.stop >= since && m.seen.stop <= xm_now());
