@@ -261,8 +261,8 @@ verb_handler verb_recover, verb_peer_owner, verb_peer_recover; /* recover.c */
  * record says, or, with peer_is_dead, by the operator's word that this peer is gone for good. The answer of
  * `recover`. */
 json_t *settle(struct agent *, const char *vm, bool peer_is_dead, uint64_t patience_ns);
-/* claims.c: in two steps: at most one thread works on what is open of a VM, each in its turn. False: another one still
- * does. */
+/* claims.c: in two steps: at most one thread works on what is open of a VM, each in its turn. False:
+ * another one still does. */
 bool settle_claim(struct agent *, const char *vm, uint64_t patience_ns);
 void settle_release(struct agent *, const char *vm);
 /* yes: the VM begins no migration from here on, nor ends one, and is not started. False: it is in one, or
@@ -270,8 +270,8 @@ void settle_release(struct agent *, const char *vm);
 bool settle_hold(struct agent *, const char *vm, bool yes);
 /* Under the lock, for who is about to do one of these: waits for who holds it. False: it still is held. */
 bool settle_let_go(struct agent *, const char *vm);
-/* An operator has said that a peer is gone for good, and the VM may be taken in a moment: who asks whose it is
- * (the peer, which is not) must not act on what was so before. Who says so has claimed it. */
+/* An operator has said that a peer is gone for good, and the VM may be taken in a moment: who asks whose
+ * it is (the peer, which is not) must not act on what was so before. Who says so has claimed it. */
 void settle_word(struct agent *, const char *vm, bool yes);
 bool settle_by_word(struct agent *, const char *vm);
 json_t *settle_claimed(struct agent *, const char *vm, bool peer_is_dead);
@@ -360,9 +360,10 @@ void gather(struct agent *, const struct admission_request *, bool strict, struc
  * *datastore: index in the configuration, -1: none. */
 unsigned admit_judge(struct agent *, const struct admission_request *, struct gathered *, json_t *reasons,
                      int *datastore);
-/* resolve.c: makes a spec as the user wrote it whole, for this host: accel, cpu, machine's full name, disks' paths and
- * sizes. Refused when it contradicts the inventory, or a disk that the inventory has is not there. note (may
- * be NULL): a sentence for the user when the VM will run otherwise than he may expect. */
+/* resolve.c: makes a spec as the user wrote it whole, for this host: accel, cpu, machine's full name,
+ * disks' paths and sizes. Refused when it contradicts the inventory, or a disk that the inventory has is
+ * not there. note (may be NULL): a sentence for the user when the VM will run otherwise than he may
+ * expect. */
 int resolve_spec(struct agent *, struct vm_spec *, struct xm_error *note, struct xm_error *);
 /* The refusal: nothing is made in the place of a disk that the record has. */
 int disk_missing(struct agent *, const struct vm_spec *, const struct vm_disk *, struct xm_error *);

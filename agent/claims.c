@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* At most one thread works on what is open of a VM. It may wait for the peer, whose thread may wait for us: so
- * a peer that asks does not wait long for a claim, and other VMs have nothing to do with it. */
+/* At most one thread works on what is open of a VM. It may wait for the peer, whose thread may wait for
+ * us: so a peer that asks does not wait long for a claim, and other VMs have nothing to do with it. */
 #include "agent/agent.h"
 
 #include <stdio.h>

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* A specification as its user wrote it is made whole for this host, and held against what is recorded of the VM. */
+/* A specification as its user wrote it is made whole for this host, and held against what is recorded of
+ * the VM. */
 #include "agent/datastore.h"
 #include "agent/agent.h"
 #include "agent/facts.h"

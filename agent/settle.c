@@ -198,7 +198,8 @@ static json_t *take(struct agent *a, const char *vm, struct known *here, uint64_
         return refusal(EXIT_UNKNOWN, "VM %s has changed at this moment: ask again", vm);
     if (!strcmp(now.role, "incoming"))
         return refusal(EXIT_UNKNOWN, "VM %s is on its way from %s still: ask again", vm, now.source);
-    /* What had it loaded has ended meanwhile: whether the other host has its guest whole is looked at anew. */
+    /* What had it loaded has ended meanwhile: whether the other host has its guest whole is looked at
+     * anew. */
     if (here->qemu && !now.qemu && !by_word)
         return refusal(EXIT_UNKNOWN, "VM %s has ended at this moment: ask again", vm);
     *here = now;

@@ -32,7 +32,7 @@
 
 #define HEAD      sizeof(struct virtio_net_hdr)
 #define LATE_ROOM (1 << 20)    /* bytes a NIC, as the kernel counts them */
-#define EARLIER   XM_NS_PER_MS /* what QEMU had taken off the tap, and not given to the guest when it stopped */
+#define EARLIER   XM_NS_PER_MS /* what QEMU had read, and the guest had not when it stopped */
 #define NOBODYS   0x88b5       /* IEEE 802 local experimental: a socket has to have some protocol */
 
 /* ---- the sockets ---- */

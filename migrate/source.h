@@ -191,7 +191,8 @@ void source_abort_again(struct source *); /* that step has come to nothing */
 /* After the last step, or the one that returned r: settles, or fails with the VM here, and says so. */
 void source_end(struct source *, int r);
 
-/* source_qemu.c. QEMU's migration, into m->stream: begins it; waits until it is in that state, by its events. */
+/* source_qemu.c. QEMU's migration, into m->stream: begins it; waits until it is in that state, by its
+ * events. */
 #define QEMU_TIMEOUT (10 * XM_NS_PER_S) /* while the guest runs; once it stands, source_time_left cuts it */
 int source_qemu_begin(struct source *);
 int source_qemu_wait(struct source *, const char *status);

@@ -65,8 +65,8 @@ int journal_end(const char *dir, struct xm_error *);
  * How many there are in `open`. */
 unsigned journal_asks(const struct journal *, const struct owner_record *,
                       struct journal_open open[JOURNAL_OPEN_MAX + 1]);
-/* That host knows how they ended, or is gone for good: its hand-offs up to this epoch are not open any more. One
- * that has begun since is another one: its word about the last may come late. */
+/* That host knows how they ended, or is gone for good: its hand-offs up to this epoch are not open any
+ * more. One that has begun since is another one: its word about the last may come late. */
 int journal_close(const char *dir, const char *peer, uint64_t upto, struct xm_error *);
 
 /* Storage-only was cut, or ended without knowing what spec.json says: when that names a file that the disk

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The journal of a storage-only move, see journal.h: which of a disk's two files is the disk after the move was
- * cut. */
+/* The journal of a storage-only move, see journal.h: which of a disk's two files is the disk after the
+ * move was cut. */
 #include "vm/journal.h"
 #include "vm/left.h"
 

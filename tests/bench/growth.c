@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /* How time and our own memory grow with what is moved. usage: bench/growth growth
  *
- * disk size (sparse; full), number of disks, RAM: our copier and our rounds, without agents and guests, in
- * memory over unshaped veth. VMs at once: real guests under xmigrate, there and back. Devices: how long a real
- * guest is silent in its switch-over, by its disks and NICs. For each a row that compares what a unit costs at
- * the largest size with what it costs at the middle one (a straight line: 1), and one that compares the most
- * memory used with the bound of docs/design.md, «Bounds»: 64 MiB, 64 MiB of mirror buffer a disk, a
- * thousandth of the guest's RAM. */
+ * disk size (sparse; full), number of disks, RAM: our copier and our rounds, without agents and guests,
+ * in memory over unshaped veth. VMs at once: real guests under xmigrate, there and back. Devices: how
+ * long a real guest is silent in its switch-over, by its disks and NICs. For each a row that compares
+ * what a unit costs at the largest size with what it costs at the middle one (a straight line: 1), and
+ * one that compares the most memory used with the bound of docs/design.md, «Bounds»: 64 MiB, 64 MiB of
+ * mirror buffer a disk, a thousandth of the guest's RAM. */
 #include "tests/bench/lib_copy.h"
 #include "tests/bench/lib_lab.h"
 #include "tests/bench/lib_ram.h"

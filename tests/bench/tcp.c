@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* A TCP connection over XM_BENCH_MOVES (100) moves of a guest with its disk, there and back: a client on a third
- * host sends and compares without end, and the connection stays. How much longer its longest stall in each move
- * was than the downtime by that move's report: the guest's own way back, the network's, and a retransmission that
- * was due in the silence. usage: bench/tcp tcp */
+/* A TCP connection over XM_BENCH_MOVES (100) moves of a guest with its disk, there and back: a client on
+ * a third host sends and compares without end, and the connection stays. How much longer its longest
+ * stall in each move was than the downtime by that move's report: the guest's own way back, the
+ * network's, and a retransmission that was due in the silence. usage: bench/tcp tcp */
 #include "tests/bench/lib_lab.h"
 #include "tests/bench/lib_version.h"
 

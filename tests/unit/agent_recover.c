@@ -302,8 +302,8 @@ static void what_is_handed_back_goes_on_at_once(void **state)
     assert_int_equal(rec.epoch, 5);
 }
 
-/* What broke: the host that was declared dead came back, heard «promised» and started its VM, and the word, whose
- * silent third host had been waited for, was carried out a moment later: two runners. */
+/* What broke: the host that was declared dead came back, heard «promised» and started its VM, and the
+ * word, whose silent third host had been waited for, was carried out a moment later: two runners. */
 static void who_asks_while_a_word_is_carried_out_hears_so(void **state)
 {
     struct owner_record rec;
