@@ -7,8 +7,7 @@
 #include <string.h>
 
 /* What a host that had no part in this hand-off says of the VM, before we take it; or who has it from that
- * one. It owns it with a later epoch, by an operator's word: we give way. NULL: nothing that counts; it may
- * be silent.
+ * one. It owns it by an operator's word: we give way. NULL: nothing that counts; it may be silent.
  *
  * giver: what the host that gives it to us has said. Who can have taken it from that one is known to it: a
  * host of an earlier hand-off that is open there; nobody else is believed. NULL: it is dead, and the VM is
@@ -39,7 +38,9 @@ static json_t *third_host(struct agent *a, const char *vm, const struct known *h
     if (known_follow(a, vm, here->rec.epoch, verdict_peer(&here->rec), host, &there, &e) < 0)
         return refusal(EXIT_UNKNOWN, "VM %s: %s", vm, e.text);
     bool later = there.rec.epoch > here->rec.epoch;
-    if (there.rec.owner == OWNER_MINE && later)
+    /* The giver had offered it to that one before, with the same epoch: it took that by a word. */
+    bool took_offer = giver && there.rec.epoch == here->rec.epoch;
+    if (there.rec.owner == OWNER_MINE && (later || took_offer))
         return returned_give_way(a, vm, &here->rec, host, there.rec.epoch, &e) != RETURNED_THEIRS
                    ? refusal(EXIT_UNKNOWN, "%s", e.text)
                : e.code == EINPROGRESS ? refusal(EXIT_FAILED, "%s", e.text)

@@ -59,8 +59,10 @@ static enum verdict given(const char *self, const struct owner_record *ours,
         return VERDICT_SETTLED;
     if (theirs->owner == OWNER_MINE && theirs->epoch == ours->epoch)
         return VERDICT_THEIRS;
-    if (theirs->owner == OWNER_GIVEN && later)
-        return strcmp(theirs->to, self) ? VERDICT_SETTLED : VERDICT_BACK;
+    bool to_us = !strcmp(theirs->to, self);
+    /* With our epoch: it has given way to a host that had taken an earlier offer of ours by a word. */
+    if (theirs->owner == OWNER_GIVEN && (later || (theirs->epoch == ours->epoch && !to_us)))
+        return to_us ? VERDICT_BACK : VERDICT_SETTLED;
     if (theirs->owner == OWNER_PROMISED && theirs->epoch == ours->epoch)
         return VERDICT_TELL;
     return doubt(ours, theirs, why);

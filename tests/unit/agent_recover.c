@@ -454,25 +454,38 @@ static void who_is_silent_besides_is_named(void **state)
     assert_string_equal(state_of("web1"), "running");
 }
 
-/* hostb comes back, and says that it gave us the VM; by then hostc runs it. */
-static void what_was_given_is_not_taken_beside_a_third_host(void **state)
+static void hostc_has_it_with(int epoch, int hostb)
 {
     struct owner_record rec;
     struct xm_jsonl js;
-    need_qemu();
 
     promised(&rec);
     need_third_host();
     xm_jsonl_init(&js, agent_socket());
     xm_jsonl_send(js.fd, json_pack("{s:s, s:s}", "verb", "recover", "vm", "web1"), -1, NULL);
-    json_decref(serve_one(*(int *)*state, given_to_us(4, false)));
-    json_decref(serve_one(hostc, owner_answer("mine", 5)));
+    json_decref(serve_one(hostb, given_to_us(4, false)));
+    json_decref(serve_one(hostc, owner_answer("mine", epoch)));
     must(last_of(&js), 0);
     xm_jsonl_close(&js);
     assert_string_equal(state_of("web1"), "");
     assert_int_equal(owner_load(in_dir(t, "state/vms/web1"), "web1", &rec, NULL), 0);
     assert_int_equal(rec.owner, OWNER_GIVEN);
     assert_string_equal(rec.to, "hostc");
+}
+
+/* hostb comes back, and says that it gave us the VM; by then hostc runs it. */
+static void what_was_given_is_not_taken_beside_a_third_host(void **state)
+{
+    need_qemu();
+    hostc_has_it_with(5, *(int *)*state);
+}
+
+/* hostb had offered it to hostc before us, with the same epoch, and hostc took it by a word. What broke: that
+ * did not count, and both had it. */
+static void nor_beside_one_that_had_the_same_offer(void **state)
+{
+    need_qemu();
+    hostc_has_it_with(4, *(int *)*state);
 }
 
 /* Its hand-off to hostb was cut when this host failed; hostb took the VM by its operator's word, and gave
@@ -709,6 +722,7 @@ int main(int argc, char **argv)
         THIRD(who_is_silent_besides_is_named),
         THIRD(what_has_gone_on_from_a_dead_host_is_not_taken_back),
         THIRD(what_was_given_is_not_taken_beside_a_third_host),
+        THIRD(nor_beside_one_that_had_the_same_offer),
         THIRD(who_had_no_hand_off_of_it_has_not_taken_it),
         THIRD(who_had_one_may_have_taken_it),
         THIRD(who_had_one_may_have_given_it_on),

@@ -74,6 +74,8 @@ static void given_from_here(void **state)
         {OWNER_MINE, N, "", true, true, VERDICT_DOUBT},
         {OWNER_GIVEN, N + 2, "A", false, false, VERDICT_BACK},
         {OWNER_GIVEN, N + 2, "C", false, false, VERDICT_SETTLED},
+        {OWNER_GIVEN, N + 1, "C", true, false, VERDICT_SETTLED},
+        {OWNER_GIVEN, N + 1, "A", true, false, VERDICT_DOUBT},
         {OWNER_GIVEN, N, "A", true, false, VERDICT_DOUBT},
         {OWNER_PROMISED, N + 1, "A", false, false, VERDICT_TELL},
         {OWNER_PROMISED, N + 2, "A", false, false, VERDICT_DOUBT},
