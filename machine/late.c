@@ -103,11 +103,17 @@ static int listen_for(int fd, uint16_t protocol, const char *interface)
     return at.sll_ifindex ? bind(fd, (struct sockaddr *)&at, sizeof at) : -1;
 }
 
+/* Less than a header is refused, and the frame gone. */
+static ssize_t take(int fd)
+{
+    char head[HEAD];
+
+    return recv(fd, head, sizeof head, MSG_TRUNC);
+}
+
 static void empty(int fd)
 {
-    char byte;
-
-    while (recv(fd, &byte, 1, MSG_TRUNC) >= 0)
+    while (take(fd) >= 0)
         ;
 }
 
@@ -197,43 +203,66 @@ static uint64_t real_time(uint64_t at)
     return (uint64_t)ts.tv_sec * XM_NS_PER_S + (uint64_t)ts.tv_nsec - (xm_now() - at);
 }
 
-/* One with a VLAN's tag has it beside it, and one that came before is the guest's already. */
-static bool counts(struct msghdr *m, uint64_t since_real)
+/* What the kernel says beside a frame: when it came; and one with a VLAN's tag has that here. */
+static uint64_t time_of(struct msghdr *m, bool *tagged)
 {
     uint64_t when = UINT64_MAX;
-    bool tagged = false;
 
+    *tagged = false;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
         struct tpacket_auxdata aux;
         struct timespec ts;
         if (c->cmsg_level == SOL_PACKET && c->cmsg_type == PACKET_AUXDATA) {
             memcpy(&aux, CMSG_DATA(c), sizeof aux);
-            tagged = aux.tp_status & TP_STATUS_VLAN_VALID;
+            *tagged = aux.tp_status & TP_STATUS_VLAN_VALID;
         } else if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_TIMESTAMPNS) {
             memcpy(&ts, CMSG_DATA(c), sizeof ts);
             when = (uint64_t)ts.tv_sec * XM_NS_PER_S + (uint64_t)ts.tv_nsec;
         }
     }
-    return !tagged && when >= since_real;
+    return when;
+}
+
+/* As recv; with the time, by CLOCK_REALTIME, and whether all of it is here. */
+static ssize_t receive(int fd, void *to, size_t size, int flags, uint64_t *when, bool *whole)
+{
+    union {
+        char room[256];
+        struct cmsghdr align;
+    } control;
+    struct iovec v = {to, size};
+    struct msghdr m = {
+        .msg_iov = &v, .msg_iovlen = 1, .msg_control = control.room, .msg_controllen = sizeof control.room};
+    bool tagged = false;
+
+    ssize_t n = recvmsg(fd, &m, flags);
+    *when = n < 0 ? 0 : time_of(&m, &tagged);
+    *whole = n >= 0 && !tagged && !(m.msg_flags & MSG_TRUNC);
+    return n;
+}
+
+void late_trim(struct machine *vm, uint64_t age_ns)
+{
+    uint64_t since = real_time(xm_now() - age_ns), when;
+    char head[HEAD];
+    bool whole;
+
+    for (unsigned i = 0; i < vm->spec.nics; i++) {
+        while (vm->late_fd[i] && receive(vm->late_fd[i], head, sizeof head, MSG_PEEK, &when, &whole) >= 0 &&
+               when < since)
+            take(vm->late_fd[i]);
+    }
 }
 
 ssize_t late_next(struct machine *vm, unsigned nic, uint64_t since, void *frame)
 {
-    uint64_t since_real = real_time(since - EARLIER);
+    uint64_t from = real_time(since - EARLIER), when = 0; /* what came before is the guest's already */
+    bool whole = false;
     ssize_t n = -1;
 
     while (vm->late_fd[nic]) {
-        union {
-            char room[256];
-            struct cmsghdr align;
-        } control;
-        struct iovec v = {frame, LATE_FRAME_MAX};
-        struct msghdr m = {.msg_iov = &v,
-                           .msg_iovlen = 1,
-                           .msg_control = control.room,
-                           .msg_controllen = sizeof control.room};
-        n = recvmsg(vm->late_fd[nic], &m, 0);
-        if (n < 0 || (!(m.msg_flags & MSG_TRUNC) && counts(&m, since_real)))
+        n = receive(vm->late_fd[nic], frame, LATE_FRAME_MAX, 0, &when, &whole);
+        if (n < 0 || (whole && when >= from))
             break;
     }
     return n;

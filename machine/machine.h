@@ -135,6 +135,9 @@ void late_close(struct machine *);
 bool late_can(const struct machine *);
 /* The source. From now on what comes is kept. */
 void late_keep(struct machine *);
+/* While the guest runs: what came longer ago than that is its own by now, and takes the room of what it may
+ * not get. */
+void late_trim(struct machine *, uint64_t age_ns);
 /* The next that came to this NIC after that, xm_now(): how long it is, with a header as the tap has it; -1:
  * there are no more now. */
 ssize_t late_next(struct machine *, unsigned nic, uint64_t since, void *frame);

@@ -13,6 +13,8 @@
 #define INCOMING_TIMEOUT (20 * XM_NS_PER_S) /* a link that goes silent with it counts as failed after 10 s */
 #define STATE_MIN        (1ull << 20) /* device state that is always let through; usual is 0.1 to 0.3 MB */
 
+#define STOP_HEARD (10 * XM_NS_PER_MS) /* so long after its STOP event it has been read, mostly */
+
 /* ROMs of QEMU's may grow by some KiB when a guest boots anew; guest RAM has no smaller blocks. */
 #define RAM_SLACK (1ull << 20)
 
@@ -109,6 +111,8 @@ int source_qemu_wait(struct source *m, const char *status)
         else if (!r && xm_now() > deadline)
             r = xm_error_set(&m->error, ETIMEDOUT, "QEMU's migration does not reach «%s» (it is «%s»)",
                              status, m->seen.status);
+        if (!m->seen.stop)
+            late_trim(m->machine, STOP_HEARD);
         if (!r)
             r = qmp_pump(&m->machine->qemu.qmp, 5, &m->error);
         if (r)

@@ -134,6 +134,14 @@ static void what_is_for_the_guest_is_kept(void **state)
     need_network();
     late_keep(&vm);
     until_frames_are_stamped();
+    comes(guest, router, 101);
+    assert_int_equal(qemu_reads(), 101);
+    poll(NULL, 0, 20);
+    uint64_t between = xm_now() - 10 * XM_NS_PER_MS;
+    comes(guest, router, 1);
+    late_trim(&vm, xm_now() - between);
+    assert_int_equal(qemu_reads(), 1);
+    assert_int_equal(kept(0), 1); /* the older one has gone */
     comes(guest, router, 1);
     poll(NULL, 0, 20);
     uint64_t stop = xm_now();
