@@ -37,11 +37,12 @@ static unsigned fill(struct source *m, unsigned nic, struct bundle *b)
     return frames;
 }
 
-static bool send_nic(struct source *m, unsigned nic, struct bundle *b)
+/* A bridge that learns no addresses brings all that comes for it for ever. */
+static bool send_nic(struct source *m, unsigned nic, struct bundle *b, uint64_t until)
 {
     unsigned frames;
 
-    while ((frames = fill(m, nic, b))) {
+    while (xm_now() < until && (frames = fill(m, nic, b))) {
         struct xm_error e = {0};
         EVP_EncodeBlock((unsigned char *)b->text, b->bytes, (int)b->n);
         json_t *o = json_pack("{s:s s:i s:s}", "call", "late", "nic", (int)nic, "frames", b->text);
@@ -65,7 +66,7 @@ void source_send_late(struct source *m, uint64_t until)
     while (good) {
         over = late_over(m->machine); /* before the last look */
         for (unsigned i = 0; good && i < m->machine->spec.nics; i++)
-            good = send_nic(m, i, b);
+            good = send_nic(m, i, b, until);
         if (over || xm_now() >= until)
             break;
         poll(NULL, 0, 1);
