@@ -160,13 +160,14 @@ static void note_done(struct agent *a, json_t *waiting)
 static void *autostart_main(void *arg)
 {
     struct agent *a = arg;
-    bool silent[CONFIG_MANY] = {false};
+    bool silent[CONFIG_MANY] = {false}; /* in this pass: hours later they may answer */
     json_t *names = a->autostart_due ? inventory_names(a) : json_copy(a->autostart_waiting);
     bool ending = start_all(a, names, silent, true);
 
     if (!ending)
         note_done(a, names);
     for (size_t waiting; !ending && (waiting = json_array_size(names));) {
+        memset(silent, 0, sizeof silent);
         ending = agent_pause(a, AGAIN_NS) || start_all(a, names, silent, false);
         if (json_array_size(names) < waiting)
             note_done(a, names);

@@ -24,7 +24,10 @@ json_t *verb_peer_owner(struct conn *c, const json_t *request)
     /* Who asks would act on what may be another thing in a moment. */
     if (known_busy(&k))
         return refusal(EXIT_UNKNOWN, "VM %s is being handed over at this moment: ask again", vm);
-    if (settle_by_word(c->agent, vm))
+    struct owner_record now;
+    int r = settle_by_word(c->agent, vm) ? -EBUSY : owner_read(c->agent, vm, &now, &e);
+    /* Or it was, and is over, since the record was read. */
+    if (r == -EBUSY || (!r && (now.owner != k.rec.owner || now.epoch != k.rec.epoch)))
         return refusal(EXIT_UNKNOWN, "VM %s is just being taken on an operator's word: ask again", vm);
     json_t *answer = ok_answer();
     json_object_set_new(answer, "owner", json_string(owner_side_name(k.rec.owner)));

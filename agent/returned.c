@@ -212,6 +212,11 @@ static enum returned ask_others(struct agent *a, const char *vm, const struct ow
         if (skip[i])
             continue;
         silent[i] = answer[i].result < 0;
+        if (is == RETURNED_OURS && answer[i].result == -EBUSY) { /* it may have the VM in a moment */
+            xm_error_set(e, EBUSY, "whether %s has VM %s is not known: it answers, but: %s",
+                         a->conf.peer[i].name, vm, answer[i].error.text);
+            is = RETURNED_UNKNOWN;
+        }
         if (is != RETURNED_OURS || silent[i] || rec->owner != OWNER_MINE || rec->epoch <= ours->epoch)
             continue;
         xm_error_set(e, EEXIST,
