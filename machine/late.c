@@ -12,7 +12,8 @@
  * is beyond LATE_ROOM a NIC. A frame may come twice, as on any Ethernet.
  *
  * The sockets are made before the shim gives up the right to make such. Without that right, or a bridge,
- * nothing follows. From then on they are one thread's at a time, which migrates. */
+ * nothing follows. From then on they are the migration's thread's; one that has brought the VM may give its
+ * guest frames while the next one keeps such: a socket does not hear what it sends. */
 #include "machine/machine.h"
 
 #include <arpa/inet.h>
@@ -45,8 +46,7 @@ void late_open(struct machine *vm)
             vm->spec.nic[i].bridge[0] ? socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, 0) : -1;
 
         if (fd >= 0 && (setsockopt(fd, SOL_PACKET, PACKET_VNET_HDR, &one, sizeof one) < 0 ||
-                        setsockopt(fd, SOL_PACKET, PACKET_AUXDATA, &one, sizeof one) < 0 ||
-                        setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPNS, &one, sizeof one) < 0)) {
+                        setsockopt(fd, SOL_PACKET, PACKET_AUXDATA, &one, sizeof one) < 0)) {
             close(fd);
             fd = -1;
         }
@@ -111,6 +111,12 @@ static ssize_t take(int fd)
     return recv(fd, head, sizeof head, MSG_TRUNC);
 }
 
+/* As long as any socket wants it the kernel stamps every packet of the host. */
+static void stamp(int fd, int yes)
+{
+    setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPNS, &yes, sizeof yes);
+}
+
 static void empty(int fd)
 {
     while (take(fd) >= 0)
@@ -127,6 +133,7 @@ void late_keep(struct machine *vm)
         if (!fd || !address_of(nic, a))
             continue;
         empty(fd);
+        stamp(fd, 1);
         if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room) < 0)
             setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
         if (only_to(fd, a) < 0 || listen_for(fd, ETH_P_ALL, nic->tap) < 0)
@@ -141,6 +148,7 @@ void late_drop(struct machine *vm)
         if (!vm->late_fd[i])
             continue;
         listen_for(vm->late_fd[i], NOBODYS, vm->spec.nic[i].tap);
+        stamp(vm->late_fd[i], 0);
         empty(vm->late_fd[i]);
     }
 }

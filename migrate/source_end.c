@@ -227,6 +227,7 @@ void source_end(struct source *m, int r)
             json_object_set_new(done, "note", json_sprintf("%s; that is tried again", m->left.text));
         emit_last(m, done);
     } else if (m->state == SOURCE_UNKNOWN) {
+        late_drop(m->machine);
         source_disks_off(m);
         xm_precopy_free(m->precopy);
         m->precopy = NULL;

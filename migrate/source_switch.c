@@ -301,7 +301,6 @@ int source_switch(struct source *m)
 /* Every step may be done already; which of them hung before makes no difference. */
 int source_resume(struct source *m, struct xm_error *e)
 {
-    late_drop(m->machine);
     int r = xm_fault("resume-refused") ? xm_error_set(e, EIO, "fault point resume-refused")
                                        : qemu_cancel_migration(&m->machine->qemu, QEMU_TIMEOUT, e);
 
@@ -312,5 +311,8 @@ int source_resume(struct source *m, struct xm_error *e)
     if (!r) /* also of one that is known to be: in which state, the next move wants to know */
         r = machine_guest_paused(m->machine, &paused, e);
     m->paused |= paused;
-    return r || m->paused ? r : qemu_continue(&m->machine->qemu, QEMU_TIMEOUT, e);
+    if (!r && !m->paused)
+        r = qemu_continue(&m->machine->qemu, QEMU_TIMEOUT, e);
+    late_drop(m->machine); /* which may take a millisecond */
+    return r;
 }

@@ -218,7 +218,6 @@ static void test_refused(void **state)
     close(writer);
 }
 
-/* Freed before QEMU ever wrote. */
 /* In whatever pieces it comes; the last one counts. */
 static void test_the_runstate_is_read(void **state)
 {
@@ -254,6 +253,7 @@ static void test_the_runstate_is_read(void **state)
     }
 }
 
+/* Freed before QEMU ever wrote. */
 static void test_nobody_came(void **state)
 {
     struct shuffle s = {.lock = PTHREAD_MUTEX_INITIALIZER};
