@@ -382,6 +382,7 @@ static void a_guest_that_was_given_away_is_not_let_go_on(void **state)
         if (!later) /* while its source waits for the answer */
             assert_int_equal(job_end(&move, 60, NULL), 4);
         assert_true(wait_until(20, "grep -q 'is stopped again' %s/a/run/vms/vm11/shim.log", lab_run_dir()));
+        assert_true(small_ticks(&guest, 'b', 30)); /* what it said until then has been heard */
         small_read(&guest);
         heard = guest.console[0].heard;
         assert_true(small_ticks(&guest, 'b', 30));
