@@ -82,6 +82,13 @@ static bool more_rings(const struct vm_spec *s)
     return s->nics || d->rng || d->balloon || d->guest_agent || (d->video && !strcmp(d->video, "virtio"));
 }
 
+/* A running QEMU whose program has been replaced since (by apt, say) cannot be asked: of that series some do. */
+static bool large_rings(const struct move *m, const struct qemu_facts *q, const char *running)
+{
+    return q && !strcmp(running, q->version) ? qemu_facts_large_rings(m->spec.qemu)
+                                             : running && !strncmp(running, "10.", 3);
+}
+
 json_t *move_peer_request(struct move *m, const char *verb, const char *job)
 {
     struct agent *a = m->agent;
@@ -99,7 +106,7 @@ json_t *move_peer_request(struct move *m, const char *verb, const char *job)
     json_object_set_new(o, "allow_older", json_boolean(xm_json_bool(m->options, "allow_older", false)));
     if (version)
         json_object_set_new(o, "qemu", json_string(version));
-    if (q && more_rings(&m->spec) && !strcmp(version, q->version) && qemu_facts_large_rings(m->spec.qemu))
+    if (more_rings(&m->spec) && large_rings(m, q, version))
         json_object_set_new(o, "large_rings", json_true());
     if (m->firmware)
         json_object_set_new(o, "firmware_bytes", json_integer((json_int_t)m->firmware));

@@ -589,6 +589,24 @@ static void the_destination_learns_of_large_rings(void **state)
     }
 }
 
+/* Its program has been replaced, and cannot be asked any more. What broke: nothing was said of the rings then,
+ * check said yes, and the destination's QEMU refused the guest in the switch-over. */
+static void of_a_qemu_that_was_replaced_the_version_tells(void **state)
+{
+    static const char *const version[] = {"9.2.4", "10.0.13", "10.2.1", "11.0.0"};
+    need_qemu();
+
+    write_spec("rng = yes\n");
+    must(ask(t, start_request()), 0);
+    for (size_t i = 0; i < sizeof version / sizeof *version; i++) {
+        assert_int_equal(
+            xm_file_replace(in_dir(t, "run/vms/web1/version"), version[i], strlen(version[i]), NULL), 0);
+        json_t *o = asked_of_the_destination(*(int *)*state, "no", 1);
+        assert_int_equal(xm_json_bool(o, "large_rings", false), !strncmp(version[i], "10.", 3));
+        json_decref(o);
+    }
+}
+
 static void what_both_sides_say_is_said_once(void **state)
 {
     static const char both[] = "'vfio-pci' attaches something of its host to web1 that cannot move (vfio)";
@@ -805,6 +823,7 @@ int main(int argc, char **argv)
         TEST(the_destination_learns_what_is_known_of_the_cpu),
         TEST(a_source_that_cannot_tell_the_guests_cpu_says_why),
         TEST(the_destination_learns_of_large_rings),
+        TEST(of_a_qemu_that_was_replaced_the_version_tells),
         TEST(what_both_sides_say_is_said_once),
         TEST(a_peer_that_refuses_or_lies),
         TEST(a_job_of_another_host_is_named_as_that),

@@ -103,6 +103,19 @@ static bool qemu_hangs(const struct fake *f)
     return access(path, F_OK) == 0;
 }
 
+/* The version of its QEMU, which is not the program's any more. */
+static void tell_version(const struct fake *f, json_t *reply)
+{
+    char path[300], version[32] = "";
+
+    snprintf(path, sizeof path, "%s/version", f->dir);
+    FILE *file = fopen(path, "re");
+    if (file && fgets(version, sizeof version, file))
+        json_object_set_new(reply, "qemu", json_string(version));
+    if (file)
+        fclose(file);
+}
+
 /* As the real one: what it cannot run it hands back. */
 static void decide(const struct fake *f, json_t *reply)
 {
@@ -158,6 +171,7 @@ static json_t *command(struct fake *f, int at, const json_t *o, const char **aft
                                                         : "owner"));
         if (f->incoming)
             json_object_set_new(reply, "step", json_string("waiting"));
+        tell_version(f, reply);
         if (f->job[0])
             json_object_set_new(reply, "job", json_string(f->job));
         if (xm_json_bool(o, "devices", false) && qemu_hangs(f))
