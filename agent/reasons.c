@@ -82,7 +82,8 @@ static bool more_rings(const struct vm_spec *s)
     return s->nics || d->rng || d->balloon || d->guest_agent || (d->video && !strcmp(d->video, "virtio"));
 }
 
-/* A running QEMU whose program has been replaced since (by apt, say) cannot be asked: of that series some do. */
+/* A running QEMU whose program has been replaced since (by apt, say) cannot be asked: of that series some
+ * do. */
 static bool large_rings(const struct move *m, const struct qemu_facts *q, const char *running)
 {
     return q && !strcmp(running, q->version) ? qemu_facts_large_rings(m->spec.qemu)

@@ -4,8 +4,8 @@
  *
  *   xm-client heartbeat HOST SECONDS      one TCP connection, the longest gap between the guest's beats
  *   xm-client pulse HOST SECONDS          the same by UDP: gaps as the network shows them, without retransmission
- *   xm-client echo HOST SECONDS           one TCP connection, sends and compares without end; SIGUSR1: a line of what was
- *                                         slowest since the last one
+ *   xm-client echo HOST SECONDS           one TCP connection, sends and compares without end; SIGUSR1: a line
+ *                                         of what was slowest since the last one
  *   xm-client cmd HOST WORDS...           a command of tests/guest/command.c
  *   xm-client wait HOST SECONDS           until the guest answers commands
  *   xm-client fill FILE NAME SEED SPAN    prefills a disk's first SPAN bytes with records (guest: xm.disk=...:prefilled)

@@ -415,6 +415,19 @@ static void where_the_disks_are_is_read_anew(void **state)
     xm_jsonl_close(&js);
 }
 
+/* A move of web1, up to the question to prepare, which is not answered yet. */
+static void until_it_prepares(int listener, struct xm_jsonl *js, struct xm_jsonl *peer)
+{
+    must(ask(t, start_request()), 0);
+    start_qemu(false);
+    xm_jsonl_init(js, agent_socket());
+    xm_jsonl_send(js->fd, move_request(), -1, NULL);
+    json_decref(serve_one(listener, json_pack("{s:b, s:[]}", "ok", 1, "reasons")));
+    json_t *o = serve_begin(listener, peer);
+    assert_string_equal(xm_json_str(o, "verb", ""), "peer.prepare");
+    json_decref(o);
+}
+
 /* The destination prepares meanwhile: the new shim was given the job that its user had been told to be over.
  */
 static void a_job_that_is_over_is_not_given_to_the_new_shim(void **state)
@@ -423,14 +436,7 @@ static void a_job_that_is_over_is_not_given_to_the_new_shim(void **state)
     int listener = *(int *)*state;
     need_qemu();
 
-    must(ask(t, start_request()), 0);
-    start_qemu(false);
-    xm_jsonl_init(&js, agent_socket());
-    xm_jsonl_send(js.fd, move_request(), -1, NULL);
-    json_decref(serve_one(listener, json_pack("{s:b, s:[]}", "ok", 1, "reasons")));
-    json_t *o = serve_begin(listener, &peer);
-    assert_string_equal(xm_json_str(o, "verb", ""), "peer.prepare");
-    json_decref(o);
+    until_it_prepares(listener, &js, &peer);
     kill(shim_pid(t, "web1"), SIGKILL);
     must(last_of(&js), 1);
     assert_string_equal(state_of("web1"), "running"); /* there is a new one */
@@ -442,7 +448,7 @@ static void a_job_that_is_over_is_not_given_to_the_new_shim(void **state)
          !poll(&p, 1, 0) && strcmp(state_of("web1"), "migrating") && limit_wait(&l);)
         ;
     assert_string_equal(state_of("web1"), "running");
-    o = serve_one(listener, json_pack("{s:b}", "ok", 1));
+    json_t *o = serve_one(listener, json_pack("{s:b}", "ok", 1));
     assert_string_equal(xm_json_str(o, "verb", ""), "peer.cancel");
     json_decref(o);
     xm_jsonl_close(&js);
@@ -476,21 +482,14 @@ static void a_destination_that_does_not_answer_is_not_waited_for(void **state)
     int listener = *(int *)*state;
     need_qemu();
 
-    must(ask(t, start_request()), 0);
-    start_qemu(false);
-    xm_jsonl_init(&js, agent_socket());
-    xm_jsonl_send(js.fd, move_request(), -1, NULL);
-    json_decref(serve_one(listener, json_pack("{s:b, s:[]}", "ok", 1, "reasons")));
-    json_t *o = serve_begin(listener, &peer);
-    assert_string_equal(xm_json_str(o, "verb", ""), "peer.prepare");
-    json_decref(o);
+    until_it_prepares(listener, &js, &peer);
     assert_true(keeps_alive(listener));
     must(ask(t, json_pack("{s:s, s:s}", "verb", "abort", "job", "1")), 0);
     must_refuse(last_of(&js), 1, "aborted by its user", NULL);
     assert_string_equal(state_of("web1"), "running");
     xm_jsonl_send(peer.fd, prepared(), -1, NULL);
     xm_jsonl_close(&peer);
-    o = serve_one(listener, json_pack("{s:b}", "ok", 1));
+    json_t *o = serve_one(listener, json_pack("{s:b}", "ok", 1));
     assert_string_equal(xm_json_str(o, "verb", ""), "peer.cancel");
     json_decref(o);
     xm_jsonl_close(&js);
@@ -589,8 +588,8 @@ static void the_destination_learns_of_large_rings(void **state)
     }
 }
 
-/* Its program has been replaced, and cannot be asked any more. What broke: nothing was said of the rings then,
- * check said yes, and the destination's QEMU refused the guest in the switch-over. */
+/* Its program has been replaced, and cannot be asked any more. What broke: nothing was said of the rings
+ * then, check said yes, and the destination's QEMU refused the guest in the switch-over. */
 static void of_a_qemu_that_was_replaced_the_version_tells(void **state)
 {
     static const char *const version[] = {"9.2.4", "10.0.13", "10.2.1", "11.0.0"};
