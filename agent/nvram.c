@@ -9,50 +9,6 @@
 #define PIECE 3072u /* no remainder in base64 */
 #define GRAIN 4096u /* a flash consists of such blocks */
 
-/* ---- base64 (RFC 4648), without breaks; pieces are PIECE bytes, but for the last ---- */
-
-static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-static void encode(const unsigned char *in, size_t n, char *out)
-{
-    for (size_t i = 0; i < n; i += 3) {
-        unsigned v =
-            (unsigned)in[i] << 16 | (i + 1 < n ? (unsigned)in[i + 1] << 8 : 0) | (i + 2 < n ? in[i + 2] : 0);
-        *out++ = digits[v >> 18];
-        *out++ = digits[v >> 12 & 63];
-        *out++ = i + 1 < n ? digits[v >> 6 & 63] : '=';
-        *out++ = i + 2 < n ? digits[v & 63] : '=';
-    }
-    *out = 0;
-}
-
-/* At most max bytes; how many, or -1. */
-static ssize_t decode(const char *in, unsigned char *out, size_t max)
-{
-    size_t len = strlen(in), n = 0;
-
-    if (len % 4)
-        return -1;
-    for (size_t i = 0; i < len; i += 4) {
-        unsigned v = 0, pad = 0;
-        for (size_t k = 0; k < 4; k++) {
-            const char *d = in[i + k] != '=' ? strchr(digits, in[i + k]) : NULL;
-            if (!d && (in[i + k] != '=' || k < 2 || i + 4 < len))
-                return -1;
-            if (d && pad)
-                return -1;
-            pad += !d;
-            v = v << 6 | (d ? (unsigned)(d - digits) : 0);
-        }
-        for (unsigned k = 0; k < 3 - pad; k++) {
-            if (n == max)
-                return -1;
-            out[n++] = (unsigned char)(v >> (16 - 8 * k));
-        }
-    }
-    return (ssize_t)n;
-}
-
 /* ---- the file ---- */
 
 static int read_image(const char *path, char **data, size_t *size, struct xm_error *e)
@@ -166,7 +122,7 @@ json_t *nvram_pack(struct agent *a, const char *vm, struct xm_error *e)
             size_t n = XM_MIN(size - at, PIECE);
             if (blank((unsigned char *)data + at, n))
                 continue;
-            encode((unsigned char *)data + at, n, text);
+            xm_base64_encode((unsigned char *)data + at, n, text);
             json_array_append_new(pieces, json_pack("[I, s]", (json_int_t)at, text));
         }
     }
@@ -197,7 +153,7 @@ unsigned char *nvram_unpack(const json_t *o, size_t *size, struct xm_error *e)
         const json_t *at = json_array_get(p, 0), *text = json_array_get(p, 1);
         json_int_t offset = json_is_integer(at) ? json_integer_value(at) : -1;
         if (offset < 0 || offset >= n || !json_is_string(text) ||
-            decode(json_string_value(text), data + offset, (size_t)(n - offset)) < 0) {
+            xm_base64_decode(json_string_value(text), data + offset, (size_t)(n - offset)) < 0) {
             xm_error_set(e, EINVAL, "nvram: piece %zu is none", i);
             free(data);
             return NULL;

@@ -73,3 +73,46 @@ const char *xm_option_cut(char *const *argv, int next, const char *value, const 
                ? word
                : NULL;
 }
+
+/* ---- base64 ---- */
+
+static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+void xm_base64_encode(const unsigned char *in, size_t n, char *out)
+{
+    for (size_t i = 0; i < n; i += 3) {
+        unsigned v =
+            (unsigned)in[i] << 16 | (i + 1 < n ? (unsigned)in[i + 1] << 8 : 0) | (i + 2 < n ? in[i + 2] : 0);
+        *out++ = digits[v >> 18];
+        *out++ = digits[v >> 12 & 63];
+        *out++ = i + 1 < n ? digits[v >> 6 & 63] : '=';
+        *out++ = i + 2 < n ? digits[v & 63] : '=';
+    }
+    *out = 0;
+}
+
+ssize_t xm_base64_decode(const char *in, unsigned char *out, size_t max)
+{
+    size_t len = strlen(in), n = 0;
+
+    if (len % 4)
+        return -1;
+    for (size_t i = 0; i < len; i += 4) {
+        unsigned v = 0, pad = 0;
+        for (size_t k = 0; k < 4; k++) {
+            const char *d = in[i + k] != '=' ? strchr(digits, in[i + k]) : NULL;
+            if (!d && (in[i + k] != '=' || k < 2 || i + 4 < len))
+                return -1;
+            if (d && pad)
+                return -1;
+            pad += !d;
+            v = v << 6 | (d ? (unsigned)(d - digits) : 0);
+        }
+        for (unsigned k = 0; k < 3 - pad; k++) {
+            if (n == max)
+                return -1;
+            out[n++] = (unsigned char)(v >> (16 - 8 * k));
+        }
+    }
+    return (ssize_t)n;
+}

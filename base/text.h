@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/types.h>
 
 /* Bytes of the character that `s`, which is not empty, begins with. *fits: it may be shown. A control
  * character does not (a terminal obeys it), nor does what ends a line or turns the direction of what follows
@@ -18,5 +19,10 @@ void xm_text_mend(char *s);
  * the name's beginning, which the next option to be added may begin with, too. NULL: it is all of it. next,
  * value: getopt's optind, optarg. */
 const char *xm_option_cut(char *const *argv, int next, const char *value, const char *name);
+
+/* base64 (RFC 4648), without breaks. out: four bytes for each three begun, and an end. */
+void xm_base64_encode(const unsigned char *in, size_t n, char *out);
+/* At most max bytes; how many, or -1: that is none, or longer. */
+ssize_t xm_base64_decode(const char *in, unsigned char *out, size_t max);
 
 #endif

@@ -5,7 +5,6 @@
 #include "migrate/source.h"
 
 #include <endian.h>
-#include <openssl/evp.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,7 +43,7 @@ static bool send_nic(struct source *m, unsigned nic, struct bundle *b, uint64_t 
 
     while (xm_now() < until && (frames = fill(m, nic, b))) {
         struct xm_error e = {0};
-        EVP_EncodeBlock((unsigned char *)b->text, b->bytes, (int)b->n);
+        xm_base64_encode(b->bytes, b->n, b->text);
         json_t *o = json_pack("{s:s s:i s:s}", "call", "late", "nic", (int)nic, "frames", b->text);
         json_t *reply = source_call(m, o, ANSWER, &e);
         if (!reply) {
@@ -81,13 +80,13 @@ int destination_late(struct destination *dst, const json_t *o, struct xm_error *
     const char *text = xm_json_str(o, "frames", "");
     size_t len = strlen(text);
     json_int_t nic = xm_json_int(o, "nic", -1);
-    unsigned char *bytes = len % 4 ? NULL : malloc(len / 4 * 3 + 1);
-    int n = bytes ? EVP_DecodeBlock(bytes, (const unsigned char *)text, (int)len) : -1;
+    unsigned char *bytes = malloc(len + 1);
+    ssize_t n = bytes ? xm_base64_decode(text, bytes, len) : -1;
     int r = n < 0 || nic < 0 || nic >= VM_NICS_MAX ? xm_error_set(e, EPROTO, "no frames") : 0;
 
     if (!r && dst->handoff.state != HANDOFF_OWNER)
         r = xm_error_set(e, EPROTO, "the VM is not known to run here");
-    for (size_t at = 0; !r && at + 4 <= (size_t)n;) { /* what fills the last three bytes up is no frame */
+    for (size_t at = 0; !r && at + 4 <= (size_t)n;) {
         uint32_t length;
         memcpy(&length, bytes + at, sizeof length);
         length = le32toh(length);

@@ -49,9 +49,30 @@ static void each_is_shown_or_not(void **state)
     }
 }
 
+static void base64_is_rfc_4648s(void **state)
+{
+    static const char *const text[] = {"", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"};
+    static const char *const none[] = {"Z", "Zg", "Zg=", "Z===", "Zg==Zm8=", "Zm9\n", "Z=9v", "Zm 9"};
+    char out[12];
+    unsigned char in[8];
+
+    (void)state;
+    for (size_t n = 0; n < sizeof text / sizeof *text; n++) {
+        xm_base64_encode((const unsigned char *)"foobar", n, out);
+        assert_string_equal(out, text[n]);
+        assert_int_equal(xm_base64_decode(text[n], in, n), n);
+        assert_memory_equal(in, "foobar", n);
+        if (n)
+            assert_int_equal(xm_base64_decode(text[n], in, n - 1), -1);
+    }
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        assert_int_equal(xm_base64_decode(none[i], in, sizeof in), -1);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(each_is_shown_or_not)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(each_is_shown_or_not),
+                                       cmocka_unit_test(base64_is_rfc_4648s)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
